@@ -1,0 +1,51 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench testnet schemas model format clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml scripts/setup.sh scripts/deps.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/setup.sh
+	@touch $@
+
+setup: $(STAMP) ## Create .venv with everything the project needs
+
+demo: $(STAMP) ## Five nodes at different distances, real inference, and a picture of who answered
+	@$(BIN)/isochrone demo
+
+test: $(STAMP) ## Run the fast test suite
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## Format, lint, types, import contracts, spelling
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+
+bench: $(STAMP) ## Measure, beside what a user would pick instead; writes build/bench
+	@$(BIN)/pip install --quiet -e '.[bench]'
+	@$(BIN)/python -m benchmarks
+
+testnet: $(STAMP) ## A live five-node mesh to play with
+	@$(BIN)/isochrone testnet
+
+schemas: $(STAMP) ## Regenerate the FlatBuffers code from protocol/schemas
+	@scripts/schemas.sh
+
+model: ## Train the small text model again (needs torch; about half an hour)
+	@scripts/train_text_model.sh
+
+format: $(STAMP) ## Let ruff format and mend what it can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove everything that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

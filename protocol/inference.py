@@ -1,0 +1,143 @@
+"""What an inference request and its answer are made of, whatever the wire or the engine.
+
+A request names a model and a feature and carries an opaque `body` (for the OpenAI features the JSON object as the client sent it,
+without fields that concern only the gateway) and tensors. The answer is a sequence of events that ends with exactly one `Finished`
+or `Failed`. Nothing here knows how they are encoded: that is `protocol.wire`.
+
+Spec: docs/spec/06-inference.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from protocol.errors import RETRYABLE, ErrorCode
+
+REQUEST_ID_BYTES = 16
+"""Length of a request id in bytes: 128 random bits, as a UUID, so that ids never meet by chance."""
+
+
+class Feature(StrEnum):
+    """What a model can be asked for."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    TENSORS = "tensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One named array; `data` is a contiguous little-endian buffer that is never copied by the core.
+
+    Attributes:
+        name: the input or output name; empty where there is only one.
+        dtype: numpy's short name without byte order: "f4", "f2", "i8", "i4", "u1" and so on.
+        shape: the dimensions, outermost first; empty for a scalar.
+        data: the bytes, `prod(shape) * itemsize` of them.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One request as it travels.
+
+    Attributes:
+        request_id: `REQUEST_ID_BYTES` bytes chosen by the first node; the same on every hop and every attempt.
+        feature: what is asked for.
+        model: the model's id.
+        body: for chat, completions and embeddings the OpenAI request body as a JSON object in UTF-8; otherwise free.
+        tensors: inputs of a tensor request, else empty.
+        deadline_s: seconds left when the request was handed over; relative, so that clocks need not agree.
+        hops_left: how many further forwards are allowed; 0 means "answer it yourself".
+        stream: whether the caller wants the text as it comes.
+    """
+
+    request_id: bytes
+    feature: Feature
+    model: str
+    body: bytes | memoryview
+    tensors: Sequence[Tensor] = ()
+    deadline_s: float = 60.0
+    hops_left: int = 1
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as the engine reports them; zero where it reports none."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What the executing node measured, in seconds: waiting for a slot, then from the slot to the last output."""
+
+    queue_s: float = 0.0
+    service_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The executing node has admitted the request; `queue_s` is its own estimate of the wait."""
+
+    queue_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of generated text for choice `index`."""
+
+    text: str
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JsonDelta:
+    """A piece of an answer that is more than text (tool calls, log-probabilities): one `choices[]` element of an OpenAI chunk."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorsReady:
+    """Output arrays; for embeddings one tensor "embedding" of dtype f4 and shape (inputs, dimensions)."""
+
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete. `finish_reasons` holds one OpenAI finish reason per choice, empty for tensors."""
+
+    finish_reasons: tuple[str, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The answer will not be completed. `retry_after_s` is 0 when the node gives no advice."""
+
+    code: ErrorCode
+    message: str
+    retry_after_s: float = 0.0
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another candidate may be tried, provided that nothing was delivered yet."""
+        return self.code in RETRYABLE
+
+
+Output = TextDelta | JsonDelta | TensorsReady
+"""Something that reaches the caller."""
+
+Reply = Accepted | TextDelta | JsonDelta | TensorsReady | Finished | Failed
+"""One event of an answer, in the order: at most one Accepted, any number of outputs, exactly one Finished or Failed."""

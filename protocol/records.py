@@ -1,0 +1,143 @@
+"""The records nodes tell one another: card, beat and edges, and the signed envelope round them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from protocol.coordinates import Coordinate
+from protocol.identity import PeerId
+from protocol.inference import Feature
+from protocol.multiaddr import Multiaddr
+
+
+class RecordKind(StrEnum):
+    """The three records; they differ in how fast they change and whom they concern."""
+
+    CARD = "card"
+    BEAT = "beat"
+    EDGES = "edges"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One accelerator as its driver describes it."""
+
+    name: str
+    memory_bytes: int
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """One network interface; `speed_mbps` is 0 where the driver does not say."""
+
+    name: str
+    speed_mbps: int
+    mtu_bytes: int
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a node runs on. `extra` holds fields of later versions, kept and passed on."""
+
+    cpu_model: str
+    cpu_count: int
+    memory_bytes: int
+    numa_nodes: int
+    gpus: tuple[Gpu, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """A model a node serves.
+
+    Attributes:
+        model: its id, as clients name it.
+        features: what it can be asked for.
+        context_length: longest input in tokens; 0 where that has no meaning.
+        precision: numeric format of the weights ("f32", "f16", "q4", ...), empty when unknown.
+        memory_bytes: what it occupies; 0 when unknown.
+        engine: the kind of engine behind it ("onnx", "openai", "echo").
+    """
+
+    model: str
+    features: frozenset[Feature]
+    context_length: int = 0
+    precision: str = ""
+    memory_bytes: int = 0
+    engine: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Who a node is: changes rarely, reaches everyone."""
+
+    addresses: tuple[Multiaddr, ...]
+    hardware: Hardware
+    models: tuple[ModelOffer, ...]
+    coordinate: Coordinate | None
+    agent: str
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """How one model is doing: `service_s` is the recent mean from slot to last output, 0 when it never ran."""
+
+    model: str
+    running: int
+    waiting: int
+    slots: int
+    queue_s: float
+    service_s: float
+    tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """How a node is doing now: short-lived; hearing it also says that the node is alive."""
+
+    draining: bool
+    loads: tuple[ModelLoad, ...]
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A measured path: filtered round trip, its jitter (RFC 3550) and how many samples stand behind it."""
+
+    peer_id: PeerId
+    rtt_s: float
+    jitter_s: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """The distances a node measured itself."""
+
+    edges: tuple[Edge, ...]
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+Payload = Card | Beat | Edges
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A verified record together with its envelope, byte for byte as it was received.
+
+    `issued_s` and `expires_s` are wall-clock seconds since 1970.
+    """
+
+    kind: RecordKind
+    peer_id: PeerId
+    sequence: int
+    issued_s: float
+    expires_s: float
+    payload: Payload
+    envelope: bytes
