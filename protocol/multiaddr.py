@@ -37,6 +37,8 @@ _CODES: dict[HostProtocol, int] = {"ip4": 4, "ip6": 41, "dns": 53, "dns4": 54, "
 
 _HOST_PROTOCOLS = {code: protocol for protocol, code in _CODES.items()}
 
+_HOST_NAMES: dict[str, HostProtocol] = {protocol: protocol for protocol in _CODES}
+
 _UDP = 273
 """Multicodec code of udp; two bytes of big-endian port follow."""
 
@@ -180,9 +182,9 @@ def _parse(text: str) -> Multiaddr:
 
 
 def _host_protocol(name: str) -> HostProtocol:
-    for protocol in _CODES:
-        if name == protocol:
-            return protocol
+    protocol = _HOST_NAMES.get(name)
+    if protocol is not None:
+        return protocol
     hint = "write /dns/NAME/udp/PORT/quic-v1" if name == "dnsaddr" else "write /ip4, /ip6, /dns, /dns4 or /dns6 first"
     raise LocalProtocolError(ErrorCode.MALFORMED, f"/{name} is not supported; {hint}")
 
