@@ -192,7 +192,7 @@ class Membership:
         elif peer.gone_because is None:
             peer.gone_because = "connection closed"
         failures = 3 if code is ErrorCode.GOODBYE else 0  # no hurry to call back who has just left
-        if peer.addresses:
+        if self._addresses(peer_id):
             self._dials[peer_id] = _Dial(now + self._backoff(failures), failures)
         self._judge(peer_id, peer, now)
         self._advance(now)
