@@ -1,8 +1,8 @@
 """Metrics and log lines: the one place where facts become something that an operator reads.
 
-`Telemetry` owns a registry of metrics and a logger; the parts of the node call its methods with what happened. Nothing is global, so
-that several nodes can live in one process. Labels that come from outside (models, peers) are bounded: past the bound a model is
-counted as "other" and a peer has no gauge of its own.
+`Telemetry` owns a registry of metrics and a logger; the parts of the node call its methods with what happened. Nothing is
+global, so that several nodes can live in one process. Labels that come from outside (models, peers) are bounded: past the bound
+a model is counted as "other" and a peer has no gauge of its own.
 
 Source: Prometheus, "Metric and label naming", on units in names and on the number of label values.
 Spec: docs/gateway.md, section "Metrics".
@@ -250,7 +250,7 @@ class Telemetry:
 
     def gateway_failed(self, message: str) -> None:
         """A handler raised what it should not have; called while that exception is handled."""
-        self.log.error("gateway failed", detail=message, exc_info=True)
+        self.log.error("gateway failed", detail=message, exc_info=sys.exc_info()[1])
 
     # The mesh.
 

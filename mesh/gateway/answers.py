@@ -1,8 +1,8 @@
 """Turns the events of an answer into the JSON that OpenAI's clients read: whole bodies, or the chunks of a stream.
 
-`TextStream` renders each event at once; `WholeText` collects the same events into one body; `render_embeddings` reads the one tensor
-of an embeddings answer. What comes from a peer is checked before it is rendered: an index outside the choices asked for, a payload
-that is not JSON, a tensor whose shape does not fit its bytes, each ends the answer as the engine's fault.
+`TextStream` renders each event at once; `WholeText` collects the same events into one body; `render_embeddings` reads the one
+tensor of an embeddings answer. What comes from a peer is checked before it is rendered: an index outside the choices asked for,
+a payload that is not JSON, a tensor whose shape does not fit its bytes, each ends the answer as the engine's fault.
 
 Source: the OpenAI API reference, "The chat completion chunk object", "The completion object", "Create embeddings".
 Spec: docs/gateway.md, section "Answers".
@@ -12,7 +12,7 @@ import base64
 import json
 from dataclasses import dataclass, field
 
-import numpy
+import numpy as np
 
 from mesh.gateway.failures import ApiError, engine_fault
 from mesh.gateway.sanitise import Call
@@ -78,7 +78,10 @@ def read_choice(event: TextDelta | JsonDelta, call: Call) -> Json:
     """
     if isinstance(event, TextDelta):
         choice: Json = {"index": event.index, "finish_reason": None}
-        choice |= {"delta": {"content": event.text}} if call.feature is Feature.CHAT else {"text": event.text, "logprobs": None}
+        if call.feature is Feature.CHAT:
+            choice["delta"] = {"content": event.text}
+        else:
+            choice |= {"text": event.text, "logprobs": None}
     else:
         choice = _parse_choice(event.payload, call.feature)
     index = choice["index"]
@@ -107,8 +110,8 @@ def _parse_choice(payload: bytes, feature: Feature) -> Json:
 class TextStream:
     """Renders chat and completion events as server-sent events.
 
-    The first chunk of each chat choice carries the role; the last chunk of each choice carries the finish reason; where the client
-    asked for it, a chunk without choices carries the token counts.
+    The first chunk of each chat choice carries the role; the last chunk of each choice carries the finish reason; where the
+    client asked for it, a chunk without choices carries the token counts.
     """
 
     def __init__(self, frame: Frame) -> None:
@@ -141,7 +144,10 @@ class TextStream:
             if index not in self._started and self._call.feature is Feature.CHAT:
                 chunks += self._opening(index)
             choice: Json = {"index": index, "finish_reason": reasons[index] if index < len(reasons) else "stop"}
-            choice |= {"delta": {}} if self._call.feature is Feature.CHAT else {"text": "", "logprobs": None}
+            if self._call.feature is Feature.CHAT:
+                choice["delta"] = {}
+            else:
+                choice |= {"text": "", "logprobs": None}
             chunks += self._chunk([choice])
         if self._call.include_usage:
             chunks += self._chunk([], usage_json(finished.usage, self._call.feature))
@@ -288,8 +294,8 @@ def render_embeddings(ready: TensorsReady, finished: Finished, call: Call, answe
         raise engine_fault(f"The engine answered with embeddings of shape {tensor.shape} to {call.choices} inputs.")
     if tensor.data.nbytes > answer_bytes_max:
         raise engine_fault("The engine's embeddings are larger than this gateway holds; ask for fewer at a time.")
-    rows = numpy.frombuffer(tensor.data, dtype="<f4").reshape(count, dimensions)
-    if not numpy.isfinite(rows).all():
+    rows = np.frombuffer(tensor.data, dtype="<f4").reshape(count, dimensions)
+    if not np.isfinite(rows).all():
         raise engine_fault("The engine's embeddings are not numbers.")
     data = [
         {

@@ -1,9 +1,9 @@
 """The outermost ASGI layer: who may come in, and how much they may carry.
 
-It lets through HTTP/1 requests whose `Host` is one of ours (a page in a browser that was led here by DNS rebinding has another) and
-whose `Origin` is absent or ours. It reads the whole body before anything else runs, within limits of size, of time and of all bodies
-together, since the server beneath cannot finish an answer while unread body is queued. What it refuses it still reads for a
-while, so that a client that writes first and reads later gets to see the refusal. It gives each request its id.
+It lets through HTTP/1 requests whose `Host` is one of ours (a page in a browser that was led here by DNS rebinding has another)
+and whose `Origin` is absent or ours. It reads the whole body before anything else runs, within limits of size, of time and of
+all bodies together, since the server beneath cannot finish an answer while unread body is queued. What it refuses it still
+reads for a while, so that a client that writes first and reads later gets to see the refusal. It gives each request its id.
 
 Source: CVE-2025-66414 (DNS rebinding against a loopback server); RFC 9110, section 15.5.20 (421).
 Spec: docs/gateway.md, sections "Who may call" and "Limits".
@@ -46,6 +46,7 @@ class Doorman:
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, as ASGI asks."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})

@@ -1,4 +1,4 @@
-"""One inference request over HTTP: submit, hold the headers until the first event, then send, until the end or until the client goes.
+"""One inference request over HTTP: submit, hold the headers until the first event, send until the end or until the client goes.
 
 Two tasks run: one watches the connection, and cancels everything when the client goes away, also while the engine is silent; the
 other takes events from the dispatcher and sends them. The second never takes an event before the last one is sent, so a slow
@@ -50,7 +50,7 @@ class Exchange(Response):
         self._headers_sent = False
         self._ending = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Run the exchange on one connection."""
         self._telemetry.request_started(self._outcome)
         try:

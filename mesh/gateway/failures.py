@@ -1,7 +1,7 @@
 """How a failure looks to an OpenAI client: an HTTP status, a body `{"error": {...}}` and headers that steer its retries.
 
-Handlers raise `ApiError`; a dispatcher's `Failed` becomes one through `failure_of`. The official clients retry on 408, 409, 429 and
-every 5xx unless `x-should-retry` says otherwise, wait for `retry-after-ms`, and show `code` to their user.
+Handlers raise `ApiError`; a dispatcher's `Failed` becomes one through `failure_of`. The official clients retry on 408, 409, 429
+and every 5xx unless `x-should-retry` says otherwise, wait for `retry-after-ms`, and show `code` to their user.
 
 Source: the openai client library, `_base_client.py` (`_should_retry`, `_parse_retry_after_header`).
 Spec: docs/gateway.md, section "Errors".
@@ -112,7 +112,9 @@ _RULES = {
     ErrorCode.HOPS_EXCEEDED: _Rule(502, "hops_exceeded", retry=False),
     ErrorCode.INTERNAL: _Rule(500, "internal"),
 }
-"""Codes that concern a request. A code that concerns a connection means that a peer failed us: 502. A deadline has no retry, since
+"""Codes that concern a request.
+
+A code that concerns a connection means that a peer failed us: 502. A deadline has no retry, since
 the client has waited as long as it wanted to; 504 and not 408, which reads as a slow upload."""
 
 

@@ -92,8 +92,8 @@ class RouteReport(Protocol):
 class Answer(Protocol):
     """One answer as it comes.
 
-    Iterating yields outputs, then exactly one `Finished` or `Failed`; a failed answer raises nothing. `route` is complete once the
-    first event was received.
+    Iterating yields outputs, then exactly one `Finished` or `Failed`; a failed answer raises nothing. `route` is complete once
+    the first event was received.
     """
 
     @property

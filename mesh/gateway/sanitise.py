@@ -1,10 +1,11 @@
 """Turns the body of an OpenAI request into a checked call, and refuses what no engine should see.
 
-The bytes are parsed once, with constants such as NaN refused; then known fields are checked one by one, unknown ones and nulls are
-dropped, names that redirect an engine are taken out at every depth, and remote media are refused, since an engine that fetches
-them does it from inside its owner's network. What is left is encoded again: engines see our JSON and not the client's.
+The bytes are parsed once, with constants such as NaN refused; then known fields are checked one by one, unknown ones and nulls
+are dropped, names that redirect an engine are taken out at every depth, and remote media are refused, since an engine that
+fetches them does it from inside its owner's network. What is left is encoded again: engines see our JSON and not the client's.
 
-Source: the advisories named in `mesh.gateway.fields`; CVE-2026-24779 and CVE-2026-34753 (an engine fetches the URL of a message part).
+Source: the advisories named in `mesh.gateway.fields`; CVE-2026-24779 and CVE-2026-34753 (an engine fetches the URL of a message
+part).
 Spec: docs/gateway.md, section "Fields".
 """
 

@@ -1,10 +1,12 @@
 """The gateway as a server: its socket, its connections, its start and its end.
 
-Hypercorn speaks HTTP on each connection; this module accepts the connections and hands hypercorn a stream with a bound: whoever does
-not take what was written within a time limit is cut, since hypercorn shields its writes from cancelling and would wait forever. At
-the end no connection is accepted any more, idle ones are closed, answers under way have a period of grace, and the rest is cut.
+Hypercorn speaks HTTP on each connection; this module accepts the connections and hands hypercorn a stream with a bound: whoever
+does not take what was written within a time limit is cut, since hypercorn shields its writes from cancelling and would wait
+forever. At the end no connection is accepted any more, idle ones are closed, answers under way have a period of grace, and the
+rest is cut.
 
-Source: hypercorn 0.18, `hypercorn/trio/run.py` (`worker_serve`), whose place this takes because that owns the sockets it listens on.
+Source: hypercorn 0.18, `hypercorn/trio/run.py` (`worker_serve`), whose place this takes because that owns the sockets it
+listens on.
 Spec: docs/gateway.md, section "Limits".
 """
 
@@ -46,8 +48,8 @@ class GatewayAddressError(ValueError):
 class Gateway:
     """Serves clients until it is stopped.
 
-    `serve` runs once. `stop` begins the end: new requests are refused at once, and `serve` returns when the last answer is out or the
-    period of grace is over. Cancelling `serve` cuts everything at once.
+    `serve` runs once. `stop` begins the end: new requests are refused at once, and `serve` returns when the last answer is out
+    or the period of grace is over. Cancelling `serve` cuts everything at once.
     """
 
     def __init__(self, config: GatewayConfig, dispatcher: DispatcherPort, telemetry: Telemetry) -> None:

@@ -12,7 +12,8 @@ from protocol.identity import peer_id_text
 def route_headers(route: RouteReport) -> dict[str, str]:
     """The headers that say who answered, and how far away and how fast it was.
 
-    `x-mesh-route` is a list `name=value` separated by semicolons; times are milliseconds with the unit; what is not known is left out.
+    `x-mesh-route` is a list `name=value` separated by semicolons; times are milliseconds with the unit; what is not known is
+    left out.
     """
     if route.chosen is None:
         return {}
