@@ -81,6 +81,13 @@ class Doorman:
         if scope["http_version"] not in HTTP_VERSIONS:
             raise ApiError(505, "http_version", "This gateway speaks HTTP/1.1.", retry=False, close=True)
         headers = Headers(scope=scope)
+        # The server stops reading headers at the limit, but not when they arrive in one piece.
+        head_bytes = (
+            len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers.raw)
+        )
+        if head_bytes > self._config.header_bytes_max:
+            message = f"The headers are larger than {self._config.header_bytes_max} bytes."
+            raise ApiError(431, "headers_too_large", message, retry=False)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _host_name(f"//{hosts[0]}") not in self._names:
             message = "The Host header names another place than this gateway; call it by 127.0.0.1, localhost or [::1]."

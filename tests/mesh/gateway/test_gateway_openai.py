@@ -50,7 +50,9 @@ async def test_base64_is_what_the_client_asks_for(running: Running, http: httpx.
 
 
 async def test_chat_in_one_piece(running: Running) -> None:
-    answer = await running.ask(lambda client: client.chat.completions.with_raw_response.create(model="org/talk", messages=MESSAGES))
+    answer = await running.ask(
+        lambda client: client.chat.completions.with_raw_response.create(model="org/talk", messages=MESSAGES)
+    )
     completion = answer.parse()
     assert completion.choices[0].message.content == "".join(WORDS)
     assert completion.choices[0].finish_reason == "stop"
@@ -137,7 +139,9 @@ async def test_overload_is_429_with_advice(running: Running) -> None:
 )
 async def test_failure_keeps_its_code(running: Running, code: str, status: int, retry: str | None) -> None:
     with pytest.raises(openai.APIStatusError) as error:
-        await running.ask(lambda client: client.chat.completions.create(model="refuses", messages=MESSAGES, user=code, stream=True))
+        await running.ask(
+            lambda client: client.chat.completions.create(model="refuses", messages=MESSAGES, user=code, stream=True)
+        )
     assert (error.value.status_code, error.value.code) == (status, code.lower())
     assert error.value.response.headers.get("x-should-retry") == retry
     assert error.value.response.headers["retry-after-ms"] == "250"
