@@ -54,7 +54,7 @@ class Doorman:
         request_id = secrets.token_bytes(REQUEST_ID_BYTES)
         scope["state"][REQUEST_ID_KEY] = request_id
 
-        async def send_marked(message: Message) -> None:
+        async def _send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 headers["x-request-id"] = request_id.hex()
@@ -70,10 +70,10 @@ class Doorman:
             return
         except ApiError as error:
             self._refused(error.code)
-            await self._refuse(error, body, scope, send_marked)
+            await self._refuse(error, body, scope, _send_marked)
             return
         else:
-            await self._app(scope, _replay(content, receive), send_marked)
+            await self._app(scope, _replay(content, receive), _send_marked)
         finally:
             self._held_bytes -= body.held_bytes
 
@@ -173,10 +173,10 @@ def _replay(content: bytes, receive: Receive) -> Receive:
     """Hand the collected body on as one message, then whatever the server says."""
     first: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
-    async def replay() -> Message:
+    async def _pass_on() -> Message:
         return first.pop() if first else await receive()
 
-    return replay
+    return _pass_on
 
 
 def _host_name(url: str, schemes: tuple[str, ...] = ("",)) -> str | None:

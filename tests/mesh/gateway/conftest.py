@@ -253,8 +253,8 @@ async def connect(url: str, receive_bytes: int | None = None) -> trio.SocketStre
 def post(path: str, body: object, headers: str = "") -> bytes:
     """One HTTP request as bytes."""
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n{headers}\r\n"
-    return head.encode() + content
+    lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", f"content-length: {len(content)}"]
+    return "".join(f"{line}\r\n" for line in lines).encode() + headers.encode() + b"\r\n" + content
 
 
 Start = Callable[..., Awaitable[Running]]

@@ -152,8 +152,8 @@ async def test_failure_in_mid_stream_reaches_the_client(running: Running) -> Non
     heard: list[str] = []
 
     def stream(client: openai.OpenAI) -> None:
-        for chunk in client.chat.completions.create(model="breaks", messages=MESSAGES, stream=True):
-            heard.append(chunk.choices[0].delta.content or "")
+        chunks = client.chat.completions.create(model="breaks", messages=MESSAGES, stream=True)
+        heard.extend(chunk.choices[0].delta.content or "" for chunk in chunks)
 
     with pytest.raises(openai.APIError) as error:
         await running.ask(stream)
