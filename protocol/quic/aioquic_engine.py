@@ -37,6 +37,7 @@ from protocol.quic.seam import (
     ALPN,
     CONNECTION_ID_BYTES,
     QUIC_VERSION_1,
+    TIMER_SLACK_S,
     Address,
     CidIssued,
     CidRetired,
@@ -57,9 +58,6 @@ from protocol.quic.seam import (
 
 VERSION = "1.7.2"
 """The one version whose private names this module knows."""
-
-TIMER_SLACK_S = 1e-6
-"""Added to the time of a due timer, in seconds: aioquic compares floats with `<=`, and an exact hit can leave its timer where it is."""
 
 PACKET_OVERHEAD_BYTES = 40
 """Room of a 1-RTT packet around a DATAGRAM frame, in bytes: short header 13, tag 16, frame header 3, rounded up."""
@@ -312,9 +310,13 @@ class AioquicConnection:
         """See EngineConnection."""
         return self._events.popleft() if self._events else None
 
+    def streams_left(self) -> int:
+        """See EngineConnection."""
+        return 0 if self._quic.ended else self._quic.streams_left
+
     def open_stream(self) -> int | None:
         """See EngineConnection."""
-        if self._quic.ended or self._quic.streams_left <= 0:
+        if self.streams_left() <= 0:
             return None
         stream_id: int = self._quic.get_next_available_stream_id()
         self._quic.send_stream_data(stream_id, b"")

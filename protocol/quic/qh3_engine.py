@@ -28,6 +28,7 @@ from protocol.quic.seam import (
     ALPN,
     CONNECTION_ID_BYTES,
     QUIC_VERSION_1,
+    TIMER_SLACK_S,
     Address,
     CidIssued,
     CidRetired,
@@ -353,7 +354,7 @@ class Qh3Connection:
         if timer is None or now < timer:
             return
         try:
-            self._quic.core.handle_timer(now)
+            self._quic.core.handle_timer(now + TIMER_SLACK_S)
             if self._quic.core.state == "terminated":
                 self._quic.unread_bytes = 0  # the end of the connection must be seen even by a reader that is behind
             self._quic.drain()
@@ -380,13 +381,17 @@ class Qh3Connection:
             return quic.closed
         return None
 
-    def open_stream(self) -> int | None:
+    def streams_left(self) -> int:
         """See EngineConnection."""
         core = self._open
         if core is None:
-            return None
+            return 0
         allowed, _, opened, _ = core.stream_limits
-        if opened >= allowed:
+        return int(allowed - opened)
+
+    def open_stream(self) -> int | None:
+        """See EngineConnection."""
+        if self.streams_left() <= 0:
             return None
         stream_id: int = self._quic._open_stream()
         return stream_id

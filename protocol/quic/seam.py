@@ -29,6 +29,9 @@ QUIC_VERSION_1 = 0x00000001
 CONNECTION_ID_BYTES = 8
 """Length of the connection ids that this side issues: 64 bits, the length both libraries use by default."""
 
+TIMER_SLACK_S = 1e-6
+"""Added to the time of a due timer, in seconds: an exact hit can be missed by a float or a nanosecond, and the timer would stand still."""
+
 CRYPTO_ERROR = 0x100
 """QUIC transport error codes from here to 0x1FF carry a TLS alert in the low byte (RFC 9001 section 4.8)."""
 
@@ -206,6 +209,10 @@ class EngineConnection(Protocol):
 
     def next_event(self) -> EngineEvent | None:
         """Return the oldest event not yet taken."""
+        ...
+
+    def streams_left(self) -> int:
+        """How many more streams the peer allows now."""
         ...
 
     def open_stream(self) -> int | None:
