@@ -35,7 +35,7 @@ PORT_MAX = 65535
 _CODES: dict[HostProtocol, int] = {"ip4": 4, "ip6": 41, "dns": 53, "dns4": 54, "dns6": 55}
 """Multicodec codes of the host protocols (multiaddr protocols.csv)."""
 
-_HOST_PROTOCOLS = {code: protocol for protocol, code in _CODES.items()}
+_HOST_PROTOCOLS: dict[int, HostProtocol] = {code: protocol for protocol, code in _CODES.items()}
 
 _HOST_NAMES: dict[str, HostProtocol] = {protocol: protocol for protocol in _CODES}
 
