@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,7 +122,6 @@ def up(
             negative="",
         ),
     ] = None,
-    model: Annotated[list[str] | None, Parameter(help="Serve only this model of the engines; repeatable.", negative="")] = None,
     network: Annotated[str | None, Parameter(help="Network id; only nodes of one network talk to each other.")] = None,
     quic_engine: Annotated[str | None, Parameter(help="auto, aioquic or qh3.")] = None,
     grace_s: Annotated[float | None, Parameter(help="Seconds for streams to finish after Ctrl-C.")] = None,
@@ -215,12 +215,12 @@ def explain(
     with where.client() as client:
         answer = client.get(f"/mesh/explain/{request_id}")
 
-    def view() -> Any:
+    def _view() -> Any:
         facts = {key: value for key, value in answer.items() if key != "candidates"}
         Console().print(facts_table(f"Request {request_id}", facts))
         return rows_table("Candidates", rows_of(answer, "candidates"), CANDIDATE_COLUMNS)
 
-    return where.show(answer, view)
+    return where.show(answer, _view)
 
 
 @app.command
@@ -336,9 +336,11 @@ def demo(
 
         isochrone demo
     """
+    import trio
+
     from mesh.demo import run_demo
 
-    return run_demo(out=out, as_json=as_json)
+    return trio.run(partial(run_demo, out, as_json=as_json))
 
 
 @app.command

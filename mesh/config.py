@@ -36,8 +36,6 @@ BOOTSTRAP_MAX = 64
 """Bootstrap addresses; gossip needs one that answers, more only cost start-up time."""
 ENGINES_MAX = 16
 """Engines beside one node; each is polled, so the number is bounded."""
-MODELS_MAX = 64
-"""Model ids in the serving filter; as many as a card can hold."""
 NETWORK_LENGTH_MAX = 64
 """Characters of a network id; it travels in every record."""
 CONFIG_FILE_BYTES_MAX = 1 << 20
@@ -45,11 +43,13 @@ CONFIG_FILE_BYTES_MAX = 1 << 20
 ENVIRONMENT_PREFIX = "ISOCHRONE_"
 CONFIG_VARIABLE = "ISOCHRONE_CONFIG"
 ENGINE_KINDS = ("onnx", "echo", "none")
+"""Engines of our own; `onnx:text` and `onnx:embeddings` serve one model each of the two that `onnx` has."""
 QUIC_ENGINES = ("auto", "aioquic", "qh3")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 # Kubernetes and Docker put such variables into every container near a service that happens to be called "isochrone".
 _SERVICE_LINK = re.compile(r"ISOCHRONE(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)|ISOCHRONE_PORT")
+_ENGINE_PART = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NETWORK = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 T = TypeVar("T")
@@ -94,9 +94,8 @@ class NodeConfig:
         announce: addresses told to others instead of the bound ones; empty tells the bound ones.
         bootstrap: where to ask for the first peers, with or without their peer ids.
         gateway: the loopback address of the HTTP gateway.
-        engines: kinds (`onnx`, `echo`, `none`) or base URLs of OpenAI-compatible servers; empty looks for one and falls back to
-            onnx.
-        models: serve only these models of the engines; empty serves all.
+        engines: kinds (`onnx`, `onnx:text`, `echo`, `none`) or base URLs of OpenAI-compatible servers; empty looks for a
+            server on the usual ports and falls back to onnx.
         quic_engine: `auto`, `aioquic` or `qh3`.
         grace_s: seconds streams may take to finish after the first stop signal.
         log_level: `debug`, `info`, `warning` or `error`.
@@ -110,7 +109,6 @@ class NodeConfig:
     bootstrap: tuple[Multiaddr, ...]
     gateway: HostPort
     engines: tuple[str, ...]
-    models: tuple[str, ...]
     quic_engine: str
     grace_s: float
     log_level: str
@@ -138,12 +136,12 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
+    def _parse(text: str) -> str:
         if text not in choices:
             raise ValueError(f"choose one of {', '.join(choices)}{suggestion(text, choices)}")
         return text
 
-    return parse
+    return _parse
 
 
 def _path(text: str) -> Path:
@@ -207,7 +205,8 @@ def parse_host_port(text: str) -> HostPort:
 
 def _engine(text: str) -> str:
     if "://" not in text:
-        if text not in ENGINE_KINDS:
+        kind, _, part = text.partition(":")
+        if kind not in ENGINE_KINDS or (text != kind and (kind == "none" or not _ENGINE_PART.fullmatch(part))):
             raise ValueError(
                 f"choose one of {', '.join(ENGINE_KINDS)}, or give the URL of an OpenAI-compatible server such as http://127.0.0.1:8000"
                 f"{suggestion(text, ENGINE_KINDS)}"
@@ -233,12 +232,6 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _word(text: str) -> str:
-    if not text.strip() or len(text) > 256:
-        raise ValueError("give a model id of 1 to 256 characters")
-    return text
-
-
 @dataclass(frozen=True, slots=True)
 class _Setting:
     """How one setting is read: `count_max` is None for a single value, otherwise the bound of a list."""
@@ -257,7 +250,6 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "bootstrap": _Setting(_dialable, BOOTSTRAP_MAX),
     "gateway": _Setting(parse_host_port),
     "engine": _Setting(_engine, ENGINES_MAX),
-    "model": _Setting(_word, MODELS_MAX),
     "quic_engine": _Setting(_one_of(QUIC_ENGINES)),
     "grace_s": _Setting(_seconds, numeric=True),
     "log_level": _Setting(_one_of(LOG_LEVELS)),
@@ -302,7 +294,6 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         bootstrap=_all(values.get("bootstrap", ()), Multiaddr),
         gateway=_typed(values.get("gateway", parse_host_port(DEFAULT_GATEWAY)), HostPort),
         engines=_all(values.get("engine", ()), str),
-        models=_all(values.get("model", ()), str),
         quic_engine=_typed(values.get("quic_engine", "auto"), str),
         grace_s=_typed(values.get("grace_s", DEFAULT_GRACE_S), float),
         log_level=_typed(values.get("log_level", "info"), str),
@@ -383,7 +374,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, _Found]:
 
 
 def _parsed(setting: _Setting, item: _Found) -> object:
-    def one(value: object) -> object:
+    def _one(value: object) -> object:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not isinstance(value, str | Path) and not (setting.numeric and is_number):
             raise ConfigError(item.key, value, item.source, "give a number" if setting.numeric else "give text in quotes")
@@ -393,7 +384,7 @@ def _parsed(setting: _Setting, item: _Found) -> object:
             raise ConfigError(item.key, value, item.source, str(error)) from error
 
     if setting.count_max is None:
-        return one(item.value)
+        return _one(item.value)
     values = list(item.value) if isinstance(item.value, list | tuple) else [item.value]
     if len(values) < setting.count_min:
         raise ConfigError(
@@ -401,7 +392,7 @@ def _parsed(setting: _Setting, item: _Found) -> object:
         )
     if len(values) > setting.count_max:
         raise ConfigError(item.key, f"{len(values)} values", item.source, f"give at most {setting.count_max}")
-    return tuple(dict.fromkeys(one(value) for value in values))
+    return tuple(dict.fromkeys(_one(value) for value in values))
 
 
 def _typed(value: object, kind: type[T]) -> T:

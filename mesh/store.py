@@ -5,12 +5,12 @@ synced, renamed, and the directory synced, so that a crash leaves the old or the
 loss has its own answer:
 
 * the key is the node's name. A damaged, unreadable or too openly readable one stops the node; nothing here ever writes over one.
-* sequence numbers are reserved in blocks, on disk before the first of a block is used, so that a crash skips numbers and never
-  reuses one. A new block begins no lower than the wall clock in milliseconds, which heals a lost file or a restored backup.
+* sequence numbers are reserved on disk before they are used, so that a crash skips numbers and never reuses one. After a start
+  they continue no lower than the wall clock in milliseconds, which heals a lost file or a restored backup.
 * known peers are a cache. A damaged file is put aside under another name and the node starts with its bootstrap addresses.
 
-A full or failing disk comes back from the writing calls as a `StoreFault` value: a running node goes on serving and tries again
-later.
+A full or failing disk stops no running node: what could not be written is told, what stood there before still stands, and the
+caller tries again later.
 
 Source: OpenSSH's treatment of private key files; RFC 7468 section 2 (text before the PEM block), RFC 8410 section 7 (Ed25519
 keys).
@@ -42,10 +42,8 @@ PEERS_FILE = "peers"
 LOCK_FILE = "lock"
 TEMPORARY_SUFFIX = ".new"
 
-SEQUENCE_BLOCK = 1000
-"""Numbers per reservation: one disk write per thousand records, and a crash wastes at most as many of 2^53."""
 SEQUENCE_MAX = (1 << 53) - 1
-"""Highest number handed out: every JSON reader still holds it exactly."""
+"""Highest number to continue from: every JSON reader holds it exactly, and the clock's milliseconds reach it in 285,000 years."""
 PEERS_MAX = 256
 """Known peers kept; as many as a node holds connections to."""
 PEER_ADDRESSES_MAX = 8
@@ -65,7 +63,7 @@ _PEM_END = "-----END PRIVATE KEY-----"
 _KEY_TEXT = re.compile(
     rf"(?:[^\n]*\n)*?Peer-Id: (?P<peer_id>\S+)\n{_PEM_BEGIN}\n(?P<body>[A-Za-z0-9+/=\n]+){_PEM_END}\n?", re.ASCII
 )
-_SEQUENCE_TEXT = re.compile(r"isochrone-sequence 1 (?P<next>\d{1,16}) (?P<crc>[0-9a-f]{8})\n?", re.ASCII)
+_SEQUENCE_TEXT = re.compile(r"isochrone-sequence 1 (?P<upto>\d{1,19}) (?P<crc>[0-9a-f]{8})\n?", re.ASCII)
 _PEERS_HEADER = "isochrone-peers 1"
 
 
@@ -109,7 +107,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.findings: list[str] = []
-        self._reserved_to: int | None = None
+        self._reserved = 0
         try:
             path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, KEY_MODE)
@@ -171,27 +169,34 @@ class Store:
         # What was written is read back, so that a disk that lies is noticed before anybody learns the name.
         return _read_key(path)
 
-    def reserve_sequences(self, wall_s: float) -> range | StoreFault:
-        """Reserve the next `SEQUENCE_BLOCK` sequence numbers and return them once they are safe on disk.
+    def reserved(self, wall_s: float) -> int:
+        """Return the number that sequence numbers continue from: nothing above it was ever used.
 
         Args:
-            wall_s: wall-clock seconds since 1970.
+            wall_s: wall-clock seconds since 1970; a lost or restored reservation continues from its milliseconds.
 
         Raises:
-            StateError: if no number is left, which takes a clock set hundreds of thousands of years ahead.
+            StateError: if the reservation cannot be read, or stands so high that no numbers are left.
         """
-        reserved_to = self._read_sequence() if self._reserved_to is None else self._reserved_to
-        start = max(reserved_to, int(wall_s * 1000))
-        stop = start + SEQUENCE_BLOCK
-        if stop > SEQUENCE_MAX:
-            raise StateError(
-                f"{self.path / SEQUENCE_FILE} has no numbers left above {start}: start as a new node with an empty --state-dir"
-            )
-        fault = self._replace(SEQUENCE_FILE, f"isochrone-sequence 1 {stop} {_crc(str(stop))}\n")
+        self._reserved = max(self._reserved, self._read_sequence())
+        start = max(self._reserved, int(wall_s * 1000))
+        if start >= SEQUENCE_MAX:
+            advice = "correct the clock, or start as a new node with an empty --state-dir"
+            raise StateError(f"{self.path / SEQUENCE_FILE} leaves no sequence numbers above {start}: {advice}")
+        return start
+
+    def reserve(self, upto: int) -> None:
+        """Put on disk that sequence numbers up to `upto` may be used from now on; a lower number than before changes nothing.
+
+        Raises:
+            OSError: if it is not on disk. An exception and not a value, so that a number is never used by oversight.
+        """
+        if upto <= self._reserved:
+            return
+        fault = self._replace(SEQUENCE_FILE, f"isochrone-sequence 1 {upto} {_crc(str(upto))}\n")
         if fault is not None:
-            return fault
-        self._reserved_to = stop
-        return range(start, stop)
+            raise OSError(str(fault))
+        self._reserved = upto
 
     def load_peers(self, wall_s: float) -> tuple[KnownPeer, ...]:
         """Return the peers kept by the last run, most recently seen first; a damaged file is put aside and counts as empty."""
@@ -222,10 +227,10 @@ class Store:
             raise StateError(f"{path} cannot be read ({error.strerror}): repair its permissions or the disk") from error
         except ValueError:
             match = None
-        if match is None or _crc(match["next"]) != match["crc"]:
+        if match is None or _crc(match["upto"]) != match["crc"]:
             self.findings.append(f"{path} is damaged; sequence numbers continue from the wall clock")
             return 0
-        return int(match["next"])
+        return int(match["upto"])
 
     def _put_aside(self, name: str, wall_s: float) -> None:
         aside = self.path / f"{name}.corrupt-{int(wall_s)}"

@@ -41,7 +41,7 @@ async def _up(config: NodeConfig, as_json: bool) -> int:
     forced_by = 0
     is_ready = False
 
-    def ready(value: Ready) -> None:
+    def _ready(value: Ready) -> None:
         nonlocal is_ready
         is_ready = True
         fault = write_node_file(config.state_dir, value)
@@ -65,7 +65,7 @@ async def _up(config: NodeConfig, as_json: bool) -> int:
 
         async def serve() -> None:
             try:
-                await run_node(config, ready, shutdown)
+                await run_node(config, _ready, shutdown)
             finally:
                 # Before ready the directory may be another node's, and so may the file.
                 if is_ready:

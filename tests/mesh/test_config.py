@@ -33,7 +33,7 @@ def test_defaults_follow_xdg(tmp_path: Path) -> None:
     assert config.listen_default
     assert [str(address) for address in config.listen] == ["/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1"]
     assert config.gateway == HostPort("127.0.0.1", 8421)
-    assert (config.engines, config.models, config.bootstrap, config.announce) == ((), (), (), ())
+    assert (config.engines, config.bootstrap, config.announce) == ((), (), ())
     assert default_state_dir({"XDG_STATE_HOME": "/s"}) == Path("/s/isochrone")
     assert default_config_file({"XDG_CONFIG_HOME": "/c"}) == Path("/c/isochrone/config.toml")
 
@@ -126,7 +126,8 @@ def test_variables_that_orchestrators_inject_are_left_alone(tmp_path: Path) -> N
         ("grace_s", "1e9", "seconds"),
         ("network", "Main Net", "a-z"),
         ("log_level", "loud", "debug, info"),
-        ("model", [" "], "model id"),
+        ("engine", ["none:text"], "choose one of"),
+        ("engine", ["onnx:"], "choose one of"),
         ("state_dir", "", "directory"),
     ],
 )
@@ -158,6 +159,10 @@ def test_named_file_must_exist_and_be_readable(tmp_path: Path) -> None:
         resolve({}, environment_in(tmp_path), tmp_path / "absent.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         resolve({}, environment_in(tmp_path), tmp_path)
+
+
+def test_engine_may_name_a_part(tmp_path: Path) -> None:
+    assert resolve({"engine": ["onnx:text", "echo"]}, environment_in(tmp_path)).engines == ("onnx:text", "echo")
 
 
 def test_ipv6_gateway_is_written_with_brackets(tmp_path: Path) -> None:

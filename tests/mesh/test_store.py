@@ -12,7 +12,6 @@ from mesh.store import (
     PEER_ADDRESSES_MAX,
     PEERS_FILE,
     PEERS_MAX,
-    SEQUENCE_BLOCK,
     SEQUENCE_FILE,
     KnownPeer,
     StateError,
@@ -25,6 +24,7 @@ from protocol.multiaddr import parse_multiaddr
 ROOT = Path(__file__).parents[2]
 WALL_S = 1_700_000_000.0
 SEED = bytes(range(32))
+BLOCK = 1000
 
 
 @pytest.fixture
@@ -33,10 +33,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def reserved(store: Store, wall_s: float = 0.0) -> range:
-    block = store.reserve_sequences(wall_s)
-    assert isinstance(block, range)
-    return block
+def reserve_block(store: Store, wall_s: float = 0.0) -> range:
+    """What a node does at start: continue behind everything, and reserve before use."""
+    start = store.reserved(wall_s)
+    store.reserve(start + BLOCK)
+    return range(start + 1, start + BLOCK + 1)
 
 
 def known(number: int, addresses: int = 1) -> KnownPeer:
@@ -113,7 +114,7 @@ def test_key_that_is_no_file_is_refused(store: Store) -> None:
 
 def test_lost_key_of_a_used_directory_is_not_made_anew(store: Store) -> None:
     store.identity()
-    reserved(store)
+    reserve_block(store)
     (store.path / KEY_FILE).unlink()
     with pytest.raises(StateError, match="restore the key"):
         store.identity()
@@ -122,10 +123,9 @@ def test_lost_key_of_a_used_directory_is_not_made_anew(store: Store) -> None:
 
 def test_sequences_grow_across_restarts_without_a_clock(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        first, second = reserved(store), reserved(store)
+        first, second = reserve_block(store), reserve_block(store)
     with Store(tmp_path) as store:
-        third = reserved(store)
-    assert len(first) == SEQUENCE_BLOCK
+        third = reserve_block(store)
     assert first.stop <= second.start < second.stop <= third.start
 
 
@@ -134,7 +134,7 @@ def test_killed_node_never_reuses_a_sequence(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib; from mesh.store import Store\n"
         "store = Store(pathlib.Path(sys.argv[1]))\n"
-        "while True: print(store.reserve_sequences(0.0).stop, flush=True)\n"
+        "while True: upto = store.reserved(0.0) + 1000; store.reserve(upto); print(upto, flush=True)\n"
     )
     highest = 0
     for lines_before_kill in (1, 7, 30):
@@ -148,32 +148,40 @@ def test_killed_node_never_reuses_a_sequence(tmp_path: Path) -> None:
             highest = max(seen, *(int(line) for line in output if line.endswith("\n")), 0)
         assert process.wait() == -signal.SIGKILL
     with Store(tmp_path) as store:
-        assert reserved(store).start >= highest
+        assert reserve_block(store).start > highest
 
 
 def test_lost_or_restored_sequence_file_continues_from_the_wall_clock(store: Store) -> None:
-    used = reserved(store, WALL_S)
+    used = reserve_block(store, WALL_S)
     (store.path / SEQUENCE_FILE).unlink()
     store.close()
     with Store(store.path) as again:
-        assert reserved(again, WALL_S + 2.0).start >= used.stop
+        assert reserve_block(again, WALL_S + 2.0).start >= used.stop
 
 
 @pytest.mark.parametrize("text", ["", "isochrone-sequence 1 17 00000000\n", "x" * 50, "isochrone-sequence 2 17 00000000\n"])
 def test_damaged_sequence_file_heals_and_says_so(store: Store, text: str) -> None:
     (store.path / SEQUENCE_FILE).write_text(text)
-    assert reserved(store, WALL_S).start == int(WALL_S * 1000)
+    assert store.reserved(WALL_S) == int(WALL_S * 1000)
     assert any("damaged" in finding for finding in store.findings)
 
 
 def test_clock_set_back_does_not_lower_the_sequence(store: Store) -> None:
-    later = reserved(store, WALL_S)
-    assert reserved(store, WALL_S - 1e6).start == later.stop
+    later = reserve_block(store, WALL_S)
+    assert reserve_block(store, WALL_S - 1e6).start == later.stop
+
+
+def test_lower_reservation_changes_nothing(store: Store) -> None:
+    store.reserve(5000)
+    store.reserve(4000)
+    store.close()
+    with Store(store.path) as again:
+        assert again.reserved(0.0) == 5000
 
 
 def test_exhausted_sequence_is_refused(store: Store) -> None:
-    with pytest.raises(StateError, match="no numbers left"):
-        store.reserve_sequences(2.0**53)
+    with pytest.raises(StateError, match="no sequence numbers"):
+        store.reserved(2.0**53)
 
 
 def test_second_node_in_one_directory_is_refused_and_the_first_named(store: Store) -> None:
@@ -247,23 +255,25 @@ def test_absent_peer_file_is_no_finding(store: Store) -> None:
 def test_write_that_fails_comes_back_as_a_value_and_keeps_the_old_content(store: Store) -> None:
     """A limit on file size makes the kernel refuse the write as a full disk does, in a process of its own."""
     store.save_peers([known(1)])
-    block = reserved(store)
+    block = reserve_block(store)
     store.close()
     program = (
         "import resource, signal, sys, pathlib; from mesh.store import *\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "store = Store(pathlib.Path(sys.argv[1])); peers = store.load_peers(0.0)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "for answer in (store.save_peers(peers), store.reserve_sequences(0.0)): print(type(answer).__name__, answer)\n"
+        "print(store.save_peers(peers))\n"
+        "try: store.reserve(store.reserved(0.0) + 1000)\n"
+        "except OSError as error: print(error)\n"
     )
     output = subprocess.run(
         [sys.executable, "-c", program, str(store.path)], cwd=ROOT, text=True, capture_output=True, check=True
     ).stdout.splitlines()
     assert len(output) == 2
-    assert all(line.startswith("StoreFault ") and "was not written" in line for line in output)
+    assert all("was not written" in line for line in output)
     with Store(store.path) as again:
         assert [peer.peer_id for peer in again.load_peers(WALL_S)] == [known(1).peer_id]
-        assert reserved(again).start == block.stop
+        assert reserve_block(again).start == block.stop
         assert not list(store.path.glob("*.new"))
 
 
