@@ -1,8 +1,8 @@
 """What an inference request and its answer are made of, whatever the wire or the engine.
 
-A request names a model and a feature and carries an opaque `body` (for the OpenAI features the JSON object as the client sent it,
-without fields that concern only the gateway) and tensors. The answer is a sequence of events that ends with exactly one `Finished`
-or `Failed`. Nothing here knows how they are encoded: that is `protocol.wire`.
+A request names a model and a feature and carries an opaque `body` (for the OpenAI features the JSON object as the client sent
+it, without fields that concern only the gateway) and tensors. The answer is a sequence of events that ends with exactly one
+`Finished` or `Failed`. Nothing here knows how they are encoded: that is `protocol.wire`.
 
 Spec: docs/spec/06-inference.md.
 """
