@@ -1,15 +1,15 @@
 """`isochrone demo`: five real nodes at different distances, real inference, a kill, and a picture.
 
-The demo starts a testnet, talks to the first node's gateway with the official `openai` client, as any application would, and checks
-everything it shows: that embeddings and text come from the nearest node that serves the model, that vectors mean what they should,
-and that the second nearest answers once the nearest has been killed. It ends with a table of predicted against measured times and a
-map, and returns a non-zero status when anything was not as it should be.
+The demo starts a testnet, talks to the first node's gateway with the official `openai` client, as any application would, and
+checks everything it shows: that embeddings and text come from the nearest node that serves the model, that vectors mean what
+they should, and that the second nearest answers once the nearest has been killed. It ends with a table of predicted against
+measured times and a map, and returns a non-zero status when anything was not as it should be.
 """
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -276,17 +276,16 @@ def _finish(
     title = "Who answered, and how far away"
     svg = draw_map(places, matrix, title)
     lead = "Rings are lines of equal round-trip time from home, as home measured them; a line leads to each node that answered."
+    picture = folder / "mesh.html"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mesh.svg").write_text(svg)
-    (folder / "mesh.html").write_text(page(svg, f"Isochrone: {title.lower()}", header, rows, lead))
-    result = {"ok": not story.failures, "failures": story.failures, "picture": str(folder / "mesh.html"), "requests": [
-        {"what": s.what, "answered_by": s.answered_by, "rtt_ms": s.rtt_ms, "predicted_ms": s.predicted_ms, "measured_ms": s.measured_ms}
-        for s in story.requests
-    ]}  # fmt: skip
+    picture.write_text(page(svg, f"Isochrone: {title.lower()}", header, rows, lead))
+    requests = [asdict(shown) for shown in story.requests]
+    result = {"ok": not story.failures, "failures": story.failures, "picture": str(picture), "requests": requests}
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     if as_json:
-        print(json.dumps(result))  # noqa: T201 -- the machine-readable result of the command
-    console.print(f"\nThe picture: {folder / 'mesh.html'}")
+        print(json.dumps(result))
+    console.print(f"\nThe picture: {picture}")
     for failure in story.failures:
         console.print(f"[bold red]wrong:[/] {failure}")
     console.print("[bold green]Everything was as it should be.[/]" if not story.failures else "[bold red]The demo failed.[/]")

@@ -24,7 +24,11 @@ DOCUMENT_BYTES_MIN = 40  # shorter ones are headings without text
 TITLES_LEFT_OUT = frozenset({"Glossary", "Revision History", "Bibliography"})  # lists of names and books, not prose
 LETTERS_SHARE_MIN = 0.6  # below it a paragraph is a table, a drawing or a listing, not prose
 
-PLAIN = str.maketrans({"‘": "'", "’": "'", "´": "'", "“": '"', "”": '"', "\xa0": " ", "—": "-", "…": "...", "{": "", "}": ""})
+# Curly quotes, the acute accent, the no-break space, the long dash, the ellipsis; braces mark cross-references in the File.
+PLAIN = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\xb4": "'", "\u201c": '"', "\u201d": '"', "\xa0": " ", "\u2014": "-", "\u2026": "..."}
+    | {"{": "", "}": ""}
+)
 HEADWORD = re.compile(r"^:(?P<term>[^:]+(?:::[^:]+)?):(?:\s|$)")
 
 

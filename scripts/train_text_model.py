@@ -154,14 +154,18 @@ def build_graph(weights: dict[str, np.ndarray], notes: dict[str, str]) -> onnx.M
         r = half(f"r{i}", onnx_order(weights[f"recurrent.weight_hh_l{i}"])[None])
         biases = [onnx_order(weights[f"recurrent.bias_{kind}_l{i}"]) for kind in ("ih", "hh")]
         b = half(f"b{i}", np.concatenate(biases)[None])
-        gru = helper.make_node("GRU", [f"x{i}", w, r, b, "", f"h{i}"], [f"y{i}", f"s{i}"], hidden_size=HIDDEN, linear_before_reset=1)
+        gru = helper.make_node(
+            "GRU", [f"x{i}", w, r, b, "", f"h{i}"], [f"y{i}", f"s{i}"], hidden_size=HIDDEN, linear_before_reset=1
+        )
         nodes.append(gru)
         nodes.append(helper.make_node("Squeeze", [f"y{i}", axis], [f"x{i + 1}"]))
     nodes.pop()  # only the last layer's final state is needed, not its whole output
     nodes.append(helper.make_node("Concat", [f"s{i}" for i in range(LAYERS)], ["state_out"], axis=0))
     nodes.append(helper.make_node("Reshape", [f"s{LAYERS - 1}", index("row", 1, HIDDEN)], ["last"]))
     nodes.append(
-        helper.make_node("Gemm", ["last", half("wo", weights["output.weight"]), half("bo", weights["output.bias"])], ["row_logits"], transB=1)
+        helper.make_node(
+            "Gemm", ["last", half("wo", weights["output.weight"]), half("bo", weights["output.bias"])], ["row_logits"], transB=1
+        )
     )
     nodes.append(helper.make_node("Reshape", ["row_logits", index("flat", VOCABULARY)], ["logits"]))
     state = [LAYERS, 1, HIDDEN]

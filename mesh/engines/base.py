@@ -1,9 +1,9 @@
 """What an engine is, and the slots that bound how much it does at once.
 
-An engine answers inference requests with a stream of replies. Each engine writes only the work itself, an async generator of outputs
-that ends with `Finished`, or that raises `EngineError`. `Slots` does the rest for all of them: it admits a request or refuses it, keeps a
-bounded queue in order of arrival, measures waiting and service, holds the deadline, and sees to it that an answer has exactly one end.
-Leaving the context early closes the generator, which is how cancelling reaches the engine.
+An engine answers inference requests with a stream of replies. Each engine writes only the work itself, an async generator of
+outputs that ends with `Finished`, or that raises `EngineError`. `Slots` does the rest for all of them: it admits a request or
+refuses it, keeps a bounded queue in order of arrival, measures waiting and service, holds the deadline, and sees to it that an
+answer has exactly one end. Leaving the context early closes the generator, which is how cancelling reaches the engine.
 
 Spec: docs/spec/06-inference.md, sections "Answer" and "Refusal".
 """
@@ -23,7 +23,7 @@ Work = AsyncGenerator[TextDelta | JsonDelta | TensorsReady | Finished, None]
 """One answer in the making: outputs, then `Finished`; `EngineError` is raised for anything else."""
 
 RATE_WEIGHT = 0.2
-"""Weight of the newest sample in the running means of service time and speed: half of the mean comes from the last three answers."""
+"""Weight of the newest sample in the means of service time and speed: half of a mean comes from the last three answers."""
 
 RETRY_AFTER_S_MIN = 0.1
 """Least advised wait after a refusal, in seconds: a client that returns sooner finds the same queue."""

@@ -1,8 +1,8 @@
 """Reads the OpenAI request bodies that our own engines answer.
 
-The body comes from a client by way of a gateway and perhaps another node, so nothing in it is believed: every field that an engine
-uses is checked for type and range, and a wrong one becomes `BAD_REQUEST` with a sentence that names the field, as OpenAI's servers do.
-Fields that an engine of ours has no use for are ignored.
+The body comes from a client by way of a gateway and perhaps another node, so nothing in it is believed: every field that an
+engine uses is checked for type and range, and a wrong one becomes `BAD_REQUEST` with a sentence that names the field, as
+OpenAI's servers do. Fields that an engine of ours has no use for are ignored.
 
 Source: OpenAI API reference, "Create chat completion", "Create completion", "Create embeddings".
 """
@@ -95,7 +95,9 @@ def read_text_body(feature: Feature, body: bytes | memoryview) -> TextBody:
     limit = _integer(fields, "max_completion_tokens", 1, 2**31)
     stop = fields.get("stop")
     stops = (stop,) if isinstance(stop, str) else () if stop is None else stop
-    if not isinstance(stops, Sequence) or not all(isinstance(item, str) and 0 < len(item) <= STOP_CHARACTERS_MAX for item in stops):
+    if not isinstance(stops, Sequence) or not all(
+        isinstance(item, str) and 0 < len(item) <= STOP_CHARACTERS_MAX for item in stops
+    ):
         raise bad_request(f"Invalid 'stop': expected texts of 1 to {STOP_CHARACTERS_MAX} characters.")
     if len(stops) > STOPS_MAX:
         raise bad_request(f"Invalid 'stop': expected at most {STOPS_MAX} texts, but got {len(stops)}.")

@@ -1,13 +1,13 @@
 """The echo engine: answers with what it was asked, at a chosen pace.
 
-Chat and completions give the prompt back word by word, with `word_interval_s` between the words; a tensor request gives its tensors
-back. There is no model behind it, so whatever time an answer takes beyond the pace is the mesh's own: benchmarks and test networks
-measure with it, and an operator can try a mesh before any GPU is attached. The model's id is "echo".
+Chat and completions give the prompt back word by word, with `word_interval_s` between the words; a tensor request gives its
+tensors back. There is no model behind it, so whatever time an answer takes beyond the pace is the mesh's own: benchmarks and
+test networks measure with it, and an operator can try a mesh before any GPU is attached. The model's id is "echo".
 """
 
 import re
-from contextlib import AbstractAsyncContextManager
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import trio

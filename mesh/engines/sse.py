@@ -1,7 +1,7 @@
 """A bounded reader of server-sent events.
 
-Bytes go in as they come, the data of whole events comes out. Lines may end in CR, LF or both and may be cut anywhere; comments and
-fields other than `data` are skipped. A line or an event over its limit is an error, so a server cannot fill our memory.
+Bytes go in as they come, the data of whole events comes out. Lines may end in CR, LF or both and may be cut anywhere; comments
+and fields other than `data` are skipped. A line or an event over its limit is an error, so a server cannot fill our memory.
 
 Source: WHATWG HTML, section 9.2 "Server-sent events".
 """
