@@ -207,9 +207,11 @@ def _canonical_host(protocol: HostProtocol, host: str) -> str:
             if "%" in host:
                 raise LocalProtocolError(ErrorCode.MALFORMED, f"{host!r} names a zone; write the address without %")
             try:
-                return str(IPv6Address(host))
+                address = IPv6Address(host)
             except AddressValueError as fault:
                 raise LocalProtocolError(ErrorCode.MALFORMED, f"{host!r} is not an IPv6 address") from fault
+            # Python writes mapped IPv4 addresses in one way up to 3.12 and in another since; this is RFC 5952 section 5.
+            return str(address) if address.ipv4_mapped is None else f"::ffff:{address.ipv4_mapped}"
         case "dns" | "dns4" | "dns6":
             return _canonical_name(host)
 

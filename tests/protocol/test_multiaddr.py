@@ -56,6 +56,7 @@ def test_binary_form_is_libp2ps(text: str, encoded: str) -> None:
 
 def test_equal_addresses_are_equal_values() -> None:
     assert Multiaddr("ip6", "2001:DB8:0::0001", 1) == Multiaddr("ip6", "2001:db8::1", 1)
+    assert Multiaddr("ip6", "::ffff:c000:207", 1).host == "::ffff:192.0.2.7"
     assert Multiaddr("dns", "Example.ORG", 1) == Multiaddr("dns", "example.org", 1)
     assert parse_multiaddr("/ip4/192.0.2.7/udp/4001/quic-v1/") == parse_multiaddr("/ip4/192.0.2.7/udp/4001/quic-v1")
 
