@@ -3,7 +3,8 @@
 It lets through HTTP/1 requests whose `Host` is one of ours (a page in a browser that was led here by DNS rebinding has another)
 and whose `Origin` is absent or ours. It reads the whole body before anything else runs, within limits of size, of time and of
 all bodies together, since the server beneath cannot finish an answer while unread body is queued. What it refuses it still
-reads for a while, so that a client that writes first and reads later gets to see the refusal. It gives each request its id.
+reads for a while, so that a client that writes first and reads later gets to see the refusal. It gives each request its id, and
+every answer the headers that say where it comes from.
 
 Source: CVE-2025-66414 (DNS rebinding against a loopback server); RFC 9110, section 15.5.20 (421).
 Spec: docs/gateway.md, sections "Who may call" and "Limits".
@@ -38,8 +39,9 @@ class ClientGoneError(Exception):
 class Doorman:
     """Checks requests and collects their bodies before `app` sees them."""
 
-    def __init__(self, app: ASGIApp, config: GatewayConfig, refused: Callable[[str], None]) -> None:
+    def __init__(self, app: ASGIApp, config: GatewayConfig, node: str, refused: Callable[[str], None]) -> None:
         self._app = app
+        self._node = node
         self._config = config
         self._refused = refused
         self._names = LOOPBACK_NAMES | {name.lower() for name in config.allowed_hosts} | {config.host.lower()}
@@ -60,6 +62,7 @@ class Doorman:
                 headers["x-request-id"] = request_id.hex()
                 headers["x-content-type-options"] = "nosniff"
                 headers.setdefault("cache-control", "no-store")
+                headers.setdefault("x-mesh-node", self._node)
             await send(message)
 
         body = _Body(receive, self._config, self._reserve)
