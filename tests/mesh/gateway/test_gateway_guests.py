@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from io import StringIO
 
 import h2.config
@@ -463,10 +463,11 @@ async def test_cancelling_cuts_at_once_even_a_client_that_never_reads() -> None:
     gateway = Gateway(
         GatewayConfig(port=0, write_timeout_s=1000.0), LocalDispatcher(engine), Telemetry(make_logger(file=StringIO()))
     )
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            url = await nursery.start(gateway.serve)
-            async with await connect(url, receive_bytes=4096) as stream:
+    async with AsyncExitStack() as clients:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                url = await nursery.start(gateway.serve)
+                stream = await clients.enter_async_context(await connect(url, receive_bytes=4096))
                 await stream.send_all(post(CHAT, {"model": "flood", "messages": MESSAGES, "stream": True}))
                 await engine.started.wait()
                 await trio.testing.wait_all_tasks_blocked(0.05)
