@@ -76,7 +76,9 @@ if aioquic.__version__ != VERSION:
 class GuardedConnection(QuicConnection):
     """aioquic's connection with the libp2p handshake and with bounds."""
 
-    def __init__(self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None) -> None:
+    def __init__(
+        self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None
+    ) -> None:
         super().__init__(configuration=configuration, original_destination_connection_id=original_cid)
         self.peer_id: PeerId | None = None
         self.refusal: RemoteProtocolError | None = None
@@ -186,7 +188,9 @@ class GuardedConnection(QuicConnection):
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
         if buf.pull_uint_var() >= self._packet_number:
-            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "a packet that was never sent is acknowledged")
+            raise QuicConnectionError(
+                QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "a packet that was never sent is acknowledged"
+            )
         buf.seek(start)
         super()._handle_ack_frame(context, frame_type, buf)
 
@@ -280,7 +284,9 @@ class AioquicConnection:
     def transmits(self, now: float) -> list[tuple[bytes, Address]]:
         """See EngineConnection."""
         try:
-            sent: list[tuple[bytes, Address]] = self._quic.datagrams_to_send(now) if self._quic.authenticated or self._is_client else []
+            sent: list[tuple[bytes, Address]] = (
+                self._quic.datagrams_to_send(now) if self._quic.authenticated or self._is_client else []
+            )
         except _FAULTS as fault:
             self._fail(fault)
             sent = []

@@ -63,7 +63,14 @@ class Connection:
     """The machine for one connection; the endpoint routes datagrams and timers to it."""
 
     def __init__(
-        self, handle: ConnectionHandle, engine: EngineConnection, config: EndpointConfig, now: float, address: Address, *, is_client: bool
+        self,
+        handle: ConnectionHandle,
+        engine: EngineConnection,
+        config: EndpointConfig,
+        now: float,
+        address: Address,
+        *,
+        is_client: bool,
     ) -> None:
         self.handle = handle
         self.engine = engine

@@ -183,7 +183,9 @@ class Endpoint:
         if not is_initial or len(data) < INITIAL_DATAGRAM_BYTES_MIN or len(cid) < CLIENT_CID_BYTES_MIN:
             return None
         prefix = _prefix(received.address)
-        strangers = [connection for connection in self._connections.values() if not connection.established and not connection.is_client]
+        strangers = [
+            connection for connection in self._connections.values() if not connection.established and not connection.is_client
+        ]
         from_prefix = sum(1 for connection in strangers if _prefix(connection.address) == prefix)
         if (
             len(self._connections) >= config.connections_max
@@ -257,7 +259,9 @@ class Endpoint:
             LocalProtocolError: OVERLOADED when the endpoint has all the connections it may have.
         """
         if len(self._connections) >= self.config.connections_max:
-            raise LocalProtocolError(ErrorCode.OVERLOADED, f"{self.config.connections_max} connections are open, the most allowed")
+            raise LocalProtocolError(
+                ErrorCode.OVERLOADED, f"{self.config.connections_max} connections are open, the most allowed"
+            )
         engine = self._engine.connect(self._setup, address, self._verify_expected(expected), now)
         connection = Connection(self._next_handle(), engine, self.config, now, address, is_client=True)
         connection.local = local

@@ -88,7 +88,9 @@ if (installed := importlib.metadata.version("qh3")) != VERSION:
 class GuardedConnection(QuicConnection):  # type: ignore[misc]
     """qh3's connection with the libp2p handshake, our limits, and events that are left in the core while the reader is behind."""
 
-    def __init__(self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None) -> None:
+    def __init__(
+        self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None
+    ) -> None:
         super().__init__(configuration=configuration, original_destination_connection_id=original_cid)
         self.normal: deque[EngineEvent] = deque()
         self.closed: Closed | None = None

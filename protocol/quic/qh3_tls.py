@@ -140,7 +140,12 @@ class MutualBridge(QuicTlsBridge):  # type: ignore[misc]
     """The library's TLS half of a connection, with a `MutualContext` and the limits of `EngineConfig`."""
 
     def __init__(
-        self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, on_version: Callable[[int], None], **named: Any
+        self,
+        configuration: QuicConfiguration,
+        config: EngineConfig,
+        verify: VerifyPeer,
+        on_version: Callable[[int], None],
+        **named: Any,
     ) -> None:
         self._limits = config
         super().__init__(configuration, version_change_handler=on_version, **named)
