@@ -35,7 +35,7 @@ PORT_MAX = 65535
 _CODES: dict[HostProtocol, int] = {"ip4": 4, "ip6": 41, "dns": 53, "dns4": 54, "dns6": 55}
 """Multicodec codes of the host protocols (multiaddr protocols.csv)."""
 
-_HOST_PROTOCOLS = {code: protocol for protocol, code in _CODES.items()}
+_HOST_PROTOCOLS: dict[int, HostProtocol] = {code: protocol for protocol, code in _CODES.items()}
 
 _HOST_NAMES: dict[str, HostProtocol] = {protocol: protocol for protocol in _CODES}
 
@@ -162,11 +162,11 @@ def _parse(text: str) -> Multiaddr:
         raise LocalProtocolError(ErrorCode.MALFORMED, f"an address starts with a slash, as {_EXAMPLE} does")
     parts = text[1:].removesuffix("/").split("/")
     protocol = _host_protocol(parts[0])
-    if len(parts) < 5:
+    if len(parts) < 5 and parts[2:3] in ([], ["udp"]):
         detail = f"it is incomplete; write /{protocol}/HOST/udp/PORT/quic-v1, for example {_EXAMPLE}"
         raise LocalProtocolError(ErrorCode.MALFORMED, detail)
     if parts[2] != "udp":
-        detail = f"/{parts[2]} is not supported; nodes speak QUIC: write /udp/{parts[3]}/quic-v1"
+        detail = f"/{parts[2]} is not supported; nodes speak QUIC: write /udp/PORT/quic-v1"
         raise LocalProtocolError(ErrorCode.MALFORMED, detail)
     if parts[4] != "quic-v1":
         detail = f"/{parts[4]} is not supported; write /quic-v1 after the port"
@@ -207,9 +207,11 @@ def _canonical_host(protocol: HostProtocol, host: str) -> str:
             if "%" in host:
                 raise LocalProtocolError(ErrorCode.MALFORMED, f"{host!r} names a zone; write the address without %")
             try:
-                return str(IPv6Address(host))
+                address = IPv6Address(host)
             except AddressValueError as fault:
                 raise LocalProtocolError(ErrorCode.MALFORMED, f"{host!r} is not an IPv6 address") from fault
+            # Python writes mapped IPv4 addresses in one way up to 3.12 and in another since; this is RFC 5952 section 5.
+            return str(address) if address.ipv4_mapped is None else f"::ffff:{address.ipv4_mapped}"
         case "dns" | "dns4" | "dns6":
             return _canonical_name(host)
 
