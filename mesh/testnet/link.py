@@ -6,9 +6,9 @@ and answers to it. Senders that are no node of the mesh are not served.
 
 One thread does it all: a heap of datagrams by the time they are due, and `select`, which unlike `epoll` in Python takes
 microseconds. The delay counts from the kernel's receive timestamp, so that the time a datagram waited for this process is not
-added to it. A path keeps its order, as a queue does. Nothing leaves early; how late it leaves is up to the scheduler: measured on
-two cores under a load of 3.5, a median of 40 to 140 microseconds, and 3 to 6 milliseconds in one of a hundred. The process reports
-its own lateness when it ends.
+added to it. A path keeps its order, as a queue does. Nothing leaves early; how late it leaves is up to the scheduler: measured
+on two cores under a load of 3.5, a median of 40 to 140 microseconds, and 3 to 6 milliseconds in one of a hundred. The process
+reports its own lateness when it ends.
 
 It runs as a process of its own (`python link.py`): one line of JSON on stdin says what to emulate, "ready" is answered on
 stdout, and the end of stdin is the end of the process, so that it cannot outlive who started it.

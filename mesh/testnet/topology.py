@@ -150,6 +150,7 @@ class _Reader:
     source: str
 
     def topology(self, mapping: Mapping[str, object]) -> Topology:
+        """Return the topology of a whole mapping."""
         self._only(mapping, _TOP_KEYS, "")
         raw_nodes = mapping.get("nodes")
         if not isinstance(raw_nodes, list) or not 1 <= len(raw_nodes) <= NODES_MAX:
