@@ -317,11 +317,10 @@ def start_testnet(
         isochrone testnet --preset continents --nodes 8
         isochrone testnet --topology my-sites.toml --for 60 --json
     """
-    from mesh.testnet.command import run_testnet
+    from mesh.testnet.command import choose_topology, run_testnet
 
-    return run_testnet(
-        preset=preset, topology_file=topology, nodes=nodes, engines=engine, directory=directory, for_s=for_s, as_json=as_json
-    )
+    chosen = choose_topology(preset, topology, nodes, engine)
+    return run_testnet(chosen, directory=directory, for_s=for_s, as_json=as_json)
 
 
 @app.command
