@@ -131,7 +131,7 @@ class DispatcherPort(Protocol):
         """How a recent request was routed, or None when it is not known (any more)."""
 
     def status(self) -> Mapping[str, object]:
-        """How the node is doing, as a JSON object."""
+        """How the node is doing, as a JSON object; `peer_id` is who it is."""
 
     def peers(self) -> Sequence[Mapping[str, object]]:
         """The peers this node knows, each as a JSON object."""

@@ -60,7 +60,9 @@ class Gateway:
         self._all_closed = trio.Event()
         self._places = trio.Semaphore(config.connections_max)
         pages = Pages(config, dispatcher, telemetry, self._stopping.is_set)
-        self._app: ASGIApp = Doorman(build_app(pages, telemetry.request_refused), config, telemetry.request_refused)
+        app = build_app(pages, telemetry.request_refused)
+        node = str(dispatcher.status().get("peer_id", "unknown"))
+        self._app: ASGIApp = Doorman(app, config, node, telemetry.request_refused)
 
     @property
     def connections(self) -> int:
