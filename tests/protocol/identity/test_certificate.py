@@ -28,6 +28,8 @@ WALL_S = 1_700_000_000.0
 HOUR_S = 3600.0
 IDENTITY = Identity.from_seed(bytes(range(32)))
 P2P_OID = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+SHA256 = hashes.SHA256()
 P256_KEY = ec.derive_private_key(12345, ec.SECP256R1())
 
 
@@ -38,7 +40,16 @@ def binding(public_key, identity: Identity = IDENTITY, key_message: bytes | None
     return encode_element(SEQUENCE, parts)
 
 
-def build(key=P256_KEY, *, value: bytes | None = None, critical: bool = False, extra=(), digest=hashes.SHA256(), signer=None, rsa_padding=None) -> bytes:
+def build(
+    key=P256_KEY,
+    *,
+    value: bytes | None = None,
+    critical: bool = False,
+    extra=(),
+    digest=SHA256,
+    signer=None,
+    rsa_padding=None,
+) -> bytes:
     """Build a certificate as other implementations might, right but for what is asked."""
     name = x509.Name([])
     builder = (
@@ -51,7 +62,9 @@ def build(key=P256_KEY, *, value: bytes | None = None, critical: bool = False, e
         .not_valid_after(datetime.fromtimestamp(WALL_S + HOUR_S, UTC))
     )
     if value != b"":
-        builder = builder.add_extension(x509.UnrecognizedExtension(P2P_OID, binding(key.public_key()) if value is None else value), critical)
+        builder = builder.add_extension(
+            x509.UnrecognizedExtension(P2P_OID, binding(key.public_key()) if value is None else value), critical
+        )
     for extension, is_critical in extra:
         builder = builder.add_extension(extension, is_critical)
     return builder.sign(signer or key, digest, rsa_padding=rsa_padding).public_bytes(Encoding.DER)
@@ -171,6 +184,18 @@ def test_unique_identifiers_are_refused(tag: int) -> None:
     assert "unique identifier" in refusal(der).detail
 
 
+@pytest.mark.parametrize("serial", [b"\x00", b"\x80"])
+def test_serial_number_that_is_not_positive_is_refused(serial: bytes) -> None:
+    der = rebuilt(build(), lambda elements: [elements[0], encode_element(0x02, serial), *elements[2:]])
+    assert "serial number" in refusal(der).detail
+
+
+def test_second_algorithm_outside_the_signed_body_is_refused() -> None:
+    body, algorithm, signature = (whole for _, _, whole in read_sequence(build()))
+    with_null = encode_element(SEQUENCE, algorithm[2:] + b"\x05\x00")
+    assert "two signature algorithms" in refusal(encode_element(SEQUENCE, body + with_null + signature)).detail
+
+
 def test_the_rebuilding_itself_leaves_a_valid_certificate() -> None:
     assert verify_certificate(rebuilt(build(), lambda elements: elements), WALL_S) == IDENTITY.peer_id
 
@@ -185,19 +210,27 @@ def test_certificate_signed_by_another_key_is_refused() -> None:
     assert "not signed by its own key" in refusal(build(signer=other)).detail
 
 
-@pytest.mark.parametrize("key_message", [b"", b"\x08\x01\x12\x1f" + bytes(31), encode_public_key(IDENTITY.public_key) + b"\x00", bytes(3000)])
+@pytest.mark.parametrize(
+    "key_message", [b"", b"\x08\x01\x12\x1f" + bytes(31), encode_public_key(IDENTITY.public_key) + b"\x00", bytes(3000)]
+)
 def test_extension_with_a_key_of_wrong_form_is_refused(key_message: bytes) -> None:
     assert refusal(build(value=binding(P256_KEY.public_key(), key_message=key_message))).code is ErrorCode.BAD_CERTIFICATE
 
 
-@pytest.mark.parametrize("value", [b"\x30", b"\x30\x00", b"\x04\x00", b"\x30\x80\x00\x00", b"\x30\x04\x04\x00\x04\x00\x00", b"\x30\x03\x04\x05\x00"])
+@pytest.mark.parametrize(
+    "value", [b"\x30", b"\x30\x00", b"\x04\x00", b"\x30\x80\x00\x00", b"\x30\x04\x04\x00\x04\x00\x00", b"\x30\x03\x04\x05\x00"]
+)
 def test_extension_of_wrong_structure_is_refused(value: bytes) -> None:
     assert refusal(build(value=value)).code is ErrorCode.BAD_CERTIFICATE
 
 
 @pytest.mark.parametrize(
     "key",
-    [ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)), ec.derive_private_key(99, ec.SECP384R1()), ec.derive_private_key(99, ec.SECP521R1())],
+    [
+        ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)),
+        ec.derive_private_key(99, ec.SECP384R1()),
+        ec.derive_private_key(99, ec.SECP521R1()),
+    ],
     ids=["ed25519", "p384", "p521"],
 )
 def test_other_certificate_keys_of_tls_1_3_are_accepted(key) -> None:
@@ -206,20 +239,40 @@ def test_other_certificate_keys_of_tls_1_3_are_accepted(key) -> None:
 
 
 def test_rsa_certificate_key_below_the_limit_is_refused() -> None:
-    good = rsa.generate_private_key(65537, 2048)
-    assert verify_certificate(build(good), WALL_S) == IDENTITY.peer_id
+    assert verify_certificate(build(RSA_KEY), WALL_S) == IDENTITY.peer_id
     pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
-    assert verify_certificate(build(good, rsa_padding=pss), WALL_S) == IDENTITY.peer_id
+    assert verify_certificate(build(RSA_KEY, rsa_padding=pss), WALL_S) == IDENTITY.peer_id
     assert "not accepted" in refusal(build(rsa.generate_private_key(65537, 1024))).detail
 
 
-@pytest.mark.parametrize("key", [ec.derive_private_key(99, ec.SECP256K1()), dsa.generate_private_key(2048)], ids=["secp256k1", "dsa"])
+@pytest.mark.parametrize(
+    "key", [ec.derive_private_key(99, ec.SECP256K1()), dsa.generate_private_key(2048)], ids=["secp256k1", "dsa"]
+)
 def test_certificate_keys_that_tls_1_3_does_not_know_are_refused(key) -> None:
     assert "not accepted" in refusal(build(key)).detail
 
 
+def test_rsa_certificate_key_above_the_limit_is_refused_unused() -> None:
+    """The modulus is no product of primes: verifying with it would fail in another way."""
+    for bits, why in ((8192, "not signed by its own key"), (8208, "not accepted")):
+        large = (
+            rsa.RSAPublicNumbers(65537, (1 << bits) - 1)
+            .public_key()
+            .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        )
+        der = rebuilt(build(RSA_KEY), lambda elements, spki=large: [*elements[:6], spki, *elements[7:]])
+        assert why in refusal(der).detail
+
+
+def test_signature_with_another_hash_than_sha_2_of_256_bits_or_more_is_refused() -> None:
+    for digest in (hashes.SHA224(), hashes.SHA3_256()):
+        assert "not accepted" in refusal(build(digest=digest)).detail
+
+
 def test_certificate_over_the_size_limit_is_refused_unread() -> None:
-    filler = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), bytes(CERTIFICATE_BYTES_MAX - len(build()) - 30))
+    filler = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), bytes(CERTIFICATE_BYTES_MAX - len(build()) - 30)
+    )
     fits = build(extra=[(filler, False)])
     assert len(fits) <= CERTIFICATE_BYTES_MAX
     assert verify_certificate(fits, WALL_S) == IDENTITY.peer_id
