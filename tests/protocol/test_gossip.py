@@ -39,7 +39,7 @@ from protocol.gossip.messages import (
 )
 from protocol.identity import Identity
 from protocol.records import RecordKind, kind_of, seal
-from protocol.table import BUCKETS, PeerTable, RecordKey, TableConfig, record_key
+from protocol.table import BUCKETS, PeerTable, RecordKey, TableConfig, bucket_of, record_key
 from protocol.wire import PackingLimits, pack
 
 LIFETIME_S = {RecordKind.CARD: 86_400.0, RecordKind.BEAT: 30.0, RecordKind.EDGES: 3_600.0}
@@ -278,6 +278,29 @@ def test_the_first_thing_on_connect_is_a_digest():
     assert message == Entries(((record_key(node.peer_id, RecordKind.CARD), 1),), tuple(range(BUCKETS)))
 
 
+def test_large_tables_compare_hashes_first_and_tell_only_what_differs():
+    node, peer = listener(direct_entries_max=10)
+    other = PeerTable(peer.peer_id)
+    for identity in crowd(30):
+        record = sealed(identity)
+        node.table.offer(record, 0.0, WALL_S)
+        other.offer(record, 0.0, WALL_S)
+    node.gossip.handle_timer(3.0, WALL_S)
+    (send,) = drained(node.gossip)
+    assert decode_message(send.payload) == Digest(tuple(other.bucket_hashes()))
+    node.gossip.handle_message(peer.peer_id, encode_message(Digest(tuple(other.bucket_hashes()))), 3.0, WALL_S)
+    assert drained(node.gossip) == []  # nothing to tell
+    lacking = sealed(IDENTITIES[5])
+    key = record_key(lacking.peer_id, lacking.kind)
+    node.table.offer(lacking, 3.0, WALL_S)
+    node.gossip.handle_message(peer.peer_id, encode_message(Digest(tuple(other.bucket_hashes()))), 3.0, WALL_S)
+    (send,) = drained(node.gossip)
+    told = decode_message(send.payload)
+    assert told.buckets == (bucket_of(key, lacking.kind),)
+    assert (key, 1) in told.entries
+    assert list(told.entries) == node.table.digest(told.buckets)
+
+
 def test_news_is_accepted_and_passed_on_but_not_back_nor_to_its_origin():
     node, peer = listener(fanout=8)
     for identity in IDENTITIES[2:6]:
@@ -479,6 +502,32 @@ def test_wants_under_way_are_bounded():
     assert len(decode_message(send.payload).keys) == 100
     node.gossip.handle_message(peer.peer_id, encode_message(Entries(claims)), 1.1, WALL_S)
     assert drained(node.gossip) == []
+
+
+def test_wants_that_are_never_answered_make_room_in_time():
+    node, peer = listener(wants_max=2)
+
+    def claim(first, now):
+        claims = tuple((RecordKey(index.to_bytes(8, "big")), 1) for index in range(first, first + 2))
+        node.gossip.handle_message(peer.peer_id, encode_message(Entries(claims)), now, WALL_S)
+        return len(of(drained(node.gossip), Send))
+
+    assert claim(0, 1.0) == 1
+    assert claim(2, 1.5) == 0
+    node.gossip.handle_timer(6.5, WALL_S)
+    drained(node.gossip)
+    assert claim(4, 6.6) == 1
+
+
+def test_bytes_that_were_asked_for_are_free():
+    node, peer = listener(bytes_burst=80_000, bytes_per_s=1.0, bytes_debt_max=0)
+    records = [sealed(identity) for identity in crowd(300)]
+    for batch in (records[:100], records[100:200], records[200:]):
+        claims = tuple((record_key(record.peer_id, record.kind), 1) for record in batch)
+        node.gossip.handle_message(peer.peer_id, encode_message(Entries(claims)), 1.0, WALL_S)
+        drained(node.gossip)
+        assert sum(len(record.envelope) for record in batch) > 50_000
+        assert len(of(hear(node, peer, *[record.envelope for record in batch]), RecordAccepted)) == 100
 
 
 def test_what_is_served_is_bounded():
