@@ -39,7 +39,7 @@ from protocol.gossip.messages import (
 )
 from protocol.identity import Identity
 from protocol.records import RecordKind, kind_of, seal
-from protocol.table import BUCKETS, PeerTable, RecordKey, TableConfig, record_key
+from protocol.table import BUCKETS, PeerTable, RecordKey, TableConfig, bucket_of, record_key
 from protocol.wire import PackingLimits, pack
 
 LIFETIME_S = {RecordKind.CARD: 86_400.0, RecordKind.BEAT: 30.0, RecordKind.EDGES: 3_600.0}
@@ -100,20 +100,20 @@ class World:
         self.links.add(frozenset((one.peer_id, other.peer_id)))
         for a, b in ((one, other), (other, one)):
             a.gossip.handle_connected(b.peer_id, self.now)
-        self.drain()
+        self.drain(one, other)
 
     def disconnect(self, one, other):
         self.links.discard(frozenset((one.peer_id, other.peer_id)))
         for a, b in ((one, other), (other, one)):
             a.gossip.handle_disconnected(b.peer_id, self.now)
-        self.drain()
+        self.drain(one, other)
 
     def publish(self, node, payload):
         node.publish(payload, self.now)
-        self.drain()
+        self.drain(node)
 
-    def drain(self):
-        for node in self.nodes.values():
+    def drain(self, *touched):
+        for node in touched:
             for output in drained(node.gossip):
                 if isinstance(output, Send):
                     assert len(output.payload) <= MESSAGE_BYTES_MAX
@@ -134,13 +134,13 @@ class World:
             self.now = at
             if self.flying and self.flying[0][0] == at:
                 _, _, source, target, payload = heapq.heappop(self.flying)
+                node = self.nodes[target]
                 if frozenset((source, target)) in self.links:
-                    node = self.nodes[target]
                     node.gossip.handle_message(source, payload, at, WALL_S + at + node.clock_off_s)
             else:
                 node = self.nodes[min(timers)[1]]
                 node.gossip.handle_timer(at, WALL_S + at + node.clock_off_s)
-            self.drain()
+            self.drain(node)
 
     def know_all(self, records):
         return all(len(node.table) == records for node in self.nodes.values())
@@ -276,6 +276,29 @@ def test_the_first_thing_on_connect_is_a_digest():
     assert send.peer_id == IDENTITIES[1].peer_id
     message = decode_message(send.payload)
     assert message == Entries(((record_key(node.peer_id, RecordKind.CARD), 1),), tuple(range(BUCKETS)))
+
+
+def test_large_tables_compare_hashes_first_and_tell_only_what_differs():
+    node, peer = listener(direct_entries_max=10)
+    other = PeerTable(peer.peer_id)
+    for identity in crowd(30):
+        record = sealed(identity)
+        node.table.offer(record, 0.0, WALL_S)
+        other.offer(record, 0.0, WALL_S)
+    node.gossip.handle_timer(3.0, WALL_S)
+    (send,) = drained(node.gossip)
+    assert decode_message(send.payload) == Digest(tuple(other.bucket_hashes()))
+    node.gossip.handle_message(peer.peer_id, encode_message(Digest(tuple(other.bucket_hashes()))), 3.0, WALL_S)
+    assert drained(node.gossip) == []  # nothing to tell
+    lacking = sealed(IDENTITIES[5])
+    key = record_key(lacking.peer_id, lacking.kind)
+    node.table.offer(lacking, 3.0, WALL_S)
+    node.gossip.handle_message(peer.peer_id, encode_message(Digest(tuple(other.bucket_hashes()))), 3.0, WALL_S)
+    (send,) = drained(node.gossip)
+    told = decode_message(send.payload)
+    assert told.buckets == (bucket_of(key, lacking.kind),)
+    assert (key, 1) in told.entries
+    assert list(told.entries) == node.table.digest(told.buckets)
 
 
 def test_news_is_accepted_and_passed_on_but_not_back_nor_to_its_origin():
@@ -481,6 +504,32 @@ def test_wants_under_way_are_bounded():
     assert drained(node.gossip) == []
 
 
+def test_wants_that_are_never_answered_make_room_in_time():
+    node, peer = listener(wants_max=2)
+
+    def claim(first, now):
+        claims = tuple((RecordKey(index.to_bytes(8, "big")), 1) for index in range(first, first + 2))
+        node.gossip.handle_message(peer.peer_id, encode_message(Entries(claims)), now, WALL_S)
+        return len(of(drained(node.gossip), Send))
+
+    assert claim(0, 1.0) == 1
+    assert claim(2, 1.5) == 0
+    node.gossip.handle_timer(6.5, WALL_S)
+    drained(node.gossip)
+    assert claim(4, 6.6) == 1
+
+
+def test_bytes_that_were_asked_for_are_free():
+    node, peer = listener(bytes_burst=80_000, bytes_per_s=1.0, bytes_debt_max=0)
+    records = [sealed(identity) for identity in crowd(300)]
+    for batch in (records[:100], records[100:200], records[200:]):
+        claims = tuple((record_key(record.peer_id, record.kind), 1) for record in batch)
+        node.gossip.handle_message(peer.peer_id, encode_message(Entries(claims)), 1.0, WALL_S)
+        drained(node.gossip)
+        assert sum(len(record.envelope) for record in batch) > 50_000
+        assert len(of(hear(node, peer, *[record.envelope for record in batch]), RecordAccepted)) == 100
+
+
 def test_what_is_served_is_bounded():
     node, peer = listener(served_burst=2000)
     for identity in crowd(20):
@@ -613,12 +662,12 @@ def test_five_nodes_know_one_another_at_once():
 
 def test_beats_each_second_reach_everybody_in_time():
     world, nodes = joined_world()
-    for second in range(15):
+    for second in range(8):
         for node in nodes:
             world.publish(node, BEAT)
         world.run(until=second + 1.0)
     for node in nodes:
-        ages = [15 - node.table.get(other.peer_id, RecordKind.BEAT).sequence for other in nodes]
+        ages = [8 - node.table.get(other.peer_id, RecordKind.BEAT).sequence for other in nodes]
         assert max(ages) <= 3
     assert world.accused() == []
 
