@@ -29,11 +29,14 @@ async def ping(connection: "Connection", transport: "Transport") -> float:
     config = transport.config.ping
     dialer = PingDialer(config)
     with trio.move_on_after(config.timeout_s):
-        async with await connection.open_stream(PING_PROTOCOL) as stream:
+        async with connection.pinging, await connection.open_stream(PING_PROTOCOL) as stream:
             await stream.send_all(dialer.start(transport.entropy(PING_BYTES), transport.now()))
             while data := await stream.receive_some():
                 rtt_s = _checked(stream, functools.partial(dialer.handle_data, data, transport.now()))
                 if rtt_s is not None:
+                    await stream.send_eof()
+                    while await stream.receive_some():
+                        pass  # until the peer has ended its side too, the stream counts against its limit of ping streams
                     return rtt_s
             raise StreamReset(ErrorCode.MALFORMED, "the peer ended the stream before it echoed the ping")
     raise StreamReset(ErrorCode.IDLE, f"no echo within {config.timeout_s:g} s")

@@ -1,7 +1,7 @@
 """One connection to one peer, as tasks use it: streams to open, datagrams to send, libp2p's ping and identify.
 
-When two connections to a peer exist, one is retired: it takes no new streams and closes when the last one on it is over. A reference to it
-stays good, since new streams go to its successor.
+When two connections to a peer exist, one is retired: it takes no new streams and closes when the last one on it is over. A
+reference to it stays good, since new streams go to its successor.
 
 Spec: docs/spec/02-transport.md, section "Connections".
 """
@@ -32,6 +32,7 @@ class Connection:
         last_remote: where the peer was reached at first.
         is_dialled: whether this node opened it.
         successor: the connection that replaces this one, if any.
+        pinging: held while a ping is on its way; libp2p wants one ping stream at a time.
         serving: handler tasks that run for streams of the peer, by protocol.
     """
 
@@ -49,6 +50,7 @@ class Connection:
         self.n_serving = 0
         self.became_quiet: Callable[[], None] | None = None
         self._transport = transport
+        self.pinging = trio.Lock()
         self._openers = trio.lowlevel.ParkingLot()
 
     @property

@@ -1,15 +1,15 @@
 """One stream of one peer, as a task reads and writes it.
 
-Both directions hold the other side back: reading grants credit for what was read, writing waits while the send buffer is full. A stream
-that this node opens sends the protocol negotiation together with its first data, so it costs no round trip; the peer's agreement is read
-when the first answer is.
+Both directions hold the other side back: reading grants credit for what was read, writing waits while the send buffer is full.
+A stream that this node opens sends the protocol negotiation together with its first data, so it costs no round trip; the peer's
+agreement is read when the first answer is.
 
 Spec: docs/spec/02-transport.md, sections "Streams" and "Protocol negotiation".
 """
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import trio
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mesh.transport.connection import Connection
 
 CREDIT_STEP_BYTES = 16 * 1024
-"""Credit is granted in steps of this many bytes, so that small reads cost nothing: 128 streams hold back at most half a window."""
+"""Credit is granted in steps of this many bytes, so that small reads cost nothing; 128 streams hold back half a window."""
 
 WRITE_BYTES_MAX = 256 * 1024
 """Bytes handed to the endpoint at once, so that the first datagrams leave before the last are built."""
@@ -266,7 +266,7 @@ class Stream:
                 self._grant()
             self._readers.unpark_all()
 
-    async def __aenter__(self) -> "Stream":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *args: object) -> None:

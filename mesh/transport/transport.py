@@ -1,8 +1,8 @@
 """The node's QUIC transport: one endpoint, its sockets, its clock, and the tasks that serve what peers open.
 
-One task per socket takes up to a batch of datagrams without waiting, hands them to the endpoint and then flushes once; one task waits for
-the endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and flushes, so a message costs
-no task switch on its way out. All times are `time.monotonic()`.
+One task per socket takes up to a batch of datagrams without waiting, hands them to the endpoint and then flushes once; one task
+waits for the endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and
+flushes, so a message costs no task switch on its way out. All times are `time.monotonic()`.
 
 Spec: docs/spec/02-transport.md.
 """
@@ -13,13 +13,14 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
 import trio
 
 from mesh.transport import builtin
 from mesh.transport.config import TransportConfig
 from mesh.transport.connection import Connection
-from mesh.transport.errors import ConnectionLost, StreamReset, TransportError
+from mesh.transport.errors import ConnectionLost, TransportError
 from mesh.transport.stream import Stream
 from mesh.transport.udp import UdpSocket, local_address_towards
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
@@ -39,7 +40,7 @@ CERTIFICATE_ENTROPY_BYTES = 64
 """Entropy for the certificate's key in bytes: twice the strength of P-256, so that no bias is left."""
 
 _WILDCARDS = {"0.0.0.0": ("127.0.0.1", "192.0.2.1"), "::": ("::1", "2001:db8::1")}  # noqa: S104
-"""Addresses that stand for all of a family: its loopback, and a documentation address that shows the way out (RFC 5737, RFC 3849)."""
+"""Addresses that stand for all of a family: its loopback, and a documentation address behind the default route (RFC 5737)."""
 
 
 @dataclass(slots=True)
@@ -177,7 +178,7 @@ class Transport:
             loopback, outside = _WILDCARDS.get(bound.host, (bound.host, None))
             hosts = [local_address_towards(outside) if outside else None, loopback]
             for host in dict.fromkeys(host for host in hosts if host):
-                found.append(Multiaddr(bound.protocol, host, bound.port, self.identity.peer_id))
+                found.append(Multiaddr(bound.protocol, host, bound.port, self.identity.peer_id))  # noqa: PERF401  (nested)
         return tuple(found)
 
     def now(self) -> float:
@@ -200,7 +201,7 @@ class Transport:
         """Return a connection to a peer, dialling it unless it is connected; calls at the same time share one attempt.
 
         Raises:
-            ConnectionLost: with the code of what went wrong: UNREACHABLE, IDLE after the handshake timeout, WRONG_PEER, BAD_CERTIFICATE.
+            ConnectionLost: UNREACHABLE, IDLE after the handshake timeout, WRONG_PEER, BAD_CERTIFICATE, or what the peer said.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._nursery is None or self._closing:
@@ -337,16 +338,27 @@ class Transport:
         match output:
             case quic.Transmit(local=local, datagrams=datagrams):
                 self._transmit(self._sockets[local], datagrams)
+            case quic.DatagramReceived(connection=handle, data=data, received_at=received_at):
+                if self.on_datagram is not None and handle in self._by_handle:
+                    self.on_datagram(self._by_handle[handle].peer_id, data, received_at)
+            case quic.ConnectionEstablished():
+                self._established(output)
+            case quic.ConnectionClosed():
+                self._closed(output)
+            case quic.StreamOpened(connection=handle, stream=stream_id):
+                self._opened(self._by_handle[handle], stream_id)
+            case quic.StreamsAvailable(connection=handle):
+                self._by_handle[handle].streams_became_available()
+            case _:
+                self._act_on_stream(output)
+
+    def _act_on_stream(self, output: quic.StreamData | quic.StreamReset | quic.StopSending | quic.StreamWritable) -> None:
+        match output:
             case quic.StreamData(connection=handle, stream=stream_id, data=data, end=end):
                 if (stream := self._stream(handle, stream_id)) is not None:
                     stream.took(data, end)
                 else:
                     self.endpoint.consumed(handle, stream_id, len(data), self.now())
-            case quic.DatagramReceived(connection=handle, data=data, received_at=received_at):
-                if self.on_datagram is not None and handle in self._by_handle:
-                    self.on_datagram(self._by_handle[handle].peer_id, data, received_at)
-            case quic.StreamOpened(connection=handle, stream=stream_id):
-                self._opened(self._by_handle[handle], stream_id)
             case quic.StreamReset(connection=handle, stream=stream_id, code=code):
                 if (stream := self._stream(handle, stream_id)) is not None:
                     stream.was_reset(code)
@@ -356,12 +368,8 @@ class Transport:
             case quic.StreamWritable(connection=handle, stream=stream_id):
                 if (stream := self._stream(handle, stream_id)) is not None:
                     stream.became_writable()
-            case quic.StreamsAvailable(connection=handle):
-                self._by_handle[handle].streams_became_available()
-            case quic.ConnectionEstablished():
-                self._established(output)
-            case quic.ConnectionClosed():
-                self._closed(output)
+            case _:
+                assert_never(output)
 
     def _transmit(self, udp: UdpSocket, datagrams: list[tuple[bytes, Address]]) -> None:
         was_waiting = bool(udp.backlog)
@@ -472,7 +480,7 @@ class Transport:
     async def _handle(self, stream: Stream) -> None:
         serving, protocol_id = stream.connection.serving, stream.protocol_id
         if protocol_id == PING_PROTOCOL and serving.get(protocol_id, 0) >= self.config.ping.inbound_streams_max:
-            raise StreamReset(ErrorCode.FLOODING, "too many ping streams")
+            raise RemoteProtocolError(ErrorCode.FLOODING, "too many ping streams")
         serving[protocol_id] = serving.get(protocol_id, 0) + 1
         try:
             await self._handlers[protocol_id](stream)

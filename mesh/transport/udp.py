@@ -1,8 +1,8 @@
 """One UDP socket: batches in with the kernel's time of arrival, batches out with as few system calls as the kernel allows.
 
-Datagrams are read without blocking until none is left or the batch is full. The kernel stamps each with the wall clock at which it came
-(SO_TIMESTAMPNS), which is turned into monotonic seconds by its age. Where the kernel can, several datagrams of one sender come as one
-buffer (UDP_GRO), and several of one size to one receiver leave as one (UDP_SEGMENT).
+Datagrams are read without blocking until none is left or the batch is full. The kernel stamps each with the wall clock at which
+it came (SO_TIMESTAMPNS), which is turned into monotonic seconds by its age. Where the kernel can, several datagrams of one
+sender come as one buffer (UDP_GRO), and several of one size to one receiver leave as one (UDP_SEGMENT).
 
 Source: Linux udp(7), socket(7); Documentation/networking/segmentation-offloads.
 """
@@ -39,6 +39,7 @@ BUFFER_BYTES_MAX = 65_000
 AGE_MAX_S = 1.0
 """A time of arrival older than this many seconds means that the wall clock was set; the time of reading is taken instead."""
 
+# Room in bytes for one timespec and one segment size.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(16) + socket.CMSG_SPACE(4)
 _TIMESPEC = struct.Struct("@qq")
 _GONE = {
@@ -122,8 +123,8 @@ class UdpSocket:
                     segment_bytes = int.from_bytes(content[:2], "little" if _LITTLE else "big")
             address = _plain(address)
             if 0 < segment_bytes < len(data):
-                for start in range(0, len(data), segment_bytes):
-                    batch.append(Received(data[start : start + segment_bytes], address, received_at, self.index))
+                starts = range(0, len(data), segment_bytes)
+                batch += [Received(data[start : start + segment_bytes], address, received_at, self.index) for start in starts]
             else:
                 batch.append(Received(data, address, received_at, self.index))
         return batch

@@ -1,9 +1,10 @@
 """The reference engine: aioquic behind the seam, with mutual TLS and the bounds that a hostile peer must not pass.
 
-The connection class of the library is extended, not patched: the TLS context asks for and verifies one libp2p certificate on both
-sides; reassembly keeps a bounded number of gaps; handshake bytes ahead of a gap are bounded; an acknowledgement of a packet that was
-never sent closes the connection; credit follows what the application consumed. The names used are private to aioquic, so the version is
-pinned, checked on import, and each name stands under a test (tests/protocol/quic/test_private_names.py).
+The connection class of the library is extended, not patched: the TLS context asks for and verifies one libp2p certificate on
+both sides; reassembly keeps a bounded number of gaps; handshake bytes ahead of a gap are bounded; an acknowledgement of a
+packet that was never sent closes the connection; credit follows what the application consumed. The names used are private to
+aioquic, so the version is pinned, checked on import, and each name stands under a test
+(tests/protocol/quic/test_private_names.py).
 
 Source: RFC 9000, RFC 9001, RFC 9221; aioquic 1.7.2.
 Spec: docs/spec/02-transport.md.
@@ -16,7 +17,7 @@ from typing import Any
 
 import aioquic
 from aioquic import tls
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
@@ -117,7 +118,8 @@ class GuardedConnection(QuicConnection):
     @property
     def rtt_s(self) -> float | None:
         """The smoothed round trip."""
-        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
+        loss: Any = self._loss
+        return float(loss._rtt_smoothed) if loss._rtt_initialized else None
 
     @property
     def frame_room_bytes(self) -> int:
@@ -339,7 +341,7 @@ class AioquicConnection:
 
     def reset(self, stream_id: int, code: int) -> None:
         """See EngineConnection."""
-        if not self._quic.ended and self._quic.can_write(stream_id) or self._quic.send_buffer_bytes(stream_id):
+        if not self._quic.ended and (self._quic.can_write(stream_id) or self._quic.send_buffer_bytes(stream_id)):
             self._quic.reset_stream(stream_id, code)
 
     def stop(self, stream_id: int, code: int) -> None:

@@ -1,10 +1,10 @@
 """The sans-IO QUIC endpoint: datagrams in and out, connections by connection id, timers, and the bounds on strangers.
 
-`handle_datagrams` groups what came by connection and hands it on; a first Initial packet of a stranger makes a connection when the bounds
-allow it, and is forgotten at once when it does not decrypt. Anything else that fits no connection is counted and ignored. `flush` builds
-the datagrams of every connection that was touched since the last call, so a caller handles a whole batch and flushes once. After every
-call the outputs are drained with `next_output` until none is left. The connection ids, TLS randoms and packet protection draw on the
-library's own entropy; what is handed in is the certificate.
+`handle_datagrams` groups what came by connection and hands it on; a first Initial packet of a stranger makes a connection when
+the bounds allow it, and is forgotten at once when it does not decrypt. Anything else that fits no connection is counted and
+ignored. `flush` builds the datagrams of every connection that was touched since the last call, so a caller handles a whole
+batch and flushes once. After every call the outputs are drained with `next_output` until none is left. The connection ids, TLS
+randoms and packet protection draw on the library's own entropy; what is handed in is the certificate.
 
 Source: RFC 9000.
 Spec: docs/spec/02-transport.md.
@@ -176,7 +176,7 @@ class Endpoint:
     def _admit(self, received: Received, cid: bytes, now: float) -> Connection | None:
         """Make a server connection for a first Initial packet, when the bounds allow one more.
 
-        A Retry that proves the sender's address before anything is kept belongs here, for the time when handshakes are over an allowance.
+        A Retry, which proves the sender's address before anything is kept, belongs here for the time when strangers are many.
         """
         data, config = received.data, self.config
         is_initial = data[0] & 0xF0 == 0xC0 and int.from_bytes(data[1:5], "big") == QUIC_VERSION_1
@@ -281,7 +281,9 @@ class Endpoint:
         return stream
 
     def send(self, handle: ConnectionHandle, stream: int, data: bytes | memoryview, end: bool = False) -> int:
-        """Queue stream bytes and return how many were taken; when not all, `StreamWritable` follows and `end` is still to be said.
+        """Queue stream bytes and return how many were taken.
+
+        When that is not all, `end` was not said either, and `StreamWritable` follows.
 
         Raises:
             LocalProtocolError: UNREACHABLE when the connection is closed, CANCELLED when this side of the stream is over.

@@ -5,6 +5,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
+
 from protocol.errors import LocalProtocolError
 from protocol.identity import Identity, PeerId, TlsCertificate, make_certificate, verify_certificate
 from protocol.quic import choose_engine
@@ -21,8 +23,6 @@ from protocol.quic.events import (
     StreamOpened,
     Transmit,
 )
-
-import pytest
 
 WALL_S = 1_800_000_000.0
 DIALLER = ("192.0.2.1", 4001)

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from pair import LISTENER, WALL_S, Pair, certificate_of
 
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import Identity
@@ -16,7 +17,6 @@ from protocol.quic.events import (
     StreamWritable,
 )
 from protocol.quic.seam import EngineConfig
-from pair import LISTENER, WALL_S, Pair, certificate_of
 
 COMBOS = ("aa", "qq", "aq", "qa")
 MIB = 1024 * 1024
