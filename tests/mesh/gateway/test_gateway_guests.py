@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from io import StringIO
 
 import h2.config
@@ -13,10 +15,10 @@ import trio
 import trio.testing
 from conftest import LocalDispatcher, ModelEngine, Running, Start, connect, post
 
-from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig
+from mesh.gateway import Answer, Gateway, GatewayAddressError, GatewayConfig
 from mesh.gateway.server import listen
 from mesh.telemetry import Telemetry, make_logger
-from protocol.inference import JsonDelta, Tensor, TensorsReady, TextDelta
+from protocol.inference import InferenceRequest, JsonDelta, Tensor, TensorsReady, TextDelta
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -318,6 +320,7 @@ async def test_client_that_goes_while_the_engine_is_silent_frees_the_slot(runnin
         await running.engine.ended.wait()
         await trio.testing.wait_all_tasks_blocked()
     assert running.engine.slots["silent"].load().running == 0
+    assert '"outcome": "client_gone"' in running.log.getvalue()
 
 
 async def test_client_that_never_reads_is_cut_and_costs_little(start: Start) -> None:
@@ -493,3 +496,36 @@ async def test_ipv6_loopback_is_served(start: Start) -> None:
     async with httpx.AsyncClient(base_url=running.url) as client:
         assert running.url.startswith("http://[::1]:")
         assert (await client.get("/health")).status_code == 200
+
+
+async def test_dispatcher_that_never_begins_is_given_up(nursery: trio.Nursery) -> None:
+    class StuckDispatcher(LocalDispatcher):
+        @asynccontextmanager
+        async def submit(self, request: InferenceRequest) -> AsyncIterator[Answer]:
+            await trio.sleep_forever()
+            yield
+
+    config = GatewayConfig(port=0, deadline_slack_s=0.0)
+    gateway = Gateway(config, StuckDispatcher(ModelEngine()), Telemetry(make_logger(file=StringIO())))
+    url = await nursery.start(gateway.serve)
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post(CHAT, json=TALK, headers={"x-request-timeout": "0.1"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+async def test_our_own_fault_is_a_500_in_the_log_and_the_gateway_lives(nursery: trio.Nursery) -> None:
+    class FaultyDispatcher(LocalDispatcher):
+        def submit(self, request: InferenceRequest) -> AbstractAsyncContextManager[Answer]:
+            raise LookupError("a fault of ours")
+
+    log = StringIO()
+    gateway = Gateway(GatewayConfig(port=0), FaultyDispatcher(ModelEngine()), Telemetry(make_logger("json", file=log)))
+    url = await nursery.start(gateway.serve)
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post(CHAT, json=TALK)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+        assert "a fault of ours" not in answer.text
+        assert (await client.get("/health")).status_code == 200
+    await trio.testing.wait_all_tasks_blocked()
+    assert "a fault of ours" in log.getvalue()
+    assert '"outcome": "aborted"' in log.getvalue()
