@@ -143,10 +143,13 @@ def up(
         isochrone up --bootstrap /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3KooW…
         isochrone up --state-dir /tmp/a --gateway 127.0.0.1:0 --json
     """
+    given = locals()
+    settings = read_config({name: given[name] for name in SETTINGS}, config)
+    # After the settings are known to be right: these imports take most of a second.
+    from mesh.service import run_node
     from mesh.up import run_up
 
-    given = locals()
-    return run_up(read_config({name: given[name] for name in SETTINGS}, config), as_json=as_json)
+    return run_up(settings, run_node, as_json=as_json)
 
 
 def read_config(flags: dict[str, object], config_file: Path | None) -> NodeConfig:

@@ -5,6 +5,8 @@ variables, the TOML file, the default. `SETTINGS` lists every setting once, with
 derived from it. A key nobody knows is refused, with the nearest known one as a suggestion, because a misspelt setting that is
 ignored costs more than a node that does not start. Every refusal is a `ConfigError` that names the key, the value, where it was
 found and what to do.
+
+Spec: docs/configuration.md.
 """
 
 import difflib

@@ -1,7 +1,7 @@
 """A node of the test mesh in a hundred lines: tells peers of one another over UDP, measures them, and answers `/mesh/peers`.
 
-It stands in where the runner itself is tested, and takes the same flags as `isochrone up`. `--engine echo:dies` ends it before it is ready,
-`--engine echo:silent` keeps it from being ready, `--engine echo:stubborn` lets it ignore SIGTERM.
+It stands in where the runner itself is tested, and takes the same flags as `isochrone up`. `--engine echo:dies` ends it before it
+is ready, `--engine echo:silent` keeps it from being ready, `--engine echo:stubborn` lets it ignore SIGTERM.
 """
 
 import argparse

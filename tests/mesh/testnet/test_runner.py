@@ -126,11 +126,12 @@ def pids_under(folder: Path) -> list[int]:
     return found
 
 
-async def test_children_die_with_a_starter_that_is_killed(tmp_path: Path) -> None:
+def test_children_die_with_a_starter_that_is_killed(tmp_path: Path) -> None:
     script = (
         "import sys, trio\nfrom pathlib import Path\nfrom mesh.testnet import runner\nfrom mesh.testnet.topology import preset\n"
         "async def main():\n"
-        "    async with runner.testnet(preset('metro', 3).with_engines(['echo']), folder=Path(sys.argv[1]), program=sys.argv[2:]) as net:\n"
+        "    mesh = preset('metro', 3).with_engines(['echo'])\n"
+        "    async with runner.testnet(mesh, folder=Path(sys.argv[1]), program=sys.argv[2:]) as net:\n"
         "        print(*(node.pid for node in net.nodes), net.emulator.pid, flush=True)\n"
         "        await trio.sleep_forever()\n"
         "trio.run(main)\n"
@@ -144,9 +145,8 @@ async def test_children_die_with_a_starter_that_is_killed(tmp_path: Path) -> Non
         assert len(pids) == 4
         assert all(runs(pid) for pid in pids)
         process.kill()
-    with trio.fail_after(WAIT_S_MAX):
-        while any(runs(pid) for pid in pids):
-            await trio.lowlevel.checkpoint()
+    while any(runs(pid) for pid in pids):  # the suite's time limit ends it where they stay
+        os.sched_yield()
 
 
 def test_flags_that_contradict_are_refused(tmp_path: Path) -> None:
@@ -159,9 +159,11 @@ def test_flags_that_contradict_are_refused(tmp_path: Path) -> None:
 
 def test_command_prints_the_mesh_and_the_result_as_json_lines(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom mesh.testnet import command, runner\nfrom mesh.testnet.topology import preset\n"
+        "import sys\nfrom pathlib import Path\nfrom mesh.testnet import command, runner\n"
+        "from mesh.testnet.topology import preset\n"
         "runner.program_path = lambda: sys.argv[2]\n"
-        "sys.exit(command.run_testnet(preset('metro', 3).with_engines(['echo']), directory=Path(sys.argv[1]), for_s=None, as_json=True))\n"
+        "mesh = preset('metro', 3).with_engines(['echo'])\n"
+        "sys.exit(command.run_testnet(mesh, directory=Path(sys.argv[1]), for_s=None, as_json=True))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path), PROGRAM[1]], cwd=ROOT, stdout=subprocess.PIPE, text=True
