@@ -139,6 +139,11 @@ def measured_ms(rows: Sequence[dict[str, Any]], peer_id: str) -> float | None:
     return None
 
 
+def alive_count(rows: Sequence[dict[str, Any]]) -> int:
+    """Return how many peers a node's own view holds for alive."""
+    return sum(row.get("standing", "alive") == "alive" for row in rows)
+
+
 def pairs(net: Testnet, views: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return each ordered pair of nodes with its chosen and its measured round trip."""
     return [
@@ -180,7 +185,7 @@ def _screen(net: Testnet, view: _View) -> Group:
             Text(node.spec.region),
             Text(", ".join(node.spec.engines)),
             node.gateway,
-            f"{len(view.peers.get(node.name, []))} of {len(net.nodes) - 1}" if node.alive else "ended",
+            f"{alive_count(view.peers.get(node.name, []))} of {len(net.nodes) - 1}" if node.alive else "ended",
             f"{net.topology.rtt_ms(0, index):.1f} ms" if index else "",
             "" if measured is None else f"{measured:.2f} ms",
             str(node.pid),
