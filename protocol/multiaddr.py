@@ -15,7 +15,7 @@ from typing import Literal
 
 from protocol.encoding import decode_uvarint, encode_uvarint
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from protocol.identity import PEER_ID_BYTES_MAX, PeerId, parse_peer_id, peer_id_from_bytes, peer_id_text
+from protocol.identity import PeerId, parse_peer_id, peer_id_from_bytes, peer_id_text
 
 HostProtocol = Literal["ip4", "ip6", "dns", "dns4", "dns6"]
 """How the host of an address is named: by IP address, or by a name looked up as either or as one family only."""
@@ -120,8 +120,6 @@ class Multiaddr:
         if offset < len(data):
             offset = _expect_code(data, offset, _P2P, "p2p")
             length, offset = decode_uvarint(data, offset)
-            if length > PEER_ID_BYTES_MAX:
-                raise RemoteProtocolError(ErrorCode.MALFORMED, f"a multiaddr holds a peer id of {length} bytes")
             id_bytes, offset = _take(data, offset, length)
             peer_id = peer_id_from_bytes(id_bytes)
         if offset != len(data):

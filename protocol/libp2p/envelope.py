@@ -44,9 +44,10 @@ _ADDRESS_FIELDS_MAX = 8
 _RECORD_FIELDS_MAX = RECORD_ADDRESSES_MAX + 8
 """Most fields of a peer record: its addresses, the id, the sequence number and some room."""
 
+# Field numbers of Envelope, PeerRecord and AddressInfo (RFC 2, RFC 3).
 _PUBLIC_KEY, _PAYLOAD_TYPE, _PAYLOAD, _SIGNATURE = 1, 2, 3, 5
 _PEER_ID, _SEQUENCE, _ADDRESSES = 1, 2, 3
-_MULTIADDR = 1
+_MULTIADDR = 1  # the only field of AddressInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ _SPLIT_BYTES = 2048
 _FIELDS_MAX = LISTEN_ADDRESSES_MAX + PROTOCOLS_MAX + 32
 """Most fields of one message: every list full, the single fields, and some room."""
 
+# Field numbers of Identify (libp2p/specs identify/README.md; 8 stands in all implementations, not in the text).
 _PUBLIC_KEY, _LISTEN, _PROTOCOLS, _OBSERVED, _PROTOCOL_VERSION, _AGENT_VERSION, _SIGNED_RECORD = 1, 2, 3, 4, 5, 6, 8
 
 

@@ -105,7 +105,7 @@ class PingDialer:
         """
         self._echo += data
         awaited = self._frame or b""
-        if awaited[: len(self._echo)] != self._echo:
+        if awaited[: len(self._echo)] != bytes(self._echo):
             raise RemoteProtocolError(ErrorCode.MALFORMED, "the peer did not echo the ping")
         if len(self._echo) < PING_BYTES:
             return None

@@ -24,7 +24,9 @@ def choose_engine(name: str | None = None) -> QuicEngine:
         if name not in ENGINE_NAMES:
             near = difflib.get_close_matches(name, ENGINE_NAMES, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise LocalProtocolError(ErrorCode.UNSUPPORTED, f"no QUIC engine is called {name!r}{hint} (known: {', '.join(ENGINE_NAMES)})")
+            raise LocalProtocolError(
+                ErrorCode.UNSUPPORTED, f"no QUIC engine is called {name!r}{hint} (known: {', '.join(ENGINE_NAMES)})"
+            )
         return _load(name)
     for candidate in ENGINE_NAMES[:-1]:
         try:
@@ -44,4 +46,6 @@ def _load(name: str) -> QuicEngine:
 
         return AioquicEngine()
     except ImportError as fault:
-        raise LocalProtocolError(ErrorCode.UNSUPPORTED, f"the QUIC engine {name!r} cannot be loaded ({fault}): pip install {name}") from fault
+        raise LocalProtocolError(
+            ErrorCode.UNSUPPORTED, f"the QUIC engine {name!r} cannot be loaded ({fault}): pip install {name}"
+        ) from fault

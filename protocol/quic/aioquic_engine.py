@@ -1,9 +1,10 @@
 """The reference engine: aioquic behind the seam, with mutual TLS and the bounds that a hostile peer must not pass.
 
-The connection class of the library is extended, not patched: the TLS context asks for and verifies one libp2p certificate on both
-sides; reassembly keeps a bounded number of gaps; handshake bytes ahead of a gap are bounded; an acknowledgement of a packet that was
-never sent closes the connection; credit follows what the application consumed. The names used are private to aioquic, so the version is
-pinned, checked on import, and each name stands under a test (tests/protocol/quic/test_private_names.py).
+The connection class of the library is extended, not patched: the TLS context asks for and verifies one libp2p certificate on
+both sides; reassembly keeps a bounded number of gaps; handshake bytes ahead of a gap are bounded; an acknowledgement of a
+packet that was never sent closes the connection; credit follows what the application consumed. The names used are private to
+aioquic, so the version is pinned, checked on import, and each name stands under a test
+(tests/protocol/quic/test_private_names.py).
 
 Source: RFC 9000, RFC 9001, RFC 9221; aioquic 1.7.2.
 Spec: docs/spec/02-transport.md.
@@ -16,7 +17,7 @@ from typing import Any
 
 import aioquic
 from aioquic import tls
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
@@ -76,7 +77,9 @@ if aioquic.__version__ != VERSION:
 class GuardedConnection(QuicConnection):
     """aioquic's connection with the libp2p handshake and with bounds."""
 
-    def __init__(self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None) -> None:
+    def __init__(
+        self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None
+    ) -> None:
         super().__init__(configuration=configuration, original_destination_connection_id=original_cid)
         self.peer_id: PeerId | None = None
         self.refusal: RemoteProtocolError | None = None
@@ -115,7 +118,8 @@ class GuardedConnection(QuicConnection):
     @property
     def rtt_s(self) -> float | None:
         """The smoothed round trip."""
-        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
+        loss: Any = self._loss
+        return float(loss._rtt_smoothed) if loss._rtt_initialized else None
 
     @property
     def frame_room_bytes(self) -> int:
@@ -186,7 +190,9 @@ class GuardedConnection(QuicConnection):
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
         if buf.pull_uint_var() >= self._packet_number:
-            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "a packet that was never sent is acknowledged")
+            raise QuicConnectionError(
+                QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "a packet that was never sent is acknowledged"
+            )
         buf.seek(start)
         super()._handle_ack_frame(context, frame_type, buf)
 
@@ -280,7 +286,9 @@ class AioquicConnection:
     def transmits(self, now: float) -> list[tuple[bytes, Address]]:
         """See EngineConnection."""
         try:
-            sent: list[tuple[bytes, Address]] = self._quic.datagrams_to_send(now) if self._quic.authenticated or self._is_client else []
+            sent: list[tuple[bytes, Address]] = (
+                self._quic.datagrams_to_send(now) if self._quic.authenticated or self._is_client else []
+            )
         except _FAULTS as fault:
             self._fail(fault)
             sent = []
@@ -333,7 +341,7 @@ class AioquicConnection:
 
     def reset(self, stream_id: int, code: int) -> None:
         """See EngineConnection."""
-        if not self._quic.ended and self._quic.can_write(stream_id) or self._quic.send_buffer_bytes(stream_id):
+        if not self._quic.ended and (self._quic.can_write(stream_id) or self._quic.send_buffer_bytes(stream_id)):
             self._quic.reset_stream(stream_id, code)
 
     def stop(self, stream_id: int, code: int) -> None:

@@ -1,8 +1,8 @@
 """One connection of the endpoint: its streams, its keep-alive and its end, over an engine's connection.
 
-The engine's events become the endpoint's outputs here. A stream is forgotten when both sides are over and all its bytes are consumed.
-Keep-alive: when nothing was heard for a while a PING goes out; while stream data flows the while is short, and it doubles with every
-PING up to the usual interval, so that a stream which stays open and silent costs nothing.
+The engine's events become the endpoint's outputs here. A stream is forgotten when both sides are over and all its bytes are
+consumed. Keep-alive: when nothing was heard for a while a PING goes out; while stream data flows the while is short, and it
+doubles with every PING up to the usual interval, so that a stream which stays open and silent costs nothing.
 
 Spec: docs/spec/02-transport.md, sections "Streams" and "Timers".
 """
@@ -63,7 +63,14 @@ class Connection:
     """The machine for one connection; the endpoint routes datagrams and timers to it."""
 
     def __init__(
-        self, handle: ConnectionHandle, engine: EngineConnection, config: EndpointConfig, now: float, address: Address, *, is_client: bool
+        self,
+        handle: ConnectionHandle,
+        engine: EngineConnection,
+        config: EndpointConfig,
+        now: float,
+        address: Address,
+        *,
+        is_client: bool,
     ) -> None:
         self.handle = handle
         self.engine = engine

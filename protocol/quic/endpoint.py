@@ -1,10 +1,10 @@
 """The sans-IO QUIC endpoint: datagrams in and out, connections by connection id, timers, and the bounds on strangers.
 
-`handle_datagrams` groups what came by connection and hands it on; a first Initial packet of a stranger makes a connection when the bounds
-allow it, and is forgotten at once when it does not decrypt. Anything else that fits no connection is counted and ignored. `flush` builds
-the datagrams of every connection that was touched since the last call, so a caller handles a whole batch and flushes once. After every
-call the outputs are drained with `next_output` until none is left. The connection ids, TLS randoms and packet protection draw on the
-library's own entropy; what is handed in is the certificate.
+`handle_datagrams` groups what came by connection and hands it on; a first Initial packet of a stranger makes a connection when
+the bounds allow it, and is forgotten at once when it does not decrypt. Anything else that fits no connection is counted and
+ignored. `flush` builds the datagrams of every connection that was touched since the last call, so a caller handles a whole
+batch and flushes once. After every call the outputs are drained with `next_output` until none is left. The connection ids, TLS
+randoms and packet protection draw on the library's own entropy; what is handed in is the certificate.
 
 Source: RFC 9000.
 Spec: docs/spec/02-transport.md.
@@ -176,14 +176,16 @@ class Endpoint:
     def _admit(self, received: Received, cid: bytes, now: float) -> Connection | None:
         """Make a server connection for a first Initial packet, when the bounds allow one more.
 
-        A Retry that proves the sender's address before anything is kept belongs here, for the time when handshakes are over an allowance.
+        A Retry, which proves the sender's address before anything is kept, belongs here for the time when strangers are many.
         """
         data, config = received.data, self.config
         is_initial = data[0] & 0xF0 == 0xC0 and int.from_bytes(data[1:5], "big") == QUIC_VERSION_1
         if not is_initial or len(data) < INITIAL_DATAGRAM_BYTES_MIN or len(cid) < CLIENT_CID_BYTES_MIN:
             return None
         prefix = _prefix(received.address)
-        strangers = [connection for connection in self._connections.values() if not connection.established and not connection.is_client]
+        strangers = [
+            connection for connection in self._connections.values() if not connection.established and not connection.is_client
+        ]
         from_prefix = sum(1 for connection in strangers if _prefix(connection.address) == prefix)
         if (
             len(self._connections) >= config.connections_max
@@ -257,7 +259,9 @@ class Endpoint:
             LocalProtocolError: OVERLOADED when the endpoint has all the connections it may have.
         """
         if len(self._connections) >= self.config.connections_max:
-            raise LocalProtocolError(ErrorCode.OVERLOADED, f"{self.config.connections_max} connections are open, the most allowed")
+            raise LocalProtocolError(
+                ErrorCode.OVERLOADED, f"{self.config.connections_max} connections are open, the most allowed"
+            )
         engine = self._engine.connect(self._setup, address, self._verify_expected(expected), now)
         connection = Connection(self._next_handle(), engine, self.config, now, address, is_client=True)
         connection.local = local
@@ -277,7 +281,9 @@ class Endpoint:
         return stream
 
     def send(self, handle: ConnectionHandle, stream: int, data: bytes | memoryview, end: bool = False) -> int:
-        """Queue stream bytes and return how many were taken; when not all, `StreamWritable` follows and `end` is still to be said.
+        """Queue stream bytes and return how many were taken.
+
+        When that is not all, `end` was not said either, and `StreamWritable` follows.
 
         Raises:
             LocalProtocolError: UNREACHABLE when the connection is closed, CANCELLED when this side of the stream is over.

@@ -1,10 +1,10 @@
 """The fast engine: qh3, whose packet core is compiled, behind the seam.
 
-The connection class of the library is extended, not patched: TLS is mutual (`qh3_tls`), unidirectional streams are refused, and padding
-behind the last packet of a datagram counts toward the anti-amplification allowance. The core grants flow-control credit when its events
-are taken, so back-pressure is to leave them: once the bytes that the application has not consumed reach the connection's window, no
-further event is taken until it consumes. The names used are private to qh3, so the version is pinned, checked on import, and each name
-stands under a test (tests/protocol/quic/test_private_names.py).
+The connection class of the library is extended, not patched: TLS is mutual (`qh3_tls`), unidirectional streams are refused, and
+padding behind the last packet of a datagram counts toward the anti-amplification allowance. The core grants flow-control credit
+when its events are taken, so back-pressure is to leave them: once the bytes that the application has not consumed reach the
+connection's window, no further event is taken until it consumes. The names used are private to qh3, so the version is pinned,
+checked on import, and each name stands under a test (tests/protocol/quic/test_private_names.py).
 
 Source: RFC 9000, RFC 9001, RFC 9221; qh3 2.1.0.
 Spec: docs/spec/02-transport.md.
@@ -23,6 +23,7 @@ from qh3.quic.packet import QuicPacketType
 from qh3.quic.tls_bridge import QuicTlsBridgeError
 
 from protocol.errors import ErrorCode, LocalProtocolError
+from protocol.identity import PeerId
 from protocol.quic.qh3_tls import MutualBridge, tls
 from protocol.quic.seam import (
     ALPN,
@@ -75,9 +76,17 @@ _FIXED_BIT = 0x40
 """Set in the first byte of every packet (RFC 9000 section 17); a byte without it is padding behind the last packet."""
 
 _FAULTS = (
-    QuicConnectionError, QuicTlsBridgeError, tls.Alert, ValueError, RuntimeError, AssertionError, LookupError, TypeError, AttributeError,
+    QuicConnectionError,
+    QuicTlsBridgeError,
+    tls.Alert,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    LookupError,
+    TypeError,
+    AttributeError,
     OverflowError,
-)  # fmt: skip
+)
 """What the library may raise over a peer's bytes; each ends that connection and nothing else."""
 
 if (installed := importlib.metadata.version("qh3")) != VERSION:
@@ -88,7 +97,12 @@ if (installed := importlib.metadata.version("qh3")) != VERSION:
 class GuardedConnection(QuicConnection):  # type: ignore[misc]
     """qh3's connection with the libp2p handshake, our limits, and events that are left in the core while the reader is behind."""
 
-    def __init__(self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None) -> None:
+    _core: Any
+    _tls: Any
+
+    def __init__(
+        self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None
+    ) -> None:
         super().__init__(configuration=configuration, original_destination_connection_id=original_cid)
         self.normal: deque[EngineEvent] = deque()
         self.closed: Closed | None = None
@@ -103,6 +117,11 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         return self._core
 
     @property
+    def peer_id(self) -> PeerId | None:
+        """Who the peer's certificate proves it is."""
+        return self._tls.tls.peer_id if self._tls is not None else None
+
+    @property
     def handshake_confirmed(self) -> bool:
         """Whether both sides know that the handshake is over."""
         return bool(self._handshake_confirmed and self._handshake_complete)
@@ -110,7 +129,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
     @property
     def frame_room_bytes(self) -> int:
         """The largest DATAGRAM content the peer takes; 0 when it takes none."""
-        return min(self._remote_max_datagram_frame_size or 0, self._configuration.max_datagram_size - PACKET_OVERHEAD_BYTES)
+        return min(int(self._remote_max_datagram_frame_size or 0), self._config.datagram_bytes_max - PACKET_OVERHEAD_BYTES)
 
     def receive(self, datagrams: Sequence[bytes], address: Address, now: float) -> None:
         """Take datagrams from one address."""
@@ -133,6 +152,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
                 return
         elif self._receive_version_negotiation(data, address, now) or self._receive_retry(data, address, now):
             return
+        core: Any = self._core
         offset = 0
         while offset < len(data):
             try:
@@ -141,7 +161,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
                 end = len(data)
             if end <= offset or (end < len(data) and not data[end] & _FIXED_BIT):
                 end = len(data)
-            report = self._core.receive_datagram(data[offset:end], address, now, len(data))
+            report = core.receive_datagram(data[offset:end], address, now, len(data))
             if report[2]:
                 self._learn_remote_source_cid(data[offset:end])
             self.drain()
@@ -199,15 +219,23 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
                 self._core.handshake_confirmed()
             case "crypto_data":
                 self._take_crypto(native)
+            case _:
+                self._take_end(native)
+
+    def _take_end(self, native: tuple[Any, ...]) -> None:
+        match native[0]:
             case "peer_closed":
                 code = application_code(native[2]) if native[1] else transport_code(native[2])
                 self.closed = Closed(code, native[4].decode("utf-8", "replace"), local=False)
             case "protocol_error":
                 self.closed = Closed(transport_code(native[1]), str(native[3]), local=True)
             case "connection_terminated":
-                reason = native[3].decode("utf-8", "replace")
-                if reason == "Idle timeout":
-                    reason = f"nothing was heard for {self._config.idle_timeout_s:g} s"
+                is_idle = native[3] == b"Idle timeout"
+                reason = (
+                    f"nothing was heard for {self._config.idle_timeout_s:g} s"
+                    if is_idle
+                    else "the peer knows nothing of the connection"
+                )
                 self.closed = Closed(ErrorCode.IDLE, reason, local=True)
             case _:
                 pass  # credit, migration and path events need no answer
@@ -234,7 +262,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         config = self._config
         self._core = QuicConnectionCore(
             self._is_client,
-            self._version,
+            QUIC_VERSION_1,
             ("0.0.0.0", 0) if len(remote_addr) == 2 else ("::", 0, 0, 0),  # noqa: S104  (a name for "this side", never bound)
             remote_addr,
             self.host_cid,
@@ -266,18 +294,19 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         self._pre_handshake_state_replayed = False
 
     def _create_tls(self, remote_source_cid: bytes | None) -> MutualBridge:
-        self._tls = MutualBridge(
+        bridge = MutualBridge(
             self._configuration,
             self._config,
             self._verify,
             self._set_version,
-            version=self._version,
+            version=QUIC_VERSION_1,
             local_initial_source_connection_id=self.host_cid,
             remote_initial_source_connection_id=remote_source_cid,
             original_destination_connection_id=self._original_destination_connection_id,
             retry_source_connection_id=self._retry_source_connection_id,
         )
-        return self._tls
+        self._tls = bridge
+        return bridge
 
 
 class Qh3Connection:
@@ -365,7 +394,7 @@ class Qh3Connection:
         """See EngineConnection."""
         quic = self._quic
         if not self._established and quic.handshake_confirmed and quic.closed is None:
-            peer_id = quic.tls.peer_id
+            peer_id = quic.peer_id
             assert peer_id is not None, "a handshake is over and the peer unknown"
             self._established = True
             return HandshakeFinished(peer_id)

@@ -1,9 +1,10 @@
 """Mutual TLS for qh3, whose server never asks for a client certificate.
 
-The server side of the library's TLS context gains three states: it writes a CertificateRequest right behind EncryptedExtensions, takes
-exactly one certificate and the proof of its key, and only then the client's Finished. The library's own `_server_handle_hello` runs
-unchanged but for one of its helpers, which is replaced in a copy of the function's globals, so nothing of the library is patched for other
-users in the process. Both sides hand the peer's certificate to a verifier while the handshake runs.
+The server side of the library's TLS context gains three states: it writes a CertificateRequest right behind
+EncryptedExtensions, takes exactly one certificate and the proof of its key, and only then the client's Finished. The library's
+own `_server_handle_hello` runs unchanged but for one of its helpers, which is replaced in a copy of the function's globals, so
+nothing of the library is patched for other users in the process. Both sides hand the peer's certificate to a verifier while the
+handshake runs.
 
 Source: RFC 8446 sections 4.3.2, 4.4.2 and 4.4.3; qh3 2.1.0 `qh3/tls.py`.
 Spec: docs/spec/02-transport.md.
@@ -15,9 +16,8 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-import qh3.tls  # the package hides the module of that name behind a class, hence sys.modules below
+import qh3.tls  # noqa: F401  (the package hides the module of that name behind a class, hence sys.modules below)
 from qh3._hazmat import Buffer
-from qh3._hazmat import Certificate as X509Certificate
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.packet import pull_quic_transport_parameters, push_quic_transport_parameters
 from qh3.quic.tls_bridge import QuicTlsBridge
@@ -29,7 +29,7 @@ from protocol.quic.seam import EngineConfig, VerifyPeer
 tls: Any = sys.modules["qh3.tls"]
 
 SIGNATURE_ALGORITHMS = (0x0403, 0x0503, 0x0603, 0x0804, 0x0805, 0x0806, 0x0807)
-"""Algorithms a peer's certificate key may sign with: ECDSA P-256/384/521, RSA-PSS 256/384/512, Ed25519 (RFC 8446 section 4.2.3)."""
+"""How a peer's certificate key may sign: ECDSA P-256/384/521, RSA-PSS 256/384/512, Ed25519 (RFC 8446 section 4.2.3)."""
 
 HANDSHAKE_MESSAGE_BYTES_MAX = 16384
 """Largest handshake message taken from a client, in bytes; a flight with one certificate needs less than 5,000."""
@@ -65,6 +65,7 @@ class MutualContext(tls.Context):  # type: ignore[misc]
     """
 
     verify: VerifyPeer
+    _receive_buffer: bytes
     peer_id: PeerId | None = None
     refusal: RemoteProtocolError | None = None
     _awaited: int = int(tls.HandshakeType.CERTIFICATE)
@@ -140,13 +141,19 @@ class MutualBridge(QuicTlsBridge):  # type: ignore[misc]
     """The library's TLS half of a connection, with a `MutualContext` and the limits of `EngineConfig`."""
 
     def __init__(
-        self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, on_version: Callable[[int], None], **named: Any
+        self,
+        configuration: QuicConfiguration,
+        config: EngineConfig,
+        verify: VerifyPeer,
+        on_version: Callable[[int], None],
+        **named: Any,
     ) -> None:
         self._limits = config
         super().__init__(configuration, version_change_handler=on_version, **named)
         # The library makes the context itself; taking over its class leaves the forty settings as it made them.
-        self.tls.__class__ = MutualContext
-        self.tls.verify = verify
+        context: Any = self.tls
+        context.__class__ = MutualContext
+        context.verify = verify
 
     def serialize_transport_parameters(self) -> bytes:
         """Announce the stream limits of the configuration in place of the library's fixed 100 and 103."""

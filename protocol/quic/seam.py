@@ -1,10 +1,10 @@
 """The seam between the endpoint and a QUIC library: what an engine must do, in the endpoint's own words.
 
-An engine turns datagrams into normalised events and commands into datagrams for one connection at a time. Two engines stand behind the
-seam, one over aioquic and one over qh3; they speak the same wire, so the choice is local. An engine proves the peer's identity inside
-the TLS handshake by handing the peer's one certificate to `VerifyPeer`; it contains every exception that the peer's bytes can cause in
-the library and turns it into one `Closed`. The libraries draw their own entropy (connection ids, TLS randoms) from the operating system:
-a run with them is repeatable in its outcome, not in its bytes.
+An engine turns datagrams into normalised events and commands into datagrams for one connection at a time. Two engines stand
+behind the seam, one over aioquic and one over qh3; they speak the same wire, so the choice is local. An engine proves the
+peer's identity inside the TLS handshake by handing the peer's one certificate to `VerifyPeer`; it contains every exception that
+the peer's bytes can cause in the library and turns it into one `Closed`. The libraries draw their own entropy (connection ids,
+TLS randoms) from the operating system: a run with them is repeatable in its outcome, not in its bytes.
 
 Spec: docs/spec/02-transport.md.
 """
@@ -30,7 +30,7 @@ CONNECTION_ID_BYTES = 8
 """Length of the connection ids that this side issues: 64 bits, the length both libraries use by default."""
 
 TIMER_SLACK_S = 1e-6
-"""Added to the time of a due timer, in seconds: an exact hit can be missed by a float or a nanosecond, and the timer would stand still."""
+"""Added to the time of a due timer, in seconds: a library may miss an exact hit by rounding, and the timer would stand still."""
 
 CRYPTO_ERROR = 0x100
 """QUIC transport error codes from here to 0x1FF carry a TLS alert in the low byte (RFC 9001 section 4.8)."""
@@ -62,9 +62,9 @@ class EngineConfig:
         stream_window_bytes: credit per stream beyond what the application consumed.
         connection_window_bytes: credit per connection beyond what the application consumed; also the bound on unread bytes.
         streams_in_max: bidirectional streams the peer may have open at once; unidirectional ones are never allowed.
-        ranges_max: gaps kept in one stream's or one handshake's reassembly buffer; window / (2 * 1,200) rounded up to 256 and more.
+        ranges_max: gaps kept in one reassembly: those of a window of packets of which every other is lost.
         crypto_pending_bytes_max: handshake bytes buffered ahead of a gap; RFC 9000 section 7.5 asks for at least 4,096.
-        initial_rtt_s: the round trip assumed before the first sample; as aioquic, less than RFC 9002's 333 ms to mend loss sooner.
+        initial_rtt_s: the round trip assumed before the first sample; as aioquic, and less than RFC 9002's 333 ms.
         frames_pending_max: unsent DATAGRAM frames; more are dropped, as a full queue in the network would.
     """
 

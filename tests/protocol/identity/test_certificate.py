@@ -28,6 +28,7 @@ WALL_S = 1_700_000_000.0
 HOUR_S = 3600.0
 IDENTITY = Identity.from_seed(bytes(range(32)))
 P2P_OID = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
+RSA_KEY = rsa.generate_private_key(65537, 2048)
 SHA256 = hashes.SHA256()
 P256_KEY = ec.derive_private_key(12345, ec.SECP256R1())
 
@@ -238,10 +239,9 @@ def test_other_certificate_keys_of_tls_1_3_are_accepted(key) -> None:
 
 
 def test_rsa_certificate_key_below_the_limit_is_refused() -> None:
-    good = rsa.generate_private_key(65537, 2048)
-    assert verify_certificate(build(good), WALL_S) == IDENTITY.peer_id
+    assert verify_certificate(build(RSA_KEY), WALL_S) == IDENTITY.peer_id
     pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
-    assert verify_certificate(build(good, rsa_padding=pss), WALL_S) == IDENTITY.peer_id
+    assert verify_certificate(build(RSA_KEY, rsa_padding=pss), WALL_S) == IDENTITY.peer_id
     assert "not accepted" in refusal(build(rsa.generate_private_key(65537, 1024))).detail
 
 
@@ -250,6 +250,23 @@ def test_rsa_certificate_key_below_the_limit_is_refused() -> None:
 )
 def test_certificate_keys_that_tls_1_3_does_not_know_are_refused(key) -> None:
     assert "not accepted" in refusal(build(key)).detail
+
+
+def test_rsa_certificate_key_above_the_limit_is_refused_unused() -> None:
+    """The modulus is no product of primes: verifying with it would fail in another way."""
+    for bits, why in ((8192, "not signed by its own key"), (8208, "not accepted")):
+        large = (
+            rsa.RSAPublicNumbers(65537, (1 << bits) - 1)
+            .public_key()
+            .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        )
+        der = rebuilt(build(RSA_KEY), lambda elements, spki=large: [*elements[:6], spki, *elements[7:]])
+        assert why in refusal(der).detail
+
+
+def test_signature_with_another_hash_than_sha_2_of_256_bits_or_more_is_refused() -> None:
+    for digest in (hashes.SHA224(), hashes.SHA3_256()):
+        assert "not accepted" in refusal(build(digest=digest)).detail
 
 
 def test_certificate_over_the_size_limit_is_refused_unread() -> None:

@@ -5,6 +5,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
+
 from protocol.errors import LocalProtocolError
 from protocol.identity import Identity, PeerId, TlsCertificate, make_certificate, verify_certificate
 from protocol.quic import choose_engine
@@ -21,8 +23,6 @@ from protocol.quic.events import (
     StreamOpened,
     Transmit,
 )
-
-import pytest
 
 WALL_S = 1_800_000_000.0
 DIALLER = ("192.0.2.1", 4001)
@@ -68,7 +68,9 @@ class Side:
 class Pair:
     """A dialler and a listener; `run` moves the clock until nothing is left to do or the time is over."""
 
-    def __init__(self, engines="aa", *, delay_s=0.01, loss=0.0, seed=1, config=None, dialler_certificate=None, listener_certificate=None):
+    def __init__(
+        self, engines="aa", *, delay_s=0.01, loss=0.0, seed=1, config=None, dialler_certificate=None, listener_certificate=None
+    ):
         self.now = 1000.0
         self.delay_s = delay_s
         self.loss = loss
@@ -82,7 +84,11 @@ class Pair:
             identity = Identity.from_seed(bytes([index + 1]) * 32)
             certificate = (dialler_certificate, listener_certificate)[index] or certificate_of(identity)
             endpoint = Endpoint(
-                engine_of(letter), certificate, identity.peer_id, lambda der: verify_certificate(der, WALL_S), config or EndpointConfig()
+                engine_of(letter),
+                certificate,
+                identity.peer_id,
+                lambda der: verify_certificate(der, WALL_S),
+                config or EndpointConfig(),
             )
             self.sides.append(Side(identity, endpoint, (DIALLER, LISTENER)[index]))
         self.dialler, self.listener = self.sides

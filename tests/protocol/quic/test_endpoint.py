@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from pair import LISTENER, WALL_S, Pair, certificate_of
 
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import Identity
@@ -16,7 +17,6 @@ from protocol.quic.events import (
     StreamWritable,
 )
 from protocol.quic.seam import EngineConfig
-from pair import LISTENER, WALL_S, Pair, certificate_of
 
 COMBOS = ("aa", "qq", "aq", "qa")
 MIB = 1024 * 1024
@@ -226,7 +226,11 @@ def test_a_close_is_heard_at_once_with_its_code(engines):
     start = pair.now
     pair.run(5.0, until=lambda: pair.listener.of(ConnectionClosed))
     assert pair.now - start <= 2 * pair.delay_s
-    assert (pair.listener.closed.code, pair.listener.closed.reason, pair.listener.closed.local) == (ErrorCode.GOODBYE, "leaving", False)
+    assert (pair.listener.closed.code, pair.listener.closed.reason, pair.listener.closed.local) == (
+        ErrorCode.GOODBYE,
+        "leaving",
+        False,
+    )
     assert pair.dialler.closed.local
     assert pair.dialler.endpoint.n_connections == pair.listener.endpoint.n_connections == 0
     pair.run(5.0)
