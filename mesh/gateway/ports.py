@@ -74,7 +74,7 @@ class RouteReport(Protocol):
 
     @property
     def chosen(self) -> PeerId | None:
-        """Who answered, or None."""
+        """Who answered; before that, who was ranked first; None where nobody is able to."""
 
     @property
     def predicted_s(self) -> float | None:
@@ -82,7 +82,7 @@ class RouteReport(Protocol):
 
     @property
     def measured_s(self) -> float | None:
-        """Measured time to the first output."""
+        """Measured time to the first output, None before it."""
 
     @property
     def hops(self) -> int:

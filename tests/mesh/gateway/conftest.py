@@ -20,6 +20,7 @@ from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
 from protocol.inference import (
     Accepted,
+    Failed,
     Feature,
     Finished,
     InferenceRequest,
@@ -178,7 +179,7 @@ class LocalAnswer:
         async for reply in self.replies:
             if isinstance(reply, Accepted):
                 continue
-            if self.route.measured_s is None:
+            if self.route.measured_s is None and not isinstance(reply, Failed):
                 self.route = replace(self.route, measured_s=trio.current_time() - self.started_at)
             yield reply
 
