@@ -121,7 +121,7 @@ class Answer:
             self.fault = error
             return Failed(ErrorCode.ENGINE_FAILED, f"the peer broke the protocol: {error}")
         except StreamReset as error:
-            return Failed(_failure_of(error.code), f"the peer broke off: {error}")
+            return Failed(_FAILURES.get(error.code, ErrorCode.INTERNAL), f"the peer broke off: {error}")
         except ConnectionLost as error:
             return Failed(ErrorCode.UNREACHABLE, f"lost the connection to the peer: {error}")
         self._stream.reset(ErrorCode.DEADLINE_EXCEEDED)
@@ -144,7 +144,8 @@ class Answer:
         return reply
 
 
-def _failure_of(code: int) -> ErrorCode:
-    """Return the error a reset by the peer stands for: its code, unless that is unknown or says nothing of a failure."""
-    known = {each.value: each for each in ErrorCode if each not in {ErrorCode.NO_ERROR, ErrorCode.CANCELLED}}
-    return known.get(code, ErrorCode.ENGINE_FAILED)
+_FAILURES = {code.value: code for code in ErrorCode} | {
+    ErrorCode.NO_ERROR: ErrorCode.ENGINE_FAILED,
+    ErrorCode.CANCELLED: ErrorCode.ENGINE_FAILED,
+}
+"""The error that a reset by the peer stands for. We did not cancel, and an answer without an end is no answer."""

@@ -4,7 +4,7 @@ The verifier hands back the fields of a message in the order of its schema, and 
 layouts generated from the schemas, as are the numbers of features, data types and events. What is left to do here is to check
 ranges that a schema cannot say, and to put the fields into values. The body and the data of tensors are views into the message,
 which they keep alive; nothing is copied. Where bytes decode to a value out of its range the error is MALFORMED; where they name
-something a newer version may know (a feature, a data type, an event, an error code) it is UNSUPPORTED; a bound that is passed is
+something a newer version may know (a feature, a data type, an event) it is UNSUPPORTED; a bound that is passed is
 TOO_LARGE.
 
 Source: FlatBuffers, "FlatBuffer internals".
@@ -90,6 +90,7 @@ _DATA_TYPES: dict[int, tuple[str, int]] = {
     DataType.Float32: ("f4", 4),
     DataType.Float64: ("f8", 8),
 }
+_ERROR_CODES = {code.value: code for code in ErrorCode}
 _DATA_TYPE_NUMBERS = {name: (number, size) for number, (name, size) in _DATA_TYPES.items()}
 
 DATA_TYPES = frozenset(_DATA_TYPE_NUMBERS)
@@ -225,10 +226,8 @@ def _read_failed(fields: tuple[Any, ...]) -> Failed:
     code, message, retry_after_ms = fields
     if code == ErrorCode.NO_ERROR:
         raise _malformed("a failure without an error code")
-    try:
-        known = ErrorCode(code)
-    except ValueError as fault:
-        raise _unsupported(f"error code {code:#x}") from fault
+    # A code of a newer version is taken as INTERNAL (docs/spec/00-conventions.md, ISO-CONV-010).
+    known = _ERROR_CODES.get(code, ErrorCode.INTERNAL)
     if retry_after_ms > DURATION_MAX_S * 1e3:
         raise _malformed(f"advice to retry after {retry_after_ms} ms")
     return Failed(known, message, retry_after_ms / 1e3)

@@ -553,7 +553,7 @@ async def test_a_peer_that_takes_no_request_fails_the_answer_at_the_deadline(aut
         (ErrorCode.TOO_LARGE, ErrorCode.TOO_LARGE),
         (ErrorCode.NO_ERROR, ErrorCode.ENGINE_FAILED),
         (ErrorCode.CANCELLED, ErrorCode.ENGINE_FAILED),
-        (0xFFFF, ErrorCode.ENGINE_FAILED),
+        (0xFFFF, ErrorCode.INTERNAL),
     ],
 )
 async def test_a_reset_by_the_peer_fails_the_answer(code: int, told: ErrorCode) -> None:

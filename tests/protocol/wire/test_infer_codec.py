@@ -144,7 +144,6 @@ def test_request_values_are_held_to_their_ranges(change: dict[str, Any], code: E
         ((5, ((), 0, 0, 3_600_000_001, 0)), ErrorCode.MALFORMED),
         ((5, ((), 0, 0, 0, 3_600_000_001)), ErrorCode.MALFORMED),
         ((6, (0, "", 0)), ErrorCode.MALFORMED),
-        ((6, (0x7F, "", 0)), ErrorCode.UNSUPPORTED),
         ((6, (0x101, "", 3_600_000)), None),
         ((6, (0x101, "", 3_600_001)), ErrorCode.MALFORMED),
     ],
@@ -157,6 +156,11 @@ def test_reply_values_are_held_to_their_ranges(event: tuple[int, Any], code: Err
     with pytest.raises(RemoteProtocolError) as caught:
         decode_reply(data)
     assert caught.value.code is code
+
+
+def test_a_failure_of_a_newer_version_is_internal() -> None:
+    reply = decode_reply(write_message(REPLY, ((6, (0x7F, "odd", 0)),)))
+    assert reply == Failed(ErrorCode.INTERNAL, "odd")
 
 
 GOOD = InferenceRequest(bytes(16), Feature.CHAT, "m", b"{}")
