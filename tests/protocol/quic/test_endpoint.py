@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from pair import LISTENER, WALL_S, Pair, certificate_of
+from quic_pair import LISTENER, WALL_S, Pair, certificate_of
 
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import Identity
