@@ -24,7 +24,8 @@ class TestAioquic:
         "name",
         [
             "_local_max_streams_bidi", "_local_max_streams_uni", "_local_max_data", "_handshake_confirmed", "_state",
-            "_close_event", "_loss", "_remote_max_datagram_frame_size", "_max_datagram_size", "_datagrams_pending", "_remote_max_streams_bidi",
+            "_close_event", "_loss", "_remote_max_datagram_frame_size", "_max_datagram_size",
+            "_datagrams_pending", "_remote_max_streams_bidi",
             "_local_next_stream_id_bidi", "_streams", "_is_client", "_packet_number", "_crypto_streams", "_configuration",
             "host_cid",
         ],
@@ -101,7 +102,8 @@ class TestQh3:
         connection = QuicConnection(configuration=QuicConfiguration(is_client=True))
         names = {
             "_core", "_tls", "_events", "_handshake_complete", "_handshake_confirmed", "_created_local_stream_ids",
-            "_remote_addr", "_version", "_is_client", "_retry_source_connection_id", "_original_destination_connection_id", "_configuration",
+            "_remote_addr", "_version", "_is_client", "_retry_source_connection_id", "_original_destination_connection_id",
+            "_configuration",
             "_applied_transport_parameters", "_pre_handshake_state_replayed", "_remote_max_datagram_frame_size", "host_cid",
         }  # fmt: skip
         assert names <= set(vars(connection))
