@@ -359,6 +359,7 @@ async def test_an_engine_that_answers_rubbish_fails_the_answer(replies: tuple[Re
     last = outcome.replies[-1]
     assert isinstance(last, Failed)
     assert last.code is ErrorCode.ENGINE_FAILED
+    assert outcome.fault is None, "the rubbish reached the requester"
     assert script.left.is_set()
 
 
@@ -438,14 +439,16 @@ async def test_a_bad_request_gets_one_error(
     here, there = stream_pair()
     script = says(*GOOD)
     served: list[Served] = []
+    began_s = trio.current_time()
 
     async def serve() -> None:
-        served.append(await serve_stream(there, script.handle))
+        served.append(await serve_stream(there, script.handle, ServeLimits(request_read_s=3.0)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
         await speak(here, sent, eof=eof)
         (reply,) = await read_all(here)
+    assert trio.current_time() - began_s == (3.0 if code is ErrorCode.IDLE else 0.0)
     assert isinstance(reply, Failed)
     assert reply.code is code
     assert script.requests == []
@@ -482,7 +485,9 @@ async def test_a_requester_that_never_reads_its_refusal_is_reset(autojump_clock:
     here, there = stream_pair()
     there.outgoing.data += bytes(BUFFER_BYTES)
     await speak(here, b"")
+    began_s = trio.current_time()
     served = await serve_stream(there, says().handle, ServeLimits(farewell_s=2.0))
+    assert trio.current_time() - began_s == 2.0
     assert served.end is None
     assert there.codes == [ErrorCode.MALFORMED]
     assert here.incoming.broken is not None
