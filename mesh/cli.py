@@ -143,10 +143,13 @@ def up(
         isochrone up --bootstrap /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3KooW…
         isochrone up --state-dir /tmp/a --gateway 127.0.0.1:0 --json
     """
+    given = locals()
+    settings = read_config({name: given[name] for name in SETTINGS}, config)
+    # After the settings are known to be right: these imports take most of a second.
+    from mesh.service import run_node
     from mesh.up import run_up
 
-    given = locals()
-    return run_up(read_config({name: given[name] for name in SETTINGS}, config), as_json=as_json)
+    return run_up(settings, run_node, as_json=as_json)
 
 
 def read_config(flags: dict[str, object], config_file: Path | None) -> NodeConfig:
@@ -317,11 +320,10 @@ def start_testnet(
         isochrone testnet --preset continents --nodes 8
         isochrone testnet --topology my-sites.toml --for 60 --json
     """
-    from mesh.testnet.command import run_testnet
+    from mesh.testnet.command import choose_topology, run_testnet
 
-    return run_testnet(
-        preset=preset, topology_file=topology, nodes=nodes, engines=engine, directory=directory, for_s=for_s, as_json=as_json
-    )
+    chosen = choose_topology(preset, topology, nodes, engine)
+    return run_testnet(chosen, directory=directory, for_s=for_s, as_json=as_json)
 
 
 @app.command

@@ -5,6 +5,8 @@ variables, the TOML file, the default. `SETTINGS` lists every setting once, with
 derived from it. A key nobody knows is refused, with the nearest known one as a suggestion, because a misspelt setting that is
 ignored costs more than a node that does not start. Every refusal is a `ConfigError` that names the key, the value, where it was
 found and what to do.
+
+Spec: docs/configuration.md.
 """
 
 import difflib
@@ -203,7 +205,12 @@ def parse_host_port(text: str) -> HostPort:
     return HostPort(host, int(port_text))
 
 
-def _engine(text: str) -> str:
+def parse_engine(text: str) -> str:
+    """Check one engine: a kind, a kind with a part, or the base URL of a server.
+
+    Raises:
+        ValueError: with what to write instead.
+    """
     if "://" not in text:
         kind, _, part = text.partition(":")
         if kind not in ENGINE_KINDS or (text != kind and (kind == "none" or not _ENGINE_PART.fullmatch(part))):
@@ -249,7 +256,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "announce": _Setting(_dialable, ADDRESSES_MAX),
     "bootstrap": _Setting(_dialable, BOOTSTRAP_MAX),
     "gateway": _Setting(parse_host_port),
-    "engine": _Setting(_engine, ENGINES_MAX),
+    "engine": _Setting(parse_engine, ENGINES_MAX),
     "quic_engine": _Setting(_one_of(QUIC_ENGINES)),
     "grace_s": _Setting(_seconds, numeric=True),
     "log_level": _Setting(_one_of(LOG_LEVELS)),

@@ -12,16 +12,16 @@ from rich.text import Text
 
 PEER_COLUMNS = (
     "peer_id",
-    "name",
-    "state",
+    "standing",
+    "why",
     "rtt_s",
     "rtt_source",
     "jitter_s",
+    "loss",
     "models",
     "running",
     "waiting",
-    "queue_s",
-    "addresses",
+    "draining",
 )
 MODEL_COLUMNS = ("id", "model", "features", "context_length", "precision", "engine", "peers", "peer_ids", "best_rtt_s")
 CANDIDATE_COLUMNS = (

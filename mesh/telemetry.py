@@ -63,6 +63,9 @@ RATIO_BUCKETS = (0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0
 OTHER = "other"
 """The label of everything past a bound."""
 
+ABORTED = "aborted"
+"""The result of a request that ended before anybody said how."""
+
 LogFormat = Literal["console", "json"]
 """For people, or one JSON object on each line."""
 
@@ -75,7 +78,7 @@ class RequestOutcome:
         feature: what was asked for.
         stream: whether it was to come in pieces.
         model: the model's id, None while no peer was found for it, so that invented names make no labels.
-        result: "ok", "client_gone", or the code of the error.
+        result: "ok", "client_gone", the code of the error, or "aborted" where the gateway stopped or failed first.
         first_output_s: from the complete request to the first event, None where there was none.
         predicted_s: what routing expected for that, on the mesh's side.
         measured_s: what it was there.
@@ -87,7 +90,7 @@ class RequestOutcome:
     feature: Feature
     stream: bool
     model: str | None = None
-    result: str = "client_gone"
+    result: str = ABORTED
     first_output_s: float | None = None
     predicted_s: float | None = None
     measured_s: float | None = None

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 
 import trio
 from rich.console import Console
@@ -19,14 +20,23 @@ EXIT_SIGNAL_BASE = 128
 """A process ended by a signal is reported as 128 plus its number (POSIX shells)."""
 
 
-def run_up(config: NodeConfig, *, as_json: bool) -> int:
+RunNode = Callable[[NodeConfig, Callable[[Ready], None], trio.Event], Awaitable[None]]
+"""What runs a node: calls back once when it is ready, and returns after the event was set and the node has drained."""
+
+
+def run_up(config: NodeConfig, run_node: RunNode, *, as_json: bool) -> int:
     """Run a node and return the program's exit code: 0 after a drain, 128 + signal when the second signal cut it short.
+
+    Args:
+        config: what the node is told.
+        run_node: `mesh.service.run_node`.
+        as_json: print one JSON line when ready, and nothing else on stdout.
 
     Raises:
         StartError: if the node cannot start.
     """
     try:
-        return trio.run(_up, config, as_json)
+        return trio.run(_up, config, run_node, as_json)
     except* StartError as errors:
         reason: BaseException = errors
         while isinstance(reason, BaseExceptionGroup):
@@ -34,9 +44,7 @@ def run_up(config: NodeConfig, *, as_json: bool) -> int:
         raise reason from None
 
 
-async def _up(config: NodeConfig, as_json: bool) -> int:
-    from mesh.service import run_node
-
+async def _up(config: NodeConfig, run_node: RunNode, as_json: bool) -> int:
     shutdown = trio.Event()
     forced_by = 0
     is_ready = False

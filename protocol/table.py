@@ -126,7 +126,8 @@ class PeerTable:
         self._hashes: list[bytes | None] = [None] * BUCKETS
         self._heard: dict[PeerId, float] = {}  # when a record of the peer was last accepted, the longest unheard first
         self._tombstones: dict[RecordKey, _Tombstone] = {}
-        self._order: list[tuple[PeerId, RecordKind]] | None = None
+        self._order: list[tuple[PeerId, RecordKind]] | None = None  # sorted; None when it has to be sorted again
+        self._cards: list[Record] | None = None  # asked for with every request, changed seldom
 
     def __len__(self) -> int:
         """How many records are held."""
@@ -143,7 +144,9 @@ class PeerTable:
 
     def cards(self) -> list[Record]:
         """All cards, in the order of peer ids; their payloads are `Card`s."""
-        return [self._entries[place].record for place in self._ordered() if place[1] is RecordKind.CARD]
+        if self._cards is None:
+            self._cards = [self._entries[place].record for place in self._ordered() if place[1] is RecordKind.CARD]
+        return list(self._cards)
 
     def peers(self) -> list[PeerId]:
         """Everybody of whom a record is held, this node included if it published, in order."""
@@ -236,6 +239,8 @@ class PeerTable:
         entry = _Entry(record, key, forget_at_s)
         if older is None:
             self._order = None
+        if record.kind is RecordKind.CARD:
+            self._cards = None
         self._entries[place] = entry
         self._by_key[key] = entry
         bucket = bucket_of(key, record.kind)
@@ -245,6 +250,7 @@ class PeerTable:
     def _drop(self, place: tuple[PeerId, RecordKind]) -> Record:
         entry = self._entries.pop(place)
         self._order = None
+        self._cards = None
         key, kind = entry.key, entry.record.kind
         if self._by_key.get(key) is entry:
             del self._by_key[key]

@@ -279,7 +279,7 @@ class OpenAIEngine:
                 yield chunk
                 patience_s = min(first_s_max, self._config.idle_s_max)
         finally:
-            await _unwind(chunks)
+            await unwind(chunks)
 
     @asynccontextmanager
     async def _open(self, method: str, path: str, content: bytes | None, answer_s_max: float) -> AsyncIterator[httpx.Response]:
@@ -307,7 +307,7 @@ def _reason(error: httpx.HTTPError) -> str:
     return str(error) or type(error).__name__
 
 
-async def _unwind(chunks: AsyncIterator[bytes]) -> None:
+async def unwind(chunks: AsyncIterator[bytes]) -> None:
     """End a body that is not read to its end.
 
     The HTTP client nests several async generators, and closing the outermost leaves the inner ones to the garbage collector.

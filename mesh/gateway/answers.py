@@ -173,6 +173,7 @@ class _ToolCall:
     arguments: list[str] = field(default_factory=list)
 
     def whole(self) -> Json:
+        """The tool call."""
         return {**self.fields, "function": {"name": self.name, "arguments": "".join(self.arguments)}}
 
 
@@ -187,6 +188,7 @@ class _Choice:
     finish_reason: str | None = None
 
     def text(self, name: str) -> str | None:
+        """One text field, or None where no piece of it came."""
         return "".join(self.texts[name]) if name in self.texts else None
 
 

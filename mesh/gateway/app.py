@@ -130,18 +130,18 @@ class Pages:
 def build_app(pages: Pages, refused: Callable[[str], None]) -> Starlette:
     """Put the pages at their paths; `refused` hears the code of every refusal made before the mesh was asked."""
 
-    async def on_api_error(_request: Request, error: Exception) -> Response:
+    async def _on_api_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         refused(error.code)
         return error.response()
 
-    async def on_http_error(_request: Request, error: Exception) -> Response:
+    async def _on_http_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
         refused(code)
         return ApiError(error.status_code, code, f"{error.detail}.", retry=False).response(dict(error.headers or {}))
 
-    async def on_internal_error(_request: Request, _error: Exception) -> Response:
+    async def _on_internal_error(_request: Request, _error: Exception) -> Response:
         return ApiError(500, "internal", "The gateway failed; its log says why.").response()
 
     app = Starlette(
@@ -158,7 +158,7 @@ def build_app(pages: Pages, refused: Callable[[str], None]) -> Starlette:
             Route("/mesh/models", pages.mesh_models, methods=["GET"]),
             Route("/mesh/explain/{request_id}", pages.mesh_explain, methods=["GET"]),
         ],
-        exception_handlers={ApiError: on_api_error, HTTPException: on_http_error, 500: on_internal_error},
+        exception_handlers={ApiError: _on_api_error, HTTPException: _on_http_error, 500: _on_internal_error},
     )
     app.router.redirect_slashes = False  # a redirect would repeat the client's Host header
     return app

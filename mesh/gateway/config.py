@@ -44,7 +44,7 @@ class GatewayConfig:
     """
 
     host: str = "127.0.0.1"
-    port: int = 8642
+    port: int = 8421
     allow_remote: bool = False
     allowed_hosts: tuple[str, ...] = ()
     header_bytes_max: int = 16 * KIB

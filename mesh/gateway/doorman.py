@@ -3,7 +3,8 @@
 It lets through HTTP/1 requests whose `Host` is one of ours (a page in a browser that was led here by DNS rebinding has another)
 and whose `Origin` is absent or ours. It reads the whole body before anything else runs, within limits of size, of time and of
 all bodies together, since the server beneath cannot finish an answer while unread body is queued. What it refuses it still
-reads for a while, so that a client that writes first and reads later gets to see the refusal. It gives each request its id.
+reads for a while, so that a client that writes first and reads later gets to see the refusal. It gives each request its id, and
+every answer the headers that say where it comes from.
 
 Source: CVE-2025-66414 (DNS rebinding against a loopback server); RFC 9110, section 15.5.20 (421).
 Spec: docs/gateway.md, sections "Who may call" and "Limits".
@@ -38,8 +39,9 @@ class ClientGoneError(Exception):
 class Doorman:
     """Checks requests and collects their bodies before `app` sees them."""
 
-    def __init__(self, app: ASGIApp, config: GatewayConfig, refused: Callable[[str], None]) -> None:
+    def __init__(self, app: ASGIApp, config: GatewayConfig, node: str, refused: Callable[[str], None]) -> None:
         self._app = app
+        self._node = node
         self._config = config
         self._refused = refused
         self._names = LOOPBACK_NAMES | {name.lower() for name in config.allowed_hosts} | {config.host.lower()}
@@ -54,12 +56,13 @@ class Doorman:
         request_id = secrets.token_bytes(REQUEST_ID_BYTES)
         scope["state"][REQUEST_ID_KEY] = request_id
 
-        async def send_marked(message: Message) -> None:
+        async def _send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 headers["x-request-id"] = request_id.hex()
                 headers["x-content-type-options"] = "nosniff"
                 headers.setdefault("cache-control", "no-store")
+                headers.setdefault("x-mesh-node", self._node)
             await send(message)
 
         body = _Body(receive, self._config, self._reserve)
@@ -70,10 +73,10 @@ class Doorman:
             return
         except ApiError as error:
             self._refused(error.code)
-            await self._refuse(error, body, scope, send_marked)
+            await self._refuse(error, body, scope, _send_marked)
             return
         else:
-            await self._app(scope, _replay(content, receive), send_marked)
+            await self._app(scope, _replay(content, receive), _send_marked)
         finally:
             self._held_bytes -= body.held_bytes
 
@@ -81,6 +84,13 @@ class Doorman:
         if scope["http_version"] not in HTTP_VERSIONS:
             raise ApiError(505, "http_version", "This gateway speaks HTTP/1.1.", retry=False, close=True)
         headers = Headers(scope=scope)
+        # The server stops reading headers at the limit, but not when they arrive in one piece.
+        head_bytes = (
+            len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers.raw)
+        )
+        if head_bytes > self._config.header_bytes_max:
+            message = f"The headers are larger than {self._config.header_bytes_max} bytes."
+            raise ApiError(431, "headers_too_large", message, retry=False)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _host_name(f"//{hosts[0]}") not in self._names:
             message = "The Host header names another place than this gateway; call it by 127.0.0.1, localhost or [::1]."
@@ -166,10 +176,10 @@ def _replay(content: bytes, receive: Receive) -> Receive:
     """Hand the collected body on as one message, then whatever the server says."""
     first: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
-    async def replay() -> Message:
+    async def _pass_on() -> Message:
         return first.pop() if first else await receive()
 
-    return replay
+    return _pass_on
 
 
 def _host_name(url: str, schemes: tuple[str, ...] = ("",)) -> str | None:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import trio
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mesh.gateway.answers import Frame, TextStream, WholeText, encode, fault_event, render_embeddings
 from mesh.gateway.config import GatewayConfig
@@ -22,7 +22,7 @@ from mesh.gateway.failures import ApiError, engine_fault, failure_of
 from mesh.gateway.ports import Answer, DispatcherPort
 from mesh.gateway.sanitise import Call
 from mesh.gateway.views import route_headers
-from mesh.telemetry import RequestOutcome, Telemetry
+from mesh.telemetry import ABORTED, RequestOutcome, Telemetry
 from protocol.errors import ErrorCode
 from protocol.inference import Accepted, Failed, Feature, Finished, InferenceRequest, JsonDelta, Reply, TensorsReady, TextDelta
 
@@ -48,7 +48,6 @@ class Exchange(Response):
         self._give_up_at = self._started_at + request.deadline_s + config.deadline_slack_s
         self._route_headers: dict[str, str] = {}
         self._headers_sent = False
-        self._ending = False
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Run the exchange on one connection."""
@@ -63,50 +62,45 @@ class Exchange(Response):
             self._telemetry.request_ended(self._outcome)
 
     async def _watch(self, receive: Receive, scope: trio.CancelScope) -> None:
-        """Cancel the exchange when the client goes away before its end."""
+        """Cancel the exchange when the client goes away."""
         while (await receive())["type"] != "http.disconnect":
             pass
-        # The server reports a disconnection after the last byte too, while it still tidies up inside our call to `send`.
-        if not self._ending:
-            scope.cancel()
+        if self._outcome.result == ABORTED:
+            self._outcome.result = "client_gone"
+        scope.cancel()
 
     async def _run(self, send: Send) -> None:
-        error: ApiError | None = None
+        error: ApiError | None = self._too_late()
         tail = b""
-        async with self._dispatcher.submit(self._request) as answer, _closing(answer) as events:
-            # Nothing is raised through the dispatcher's context: a nursery inside it would wrap it in a group.
-            try:
-                first = await self._first(answer, events)
-                tail = await (self._stream(first, events, send) if self._call.stream else self._collect(first, events))
-            except ApiError as caught:
-                error = caught
+        with trio.move_on_at(self._give_up_at):
+            async with self._dispatcher.submit(self._request) as answer, _closing(answer) as events:
+                # Nothing is raised through the dispatcher's context: a nursery inside it would wrap it in a group.
+                try:
+                    first = await self._first(answer, events)
+                    tail = await (self._stream(first, events, send) if self._call.stream else self._collect(first, events))
+                except ApiError as caught:
+                    error = caught
+                else:
+                    error = None
         self._outcome.result = "ok" if error is None else error.code
-        self._ending = True
-        if error is not None and not self._headers_sent:
-            await send_whole(error.status, error.headers() | self._extra_headers(), encode(error.body()), send)
-        elif self._headers_sent:
-            await send({"type": "http.response.body", "body": tail if error is None else fault_event(error), "more_body": False})
+        if self._headers_sent:
+            await _send(send, {"type": "http.response.body", "body": tail if error is None else fault_event(error)})
+        elif error is not None:
+            await _send_whole(send, error.status, error.headers() | self._extra_headers(), encode(error.body()))
         else:
-            await send_whole(200, self._extra_headers(), tail, send)
+            await _send_whole(send, 200, self._extra_headers(), tail)
 
     async def _first(self, answer: Answer, events: AsyncIterator[Reply]) -> Event:
         """Wait for the first event, and note what is known from then on, also when it is a failure."""
-        with trio.move_on_at(self._give_up_at):
-            reply = await anext(events, None)
-            while isinstance(reply, Accepted):
-                reply = await anext(events, None)
-            route = answer.route
-            self._route_headers = route_headers(route)
-            self._outcome.first_output_s = trio.current_time() - self._started_at
-            self._outcome.predicted_s, self._outcome.measured_s = route.predicted_s, route.measured_s
-            self._outcome.model = self._call.model if route.chosen is not None else None
-            return _event_of(reply)
-        raise self._too_late()
-
-    async def _next(self, events: AsyncIterator[Reply]) -> Event:
-        with trio.move_on_at(self._give_up_at):
-            return _event_of(await anext(events, None))
-        raise self._too_late()
+        event = await anext(events, None)
+        while isinstance(event, Accepted):
+            event = await anext(events, None)
+        route = answer.route
+        self._route_headers = route_headers(route)
+        self._outcome.first_output_s = trio.current_time() - self._started_at
+        self._outcome.predicted_s, self._outcome.measured_s = route.predicted_s, route.measured_s
+        self._outcome.model = self._call.model if route.chosen is not None else None
+        return _event_of(event)
 
     def _too_late(self) -> ApiError:
         return failure_of(Failed(ErrorCode.DEADLINE_EXCEEDED, f"No answer within {self._request.deadline_s:g} s."))
@@ -119,8 +113,8 @@ class Exchange(Response):
             if not self._headers_sent:
                 await self._send_stream_head(send)
             self._outcome.outputs += 1
-            await send({"type": "http.response.body", "body": chunks, "more_body": True})
-            event = await self._next(events)
+            await _send(send, {"type": "http.response.body", "body": chunks, "more_body": True})
+            event = _event_of(await anext(events, None))
         if not self._headers_sent:
             await self._send_stream_head(send)
         self._outcome.usage = event.usage
@@ -128,7 +122,7 @@ class Exchange(Response):
 
     async def _send_stream_head(self, send: Send) -> None:
         headers = MutableHeaders({"content-type": "text/event-stream; charset=utf-8", **self._extra_headers()})
-        await send({"type": "http.response.start", "status": 200, "headers": headers.raw})
+        await _send(send, {"type": "http.response.start", "status": 200, "headers": headers.raw})
         self._headers_sent = True
 
     async def _collect(self, event: Event, events: AsyncIterator[Reply]) -> bytes:
@@ -143,7 +137,7 @@ class Exchange(Response):
                 tensors = event
             else:
                 raise engine_fault("The engine answered with something else than one set of embeddings.")
-            event = await self._next(events)
+            event = _event_of(await anext(events, None))
         self._outcome.usage = event.usage
         if self._call.feature is not Feature.EMBEDDINGS:
             return encode(text.finish(event))
@@ -186,8 +180,18 @@ async def _closing(answer: Answer) -> AsyncIterator[AsyncIterator[Reply]]:
             await close()
 
 
-async def send_whole(status: int, headers: dict[str, str], body: bytes, send: Send) -> None:
-    """Send a JSON answer at once."""
+async def _send(send: Send, message: Message) -> None:
+    """Send one message completely, or not at all when we are cancelled already.
+
+    The server's state moves on before its bytes are written, so a send that is broken off would garble what follows. A send
+    ends by itself: the server cuts a client that does not take its bytes.
+    """
+    await trio.lowlevel.checkpoint_if_cancelled()
+    with trio.CancelScope(shield=True):
+        await send(message)
+
+
+async def _send_whole(send: Send, status: int, headers: dict[str, str], body: bytes) -> None:
     raw = MutableHeaders({"content-type": "application/json", "content-length": str(len(body)), **headers}).raw
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await _send(send, {"type": "http.response.start", "status": status, "headers": raw})
+    await _send(send, {"type": "http.response.body", "body": body})

@@ -73,20 +73,20 @@ def _is_integer(value: object) -> bool:
 
 
 def _integer(low: int, high: int) -> Check:
-    def check(value: object) -> str | None:
+    def _check(value: object) -> str | None:
         fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
         return None if fits else f"an integer from {low} to {high}"
 
-    return check
+    return _check
 
 
 def _number(low: float, high: float) -> Check:
-    def check(value: object) -> str | None:
+    def _check(value: object) -> str | None:
         # Integers are compared first: an integer of a thousand digits does not become a float.
         fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
         return None if fits else f"a number from {low:g} to {high:g}"
 
-    return check
+    return _check
 
 
 def _stop(value: object) -> str | None:

@@ -74,7 +74,7 @@ class RouteReport(Protocol):
 
     @property
     def chosen(self) -> PeerId | None:
-        """Who answered, or None."""
+        """Who answered; before that, who was ranked first; None where nobody is able to."""
 
     @property
     def predicted_s(self) -> float | None:
@@ -82,7 +82,7 @@ class RouteReport(Protocol):
 
     @property
     def measured_s(self) -> float | None:
-        """Measured time to the first output."""
+        """Measured time to the first output, None before it."""
 
     @property
     def hops(self) -> int:
@@ -131,7 +131,7 @@ class DispatcherPort(Protocol):
         """How a recent request was routed, or None when it is not known (any more)."""
 
     def status(self) -> Mapping[str, object]:
-        """How the node is doing, as a JSON object."""
+        """How the node is doing, as a JSON object; `peer_id` is who it is."""
 
     def peers(self) -> Sequence[Mapping[str, object]]:
         """The peers this node knows, each as a JSON object."""

@@ -59,8 +59,7 @@ class Gateway:
         self._streams: set[_Stream] = set()
         self._all_closed = trio.Event()
         self._places = trio.Semaphore(config.connections_max)
-        pages = Pages(config, dispatcher, telemetry, self._stopping.is_set)
-        self._app: ASGIApp = Doorman(build_app(pages, telemetry.request_refused), config, telemetry.request_refused)
+        self._dispatcher = dispatcher
 
     @property
     def connections(self) -> int:
@@ -78,12 +77,12 @@ class Gateway:
             GatewayAddressError: the address is not allowed, not valid, or taken.
         """
         listening = listen(self._config)
-        config, context = self._hypercorn_config(), WorkerContext(None)
+        config, context, app = self._hypercorn_config(), WorkerContext(None), self._build_app()
         async with trio.open_nursery() as connections:
             listener = _Listener(trio.SocketListener(trio.socket.from_stdlib_socket(listening)), self._places)
             connections.start_soon(self._cut_when_cancelled)
             async with trio.open_nursery() as accepting:
-                handler = partial(self._serve_client, config, context)
+                handler = partial(self._serve_client, app, config, context)
                 accepting.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=connections))
                 task_status.started(url_of(listening))
                 await self._stopping.wait()
@@ -102,12 +101,18 @@ class Gateway:
             for stream in list(self._streams):
                 stream.cut()
 
-    async def _serve_client(self, config: Config, context: WorkerContext, accepted: trio.SocketStream) -> None:
+    def _build_app(self) -> ASGIApp:
+        pages = Pages(self._config, self._dispatcher, self._telemetry, self._stopping.is_set)
+        node = str(self._dispatcher.status().get("peer_id", "unknown"))
+        refused = self._telemetry.request_refused
+        return Doorman(build_app(pages, refused), self._config, node, refused)
+
+    async def _serve_client(self, app: ASGIApp, config: Config, context: WorkerContext, accepted: trio.SocketStream) -> None:
         stream = _Stream(accepted, self._config.write_timeout_s, self._telemetry)
         self._streams.add(stream)
         self._telemetry.client_connected()
         try:
-            await TCPServer(ASGIWrapper(self._app), config, context, ConnectionState({}), stream).run()
+            await TCPServer(ASGIWrapper(app), config, context, ConnectionState({}), stream).run()
         except* (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, ValueError):
             # Hypercorn met a connection that broke at a moment it does not expect; it costs this connection and no other.
             self._telemetry.gateway_failed("a connection broke inside the HTTP server")

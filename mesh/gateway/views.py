@@ -10,12 +10,12 @@ from protocol.identity import peer_id_text
 
 
 def route_headers(route: RouteReport) -> dict[str, str]:
-    """The headers that say who answered, and how far away and how fast it was.
+    """The headers that say who answered, how far away it is and how fast it was; none before the first output.
 
     `x-mesh-route` is a list `name=value` separated by semicolons; times are milliseconds with the unit; what is not known is
     left out.
     """
-    if route.chosen is None:
+    if route.chosen is None or route.measured_s is None:
         return {}
     parts: list[str] = []
     for candidate in route.candidates:

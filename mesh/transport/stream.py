@@ -113,6 +113,17 @@ class Stream:
             await self._finish_negotiation(self._initiator)
         return await self._receive_raw(max_bytes)
 
+    async def confirmed(self) -> None:
+        """Wait until the peer has agreed to the protocol of a stream that this node opened.
+
+        Raises:
+            StreamReset: the peer does not speak it, or abandoned the stream.
+            ConnectionLost: the connection is gone.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._initiator is not None:
+            await self._finish_negotiation(self._initiator)
+
     async def _receive_raw(self, max_bytes: int) -> bytes:
         while not self._chunks:
             if self._reset is not None:

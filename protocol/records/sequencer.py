@@ -43,6 +43,11 @@ class Sequencer:
         """Say that `upto` is on disk: numbers up to and including it may be used."""
         self._reserved = max(self._reserved, upto)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `next` has a number that is safe to use."""
+        return self._last < self._reserved
+
     def next(self) -> int:
         """Return the next number.
 

@@ -75,10 +75,10 @@ def test_single_value_may_stand_for_a_list_in_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_key_in_the_file_is_refused_with_a_suggestion(tmp_path: Path) -> None:
-    file = write(tmp_path / "c.toml", 'boostrap = ["x"]\n')
-    with pytest.raises(ConfigError, match=r'c\.toml: boostrap = .*did you mean "bootstrap"') as caught:
+    file = write(tmp_path / "c.toml", 'bootstraps = ["x"]\n')
+    with pytest.raises(ConfigError, match=r'c\.toml: bootstraps = .*did you mean "bootstrap"') as caught:
         resolve({}, environment_in(tmp_path), file)
-    assert (caught.value.key, caught.value.value) == ("boostrap", ["x"])
+    assert (caught.value.key, caught.value.value) == ("bootstraps", ["x"])
 
 
 def test_unknown_variable_is_refused_with_a_suggestion(tmp_path: Path) -> None:

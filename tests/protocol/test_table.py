@@ -220,6 +220,7 @@ def test_whatever_happens_bounds_hold_and_no_number_goes_back(calls):
         assert sorted({record.peer_id for record in held}) == held.peers()
         assert sorted(held.digest()) == sorted((record_key(record.peer_id, record.kind), record.sequence) for record in held)
         assert held.bucket_hashes() == rebuilt(held).bucket_hashes()
+        assert held.cards() == [record for record in held if record.kind is RecordKind.CARD]
 
 
 def rebuilt(held):

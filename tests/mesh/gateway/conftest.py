@@ -20,6 +20,7 @@ from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
 from protocol.inference import (
     Accepted,
+    Failed,
     Feature,
     Finished,
     InferenceRequest,
@@ -178,7 +179,7 @@ class LocalAnswer:
         async for reply in self.replies:
             if isinstance(reply, Accepted):
                 continue
-            if self.route.measured_s is None:
+            if self.route.measured_s is None and not isinstance(reply, Failed):
                 self.route = replace(self.route, measured_s=trio.current_time() - self.started_at)
             yield reply
 
@@ -238,19 +239,23 @@ class Running:
         return await trio.to_thread.run_sync(in_thread)
 
     async def connect(self, receive_bytes: int | None = None) -> trio.SocketStream:
-        """Open a connection, with a small receive buffer where one is given."""
-        socket = trio.socket.socket()
-        if receive_bytes is not None:
-            socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_bytes)
-        await socket.connect(("127.0.0.1", self.port))
-        return trio.SocketStream(socket)
+        return await connect(self.url, receive_bytes)
+
+
+async def connect(url: str, receive_bytes: int | None = None) -> trio.SocketStream:
+    """Open a connection, with a small receive buffer where one is given."""
+    socket = trio.socket.socket()
+    if receive_bytes is not None:
+        socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_bytes)
+    await socket.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+    return trio.SocketStream(socket)
 
 
 def post(path: str, body: object, headers: str = "") -> bytes:
     """One HTTP request as bytes."""
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n{headers}\r\n"
-    return head.encode() + content
+    lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", f"content-length: {len(content)}"]
+    return "".join(f"{line}\r\n" for line in lines).encode() + headers.encode() + b"\r\n" + content
 
 
 Start = Callable[..., Awaitable[Running]]

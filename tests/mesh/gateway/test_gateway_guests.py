@@ -1,22 +1,33 @@
 """Clients that are wrong, rude, slow or gone: each gets one answer, and costs a bounded amount."""
 
+import contextlib
 import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from io import StringIO
 
+import h2.config
+import h2.connection
+import h2.events
 import httpx
 import pytest
 import trio
-from conftest import Running, Start, post
+import trio.testing
+from conftest import LocalDispatcher, ModelEngine, Running, Start, connect, post
 
-from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig
+from mesh.gateway import Answer, Gateway, GatewayAddressError, GatewayConfig
 from mesh.gateway.server import listen
-from protocol.inference import JsonDelta, Tensor, TensorsReady, TextDelta
+from mesh.telemetry import Telemetry, make_logger
+from protocol.inference import InferenceRequest, JsonDelta, Tensor, TensorsReady, TextDelta
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello"}]
 TALK = {"model": "org/talk", "messages": MESSAGES}
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "user@localhost", "localhost:x", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "user@localhost", "localhost:x", ""]
+)
 async def test_wrong_host_is_misdirected(http: httpx.AsyncClient, host: str) -> None:
     answer = await http.post(CHAT, json=TALK, headers={"host": host})
     assert (answer.status_code, answer.json()["error"]["code"]) == (421, "wrong_host")
@@ -59,7 +70,10 @@ async def test_configured_name_is_ours(start: Start) -> None:
         b"[" * 100_000,
         b'{"model": "org/talk", "messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"model": "org/talk", "messages": [{"role": "user", "content": "hi"}], "metadata": {"x": 1e999}}',
-        b'{"model": "org/talk", "messages": [{"role": "user", "content": "hi"}], "metadata": {"x":' + b"[" * 80 + b"]" * 80 + b"}}",
+        b'{"model": "org/talk", "messages": [{"role": "user", "content": "hi"}], "metadata": {"x":'
+        + b"[" * 80
+        + b"]" * 80
+        + b"}}",
     ],
     ids=range(12),
 )
@@ -100,7 +114,7 @@ async def test_wrong_field_is_named(http: httpx.AsyncClient, changes: dict[str, 
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("given", ["", [], [[]], [1, "a"], [-1], {"a": 1}, 5, [None]], ids=str)
+@pytest.mark.parametrize("given", [[], [[]], [1, "a"], [-1], {"a": 1}, 5, [None]], ids=str)
 async def test_wrong_input_is_named(http: httpx.AsyncClient, given: object) -> None:
     answer = await http.post("/v1/embeddings", json={"model": "embed", "input": given})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
@@ -186,7 +200,9 @@ async def chunks_of(size: int) -> object:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_body_over_the_limit_is_refused_and_the_next_is_served(running: Running, http: httpx.AsyncClient, announced: bool) -> None:
+async def test_body_over_the_limit_is_refused_and_the_next_is_served(
+    running: Running, http: httpx.AsyncClient, announced: bool
+) -> None:
     size = GatewayConfig().body_bytes_max
     content = b" " * (size + 1) if announced else chunks_of(size)
     answer = await http.post(CHAT, content=content, headers={"content-type": "application/json"})
@@ -211,8 +227,8 @@ async def test_endless_body_gets_an_answer_and_an_end(start: Start) -> None:
     heard = bytearray()
 
     async def pour() -> None:
-        with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
-            await stream.send_all(head.encode())
+        await stream.send_all(head.encode())
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while True:
                 await stream.send_all(bytes(65536))
 
@@ -262,17 +278,16 @@ async def test_junk_instead_of_http_is_refused(running: Running) -> None:
 
 async def test_http2_and_websockets_are_not_spoken(running: Running) -> None:
     async with await running.connect() as stream:
-        upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        key = "sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        upgrade = f"connection: upgrade\r\nupgrade: websocket\r\n{key}"
         await stream.send_all(f"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\n{upgrade}\r\n".encode())
         with trio.fail_after(20):
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 403")
-    import h2.config
-    import h2.connection
-    import h2.events
-
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
-    client.send_headers(1, [(":method", "GET"), (":path", "/health"), (":scheme", "http"), (":authority", "127.0.0.1")], end_stream=True)
+    client.send_headers(
+        1, [(":method", "GET"), (":path", "/health"), (":scheme", "http"), (":authority", "127.0.0.1")], end_stream=True
+    )
     async with await running.connect() as stream:
         await stream.send_all(client.data_to_send())
         with trio.fail_after(20):
@@ -303,7 +318,9 @@ async def test_client_that_goes_while_the_engine_is_silent_frees_the_slot(runnin
         assert running.engine.slots["silent"].load().running == 1
         await stream.aclose()
         await running.engine.ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
     assert running.engine.slots["silent"].load().running == 0
+    assert '"outcome": "client_gone"' in running.log.getvalue()
 
 
 async def test_client_that_never_reads_is_cut_and_costs_little(start: Start) -> None:
@@ -421,7 +438,7 @@ async def test_stop_finishes_answers_and_refuses_new_ones(nursery: trio.Nursery,
                 await busy.receive_some()
             running.gateway.stop()
             await late.send_all(b"}")
-            answer = await late.receive_some()
+            answer = b"".join([part async for part in late])
             assert answer.startswith(b"HTTP/1.1 503")
             assert b'"draining"' in answer
             assert len(await busy.receive_some()) > 0
@@ -441,17 +458,22 @@ async def test_stop_cuts_what_outlasts_the_grace(nursery: trio.Nursery, start: S
             await running.engine.ended.wait()
 
 
-async def test_cancelling_cuts_at_once_even_a_client_that_never_reads(start: Start, nursery: trio.Nursery) -> None:
-    running = await start(write_timeout_s=1000.0)
-    stream = await running.connect(receive_bytes=4096)
-    async with stream:
-        await stream.send_all(post(CHAT, {"model": "flood", "messages": MESSAGES, "stream": True}))
+async def test_cancelling_cuts_at_once_even_a_client_that_never_reads() -> None:
+    engine = ModelEngine()
+    gateway = Gateway(
+        GatewayConfig(port=0, write_timeout_s=1000.0), LocalDispatcher(engine), Telemetry(make_logger(file=StringIO()))
+    )
+    async with AsyncExitStack() as clients:
         with trio.fail_after(20):
-            await running.engine.started.wait()
-            await trio.testing.wait_all_tasks_blocked(0.05)
-            nursery.cancel_scope.cancel()
-            with trio.CancelScope(shield=True):
-                await running.engine.ended.wait()
+            async with trio.open_nursery() as nursery:
+                url = await nursery.start(gateway.serve)
+                stream = await clients.enter_async_context(await connect(url, receive_bytes=4096))
+                await stream.send_all(post(CHAT, {"model": "flood", "messages": MESSAGES, "stream": True}))
+                await engine.started.wait()
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                nursery.cancel_scope.cancel()
+    assert engine.ended.is_set()
+    assert gateway.connections == 0
 
 
 async def test_only_the_loopback_without_a_word() -> None:
@@ -477,3 +499,34 @@ async def test_ipv6_loopback_is_served(start: Start) -> None:
         assert (await client.get("/health")).status_code == 200
 
 
+async def test_dispatcher_that_never_begins_is_given_up(nursery: trio.Nursery) -> None:
+    class StuckDispatcher(LocalDispatcher):
+        @asynccontextmanager
+        async def submit(self, request: InferenceRequest) -> AsyncIterator[Answer]:
+            await trio.sleep_forever()
+            yield
+
+    config = GatewayConfig(port=0, deadline_slack_s=0.0)
+    gateway = Gateway(config, StuckDispatcher(ModelEngine()), Telemetry(make_logger(file=StringIO())))
+    url = await nursery.start(gateway.serve)
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post(CHAT, json=TALK, headers={"x-request-timeout": "0.1"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+async def test_our_own_fault_is_a_500_in_the_log_and_the_gateway_lives(nursery: trio.Nursery) -> None:
+    class FaultyDispatcher(LocalDispatcher):
+        def submit(self, request: InferenceRequest) -> AbstractAsyncContextManager[Answer]:
+            raise LookupError("a fault of ours")
+
+    log = StringIO()
+    gateway = Gateway(GatewayConfig(port=0), FaultyDispatcher(ModelEngine()), Telemetry(make_logger("json", file=log)))
+    url = await nursery.start(gateway.serve)
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post(CHAT, json=TALK)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+        assert "a fault of ours" not in answer.text
+        assert (await client.get("/health")).status_code == 200
+    await trio.testing.wait_all_tasks_blocked()
+    assert "a fault of ours" in log.getvalue()
+    assert '"outcome": "aborted"' in log.getvalue()

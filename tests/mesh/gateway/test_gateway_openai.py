@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 import trio
+import trio.testing
 from conftest import PEER, WORDS, Running
 
 from protocol.identity import peer_id_text
@@ -29,7 +30,7 @@ async def test_unknown_model_is_not_found(running: Running) -> None:
     assert (asked.value.code, asked.value.param) == ("model_not_found", "model")
     assert asked.value.response.headers["x-should-retry"] == "false"
     assert asked.value.request_id
-    assert "x-mesh-node" not in asked.value.response.headers
+    assert asked.value.response.headers["x-mesh-node"] == "me"  # no peer: the node itself says no
 
 
 async def test_embeddings_as_base64_and_as_numbers_are_the_same(running: Running) -> None:
@@ -50,7 +51,9 @@ async def test_base64_is_what_the_client_asks_for(running: Running, http: httpx.
 
 
 async def test_chat_in_one_piece(running: Running) -> None:
-    answer = await running.ask(lambda client: client.chat.completions.with_raw_response.create(model="org/talk", messages=MESSAGES))
+    answer = await running.ask(
+        lambda client: client.chat.completions.with_raw_response.create(model="org/talk", messages=MESSAGES)
+    )
     completion = answer.parse()
     assert completion.choices[0].message.content == "".join(WORDS)
     assert completion.choices[0].finish_reason == "stop"
@@ -137,19 +140,22 @@ async def test_overload_is_429_with_advice(running: Running) -> None:
 )
 async def test_failure_keeps_its_code(running: Running, code: str, status: int, retry: str | None) -> None:
     with pytest.raises(openai.APIStatusError) as error:
-        await running.ask(lambda client: client.chat.completions.create(model="refuses", messages=MESSAGES, user=code, stream=True))
+        await running.ask(
+            lambda client: client.chat.completions.create(model="refuses", messages=MESSAGES, user=code, stream=True)
+        )
     assert (error.value.status_code, error.value.code) == (status, code.lower())
     assert error.value.response.headers.get("x-should-retry") == retry
     assert error.value.response.headers["retry-after-ms"] == "250"
-    assert error.value.response.headers["x-mesh-node"] == peer_id_text(PEER)
+    assert error.value.response.headers["x-mesh-node"] == "me"
+    assert "x-mesh-route" not in error.value.response.headers
 
 
 async def test_failure_in_mid_stream_reaches_the_client(running: Running) -> None:
     heard: list[str] = []
 
     def stream(client: openai.OpenAI) -> None:
-        for chunk in client.chat.completions.create(model="breaks", messages=MESSAGES, stream=True):
-            heard.append(chunk.choices[0].delta.content or "")
+        chunks = client.chat.completions.create(model="breaks", messages=MESSAGES, stream=True)
+        heard.extend(chunk.choices[0].delta.content or "" for chunk in chunks)
 
     with pytest.raises(openai.APIError) as error:
         await running.ask(stream)
@@ -166,6 +172,7 @@ async def test_stopped_client_frees_the_slot(running: Running) -> None:
     await running.ask(stop_early)
     with trio.fail_after(10):
         await running.engine.ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
     assert running.engine.slots["flood"].load().running == 0
     assert running.metric("isochrone_requests_open", feature="chat") == 0
 
@@ -179,7 +186,8 @@ async def test_request_can_be_explained(running: Running, http: httpx.AsyncClien
 
 
 async def test_operators_see_the_mesh(http: httpx.AsyncClient) -> None:
-    assert (await http.get("/health")).json() == {"status": "ok"}
+    health = await http.get("/health")
+    assert (health.json(), health.headers["x-mesh-node"]) == ({"status": "ok"}, "me")
     assert (await http.get("/mesh/status")).json()["peer_id"] == "me"
     assert (await http.get("/mesh/peers")).json() == {"peers": [{"peer_id": "you", "state": "alive"}]}
     models = {model["model"]: model for model in (await http.get("/mesh/models")).json()["models"]}
