@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from mesh.inference import AnswerLimits, Served, ServeLimits, request_over, serve_stream
-from mesh.inference.server import Handle
+from mesh.inference.server import HELD_BYTES_MAX, Handle
 from mesh.transport import ConnectionLost, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -215,6 +215,39 @@ async def test_messages_larger_than_any_buffer_travel() -> None:
     outcome = await converse(script.handle, request)
     assert outcome.replies == [payload, Finished()]
     assert bytes(script.requests[0].body) == request.body
+
+
+async def test_outputs_of_an_answer_that_is_not_streamed_go_out_together(autojump_clock: trio.testing.MockClock) -> None:
+    """`Accepted` comes at once, all else with the end; only what is more than `HELD_BYTES_MAX` comes before."""
+
+    async def work() -> AsyncGenerator[Reply, None]:
+        yield Accepted()
+        for number in range(3):
+            await trio.sleep(1)
+            yield TextDelta("x" * (HELD_BYTES_MAX if number == 1 else 1))
+        await trio.sleep(1)
+        yield Finished()
+
+    for stream, expected in ((False, [0, 2, 2, 4, 4]), (True, [0, 1, 2, 3, 4])):
+        here, there = stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_stream, there, Script(work).handle)
+            began_s = trio.current_time()
+            async with request_over(here, replace(REQUEST, stream=stream)) as answer:
+                came_s = [trio.current_time() - began_s async for _ in answer]
+        assert came_s == expected
+
+
+async def test_outputs_held_back_are_not_sent_before_a_failure() -> None:
+    """So that another candidate may still be tried."""
+
+    async def work() -> AsyncGenerator[Reply, None]:
+        yield TextDelta("a")
+        raise OSError("died")
+
+    outcome = await converse(Script(work).handle, replace(REQUEST, stream=False))
+    (only,) = outcome.replies
+    assert only == Failed(ErrorCode.ENGINE_FAILED, "died")
 
 
 async def test_a_refusal_is_an_answer() -> None:
