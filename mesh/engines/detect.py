@@ -20,6 +20,8 @@ import trio
 from mesh.engines.base import Engine
 from mesh.engines.echo import EchoConfig, EchoEngine
 from mesh.engines.onnx import OnnxConfig, OnnxEngine
+from mesh.engines.onnx.embedding import EMBEDDING_MODEL
+from mesh.engines.onnx.text import TEXT_MODEL
 from mesh.engines.openai import NODE_HEADER, OpenAIConfig, OpenAIEngine, unwind
 from mesh.engines.openai_discovery import read_models
 
@@ -49,6 +51,10 @@ class EnginesConfig:
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
     echo: EchoConfig = field(default_factory=EchoConfig)
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
+
+
+_PARTS = {"onnx:embeddings": EMBEDDING_MODEL, "onnx:text": TEXT_MODEL}
+"""The embedded engine with one of its models alone."""
 
 
 def make_engines(specs: Sequence[str], cache_dir: Path, config: EnginesConfig | None = None) -> list[Engine]:
@@ -96,7 +102,7 @@ async def choose_specs(specs: Sequence[str], ports: Sequence[int] = USUAL_PORTS)
 def _checked(spec: str) -> str:
     """The spec in one spelling."""
     name = spec.strip()
-    if name.lower() in _KINDS:
+    if name.lower() in _KINDS or name.lower() in _PARTS:
         return name.lower()
     parts = urlsplit(name)
     if parts.scheme in {"http", "https"} and parts.hostname:
@@ -116,6 +122,8 @@ def _make(spec: str, cache_dir: Path, config: EnginesConfig) -> Engine:
     match spec:
         case "onnx":
             return OnnxEngine(cache_dir, config.onnx)
+        case _ if spec in _PARTS:
+            return OnnxEngine(cache_dir, replace(config.onnx, models=(_PARTS[spec],)))
         case "echo":
             return EchoEngine(config.echo)
         case _:

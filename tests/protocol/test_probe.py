@@ -1,0 +1,428 @@
+import heapq
+import math
+import random
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from protocol.errors import ErrorCode
+from protocol.identity import PeerId
+from protocol.probe import (
+    KIND_ECHO,
+    KIND_PROBE,
+    PROBE_BYTES,
+    Liveness,
+    Misbehaved,
+    Output,
+    PeerLost,
+    PeerRecovered,
+    PeerSuspected,
+    Probe,
+    ProbeConfig,
+    SampleTaken,
+    SendDatagram,
+)
+
+CONFIG = ProbeConfig()
+A, B = PeerId(b"node a"), PeerId(b"node b")
+
+
+def drain(machine: Probe) -> list[Output]:
+    outputs = []
+    while (output := machine.next_output()) is not None:
+        outputs.append(output)
+    return outputs
+
+
+def echo_of(probe: SendDatagram) -> bytes:
+    return bytes([KIND_ECHO]) + probe.payload[1:]
+
+
+class Pair:
+    """Two nodes and the path between them; time jumps from one event to the next."""
+
+    def __init__(self, rtt_s: float = 0.02, config: ProbeConfig = CONFIG) -> None:
+        self.now = 100.0
+        self.rtt_s = rtt_s
+        self.cut = False
+        self.lose_every = 0
+        self.sent = 0
+        self.nodes = {A: Probe(config, random.Random(1)), B: Probe(config, random.Random(2))}
+        self.facts: dict[PeerId, list[tuple[float, Output]]] = {A: [], B: []}
+        self._flying: list[tuple[float, int, PeerId, bytes]] = []
+        for here, there in ((A, B), (B, A)):
+            self.nodes[here].handle_connected(there, self.now)
+            self.flush(here)
+
+    def flush(self, here: PeerId) -> None:
+        for output in drain(self.nodes[here]):
+            if isinstance(output, SendDatagram):
+                self.sent += 1
+                lost = self.cut or (self.lose_every and self.sent % self.lose_every == 0)
+                if not lost:
+                    heapq.heappush(self._flying, (self.now + self.rtt_s / 2, self.sent, output.peer, output.payload))
+            else:
+                self.facts[here].append((self.now, output))
+
+    def run(self, until: float) -> None:
+        while True:
+            timers = {node: machine.next_timer() for node, machine in self.nodes.items()}
+            due = min(timer for timer in timers.values() if timer is not None)
+            arrives = self._flying[0][0] if self._flying else math.inf
+            if min(due, arrives) > until:
+                self.now = until
+                return
+            self.now = max(self.now, min(due, arrives))
+            if arrives <= due:
+                _, _, here, payload = heapq.heappop(self._flying)
+                self.nodes[here].handle_datagram(A if here is B else B, payload, self.now, self.now)
+            else:
+                here = min(timers, key=lambda node: timers[node])
+                self.nodes[here].handle_timer(self.now)
+            self.flush(here)
+
+    def facts_of(self, node: PeerId, kind: type) -> list[tuple[float, Output]]:
+        return [(at, fact) for at, fact in self.facts[node] if isinstance(fact, kind)]
+
+
+def test_a_probe_is_nine_bytes_and_unpredictable() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    payloads = [output.payload for output in drain(machine)]
+    for _ in range(50):
+        machine.handle_timer(machine.next_timer())
+        payloads += [output.payload for output in drain(machine) if isinstance(output, SendDatagram)]
+    assert all(len(payload) == PROBE_BYTES == 9 and payload[0] == KIND_PROBE == 1 for payload in payloads)
+    assert len({payload[1:] for payload in payloads}) == len(payloads) > 40
+
+
+def test_the_distance_is_known_within_a_round_trip_of_connecting() -> None:
+    pair = Pair(rtt_s=0.02)
+    pair.run(100.021)
+    assert pair.nodes[A].quality(B, pair.now).rtt_s == pytest.approx(0.02)
+    pair.run(100.3)
+    assert pair.nodes[A].quality(B, pair.now).samples == CONFIG.burst_probes
+
+
+def test_probes_go_out_every_interval_and_not_in_step() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    times = []
+    while (due := machine.next_timer()) < 20.0:
+        machine.handle_timer(due)
+        outputs = drain(machine)
+        times += [due for output in outputs if isinstance(output, SendDatagram)]
+    gaps = [later - earlier for earlier, later in pairwise(times[CONFIG.burst_probes :])]
+    assert all(0.45 <= gap <= 0.55 for gap in gaps)
+    assert len(set(gaps)) > 10
+
+
+def test_quality_tells_median_minimum_jitter_and_loss() -> None:
+    machine = Probe(replace(CONFIG, burst_probes=1, interval_spread=0.0), random.Random(1))
+    machine.handle_connected(A, 0.0)
+    rtts = [0.010, 0.030, 0.010, None, 0.020]
+    now = 0.0
+    for rtt_s in rtts:
+        (probe,) = [output for output in drain(machine) if isinstance(output, SendDatagram)]
+        if rtt_s is not None:
+            machine.handle_datagram(A, echo_of(probe), now + rtt_s, now + rtt_s)
+        now = machine.next_timer()
+        machine.handle_timer(now)
+    quality = machine.quality(A, now)
+    assert quality.rtt_s == pytest.approx(0.015)
+    assert quality.rtt_s_min == pytest.approx(0.010)
+    jitter_s = 0.0
+    for difference_s in (0.020, 0.020, 0.010):
+        jitter_s += (difference_s - jitter_s) / 16  # RFC 3550 section 6.4.1
+    assert quality.jitter_s == pytest.approx(jitter_s)
+    assert quality.samples == 4
+    assert quality.loss == 0.0  # the missing echo may still come
+    assert quality.measured_at == pytest.approx(2.02)
+    assert machine.quality(A, now + 2.0).loss == pytest.approx(1 / 5)
+    assert machine.quality(A, now + 2.6).loss == pytest.approx(2 / 6)
+    assert machine.quality(B, now) is None
+
+
+def test_the_kernels_time_of_arrival_counts_and_not_ours() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    (probe,) = drain(machine)
+    machine.handle_datagram(A, echo_of(probe), received_at=0.015, now=0.4)
+    assert drain(machine) == [SampleTaken(A, pytest.approx(0.015))]
+
+
+@pytest.mark.parametrize("received_at", [4.9, 5.0, 15.1, math.nan, math.inf, -math.inf])
+def test_an_echo_at_an_impossible_moment_is_no_sample(received_at: float) -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 5.0)
+    (probe,) = drain(machine)
+    machine.handle_datagram(A, echo_of(probe), received_at, now=16.0)
+    assert drain(machine) == []
+    assert machine.quality(A, 16.0) is None
+
+
+def test_an_echo_counts_once_and_only_from_the_peer_it_was_sent_to() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    for peer in (A, B):
+        machine.handle_connected(peer, 0.0)
+    to_a, to_b = drain(machine)
+    machine.handle_datagram(A, echo_of(to_b), 0.001, 0.001)
+    machine.handle_datagram(A, bytes([KIND_ECHO]) + bytes(8), 0.001, 0.001)
+    assert drain(machine) == []
+    machine.handle_datagram(A, echo_of(to_a), 0.010, 0.010)
+    machine.handle_datagram(A, echo_of(to_a), 0.020, 0.020)
+    assert drain(machine) == [SampleTaken(A, 0.010)]
+
+
+def test_outstanding_nonces_are_bounded_and_the_oldest_are_forgotten() -> None:
+    machine = Probe(replace(CONFIG, window_probes=4), random.Random(1))
+    machine.handle_connected(A, 0.0)
+    probes = drain(machine)
+    for _ in range(30):
+        machine.handle_timer(machine.next_timer())
+        probes += [output for output in drain(machine) if isinstance(output, SendDatagram)]
+        assert len(machine._peers[A].sent) <= 4
+    now = machine.next_timer()
+    machine.handle_datagram(A, echo_of(probes[0]), now, now)
+    assert drain(machine) == []
+
+
+def test_peers_are_bounded() -> None:
+    machine = Probe(replace(CONFIG, peers_max=1), random.Random(1))
+    assert machine.handle_connected(A, 0.0)
+    assert not machine.handle_connected(B, 0.0)
+    assert machine.handle_connected(A, 1.0)
+    assert {output.peer for output in drain(machine)} == {A}
+
+
+def test_a_dead_peer_is_suspected_and_lost_in_time() -> None:
+    pair = Pair()
+    pair.run(110.0)
+    pair.cut = True
+    pair.run(120.0)
+    ((suspected_at, suspected),) = pair.facts_of(A, PeerSuspected)
+    ((lost_at, lost),) = pair.facts_of(A, PeerLost)
+    assert suspected.since == lost.since <= 110.02
+    assert suspected_at - suspected.since == pytest.approx(1.5)
+    assert lost_at - lost.since == pytest.approx(2.5)
+    assert lost_at - 110.0 < 3.0
+    assert pair.nodes[A].liveness(B) is Liveness.LOST
+    assert pair.nodes[A].silent_since(B) == lost.since
+
+
+@pytest.mark.parametrize("silence_s", [2.0, 30.0])
+def test_a_later_echo_recovers_the_peer(silence_s: float) -> None:
+    pair = Pair()
+    pair.run(110.0)
+    pair.cut = True
+    pair.run(110.0 + silence_s)
+    pair.cut = False
+    pair.run(110.0 + silence_s + 1.0)
+    assert len(pair.facts_of(A, PeerRecovered)) == 1
+    assert pair.nodes[A].liveness(B) is Liveness.ALIVE
+    assert pair.nodes[A].silent_since(B) is None
+    pair.run(200.0)
+    assert len(pair.facts_of(A, PeerSuspected)) == 1
+
+
+def test_lost_datagrams_make_loss_and_no_suspicion() -> None:
+    pair = Pair()
+    pair.lose_every = 5
+    pair.run(160.0)
+    assert pair.facts_of(A, PeerSuspected) == []
+    assert 0.15 < pair.nodes[A].quality(B, pair.now).loss < 0.55  # a fifth each way
+
+
+def test_a_node_that_was_held_up_blames_nobody() -> None:
+    pair = Pair()
+    pair.run(110.0)
+    stalled = pair.nodes[A]
+    stalled.handle_timer(120.0)  # ten seconds in which neither timers nor datagrams were handled
+    assert not any(isinstance(output, PeerSuspected | PeerLost) for output in drain(stalled))
+    assert stalled.stalls == 1
+    assert stalled.liveness(B) is Liveness.ALIVE
+
+
+def test_a_held_up_node_still_finds_the_dead_peer_afterwards() -> None:
+    pair = Pair()
+    pair.run(110.0)
+    stalled = pair.nodes[A]
+    stalled.handle_timer(120.0)
+    drain(stalled)
+    found = []
+    while not found:
+        due = stalled.next_timer()
+        assert due < 123.0
+        stalled.handle_timer(due)
+        found = [output for output in drain(stalled) if isinstance(output, PeerLost)]
+    assert due > 122.0
+
+
+def test_lateness_within_the_limit_is_no_excuse() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    facts = []
+    while not facts:
+        now = machine.next_timer() + 0.2
+        machine.handle_timer(now)
+        facts = [output for output in drain(machine) if isinstance(output, PeerSuspected)]
+    assert now < 1.5 + 0.5
+
+
+def test_a_probe_is_answered_at_once_with_its_nonce() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    drain(machine)
+    machine.handle_datagram(A, b"\x01abcdefgh", 0.1, 0.1)
+    assert drain(machine) == [SendDatagram(A, b"\x02abcdefgh")]
+
+
+def test_a_flood_is_answered_up_to_the_budget_and_told_once_a_second() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    drain(machine)
+    counted: Counter[type] = Counter()
+    for index in range(10_000):
+        now = index / 1000
+        machine.handle_datagram(A, b"\x01" + index.to_bytes(8, "big"), now, now)
+        for output in drain(machine):
+            counted[type(output)] += 1
+            if isinstance(output, Misbehaved):
+                assert output.code is ErrorCode.FLOODING
+    assert counted[SendDatagram] <= CONFIG.answers_burst + 10 * CONFIG.answers_per_s + 1
+    assert 9 <= counted[Misbehaved] <= 10
+
+
+def test_a_flood_of_echoes_costs_nothing() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    drain(machine)
+    for index in range(1000):
+        machine.handle_datagram(A, b"\x02" + index.to_bytes(8, "big"), 0.1, 0.1)
+    assert drain(machine) == []
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x01", b"\x02", b"\x01" + bytes(7), b"\x01" + bytes(9), b"\x02" + bytes(1199)])
+def test_a_probe_of_the_wrong_length_is_told_once(payload: bytes) -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    drain(machine)
+    for _ in range(5):
+        machine.handle_datagram(A, payload, 0.1, 0.1)
+    (fault,) = drain(machine)
+    assert isinstance(fault, Misbehaved)
+    assert fault.code is ErrorCode.MALFORMED
+
+
+@pytest.mark.parametrize("payload", [b"\x00" * 9, b"\x03" * 9, b"\xff", b"\x7f" * 1200])
+def test_a_datagram_of_an_unknown_kind_is_ignored(payload: bytes) -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    drain(machine)
+    machine.handle_datagram(A, payload, 0.1, 0.1)
+    assert drain(machine) == []
+
+
+def test_a_peer_that_left_is_forgotten() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(A, 0.0)
+    (probe,) = drain(machine)
+    machine.handle_disconnected(A, 0.01)
+    machine.handle_datagram(A, echo_of(probe), 0.02, 0.02)
+    assert machine.next_output() is None
+    assert machine.next_timer() is None
+    assert machine.liveness(A) is None
+    machine.handle_connected(A, 0.03)
+    drain(machine)
+    machine.handle_datagram(A, echo_of(probe), 0.04, 0.04)  # the nonce of an earlier connection
+    assert drain(machine) == []
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Every order of calls: facts alternate, samples are plausible, memory is bounded, the timer moves on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = Probe(replace(CONFIG, window_probes=8, peers_max=2), random.Random(1))
+        self.now = 0.0
+        self.probes: list[SendDatagram] = []
+        self.believed: dict[PeerId, Liveness] = {}
+
+    @rule(peer=st.sampled_from([A, B, PeerId(b"c")]))
+    def connect(self, peer: PeerId) -> None:
+        known = peer in self.believed
+        if self.machine.handle_connected(peer, self.now):
+            self.believed[peer] = Liveness.ALIVE
+        else:
+            assert not known
+            assert len(self.believed) == 2
+
+    @rule(peer=st.sampled_from([A, B, PeerId(b"c")]))
+    def disconnect(self, peer: PeerId) -> None:
+        self.machine.handle_disconnected(peer, self.now)
+        self.believed.pop(peer, None)
+
+    @precondition(lambda self: self.probes)
+    @rule(data=st.data(), delay_s=st.floats(-1.0, 1.0))
+    def echo(self, data: st.DataObject, delay_s: float) -> None:
+        probe = data.draw(st.sampled_from(self.probes))
+        self.machine.handle_datagram(probe.peer, echo_of(probe), self.now + delay_s, self.now)
+
+    @rule(peer=st.sampled_from([A, B]), payload=st.binary(max_size=12))
+    def junk(self, peer: PeerId, payload: bytes) -> None:
+        self.machine.handle_datagram(peer, payload, self.now, self.now)
+
+    @rule(late_s=st.sampled_from([0.0, 1e-6, 0.1, 0.3, 5.0]))
+    def timer(self, late_s: float) -> None:
+        due = self.machine.next_timer()
+        assert (due is None) == (not self.believed)
+        if due is not None:
+            self.now = max(self.now, due + late_s)
+            self.machine.handle_timer(self.now)
+            assert self.machine.next_timer() > self.now
+
+    @rule(step_s=st.floats(0.0, 0.4))
+    def wait(self, step_s: float) -> None:
+        self.now += step_s
+        self.machine.handle_timer(self.now)
+
+    @invariant()
+    def outputs_are_lawful(self) -> None:
+        for output in drain(self.machine):
+            assert output.peer in self.believed or isinstance(output, SendDatagram)
+            match output:
+                case SendDatagram(_, payload):
+                    assert len(payload) == PROBE_BYTES
+                    if payload[0] == KIND_PROBE:
+                        self.probes = [*self.probes[-20:], output]
+                case SampleTaken(_, rtt_s):
+                    assert 0.0 < rtt_s <= CONFIG.rtt_s_max
+                case PeerSuspected(peer, since):
+                    assert self.believed[peer] is Liveness.ALIVE
+                    assert self.now - since >= CONFIG.suspect_after_s - 1e-9
+                    self.believed[peer] = Liveness.SUSPECTED
+                case PeerLost(peer, since):
+                    assert self.believed[peer] is Liveness.SUSPECTED
+                    assert self.now - since >= CONFIG.lost_after_s - 1e-9
+                    self.believed[peer] = Liveness.LOST
+                case PeerRecovered(peer):
+                    assert self.believed[peer] is not Liveness.ALIVE
+                    self.believed[peer] = Liveness.ALIVE
+
+    @invariant()
+    def state_is_bounded(self) -> None:
+        assert len(self.machine._peers) <= 2
+        for peer, state in self.machine._peers.items():
+            assert len(state.sent) <= 8
+            assert self.machine.liveness(peer) is self.believed[peer]
+            quality = self.machine.quality(peer, self.now)
+            assert quality is None or (0.0 <= quality.loss <= 1.0 and 0.0 < quality.rtt_s_min <= quality.rtt_s <= 10.0)
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
