@@ -1,0 +1,442 @@
+"""Routing: who is able to answer a request, and who of them will answer soonest.
+
+`rank` takes what is known of every candidate and gives each a place and a reason. A candidate qualifies when it serves the model
+with the feature, has the memory and the context length, takes work and has room in its queue. The qualified are ordered by
+predicted time to the whole answer,
+
+    path (round trip, margin for jitter and loss) + queue + service,
+
+where a streamed answer counts only until its first output, plus what it is generated slower than it is read. Among those whose
+predictions differ by less than predictions are worth, this node itself comes first and the others in random order, weighted
+against those this node has given work already: if everybody sent everything to the nearest, the nearest would be the slowest.
+Those that failed a moment ago come last. The others stay in the report with a plain reason.
+
+Path: a measured round trip wins over one derived from coordinates, whose own error is added as a margin. Jitter counts twice,
+and a lost packet costs one probe timeout of QUIC. A peer that is not connected costs one more round trip for the handshake.
+
+Queue: with n requests before this one, c slots and mean service time S, the wait is (n - c + 1) S / c when n >= c and nothing
+otherwise, which is the mean of an M/M/c queue for a request that finds n in the system. n is what the peer's beat says or
+what this node itself has in flight there, whichever is more, because the beat may be older than our last requests.
+
+Service: this node's own measurements win over what the peer advertises. Few or old measurements count less: the estimate is
+drawn toward the median of all candidates, so that one slow first run does not banish a peer for good, and an unknown peer counts
+as ordinary.
+
+Source: L. Kleinrock, "Queueing Systems", volume 1 (1975), section 3.5 (M/M/c); RFC 9002 section 6.2.1 (probe timeout); RFC 6298
+(smoothing); P. Efraimidis, P. Spirakis, "Weighted random sampling with a reservoir", 2006 (weighted order).
+Spec: docs/spec/06-inference.md.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from statistics import median
+
+from protocol.encoding import Luck
+from protocol.identity import PeerId
+from protocol.inference import Feature
+from protocol.records import Beat, ModelLoad, ModelOffer
+from protocol.services import ServiceConfig, ServiceEstimate, ServiceEstimates
+
+ACK_DELAY_S = 0.025
+"""Seconds. QUIC's max_ack_delay, a part of its probe timeout: RFC 9002 section 6.2.1."""
+
+GRANULARITY_S = 0.001
+"""Seconds. QUIC's timer granularity, the least that jitter counts in a probe timeout: RFC 9002 section 6.1.2."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingConfig:
+    """Margins and bounds.
+
+    Attributes:
+        jitter_margin: how many times the jitter is added to a measured round trip; two cover most samples.
+        coordinate_margin: how many times the coordinate's relative error is added to an estimated round trip.
+        rtt_unknown_s: seconds that an unknown path counts for: half round the world, so that any known path is preferred.
+        waiting_per_slot_max: a queue this many times longer than the slots is full.
+        near_equal_share: predictions that differ by less than this share of the best are equal: the noise of a quiet path.
+        near_equal_s: and by less than this many seconds: the noise of a scheduler.
+        reading_tokens_per_s: a stream generated faster than this keeps nobody waiting; people read about 7 tokens per second,
+            and programs that read ahead are given some room.
+        report_candidates_max: candidates kept in a report, the best and then the nearest.
+        service: how service times are kept.
+    """
+
+    jitter_margin: float = 2.0
+    coordinate_margin: float = 1.0
+    rtt_unknown_s: float = 0.3
+    waiting_per_slot_max: int = 16
+    near_equal_share: float = 0.05
+    near_equal_s: float = 0.0002
+    reading_tokens_per_s: float = 30.0
+    report_candidates_max: int = 64
+    service: ServiceConfig = field(default_factory=ServiceConfig)
+
+
+class RttSource(StrEnum):
+    """Where a round trip is known from."""
+
+    SELF = "self"
+    MEASURED = "measured"
+    COORDINATE = "coordinate"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """What is known of the way to a candidate.
+
+    Attributes:
+        source: where `rtt_s` comes from.
+        rtt_s: the round trip in seconds; ignored for an unknown path.
+        jitter_s: of a measured path, as in RFC 3550.
+        loss: of a measured path, the share of probes without an echo, 0 to 1.
+        error: of a path derived from coordinates, the larger relative error of the two.
+        connected: whether a connection is open already.
+    """
+
+    source: RttSource
+    rtt_s: float = 0.0
+    jitter_s: float = 0.0
+    loss: float = 0.0
+    error: float = 0.0
+    connected: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What a request needs.
+
+    Attributes:
+        model: the model's id.
+        feature: what it is asked for.
+        memory_bytes: accelerator or host memory the candidate must have, 0 for any.
+        context_tokens: input and output together, 0 when unknown.
+        output_tokens: how many tokens are expected, 0 when unknown.
+        stream: whether the answer is read as it comes.
+        excluded: peers that must not be asked: the one the request came from.
+    """
+
+    model: str
+    feature: Feature
+    memory_bytes: int = 0
+    context_tokens: int = 0
+    output_tokens: int = 0
+    stream: bool = False
+    excluded: frozenset[PeerId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateInput:
+    """What is known of one node when a request is ranked.
+
+    Attributes:
+        peer_id: who it is.
+        path: the way to it.
+        offers: the models it serves.
+        beat: its load, None when none was heard.
+        unavailable: why it must not be given work ("suspected since 1.2 s"), empty when it may.
+        memory_bytes: its largest accelerator's memory, or its host memory where it has none; 0 when unknown.
+        in_flight: requests of this node that it has not finished yet.
+    """
+
+    peer_id: PeerId
+    path: Path
+    offers: tuple[ModelOffer, ...]
+    beat: Beat | None = None
+    unavailable: str = ""
+    memory_bytes: int = 0
+    in_flight: int = 0
+
+    @property
+    def is_self(self) -> bool:
+        """Whether it is this node."""
+        return self.path.source is RttSource.SELF
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One node's place in a ranking.
+
+    Attributes:
+        peer_id: who it is.
+        qualified: whether it may be asked.
+        reason: why it is not qualified, or what sets it apart ("this node", "failed 0.8 s ago"); may be empty.
+        rtt_s: the round trip without margins, None when unknown.
+        rtt_source: where it is known from.
+        queue_s: expected wait for a slot; None for the unqualified, as the following.
+        service_s: expected time in the slot, to the last output.
+        predicted_s: expected time until the first output is here: what `RouteReport.measured_s` measures.
+        total_s: what the ranking is by: expected time until the answer is here.
+        outcome: what came of asking it; empty when it was not asked.
+    """
+
+    peer_id: PeerId
+    qualified: bool
+    reason: str
+    rtt_s: float | None
+    rtt_source: RttSource
+    queue_s: float | None = None
+    service_s: float | None = None
+    predicted_s: float | None = None
+    total_s: float | None = None
+    outcome: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteReport:
+    """Why a request went where it went.
+
+    Attributes:
+        request_id: in hexadecimal.
+        model: what was asked for.
+        feature: and how.
+        candidates: the qualified, best first, then the others, nearest first.
+        chosen: who answers; the best until somebody has answered, None when nobody qualifies.
+        predicted_s: expected time to the chosen one's first output.
+        measured_s: the time it took, None before.
+        hops: how many nodes the request passed after this one; 0 when this node answers.
+    """
+
+    request_id: str
+    model: str
+    feature: Feature
+    candidates: tuple[Candidate, ...]
+    chosen: PeerId | None = None
+    predicted_s: float | None = None
+    measured_s: float | None = None
+    hops: int = 0
+
+    @property
+    def qualified(self) -> tuple[PeerId, ...]:
+        """Those who may be asked, best first."""
+        return tuple(candidate.peer_id for candidate in self.candidates if candidate.qualified)
+
+    def with_outcome(self, peer: PeerId, outcome: str) -> "RouteReport":
+        """The report with what came of asking `peer`."""
+        return replace(
+            self,
+            candidates=tuple(
+                replace(candidate, outcome=outcome) if candidate.peer_id == peer else candidate for candidate in self.candidates
+            ),
+        )
+
+    def with_first_output(self, peer: PeerId, measured_s: float, hops: int) -> "RouteReport":
+        """The report once `peer` has delivered its first output, `measured_s` after the request was submitted."""
+        predicted = [candidate.predicted_s for candidate in self.candidates if candidate.peer_id == peer]
+        return replace(self, chosen=peer, predicted_s=predicted[0] if predicted else None, measured_s=measured_s, hops=hops)
+
+
+def rank(
+    request_id: bytes,
+    requirement: Requirement,
+    candidates: Iterable[CandidateInput],
+    services: ServiceEstimates,
+    config: RoutingConfig,
+    luck: Luck,
+    now: float,
+) -> RouteReport:
+    """Order all candidates for one request.
+
+    Args:
+        request_id: the request's id, for the report.
+        requirement: what it needs.
+        candidates: what is known of each node, this one included.
+        services: what this node has measured of their service times.
+        config: margins and bounds.
+        luck: chooses among near-equals.
+        now: monotonic time.
+    """
+    able: list[tuple[CandidateInput, ModelOffer]] = []
+    unable: list[Candidate] = []
+    for facts in candidates:
+        offer = _offer_of(facts, requirement)
+        reason = _disqualification(facts, offer, requirement, config)
+        if reason or offer is None:
+            rtt_s = None if facts.path.source is RttSource.UNKNOWN else facts.path.rtt_s
+            unable.append(Candidate(facts.peer_id, False, reason, rtt_s, facts.path.source))
+        else:
+            able.append((facts, offer))
+    estimates = _service_of(able, requirement, services, config.service, now)
+    scored = [
+        _Scored(
+            _score(facts, requirement, estimate, config, services.failed_ago_s(facts.peer_id, requirement.model, now)),
+            facts,
+            services.demoted(facts.peer_id, requirement.model, now),
+        )
+        for (facts, _), estimate in zip(able, estimates, strict=True)
+    ]
+    ordered = [entry.candidate for entry in _in_order(scored, config, luck)]
+    unable.sort(key=lambda candidate: (candidate.rtt_s is None, candidate.rtt_s or 0.0, candidate.peer_id))
+    best = ordered[0] if ordered else None
+    return RouteReport(
+        request_id=request_id.hex(),
+        model=requirement.model,
+        feature=requirement.feature,
+        candidates=tuple((ordered + unable)[: config.report_candidates_max]),
+        chosen=best.peer_id if best else None,
+        predicted_s=best.predicted_s if best else None,
+    )
+
+
+def path_time(path: Path, config: RoutingConfig) -> float:
+    """The time a request and its first output spend under way, in seconds, margins included.
+
+    Source: RFC 9002 section 6.2.1 for the cost of a lost packet.
+    """
+    match path.source:
+        case RttSource.SELF:
+            return 0.0
+        case RttSource.UNKNOWN:
+            under_way_s = config.rtt_unknown_s
+        case RttSource.COORDINATE:
+            under_way_s = path.rtt_s * (1.0 + config.coordinate_margin * path.error)
+        case RttSource.MEASURED:
+            timeout_s = path.rtt_s + max(4.0 * path.jitter_s, GRANULARITY_S) + ACK_DELAY_S
+            under_way_s = path.rtt_s + config.jitter_margin * path.jitter_s + path.loss * timeout_s
+    return under_way_s if path.connected else 2.0 * under_way_s
+
+
+def queue_time(load: ModelLoad | None, in_flight: int, service_s: float) -> float:
+    """Expected wait for a slot, in seconds.
+
+    Args:
+        load: what the candidate says of the model, None when it says nothing; then it is taken to have one slot.
+        in_flight: requests of this node that it has not finished.
+        service_s: mean time in a slot.
+
+    Source: Kleinrock, section 3.5: with n >= c in an M/M/c system, n - c + 1 departures have to pass, at a rate of c / S.
+    """
+    if load is None:
+        return in_flight * service_s
+    slots = max(1, load.slots)
+    ahead = max(load.running + load.waiting, in_flight)
+    wait_s = max(0, ahead - slots + 1) * service_s / slots
+    return max(wait_s, load.queue_s) if load.waiting > 0 else wait_s
+
+
+def _offer_of(facts: CandidateInput, requirement: Requirement) -> ModelOffer | None:
+    """The offer that fits best: the one with the feature, else any of the model."""
+    offers = [offer for offer in facts.offers if offer.model == requirement.model]
+    fitting = [offer for offer in offers if requirement.feature in offer.features]
+    return next(iter(fitting or offers), None)
+
+
+def _load_of(facts: CandidateInput, model: str) -> ModelLoad | None:
+    loads = facts.beat.loads if facts.beat else ()
+    return next((load for load in loads if load.model == model), None)
+
+
+def _disqualification(facts: CandidateInput, offer: ModelOffer | None, requirement: Requirement, config: RoutingConfig) -> str:
+    """Why a candidate must not be asked, or an empty string."""
+    if offer is None:
+        return f"does not serve {requirement.model}"
+    if requirement.feature not in offer.features:
+        return f"serves {requirement.model} without {requirement.feature}"
+    if facts.peer_id in requirement.excluded:
+        return "the request came from it"
+    if facts.unavailable:
+        return facts.unavailable
+    if facts.beat is not None and facts.beat.draining:
+        return "draining"
+    if 0 < facts.memory_bytes < requirement.memory_bytes:
+        return f"has {facts.memory_bytes / 1e9:.1f} GB of memory, {requirement.memory_bytes / 1e9:.1f} GB needed"
+    if 0 < offer.context_length < requirement.context_tokens:
+        return f"takes {offer.context_length} tokens, {requirement.context_tokens} needed"
+    load = _load_of(facts, requirement.model)
+    if load is not None and load.waiting >= config.waiting_per_slot_max * max(1, load.slots):
+        return f"queue full: {load.waiting} waiting for {load.slots} slots"
+    return ""
+
+
+def _service_of(
+    able: list[tuple[CandidateInput, ModelOffer]],
+    requirement: Requirement,
+    services: ServiceEstimates,
+    config: ServiceConfig,
+    now: float,
+) -> list[ServiceEstimate]:
+    """The service times of all able candidates, each drawn toward their median as far as it is poorly known."""
+    known: list[ServiceEstimate | None] = []
+    for facts, _ in able:
+        own = services.estimate(facts.peer_id, requirement.model, requirement.feature, requirement.output_tokens, now)
+        known.append(own or _advertised(_load_of(facts, requirement.model), requirement.output_tokens, config))
+    certain = [estimate for estimate in known if estimate is not None]
+    if not certain:
+        ordinary = ServiceEstimate(config.service_s_default, config.service_s_default, 0.0)
+    else:
+        service_s = median(estimate.service_s for estimate in certain)
+        ordinary = ServiceEstimate(service_s, min(service_s, median(estimate.first_output_s for estimate in certain)), 0.0)
+    return [ordinary if estimate is None else estimate.drawn_toward(ordinary, config.prior_samples) for estimate in known]
+
+
+def _advertised(load: ModelLoad | None, output_tokens: int, config: ServiceConfig) -> ServiceEstimate | None:
+    """What a candidate says of its own speed, capped, and worth a few measurements."""
+    if load is None:
+        return None
+    if output_tokens > 0 and load.tokens_per_s > 0.0:
+        service_s = min(output_tokens / load.tokens_per_s, config.service_s_max)
+        return ServiceEstimate(service_s, service_s / output_tokens, config.claim_samples)
+    if load.service_s > 0.0:
+        service_s = min(load.service_s, config.service_s_max)
+        return ServiceEstimate(service_s, service_s, config.claim_samples)
+    return None
+
+
+def _score(
+    facts: CandidateInput, requirement: Requirement, service: ServiceEstimate, config: RoutingConfig, failed_ago_s: float | None
+) -> Candidate:
+    """Predict one able candidate's time to answer."""
+    path_s = path_time(facts.path, config)
+    queue_s = queue_time(_load_of(facts, requirement.model), facts.in_flight, service.service_s)
+    predicted_s = path_s + queue_s + service.first_output_s
+    total_s = path_s + queue_s + service.service_s
+    if requirement.stream:
+        unread_s = service.service_s - service.first_output_s - requirement.output_tokens / config.reading_tokens_per_s
+        total_s = predicted_s + (max(0.0, unread_s) if requirement.output_tokens > 0 else 0.0)
+    reason = "this node" if facts.is_self else ""
+    if failed_ago_s is not None:
+        reason = f"failed {failed_ago_s:.1f} s ago"
+    rtt_s = None if facts.path.source is RttSource.UNKNOWN else facts.path.rtt_s
+    return Candidate(facts.peer_id, True, reason, rtt_s, facts.path.source, queue_s, service.service_s, predicted_s, total_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A qualified candidate with what orders it."""
+
+    candidate: Candidate
+    facts: CandidateInput
+    demoted: bool
+
+
+def _in_order(scored: list[_Scored], config: RoutingConfig, luck: Luck) -> list[_Scored]:
+    """By predicted time; the near-equals of the best in a random order that spares the busy; the demoted last."""
+    scored.sort(key=lambda entry: (entry.demoted, entry.candidate.total_s or 0.0, entry.candidate.peer_id))
+    if not scored or scored[0].demoted:
+        return scored
+    best_s = scored[0].candidate.total_s or 0.0
+    limit_s = best_s + max(config.near_equal_share * best_s, config.near_equal_s)
+    equal = [entry for entry in scored if not entry.demoted and (entry.candidate.total_s or 0.0) <= limit_s]
+    rest = scored[len(equal) :]
+    # Efraimidis and Spirakis: u ** (1 / weight), largest first, with weight 1 / (1 + in flight)
+    lots = {entry.candidate.peer_id: luck.random() ** (1 + entry.facts.in_flight) for entry in equal}
+    equal.sort(key=lambda entry: (not entry.facts.is_self, -lots[entry.candidate.peer_id], entry.candidate.peer_id))
+    return equal + rest
+
+
+__all__ = [
+    "Candidate",
+    "CandidateInput",
+    "Path",
+    "Requirement",
+    "RouteReport",
+    "RoutingConfig",
+    "RttSource",
+    "ServiceConfig",
+    "ServiceEstimate",
+    "ServiceEstimates",
+    "path_time",
+    "queue_time",
+    "rank",
+]
