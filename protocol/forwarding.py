@@ -274,6 +274,7 @@ class Forwarding:
         if request is None:
             return False
         self._transit(request, Event.FIRST_OUTPUT)
+        self._timers.set(request_id, request.deadline_at)
         return True
 
     def handle_finished(self, request_id: bytes, peer: PeerId, now: float) -> None:
