@@ -3,7 +3,7 @@
 Run as a module it is the server; it prints its port and the certificate's path, and serves until its standard input ends.
 """
 
-import datetime
+import datetime as dt
 import ipaddress
 import subprocess
 import sys
@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import grpc
 from cryptography import x509
@@ -26,7 +27,7 @@ def make_certificate() -> tuple[bytes, bytes]:
     """A self-signed certificate for localhost, as (key, certificate) in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     certificate = (
         x509.CertificateBuilder()
@@ -34,21 +35,21 @@ def make_certificate() -> tuple[bytes, bytes]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(key, hashes.SHA256())
     )
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return pem, certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def serve() -> None:
     """Serves echoes until standard input ends."""
     key, certificate = make_certificate()
-    handler = grpc.method_handlers_generic_handler("bench.Echo", {"Unary": grpc.unary_unary_rpc_method_handler(lambda data, _: data)})
+    handler = grpc.method_handlers_generic_handler(
+        "bench.Echo", {"Unary": grpc.unary_unary_rpc_method_handler(lambda data, _: data)}
+    )
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 1 << 24)])
     server.add_generic_rpc_handlers((handler,))
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)]))
@@ -64,7 +65,7 @@ def serve() -> None:
 class GrpcEcho:
     """A client of the echo server in another process; use as a context manager."""
 
-    def __enter__(self) -> "GrpcEcho":
+    def __enter__(self) -> Self:
         """Starts the server and connects."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.grpc_echo"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

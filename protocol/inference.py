@@ -1,8 +1,8 @@
 """What an inference request and its answer are made of, whatever the wire or the engine.
 
-A request names a model and a feature and carries an opaque `body` (for the OpenAI features the JSON object as the client sent it,
-without fields that concern only the gateway) and tensors. The answer is a sequence of events that ends with exactly one `Finished`
-or `Failed`. Nothing here knows how they are encoded: that is `protocol.wire`.
+A request names a model and a feature and carries an opaque `body` (for the OpenAI features the JSON object as the client sent
+it, without fields that concern only the gateway) and tensors. The answer is a sequence of events that ends with exactly one
+`Finished` or `Failed`. Nothing here knows how they are encoded: that is `protocol.wire`.
 
 Spec: docs/spec/06-inference.md.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from protocol.errors import RETRYABLE, ErrorCode
+from protocol.errors import RETRYABLE, ErrorCode, RemoteProtocolError
 
 REQUEST_ID_BYTES = 16
 """Length of a request id in bytes: 128 random bits, as a UUID, so that ids never meet by chance."""
@@ -141,3 +141,31 @@ Output = TextDelta | JsonDelta | TensorsReady
 
 Reply = Accepted | TextDelta | JsonDelta | TensorsReady | Finished | Failed
 """One event of an answer, in the order: at most one Accepted, any number of outputs, exactly one Finished or Failed."""
+
+
+class AnswerOrder:
+    """Holds one answer to its order: at most one `Accepted`, and that first; outputs; one `Finished` or `Failed`, last."""
+
+    __slots__ = ("_ended", "_started")
+
+    def __init__(self) -> None:
+        self._started = False
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has had its end."""
+        return self._ended
+
+    def take(self, reply: Reply) -> None:
+        """Note the next event.
+
+        Raises:
+            RemoteProtocolError: MALFORMED, when it may not stand here; the order is then as it was before.
+        """
+        if self._ended:
+            raise RemoteProtocolError(ErrorCode.MALFORMED, f"{type(reply).__name__} came after the end of the answer")
+        if isinstance(reply, Accepted) and self._started:
+            raise RemoteProtocolError(ErrorCode.MALFORMED, "Accepted came after the answer had begun")
+        self._started = True
+        self._ended = isinstance(reply, Finished | Failed)

@@ -314,7 +314,8 @@ class Membership:
     def _backoff(self, failures: int) -> float:
         """Exponential, with full jitter over its upper half so that peers do not dial in step."""
         ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2 ** min(failures, 16))
-        return ceiling * self._luck.uniform(0.5, 1.0)
+        jitter: float = self._luck.uniform(0.5, 1.0)
+        return ceiling * jitter
 
     def _advance(self, now: float) -> None:
         """Starts every dial that is due, within the bounds."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from protocol.encoding import decode_uvarint, encode_uvarint
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from protocol.identity import PEER_ID_BYTES_MAX, PeerId, parse_peer_id, peer_id_from_bytes, peer_id_text
+from protocol.identity import PeerId, parse_peer_id, peer_id_from_bytes, peer_id_text
 
 HostProtocol = Literal["ip4", "ip6", "dns", "dns4", "dns6"]
 """How the host of an address is named: by IP address, or by a name looked up as either or as one family only."""
@@ -35,7 +35,7 @@ PORT_MAX = 65535
 _CODES: dict[HostProtocol, int] = {"ip4": 4, "ip6": 41, "dns": 53, "dns4": 54, "dns6": 55}
 """Multicodec codes of the host protocols (multiaddr protocols.csv)."""
 
-_HOST_PROTOCOLS = {code: protocol for protocol, code in _CODES.items()}
+_HOST_PROTOCOLS: dict[int, HostProtocol] = {code: protocol for protocol, code in _CODES.items()}
 
 _HOST_NAMES: dict[str, HostProtocol] = {protocol: protocol for protocol in _CODES}
 
@@ -120,8 +120,6 @@ class Multiaddr:
         if offset < len(data):
             offset = _expect_code(data, offset, _P2P, "p2p")
             length, offset = decode_uvarint(data, offset)
-            if length > PEER_ID_BYTES_MAX:
-                raise RemoteProtocolError(ErrorCode.MALFORMED, f"a multiaddr holds a peer id of {length} bytes")
             id_bytes, offset = _take(data, offset, length)
             peer_id = peer_id_from_bytes(id_bytes)
         if offset != len(data):
@@ -162,11 +160,11 @@ def _parse(text: str) -> Multiaddr:
         raise LocalProtocolError(ErrorCode.MALFORMED, f"an address starts with a slash, as {_EXAMPLE} does")
     parts = text[1:].removesuffix("/").split("/")
     protocol = _host_protocol(parts[0])
-    if len(parts) < 5:
+    if len(parts) < 5 and parts[2:3] in ([], ["udp"]):
         detail = f"it is incomplete; write /{protocol}/HOST/udp/PORT/quic-v1, for example {_EXAMPLE}"
         raise LocalProtocolError(ErrorCode.MALFORMED, detail)
     if parts[2] != "udp":
-        detail = f"/{parts[2]} is not supported; nodes speak QUIC: write /udp/{parts[3]}/quic-v1"
+        detail = f"/{parts[2]} is not supported; nodes speak QUIC: write /udp/PORT/quic-v1"
         raise LocalProtocolError(ErrorCode.MALFORMED, detail)
     if parts[4] != "quic-v1":
         detail = f"/{parts[4]} is not supported; write /quic-v1 after the port"
@@ -207,9 +205,11 @@ def _canonical_host(protocol: HostProtocol, host: str) -> str:
             if "%" in host:
                 raise LocalProtocolError(ErrorCode.MALFORMED, f"{host!r} names a zone; write the address without %")
             try:
-                return str(IPv6Address(host))
+                address = IPv6Address(host)
             except AddressValueError as fault:
                 raise LocalProtocolError(ErrorCode.MALFORMED, f"{host!r} is not an IPv6 address") from fault
+            # Python writes mapped IPv4 addresses in one way up to 3.12 and in another since; this is RFC 5952 section 5.
+            return str(address) if address.ipv4_mapped is None else f"::ffff:{address.ipv4_mapped}"
         case "dns" | "dns4" | "dns6":
             return _canonical_name(host)
 

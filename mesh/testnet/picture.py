@@ -1,8 +1,8 @@
 """A map of the mesh as one self-contained SVG: the asking node in the middle, everyone else at the measured distance.
 
-The radius is the round trip from the middle on a logarithmic scale, and the rings are isochrones: lines of equal round-trip time.
-The angle comes from classical multidimensional scaling of the whole matrix of measured round trips, so that nodes that are near one
-another stand near one another as far as one free coordinate allows.
+The radius is the round trip from the middle on a logarithmic scale, and the rings are isochrones: lines of equal round-trip
+time. The angle comes from classical multidimensional scaling of the whole matrix of measured round trips, so that nodes that
+are near one another stand near one another as far as one free coordinate allows.
 
 Source: Torgerson, "Multidimensional scaling: I. Theory and method" (Psychometrika 1952).
 """
@@ -23,6 +23,20 @@ SIZE = 760
 
 MARGIN = 90
 """Pixels between the outermost ring and the edge: room for names."""
+
+
+MAP_STYLE = (
+    "text{font:13px system-ui,sans-serif;fill:#1c2733;paint-order:stroke;stroke:#fbfcfd;stroke-width:4px}.ring{fill:none;stroke:#c9d4de;stroke-dasharray:3 4}"
+    ".ms{font-size:11px;fill:#7b8b99}.note{font-size:11px;fill:#54636f}.line{stroke:#2f7d5b;stroke-linecap:round}"
+    ".gone{stroke:#b3413a;stroke-width:3}"
+)
+
+
+PAGE_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;color:#1c2733;max-width:900px;margin:2em auto;padding:0 1em}"
+    "table{border-collapse:collapse;width:100%;font-size:13px}th,td{text-align:left;padding:.35em .6em;"
+    "border-bottom:1px solid #dde5ec;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +97,7 @@ def draw_map(places: Sequence[Place], rtt_ms: NDArray[np.float64], title: str) -
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SIZE} {SIZE}" width="{SIZE}" height="{SIZE}" role="img">',
         f"<title>{escape(title)}</title>",
-        "<style>text{font:13px system-ui,sans-serif;fill:#1c2733}.ring{fill:none;stroke:#c9d4de;stroke-dasharray:3 4}"
-        ".ms{font-size:11px;fill:#7b8b99}.note{font-size:11px;fill:#54636f}.line{stroke:#2f7d5b;stroke-linecap:round}"
-        ".gone{stroke:#b3413a;stroke-width:3}</style>",
+        f"<style>{MAP_STYLE}</style>",
         f'<rect width="{SIZE}" height="{SIZE}" fill="#fbfcfd"/>',
         f'<text x="{centre}" y="28" text-anchor="middle" font-size="15" font-weight="600">{escape(title)}</text>',
     ]
@@ -103,9 +115,8 @@ def draw_map(places: Sequence[Place], rtt_ms: NDArray[np.float64], title: str) -
     for place, (x, y) in zip(places[1:], spots[1:], strict=True):
         if place.answered:
             width = 1.5 + min(place.answered, 12) / 2
-            parts.append(
-                f'<line class="line" x1="{centre}" y1="{centre}" x2="{x:.1f}" y2="{y:.1f}" stroke-width="{width:.1f}" opacity="0.6"/>'
-            )
+            ends = f'x1="{centre}" y1="{centre}" x2="{x:.1f}" y2="{y:.1f}"'
+            parts.append(f'<line class="line" {ends} stroke-width="{width:.1f}" opacity="0.6"/>')
     parts.extend(_spot(place, x, y, middle=index == 0) for index, (place, (x, y)) in enumerate(zip(places, spots, strict=True)))
     parts.append("</svg>")
     return "\n".join(parts)
@@ -137,8 +148,6 @@ def page(svg: str, title: str, header: Sequence[str], rows: Sequence[Sequence[st
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>body{{font:15px/1.5 system-ui,sans-serif;color:#1c2733;max-width:900px;margin:2em auto;"
-        "padding:0 1em}table{border-collapse:collapse;width:100%;font-size:13px}th,td{text-align:left;padding:.35em .6em;"
-        "border-bottom:1px solid #dde5ec;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}</style>"
-        f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>{svg}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></html>\n"
+        f"<title>{escape(title)}</title><style>{PAGE_STYLE}</style><h1>{escape(title)}</h1><p>{escape(lead)}</p>{svg}"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></html>\n"
     )

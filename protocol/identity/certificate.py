@@ -63,6 +63,15 @@ _SERIAL_BITS = 63
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 """Order of the group of P-256 (SEC 2 section 2.4.2)."""
 
+_CERTIFICATE_ELEMENTS = 3
+"""Elements of a certificate: body, algorithm and signature (RFC 5280 section 4.1)."""
+
+_TBS_SERIAL_INDEX = 1
+"""Place of the serial number in the body; it is positive (RFC 5280 section 4.1.2.2)."""
+
+_TBS_ALGORITHM_INDEX = 2
+"""Place of the signed copy of the signature algorithm in the body."""
+
 _TBS_SPKI_INDEX = 6
 """Place of SubjectPublicKeyInfo after version, serial, signature, issuer, validity and subject (RFC 5280 section 4.1)."""
 
@@ -167,14 +176,13 @@ def verify_certificate(der: bytes, wall_s: float) -> PeerId:
     """
     if len(der) > CERTIFICATE_BYTES_MAX:
         raise _bad(f"it has {len(der)} bytes; the limit is {CERTIFICATE_BYTES_MAX}")
+    spki, extensions = _read_body(der)
     try:
         certificate = x509.load_der_x509_certificate(der)
-        body = certificate.tbs_certificate_bytes
         valid_from_s = certificate.not_valid_before_utc.timestamp()
         valid_to_s = certificate.not_valid_after_utc.timestamp()
     except (ValueError, x509.InvalidVersion) as fault:
         raise _bad("it is not X.509 version 3 in DER") from fault
-    spki, extensions = _read_body(body)
     host_key, host_signature = _read_binding(extensions)
     if not valid_from_s <= wall_s <= valid_to_s:
         detail = f"the peer's certificate is valid from {valid_from_s:.0f} to {valid_to_s:.0f}, and it is {wall_s:.0f}"
@@ -195,11 +203,22 @@ def _scalar(entropy: bytes) -> int:
     return wide % (_P256_ORDER - 1) + 1
 
 
-def _read_body(body: bytes) -> tuple[bytes, bytes]:
-    """Return SubjectPublicKeyInfo with its header, and the content of the extensions list, of a version 3 certificate."""
-    elements = asn1.read_sequence(body)
+def _read_body(der: bytes) -> tuple[bytes, bytes]:
+    """Return SubjectPublicKeyInfo with its header, and the content of the extensions list, of a version 3 certificate.
+
+    The algorithm stands twice in a certificate, once unsigned: both must agree (RFC 5280 section 4.1.1.2).
+    """
+    certificate = asn1.read_sequence(der)
+    if len(certificate) != _CERTIFICATE_ELEMENTS:
+        raise _bad("it is not X.509")
+    elements = asn1.read_sequence(certificate[0][2])
     if len(elements) <= _TBS_SPKI_INDEX or elements[0][0] != _VERSION_TAG:
         raise _bad("it is not version 3")
+    serial = int.from_bytes(elements[_TBS_SERIAL_INDEX][1], "big", signed=True)
+    if serial <= 0:
+        raise _bad("its serial number is not positive")
+    if elements[_TBS_ALGORITHM_INDEX][2] != certificate[1][2]:
+        raise _bad("it names two signature algorithms")
     rest = elements[_TBS_SPKI_INDEX + 1 :]
     if any(tag != _EXTENSIONS_TAG for tag, _, _ in rest):
         raise _bad("it has an issuer or subject unique identifier")

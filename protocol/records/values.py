@@ -1,4 +1,9 @@
-"""The records nodes tell one another: card, beat and edges, and the signed envelope round them."""
+"""The records nodes tell one another: card, beat and edges, as values.
+
+`extra` holds the fields of later versions: they are kept when a record is decoded and written again when a value is sealed.
+
+Spec: docs/spec/03-records.md.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +29,7 @@ class Gpu:
 
     name: str
     memory_bytes: int
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class Nic:
     name: str
     speed_mbps: int
     mtu_bytes: int
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Hardware:
     numa_nodes: int
     gpus: tuple[Gpu, ...] = ()
     nics: tuple[Nic, ...] = ()
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class ModelOffer:
     precision: str = ""
     memory_bytes: int = 0
     engine: str = ""
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class Card:
     models: tuple[ModelOffer, ...]
     coordinate: Coordinate | None
     agent: str
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +108,12 @@ class Beat:
 
     draining: bool
     loads: tuple[ModelLoad, ...]
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A measured path: filtered round trip, its jitter (RFC 3550) and how many samples stand behind it."""
+    """A measured path: filtered round trip, its jitter (RFC 3550) and how many samples stand behind it, 65,535 for more."""
 
     peer_id: PeerId
     rtt_s: float
@@ -121,10 +126,22 @@ class Edges:
     """The distances a node measured itself."""
 
     edges: tuple[Edge, ...]
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 Payload = Card | Beat | Edges
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHeader:
+    """What an envelope says about itself before anybody has checked its signature; times are wall-clock seconds since 1970."""
+
+    network_id: str
+    kind: RecordKind
+    peer_id: PeerId
+    sequence: int
+    issued_s: float
+    expires_s: float
 
 
 @dataclass(frozen=True, slots=True)

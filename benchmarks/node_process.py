@@ -1,0 +1,77 @@
+"""A real node in another process, for benchmarks: started through the command line, stopped by SIGTERM."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+STOP_S_MAX = 20.0
+"""Longest orderly stop in seconds before the process is killed."""
+
+
+class NodeProcess:
+    """`isochrone up --json` with the given flags; use as a context manager."""
+
+    def __init__(self, *flags: str) -> None:
+        """Prepares the command.
+
+        Args:
+            flags: for `isochrone up`, beside a fresh state directory, a free port on loopback and a free gateway port.
+        """
+        self._flags = flags
+        self._folder = tempfile.TemporaryDirectory(prefix="isochrone-bench-")
+        self.started_s = 0.0
+        self.ready_s = 0.0
+
+    def __enter__(self) -> Self:
+        """Starts the node and waits until it is ready."""
+        command = [
+            sys.executable, "node.py", "up", "--json",
+            "--state-dir", self._folder.name,
+            "--listen", "/ip4/127.0.0.1/udp/0/quic-v1",
+            "--gateway", "127.0.0.1:0",
+            *self._flags,
+        ]  # fmt: skip
+        self.log = Path(self._folder.name) / "log"
+        started = time.perf_counter()
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        self.ready_s = time.perf_counter() - started
+        if not line:
+            raise RuntimeError(f"the node did not start:\n{self.log.read_text()}")
+        answer = json.loads(line)
+        self.peer_id: str = answer["peer_id"]
+        self.address: str = answer["addresses"][0]
+        self.gateway: str = answer["gateway"]
+        return self
+
+    def memory_mib(self) -> float:
+        """Resident memory of the process in MiB."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) / 1024
+        return 0.0
+
+    def peers(self) -> list[dict[str, object]]:
+        """What the node says of its peers."""
+        answer: list[dict[str, object]] = httpx.get(f"{self.gateway}/mesh/peers", trust_env=False, timeout=10).json()["peers"]
+        return answer
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stops the node."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._folder.cleanup()

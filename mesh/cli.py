@@ -1,0 +1,437 @@
+"""The command line: `isochrone up` runs a node, the other commands talk to the node that runs here.
+
+Cyclopts reads the tokens; what they mean is decided in `mesh.config`, so that a flag, a variable and a line of the file obey the
+same rules. Heavy parts (trio, the transport, the engines) are imported by the command that needs them. Every command returns its
+exit code, and every failure a person can cause ends as one sentence on stderr.
+"""
+
+import base64
+import json
+import os
+import platform
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from mesh.client import ClientError, GatewayClient
+from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, default_state_dir, resolve
+from mesh.nodefile import NoNodeError, find_node
+from mesh.tables import CANDIDATE_COLUMNS, MODEL_COLUMNS, PEER_COLUMNS, facts_table, rows_of, rows_table
+
+EXIT_FAILED = 1
+"""Exit code: the node answered with an error, or a check of `demo` or `testnet` failed."""
+EXIT_USAGE = 2
+"""Exit code: a flag, a variable or a line of the configuration file cannot be used."""
+EXIT_NO_NODE = 3
+"""Exit code: there is no node to talk to."""
+EXIT_START = 4
+"""Exit code: the node cannot start from what is on disk, or cannot have its addresses."""
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
+
+TEXT_TOKENS_DEFAULT = 128
+"""Tokens `ask` asks for unless told otherwise: an answer that fits a screen."""
+
+EPILOGUE = (
+    "Exit codes: 0 done, 1 the answer is an error, 2 wrong flag or setting, 3 no node is running here, 4 the node cannot start, "
+    "130 interrupted.\n\n"
+    "Settings are looked for in flags, then ISOCHRONE_* variables (ISOCHRONE_STATE_DIR, ISOCHRONE_BOOTSTRAP=A,B …), then the "
+    "TOML file (--config, else $XDG_CONFIG_HOME/isochrone/config.toml)."
+)
+
+app = App(
+    name="isochrone",
+    help="""A mesh of nodes that answers inference requests at the shortest distance.
+
+    Start here:
+
+        isochrone up                             # a node; prints how to join it
+        isochrone up --bootstrap MULTIADDR       # a node that joins a mesh
+        isochrone ask "Why is the sky blue?"     # the nearest able peer answers
+        isochrone explain REQUEST_ID             # why that peer
+        OPENAI_BASE_URL=http://127.0.0.1:8421/v1 # for any OpenAI client
+    """,
+    help_format="plaintext",
+    help_epilogue=EPILOGUE,
+    version_flags=["--version"],
+    version=lambda: version_text(),  # noqa: PLW0108  # it is defined further down
+    backend="trio",
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Which node to ask, and how to show the answer."""
+
+    gateway: Annotated[str | None, Parameter(help="URL of the node's gateway; found through the state directory if absent.")] = (
+        None
+    )
+    state_dir: Annotated[Path | None, Parameter(help="State directory of the node; the same as for `up`.")] = None
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for programs.")] = False
+
+    def client(self) -> GatewayClient:
+        """Return a client of the named node, or of the one that runs here.
+
+        Raises:
+            NoNodeError: if none runs here.
+        """
+        if self.gateway is not None:
+            return GatewayClient(self.gateway.rstrip("/").removesuffix("/v1"))
+        named = self.state_dir or (Path(os.environ["ISOCHRONE_STATE_DIR"]) if os.environ.get("ISOCHRONE_STATE_DIR") else None)
+        return GatewayClient(find_node(named or default_state_dir(os.environ)).ready.gateway)
+
+    def show(self, answer: object, view: Callable[[], Any]) -> int:
+        """Print the answer as JSON, or the view of it."""
+        if self.as_json:
+            print(json.dumps(answer))
+        else:
+            Console().print(view())
+        return os.EX_OK
+
+
+@app.command
+def up(
+    *,
+    state_dir: Annotated[
+        Path | None, Parameter(help="Where the key and the known peers are kept (default: XDG state directory).")
+    ] = None,
+    listen: Annotated[
+        list[str] | None, Parameter(help="MULTIADDR to bind, repeatable; port 0 lets the system choose.", negative="")
+    ] = None,
+    announce: Annotated[
+        list[str] | None,
+        Parameter(help="MULTIADDR told to others instead of the bound ones, repeatable: behind NAT, say.", negative=""),
+    ] = None,
+    bootstrap: Annotated[list[str] | None, Parameter(help="MULTIADDR of a node of the mesh, repeatable.", negative="")] = None,
+    gateway: Annotated[
+        str | None, Parameter(help="HOST:PORT of the HTTP gateway, on loopback; port 0 lets the system choose.")
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        Parameter(
+            help="onnx, echo, none, or the URL of an OpenAI-compatible server; repeatable (default: look for one, else onnx).",
+            negative="",
+        ),
+    ] = None,
+    network: Annotated[str | None, Parameter(help="Network id; only nodes of one network talk to each other.")] = None,
+    quic_engine: Annotated[str | None, Parameter(help="auto, aioquic or qh3.")] = None,
+    grace_s: Annotated[float | None, Parameter(help="Seconds for streams to finish after Ctrl-C.")] = None,
+    log_level: Annotated[str | None, Parameter(help="debug, info, warning or error.")] = None,
+    config: Annotated[Path | None, Parameter(help="TOML file with the same settings.")] = None,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", help="When ready, print one JSON line: peer_id, addresses, gateway.")
+    ] = False,
+) -> int:
+    """Run a node until Ctrl-C.
+
+    The first start makes the node's key. When the node is ready it prints its peer id, how others join, and the gateway's URL.
+    Ctrl-C drains: new work is refused, streams finish, peers are told; a second Ctrl-C stops at once.
+
+    For example:
+
+        isochrone up
+        isochrone up --engine http://127.0.0.1:8000
+        isochrone up --bootstrap /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3KooW…
+        isochrone up --state-dir /tmp/a --gateway 127.0.0.1:0 --json
+    """
+    given = locals()
+    settings = read_config({name: given[name] for name in SETTINGS}, config)
+    # After the settings are known to be right: these imports take most of a second.
+    from mesh.service import run_node
+    from mesh.up import run_up
+
+    return run_up(settings, run_node, as_json=as_json)
+
+
+def read_config(flags: dict[str, object], config_file: Path | None) -> NodeConfig:
+    """Resolve flags with the environment and the file; raises ConfigError."""
+    return resolve(flags, os.environ, config_file)
+
+
+@app.command
+def status(*, where: Where | None = None) -> int:
+    """Show how the node here is doing.
+
+    For example:
+
+        isochrone status --json
+    """
+    where = where or Where()
+    with where.client() as client:
+        answer = client.get("/mesh/status")
+    return where.show(answer, lambda: facts_table("This node", answer))
+
+
+@app.command
+def peers(*, where: Where | None = None) -> int:
+    """Show the peers this node knows, with their distances.
+
+    For example:
+
+        isochrone peers
+    """
+    where = where or Where()
+    with where.client() as client:
+        answer = client.get("/mesh/peers")
+    return where.show(answer, lambda: rows_table("Peers", rows_of(answer, "peers"), PEER_COLUMNS))
+
+
+@app.command
+def models(*, where: Where | None = None) -> int:
+    """Show the models that can be asked for, here and at the peers.
+
+    For example:
+
+        isochrone models
+    """
+    where = where or Where()
+    with where.client() as client:
+        answer = client.get("/mesh/models")
+    return where.show(answer, lambda: rows_table("Models", rows_of(answer, "models"), MODEL_COLUMNS))
+
+
+@app.command
+def explain(
+    request_id: Annotated[str, Parameter(help="The x-request-id of an answer; `ask` and `embed` print it.")],
+    /,
+    *,
+    where: Where | None = None,
+) -> int:
+    """Show why a request was answered where it was: every candidate with its score.
+
+    For example:
+
+        isochrone explain 4f1c…
+    """
+    where = where or Where()
+    if not request_id.replace("-", "").isalnum():
+        raise ClientError(f"{request_id!r} is no request id; take it from the x-request-id header of an answer")
+    with where.client() as client:
+        answer = client.get(f"/mesh/explain/{request_id}")
+
+    def _view() -> Any:
+        facts = {key: value for key, value in answer.items() if key != "candidates"}
+        Console().print(facts_table(f"Request {request_id}", facts))
+        return rows_table("Candidates", rows_of(answer, "candidates"), CANDIDATE_COLUMNS)
+
+    return where.show(answer, _view)
+
+
+@app.command
+def ask(
+    prompt: Annotated[str, Parameter(help='What to ask; "-" reads it from standard input.')],
+    /,
+    *,
+    model: Annotated[str | None, Parameter(help="Model id; the first that can chat if absent.")] = None,
+    max_tokens: Annotated[int, Parameter(help="Longest answer in tokens.")] = TEXT_TOKENS_DEFAULT,
+    where: Where | None = None,
+) -> int:
+    """Ask a model and print its text as it comes.
+
+    For example:
+
+        isochrone ask "Once upon a time"
+        git diff | isochrone ask - --model my-llm --max-tokens 500
+    """
+    where = where or Where()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with where.client() as client:
+        name, feature = choose_model(client, model, ("chat", "completions"))
+        body: dict[str, object] = {"model": name, "stream": True, "max_tokens": max_tokens}
+        chat = feature == "chat"
+        body |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+        pieces = []
+        for event in client.events("/v1/chat/completions" if chat else "/v1/completions", body):
+            for choice in event.get("choices", [])[:1]:
+                piece = choice.get("delta", {}).get("content") if chat else choice.get("text")
+                pieces.append(piece or "")
+                if not where.as_json:
+                    print(printable(pieces[-1]), end="", flush=True)
+        answer = {"model": name, "text": "".join(pieces), **client.route.as_json()}
+    if where.as_json:
+        print(json.dumps(answer))
+    else:
+        print()
+        print_route(client)
+    return os.EX_OK
+
+
+@app.command
+def embed(
+    text: Annotated[str, Parameter(help='What to embed; "-" reads it from standard input.')],
+    /,
+    *,
+    model: Annotated[str | None, Parameter(help="Model id; the first that can embed if absent.")] = None,
+    where: Where | None = None,
+) -> int:
+    """Turn a text into an embedding vector.
+
+    For example:
+
+        isochrone embed "a cat on a mat" --json
+    """
+    where = where or Where()
+    text = sys.stdin.read() if text == "-" else text
+    with where.client() as client:
+        name, _ = choose_model(client, model, ("embeddings",))
+        answer = client.post("/v1/embeddings", {"model": name, "input": text, "encoding_format": "base64"})
+    try:
+        raw = base64.b64decode(answer["data"][0]["embedding"], validate=True)
+        vector = [value for (value,) in struct.iter_unpack("<f", raw)]
+    except (LookupError, TypeError, ValueError, struct.error) as error:
+        raise ClientError("the answer is no embedding") from error
+    if where.as_json:
+        print(json.dumps({"model": name, "embedding": vector, **client.route.as_json()}))
+    else:
+        shown = ", ".join(f"{value:.4f}" for value in vector[:8])
+        print(f"{len(vector)} dimensions: [{shown}{', …' if len(vector) > 8 else ''}]")
+        print_route(client)
+    return os.EX_OK
+
+
+@app.command(name="testnet")
+def start_testnet(
+    *,
+    preset: Annotated[str | None, Parameter(help="metro (1-8 ms round trips) or continents (10-250 ms).")] = None,
+    topology: Annotated[Path | None, Parameter(help="TOML file with nodes and distances instead of a preset.")] = None,
+    nodes: Annotated[int | None, Parameter(help="How many nodes of the preset.")] = None,
+    engine: Annotated[list[str] | None, Parameter(help="Engine of every node, as for `up`; repeatable.", negative="")] = None,
+    directory: Annotated[Path | None, Parameter(help="Where states and logs go (default: a temporary directory).")] = None,
+    for_s: Annotated[float | None, Parameter(name="--for", help="Stop after so many seconds (default: at Ctrl-C).")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON and no table.")] = False,
+) -> int:
+    """Run a whole mesh on this machine, with chosen distances between its nodes.
+
+    Every node is a real process; the packets between them pass a link emulator that delays, jitters and loses them. No root is
+    needed.
+
+    For example:
+
+        isochrone testnet
+        isochrone testnet --preset continents --nodes 8
+        isochrone testnet --topology my-sites.toml --for 60 --json
+    """
+    from mesh.testnet.command import choose_topology, run_testnet
+
+    chosen = choose_topology(preset, topology, nodes, engine)
+    return run_testnet(chosen, directory=directory, for_s=for_s, as_json=as_json)
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="Where the picture and the table go.")] = Path("build/demo"),
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")] = False,
+) -> int:
+    """Show it all: five nodes, real inference, a killed node, a picture of who answered.
+
+    For example:
+
+        isochrone demo
+    """
+    import trio
+
+    from mesh.demo import run_demo
+
+    return trio.run(partial(run_demo, out, as_json=as_json))
+
+
+@app.command
+def version(*, as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for programs.")] = False) -> int:
+    """Show the versions of the program and of what it stands on."""
+    names = ("isochrone", "trio", "aioquic", "qh3", "onnxruntime")
+    versions = {name: installed(name) for name in names} | {"python": platform.python_version()}
+    if as_json:
+        print(json.dumps(versions))
+    else:
+        print("\n".join(f"{name} {number or 'not installed'}" for name, number in versions.items()))
+    return os.EX_OK
+
+
+def installed(name: str) -> str | None:
+    """Return the installed version of a distribution."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def version_text() -> str:
+    """Return the line for `--version`."""
+    return f"isochrone {installed('isochrone') or 'from a source tree'}"
+
+
+def choose_model(client: GatewayClient, wanted: str | None, features: tuple[str, ...]) -> tuple[str, str]:
+    """Return a model and the first of `features` it can be asked for.
+
+    A wanted model that nobody offers is returned all the same: refusing it is the gateway's part.
+
+    Raises:
+        ClientError: if no model has any of the features.
+    """
+    offers = [
+        (str(row.get("id") or row.get("model") or ""), row.get("features") or ())
+        for row in rows_of(client.get("/mesh/models"), "models")
+    ]
+    for feature in features:
+        for name, has in offers:
+            if name and feature in has and wanted in (None, name):
+                return name, feature
+    if wanted is not None:
+        return wanted, features[0]
+    raise ClientError(f"no model of the mesh offers {' or '.join(features)} now; `isochrone models` shows what there is")
+
+
+def printable(text: str) -> str:
+    """Return `text` without control characters: a model's words must not steer the terminal."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+
+
+def print_route(client: GatewayClient) -> None:
+    """Print who answered, on stderr, so that stdout holds the answer alone."""
+    route = client.route
+    Console(stderr=True).print(
+        f"answered by {route.node or 'an unnamed node'}  {route.route}  why: isochrone explain {route.request_id}",
+        style="dim", markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run one command line and return its exit code; failures become one sentence on stderr."""
+    if not tokens:
+        app.help_print([])
+        return os.EX_OK
+    try:
+        result = app(tokens, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        return EXIT_USAGE  # Cyclopts has printed what was wrong
+    except NoNodeError as error:
+        return _fail(str(error), EXIT_NO_NODE)
+    except ClientError as error:
+        return _fail(str(error), EXIT_FAILED)
+    except ConfigError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except StartError as error:
+        return _fail(str(error), EXIT_START)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`isochrone peers | head`); point stdout away so that the interpreter's exit stays
+        # quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return result if isinstance(result, int) else os.EX_OK
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"isochrone: {printable(text)}", file=sys.stderr)
+    return code

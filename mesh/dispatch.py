@@ -1,0 +1,351 @@
+"""The dispatcher: turns the core's decisions about a request into engine runs and streams, and their outcomes into its inputs.
+
+The gateway submits requests here, and so do incoming inference streams. `forwarding` in the core decides what to do next
+(`RunLocally`, `Forward`, `Refuse`, `CancelAttempt`); one task per request carries it out and hands every output to whoever reads the
+`Answer`, through a small channel, so that a slow reader slows the engine down instead of filling memory. Leaving the `submit`
+context cancels the work the whole way down.
+
+Spec: docs/spec/06-inference.md.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from mesh.driver import Driver
+from mesh.engines.base import Engine
+from mesh.gateway.ports import CatalogueEntry
+from mesh.inference import request_over
+from mesh.transport import ConnectionLost, StreamReset, Transport
+from mesh.views import peer_json, status_json
+from protocol.errors import ErrorCode
+from protocol.forwarding import CancelAttempt, Ended, Forward, Output, Refuse, RunLocally
+from protocol.identity import PeerId
+from protocol.inference import Accepted, Failed, Finished, InferenceRequest, Reply
+from protocol.membership import Standing
+from protocol.node import Node
+from protocol.records import ModelOffer
+from protocol.routing import RouteReport
+
+INFER_PROTOCOL = "/isochrone/infer/1.0.0"
+REPLIES_BUFFERED_MAX = 8
+"""Replies between the attempt and its reader: enough that neither waits for a task switch per token, little memory."""
+REPORTS_MAX = 1024
+"""Route reports kept for `explain`: the last few minutes of a busy node, a few MiB."""
+MODELS_SEEN_MAX = 4096
+"""Model ids whose first sight is remembered: more than any mesh serves, so that inventing names costs no memory."""
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """One request under way: what the core wants done, and the scope of the attempt being made."""
+
+    request: InferenceRequest
+    report: RouteReport
+    submitted_at: float
+    commands: deque[RunLocally | Forward | Refuse] = field(default_factory=deque)
+    changed: trio.Event = field(default_factory=trio.Event)
+    attempt: trio.CancelScope | None = None
+    answered: bool = False
+
+
+class Answer:
+    """The events of one answer, with the route that led to it; `route` is complete once the first event has been received."""
+
+    def __init__(self, ticket: _Ticket, replies: trio.MemoryReceiveChannel[Reply]) -> None:
+        """Wraps the reading end of a request's channel."""
+        self._ticket = ticket
+        self._replies = replies
+
+    @property
+    def route(self) -> RouteReport:
+        """All candidates with their scores, who was chosen, predicted and measured times."""
+        return self._ticket.report
+
+    async def replies(self) -> AsyncIterator[Reply]:
+        """All events, `Accepted` included; ends after `Finished` or `Failed`."""
+        async for reply in self._replies:
+            yield reply
+
+    async def __aiter__(self) -> AsyncIterator[Reply]:
+        """The outputs and then `Finished` or `Failed`."""
+        async for reply in self._replies:
+            if not isinstance(reply, Accepted):
+                yield reply
+
+
+class Dispatcher:
+    """Carries out requests for the gateway and for peers."""
+
+    def __init__(self, node: Node, transport: Transport, engines: Sequence[Engine]) -> None:
+        """Connects the parts; `attach` completes it.
+
+        Args:
+            node: the core.
+            transport: for streams to peers.
+            engines: this node's own.
+        """
+        self._node = node
+        self._transport = transport
+        self._engines = engines
+        self._settle: Callable[[], None] = lambda: None
+        self._tickets: dict[bytes, _Ticket] = {}
+        self._reports: OrderedDict[str, RouteReport] = OrderedDict()
+        self._first_seen_s: dict[str, float] = {}
+        self._started_s = time.time()
+        self._became_idle = trio.Event()
+        self.draining = False
+
+    def attach(self, driver: Driver) -> None:
+        """Learns how the core's outputs are drained."""
+        self._settle = driver.settle
+
+    @asynccontextmanager
+    async def submit(self, request: InferenceRequest, from_peer: PeerId | None = None) -> AsyncIterator[Answer]:
+        """Starts a request; leaving the context cancels whatever is left of it.
+
+        Args:
+            request: what is asked for; `deadline_s` counts from now.
+            from_peer: the peer that forwarded it, None when it comes from this node's own clients.
+        """
+        now = self._transport.now()
+        ticket = _Ticket(request, self._node.rank(request, now, from_peer), now)
+        self._admit(ticket, from_peer, now)
+        send, receive = trio.open_memory_channel[Reply](REPLIES_BUFFERED_MAX)
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry, ticket, send)
+                try:
+                    yield Answer(ticket, receive)
+                except Exception as error:  # noqa: BLE001 -- raised again below: the nursery would wrap it in a group
+                    failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            receive.close()
+            self._leave(ticket)
+        if failure is not None:
+            raise failure
+
+    @asynccontextmanager
+    async def serve(self, request: InferenceRequest, from_peer: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:
+        """Answers a request that a peer has forwarded, as `serve_stream` wants it."""
+        async with self.submit(request, from_peer) as answer:
+            yield answer.replies()
+
+    async def idle(self) -> None:
+        """Returns once no request is under way."""
+        while self._tickets:
+            self._became_idle = trio.Event()
+            await self._became_idle.wait()
+
+    def handle_output(self, output: Output) -> None:
+        """Takes one output of the core's forwarding machine."""
+        ticket = self._tickets.get(output.request_id)
+        if ticket is None:
+            return
+        match output:
+            case CancelAttempt():
+                if ticket.attempt is not None:
+                    ticket.attempt.cancel()
+            case RunLocally() | Forward() | Refuse():
+                ticket.commands.append(output)
+                ticket.changed.set()
+            case Ended(code=code, message=message):
+                if not ticket.answered:
+                    ticket.commands.append(Refuse(output.request_id, code, message))
+                    ticket.changed.set()
+
+    # Views
+
+    def catalogue(self) -> list[CatalogueEntry]:
+        """Every model that can be asked for now, in the order of their ids."""
+        now = self._transport.now()
+        serving: dict[str, list[tuple[float, PeerId, ModelOffer]]] = {}
+        for offer in (offer for engine in self._engines for offer in engine.offers()):
+            serving.setdefault(offer.model, []).append((0.0, self._node.peer_id, offer))
+        for view in self._node.peers(now):
+            if view.standing is Standing.ALIVE and view.card is not None:
+                rtt_s = view.quality.rtt_s if view.quality is not None else view.coordinate_rtt_s
+                for offer in view.card.models:
+                    serving.setdefault(offer.model, []).append((1.0 if rtt_s is None else rtt_s, view.peer_id, offer))
+        entries = []
+        for model, places in sorted(serving.items()):
+            places.sort(key=lambda place: place[:2])
+            if model not in self._first_seen_s and len(self._first_seen_s) < MODELS_SEEN_MAX:
+                self._first_seen_s[model] = time.time()
+            peer_ids = tuple(dict.fromkeys(peer_id for _, peer_id, _ in places))
+            entries.append(CatalogueEntry(places[0][2], peer_ids, self._first_seen_s.get(model, self._started_s)))
+        return entries
+
+    def explain(self, request_id: str) -> RouteReport | None:
+        """How a recent request was routed, or None when it is not known (any more)."""
+        return self._reports.get(request_id)
+
+    def status(self) -> dict[str, object]:
+        """How the node is doing."""
+        now = self._transport.now()
+        status = status_json(self._node, self._transport, now)
+        loads = [load for engine in self._engines for load in engine.load()]
+        status["uptime_s"] = round(time.time() - self._started_s, 1)
+        status["draining"] = self.draining
+        status["requests_open"] = len(self._tickets)
+        status["models"] = {
+            load.model: f"{load.running} of {load.slots} slots busy, {load.waiting} waiting" for load in loads
+        }
+        return status
+
+    def peers(self) -> list[dict[str, object]]:
+        """The peers this node knows, nearest first."""
+        rows = [peer_json(view) for view in self._node.peers(self._transport.now())]
+        return sorted(rows, key=lambda row: (row["rtt_s"] is None, row["rtt_s"] or 0.0, row["peer_id"]))
+
+    # Attempts
+
+    def _admit(self, ticket: _Ticket, from_peer: PeerId | None, now: float) -> None:
+        """Hands a request to the core, or refuses it before it has begun."""
+        request = ticket.request
+        refusal: Refuse | None
+        if self.draining:
+            refusal = Refuse(request.request_id, ErrorCode.DRAINING, "this node is leaving the mesh")
+        elif request.request_id in self._tickets:
+            refusal = Refuse(request.request_id, ErrorCode.HOPS_EXCEEDED, "the request is under way here already")
+        else:
+            self._tickets[request.request_id] = ticket
+            refusal = self._node.submit(request, ticket.report, from_peer, now)
+            self._settle()
+        if refusal is not None:
+            ticket.commands.append(refusal)
+
+    def _leave(self, ticket: _Ticket) -> None:
+        """Ends a request whose reader is gone, and keeps its report."""
+        request_id = ticket.request.request_id
+        if self._tickets.get(request_id) is ticket:
+            ticket.answered = True
+            self._node.handle_cancelled(ticket.request, self._transport.now())
+            self._settle()
+            del self._tickets[request_id]
+        self._reports[request_id.hex()] = ticket.report
+        if len(self._reports) > REPORTS_MAX:
+            self._reports.popitem(last=False)
+        if not self._tickets:
+            self._became_idle.set()
+
+    async def _carry(self, ticket: _Ticket, send: trio.MemorySendChannel[Reply]) -> None:
+        """Carries out what the core wants for one request until the answer has ended."""
+        with send, suppress(trio.BrokenResourceError):
+            while not ticket.answered:
+                while not ticket.commands:
+                    ticket.changed = trio.Event()
+                    await ticket.changed.wait()
+                match ticket.commands.popleft():
+                    case Refuse(_, code, message):
+                        ticket.answered = True
+                        await send.send(Failed(code, self._why_not(ticket, code, message)))
+                    case RunLocally(_, deadline_s):
+                        request = replace(ticket.request, deadline_s=deadline_s)
+                        await self._attempt(ticket, self._node.peer_id, self._run_locally(request), send)
+                    case Forward(_, peer, deadline_s, hops_left):
+                        request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
+                        await self._attempt(ticket, peer, self._forward(peer, request), send)
+
+    async def _attempt(
+        self,
+        ticket: _Ticket,
+        peer: PeerId,
+        source: AbstractAsyncContextManager[AsyncIterator[Reply]],
+        send: trio.MemorySendChannel[Reply],
+    ) -> None:
+        """Makes one attempt and tells the core how it went; what the core wants next stands in the ticket afterwards."""
+        started = self._transport.now()
+        first_s: float | None = None
+        failed: Failed | None = None
+        with trio.CancelScope() as ticket.attempt:
+            async with source as replies:
+                async for reply in replies:
+                    now = self._transport.now()
+                    match reply:
+                        case Failed():
+                            failed = reply
+                            break
+                        case Finished():
+                            self._finish(ticket, peer, reply, started, first_s)
+                            await send.send(reply)
+                            break
+                        case Accepted():
+                            await send.send(reply)
+                        case _:
+                            if first_s is None:
+                                first_s = now - started
+                                self._note_first_output(ticket, peer, now)
+                            await send.send(reply)
+        ticket.attempt = None
+        if failed is not None:
+            ticket.report = ticket.report.with_outcome(peer, f"{failed.code.name.lower()}: {failed.message}")
+            self._node.handle_failed(ticket.request, peer, failed, self._transport.now())
+            self._settle()
+        elif not ticket.answered:
+            ticket.report = ticket.report.with_outcome(peer, "given up: no answer in time")
+
+    def _note_first_output(self, ticket: _Ticket, peer: PeerId, now: float) -> None:
+        """Tells the core and the report that the first output is here."""
+        self._node.handle_first_output(ticket.request, peer, now)
+        self._settle()
+        hops = 0 if peer == self._node.peer_id else 1
+        ticket.report = ticket.report.with_first_output(peer, now - ticket.submitted_at, hops)
+
+    def _finish(self, ticket: _Ticket, peer: PeerId, end: Finished, started: float, first_s: float | None) -> None:
+        """Tells the core and the report that the answer is complete."""
+        now = self._transport.now()
+        if first_s is None:
+            first_s = now - started
+            self._note_first_output(ticket, peer, now)
+        ticket.answered = True
+        ticket.report = ticket.report.with_outcome(peer, "answered")
+        self._node.handle_finished(ticket.request, ticket.report, peer, end, now - started, first_s, now)
+        self._settle()
+
+    @staticmethod
+    def _why_not(ticket: _Ticket, code: ErrorCode, message: str) -> str:
+        """Says, for a model nobody can serve now, what stands in the way at each node that has it."""
+        if code is not ErrorCode.MODEL_NOT_FOUND:
+            return message
+        unserved = f"does not serve {ticket.request.model}"
+        reasons = dict.fromkeys(c.reason for c in ticket.report.candidates if not c.qualified and c.reason != unserved)
+        return f"{message}: {'; '.join(reasons)}" if reasons else f"no node of this mesh serves the model {ticket.request.model!r}"
+
+    @asynccontextmanager
+    async def _run_locally(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
+        """Runs a request on this node's own engine that serves the model."""
+        for engine in self._engines:
+            if any(offer.model == request.model and request.feature in offer.features for offer in engine.offers()):
+                async with engine.run(request) as replies:
+                    yield replies
+                return
+        yield _single(Failed(ErrorCode.MODEL_NOT_FOUND, f"no engine here serves {request.model}"))
+
+    @asynccontextmanager
+    async def _forward(self, peer: PeerId, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
+        """Sends a request to a peer, dialling it when it is not connected."""
+        try:
+            connection = self._transport.connections.get(peer)
+            if connection is None:
+                card = self._node.peer(peer, self._transport.now()).card
+                if card is None or not card.addresses:
+                    raise ConnectionLost(ErrorCode.UNREACHABLE, "no address of the peer is known")  # noqa: TRY301 -- one way out
+                connection = await self._transport.dial(card.addresses[0].with_peer(peer))
+            stream = await connection.open_stream(INFER_PROTOCOL)
+        except (StreamReset, ConnectionLost) as error:
+            yield _single(Failed(ErrorCode.UNREACHABLE, str(error)))
+            return
+        async with request_over(stream, request) as replies:
+            yield replies
+
+
+async def _single(reply: Reply) -> AsyncIterator[Reply]:
+    """An answer of one event."""
+    yield reply

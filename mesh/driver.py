@@ -1,0 +1,249 @@
+"""The driver owns the core: it hands in what the transport heard, carries out what comes out, and wakes it when it is due.
+
+Everything here runs in one thread, and after each call into the core its outputs are drained until none is left. Gossip messages
+leave through one outbound stream per peer with a bounded queue: gossip survives a dropped message, so a peer that reads slowly
+loses messages instead of costing memory.
+
+Spec: docs/spec/04-gossip.md, section "Streams".
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+import trio
+
+from mesh.facts import observe
+from mesh.telemetry import Telemetry
+from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
+from protocol import forwarding, gossip, membership, probe
+from protocol.encoding import FrameDecoder, encode_frame
+from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.identity import PeerId
+from protocol.multiaddr import Multiaddr
+from protocol.node import Node, Output, ReserveSequences
+
+GOSSIP_PROTOCOL = "/isochrone/gossip/1.0.0"
+OUTBOX_MESSAGES_MAX = 256
+"""Gossip messages waiting for one peer: a few seconds of a busy mesh; past it the oldest go, for newer ones replace them."""
+DIAL_TIMEOUT_S = 6.0
+"""Longest dial in seconds: the transport's handshake timeout of 5 s and a little for name resolution."""
+GREETING_TIMEOUT_S = 5.0
+"""Longest wait in seconds for a new peer to say whether it speaks gossip: as long as a handshake may take."""
+
+
+@dataclass(slots=True)
+class _Outbox:
+    """What waits to be said to one peer."""
+
+    messages: deque[bytes] = field(default_factory=lambda: deque(maxlen=OUTBOX_MESSAGES_MAX))
+    ready: trio.Event = field(default_factory=trio.Event)
+
+
+class Driver:
+    """Runs one core over one transport."""
+
+    def __init__(
+        self,
+        node: Node,
+        transport: Transport,
+        telemetry: Telemetry,
+        reserve: Callable[[int], None],
+        on_forwarding: Callable[[forwarding.Output], None],
+    ) -> None:
+        """Connects the parts; nothing runs before `run`.
+
+        Args:
+            node: the core.
+            transport: the QUIC transport, whose callbacks this object takes.
+            telemetry: where facts become metrics and log lines.
+            reserve: persists an upper bound of used sequence numbers; raises OSError when it cannot.
+            on_forwarding: takes what the core wants done with requests.
+        """
+        self._node = node
+        self._transport = transport
+        self._telemetry = telemetry
+        self._reserve = reserve
+        self._on_forwarding = on_forwarding
+        self._outboxes: dict[PeerId, _Outbox] = {}
+        self._targets: dict[PeerId, membership.Target] = {}
+        self._armed_for = float("inf")
+        self._wake = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        transport.on_connected = self._connected
+        transport.on_disconnected = self._disconnected
+        transport.on_datagram = self._datagram
+        transport.add_handler(GOSSIP_PROTOCOL, self._listen)
+
+    @property
+    def now(self) -> float:
+        """The core's clock, which is the transport's: monotonic seconds."""
+        return self._transport.now()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Wakes the core whenever it is due, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while True:
+                self._wake = trio.Event()
+                self._node.handle_timer(self.now)
+                self.settle()
+                self._armed_for = self._node.next_timer()
+                with trio.move_on_after(max(0.0, self._armed_for - self.now)):
+                    await self._wake.wait()
+
+    def settle(self) -> None:
+        """Drains the core's outputs; call it after every call into the core."""
+        while (output := self._node.next_output()) is not None:
+            self._carry_out(output)
+        if self._node.next_timer() < self._armed_for:
+            self._wake.set()
+
+    def _carry_out(self, output: Output) -> None:
+        """Does what one output says."""
+        match output:
+            case gossip.Send(peer_id, payload):
+                self._post(peer_id, payload)
+            case probe.SendDatagram(peer_id, payload):
+                connection = self._transport.connections.get(peer_id)
+                if connection is not None:
+                    connection.send_datagram(payload)
+            case membership.Connect(target, addresses):
+                self._start(self._dial, target, addresses)
+            case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code):
+                observe(self._telemetry, output)
+                self._start(self._hang_up, peer_id, code)
+            case ReserveSequences(upto):
+                self._persist(upto)
+            case (
+                forwarding.RunLocally()
+                | forwarding.Forward()
+                | forwarding.Refuse()
+                | forwarding.CancelAttempt()
+                | forwarding.Ended()
+            ):
+                self._on_forwarding(output)
+            case _:
+                observe(self._telemetry, output)
+
+    def _start(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Begins work that takes time; only while the driver runs."""
+        assert self._nursery is not None, "the driver is not running"
+        self._nursery.start_soon(work, *arguments)
+
+    def _persist(self, upto: int) -> None:
+        """Reserves sequence numbers on disk; when the disk refuses, the node goes on and asks again with the next record."""
+        try:
+            self._reserve(upto)
+        except OSError as error:
+            self._telemetry.log.error("sequence numbers cannot be persisted; records are not renewed until they can", error=str(error))
+            return
+        self._node.handle_reserved(upto, self.now)
+
+    # Connections
+
+    async def _dial(self, target: membership.Target, addresses: Iterable[Multiaddr]) -> None:
+        """Tries the addresses in turn and tells the core how it went."""
+        for address in addresses:
+            try:
+                with trio.fail_after(DIAL_TIMEOUT_S):
+                    connection = await self._transport.dial(address)
+            except (ConnectionLost, LocalProtocolError, trio.TooSlowError) as error:
+                self._telemetry.log.debug("dial failed", address=str(address), error=str(error))
+                continue
+            self._targets[connection.peer_id] = target
+            if self._node.membership.is_connected(connection.peer_id):
+                self._greeted(connection.peer_id)
+            return
+        self._node.handle_dial_failed(target, self.now)
+        self.settle()
+
+    def _connected(self, connection: Connection) -> None:
+        """Greets a new connection, whoever dialled it."""
+        self._telemetry.peer_connected(connection.peer_id)
+        self._start(self._speak, connection.peer_id)
+
+    def _disconnected(self, connection: Connection, code: int) -> None:
+        """Tells the core that a peer is no longer connected."""
+        known = code if isinstance(code, ErrorCode) else ErrorCode.INTERNAL
+        self._telemetry.peer_disconnected(connection.peer_id, known)
+        self._node.handle_disconnected(connection.peer_id, known, self.now)
+        self.settle()
+
+    async def _hang_up(self, peer_id: PeerId, code: ErrorCode) -> None:
+        """Closes a connection."""
+        connection = self._transport.connections.get(peer_id)
+        if connection is not None:
+            await connection.close(code, code.name.lower())
+
+    def _greeted(self, peer_id: PeerId, target: membership.Target | None = None) -> None:
+        """Tells the core that the peer speaks the mesh's protocols."""
+        self._node.handle_connected(peer_id, self.now, self._targets.pop(peer_id, target))
+        self.settle()
+
+    def _datagram(self, peer_id: PeerId, payload: bytes, received_at: float) -> None:
+        """Hands a datagram to the core, with the time the kernel received it."""
+        self._node.handle_datagram(peer_id, payload, received_at, self.now)
+        self.settle()
+
+    # Gossip streams
+
+    def _post(self, peer_id: PeerId, payload: bytes) -> None:
+        """Queues one message for a peer; the oldest gives way when the queue is full."""
+        outbox = self._outboxes.get(peer_id)
+        if outbox is not None:
+            outbox.messages.append(payload)
+            outbox.ready.set()
+
+    async def _speak(self, peer_id: PeerId) -> None:
+        """Keeps a gossip stream to a peer open and writes what is queued, for as long as the peer is connected.
+
+        Two peers that dialled each other at once keep one of the two connections; the stream moves to it when the other closes.
+        """
+        while (connection := self._transport.connections.get(peer_id)) is not None:
+            try:
+                with trio.fail_after(GREETING_TIMEOUT_S):
+                    stream = await connection.open_stream(GOSSIP_PROTOCOL)
+                    await stream.confirmed()
+            except (StreamReset, ConnectionLost, trio.TooSlowError) as error:
+                if self._transport.connections.get(peer_id) not in (None, connection):
+                    continue
+                self._telemetry.log.debug("peer speaks no gossip", peer=str(connection.remote), error=str(error))
+                target = self._targets.pop(peer_id, None)
+                if target is not None:
+                    self._node.handle_dial_failed(target, self.now)
+                    self.settle()
+                return
+            outbox = self._outboxes[peer_id] = _Outbox()
+            try:
+                self._greeted(peer_id)
+                await self._write(stream, outbox)
+            except (StreamReset, ConnectionLost):
+                del self._outboxes[peer_id]
+
+    async def _write(self, stream: Stream, outbox: _Outbox) -> None:
+        """Writes what is queued until the stream ends."""
+        while True:
+            while outbox.messages:
+                batch = b"".join(encode_frame(outbox.messages.popleft()) for _ in range(len(outbox.messages)))
+                await stream.send_all(batch)
+            await outbox.ready.wait()
+            outbox.ready = trio.Event()
+
+    async def _listen(self, stream: Stream) -> None:
+        """Reads a peer's gossip."""
+        decoder = FrameDecoder(gossip.MESSAGE_BYTES_MAX)
+        try:
+            while chunk := await stream.receive_some():
+                decoder.receive(chunk)
+                while (message := decoder.next_frame()) is not None:
+                    if not self._node.membership.is_connected(stream.peer_id):
+                        self._greeted(stream.peer_id)
+                    self._node.handle_message(stream.peer_id, message, self.now)
+                    self.settle()
+        except RemoteProtocolError as error:
+            self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
+            await self._hang_up(stream.peer_id, error.code)
+        except (StreamReset, ConnectionLost):
+            return

@@ -1,0 +1,257 @@
+"""The gateway as a server: its socket, its connections, its start and its end.
+
+Hypercorn speaks HTTP on each connection; this module accepts the connections and hands hypercorn a stream with a bound: whoever
+does not take what was written within a time limit is cut, since hypercorn shields its writes from cancelling and would wait
+forever. At the end no connection is accepted any more, idle ones are closed, answers under way have a period of grace, and the
+rest is cut.
+
+Source: hypercorn 0.18, `hypercorn/trio/run.py` (`worker_serve`), whose place this takes because that owns the sockets it
+listens on.
+Spec: docs/gateway.md, section "Limits".
+"""
+
+import contextlib
+import ipaddress
+import socket
+import struct
+from functools import partial
+
+import h11
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from starlette.types import ASGIApp
+
+from mesh.gateway.app import Pages, build_app
+from mesh.gateway.config import GatewayConfig
+from mesh.gateway.doorman import Doorman
+from mesh.gateway.ports import DispatcherPort
+from mesh.telemetry import Telemetry
+
+WRITE_BYTES = 64 * 1024
+"""Bytes a client has `write_timeout_s` to take: one read of a usual client, and 2 KiB/s at the default limit."""
+
+BACKLOG = 128
+"""Connections the kernel queues while all places are taken; more are refused by it."""
+
+_ABORT = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time: closing discards what was not sent, so that the kernel keeps nothing for a client that never reads."""
+
+
+class GatewayAddressError(ValueError):
+    """The gateway cannot listen where it was told to."""
+
+
+class Gateway:
+    """Serves clients until it is stopped.
+
+    `serve` runs once. `stop` begins the end: new requests are refused at once, and `serve` returns when the last answer is out
+    or the period of grace is over. Cancelling `serve` cuts everything at once.
+    """
+
+    def __init__(self, config: GatewayConfig, dispatcher: DispatcherPort, telemetry: Telemetry) -> None:
+        self._config = config
+        self._telemetry = telemetry
+        self._stopping = trio.Event()
+        self._streams: set[_Stream] = set()
+        self._all_closed = trio.Event()
+        self._places = trio.Semaphore(config.connections_max)
+        self._dispatcher = dispatcher
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._streams)
+
+    def stop(self) -> None:
+        """Begin the end."""
+        self._stopping.set()
+
+    async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve; reports the URL when ready.
+
+        Raises:
+            GatewayAddressError: the address is not allowed, not valid, or taken.
+        """
+        listening = listen(self._config)
+        config, context, app = self._hypercorn_config(), WorkerContext(None), self._build_app()
+        async with trio.open_nursery() as connections:
+            listener = _Listener(trio.SocketListener(trio.socket.from_stdlib_socket(listening)), self._places)
+            connections.start_soon(self._cut_when_cancelled)
+            async with trio.open_nursery() as accepting:
+                handler = partial(self._serve_client, app, config, context)
+                accepting.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=connections))
+                task_status.started(url_of(listening))
+                await self._stopping.wait()
+                accepting.cancel_scope.cancel()
+            await context.terminated.set()
+            with trio.move_on_after(self._config.grace_s):
+                while self._streams:
+                    self._all_closed = trio.Event()
+                    await self._all_closed.wait()
+            connections.cancel_scope.cancel()
+
+    async def _cut_when_cancelled(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            for stream in list(self._streams):
+                stream.cut()
+
+    def _build_app(self) -> ASGIApp:
+        pages = Pages(self._config, self._dispatcher, self._telemetry, self._stopping.is_set)
+        node = str(self._dispatcher.status().get("peer_id", "unknown"))
+        refused = self._telemetry.request_refused
+        return Doorman(build_app(pages, refused), self._config, node, refused)
+
+    async def _serve_client(self, app: ASGIApp, config: Config, context: WorkerContext, accepted: trio.SocketStream) -> None:
+        stream = _Stream(accepted, self._config.write_timeout_s, self._telemetry)
+        self._streams.add(stream)
+        self._telemetry.client_connected()
+        try:
+            await TCPServer(ASGIWrapper(app), config, context, ConnectionState({}), stream).run()
+        except* (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, ValueError):
+            # Hypercorn met a connection that broke at a moment it does not expect; it costs this connection and no other.
+            self._telemetry.gateway_failed("a connection broke inside the HTTP server")
+        finally:
+            stream.cut()
+            self._streams.discard(stream)
+            self._places.release()
+            self._telemetry.client_disconnected()
+            if not self._streams:
+                self._all_closed.set()
+
+    def _hypercorn_config(self) -> Config:
+        config = Config()
+        config.accesslog = None
+        config.errorlog = None
+        config.logger_class = partial(_HypercornLog, self._telemetry)
+        config.include_server_header = False
+        config.h11_max_incomplete_size = self._config.header_bytes_max
+        config.h2_max_header_list_size = self._config.header_bytes_max
+        config.keep_alive_timeout = self._config.idle_timeout_s
+        return config
+
+
+def listen(config: GatewayConfig) -> socket.socket:
+    """Open the listening socket.
+
+    Raises:
+        GatewayAddressError: the address is not allowed, not valid, or taken.
+    """
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if config.host == "localhost" else config.host.strip("[]"))
+    except ValueError:
+        raise GatewayAddressError(f"gateway host {config.host!r} is no IP address; use 127.0.0.1, ::1 or localhost") from None
+    if not address.is_loopback and not config.allow_remote:
+        raise GatewayAddressError(
+            f"gateway host {config.host!r} can be reached from other machines, and the gateway asks nobody for a key; "
+            "use 127.0.0.1, or set allow_remote where the network in front of it decides who may call"
+        )
+    listening = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setblocking(False)
+        listening.bind((str(address), config.port))
+        listening.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise GatewayAddressError(f"gateway cannot listen on {config.host} port {config.port}: {error}") from error
+    return listening
+
+
+def url_of(listening: socket.socket) -> str:
+    """The URL of what listens here."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Listener(trio.abc.Listener[trio.SocketStream]):
+    """Accepts only while a place is free; the server gives the place back when the connection ends."""
+
+    def __init__(self, inner: trio.SocketListener, places: trio.Semaphore) -> None:
+        self._inner = inner
+        self._places = places
+
+    async def accept(self) -> trio.SocketStream:
+        """Wait for a place, then for a client."""
+        await self._places.acquire()
+        try:
+            return await self._inner.accept()
+        except BaseException:
+            self._places.release()
+            raise
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        await self._inner.aclose()
+
+
+class _Stream(trio.abc.HalfCloseableStream):
+    """A client's connection with a time limit on every write."""
+
+    def __init__(self, inner: trio.SocketStream, write_timeout_s: float, telemetry: Telemetry) -> None:
+        self._inner = inner
+        self._write_timeout_s = write_timeout_s
+        self._telemetry = telemetry
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The socket, which hypercorn asks for its addresses."""
+        return self._inner.socket
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data`, or cut the connection."""
+        view = memoryview(data)
+        for start in range(0, len(view), WRITE_BYTES):
+            with trio.move_on_after(self._write_timeout_s) as scope:
+                await self._inner.send_all(view[start : start + WRITE_BYTES])
+            if scope.cancelled_caught:
+                self._telemetry.client_cut()
+                self.cut()
+                raise trio.BrokenResourceError("the client stopped reading")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is room."""
+        await self._inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive what there is."""
+        return await self._inner.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        """Say that nothing follows."""
+        await self._inner.send_eof()
+
+    async def aclose(self) -> None:
+        """Close the connection; what was written is still delivered."""
+        await self._inner.aclose()
+
+    def cut(self) -> None:
+        """Close the connection now and forget what was not delivered; whoever waits on it is woken with an error."""
+        with contextlib.suppress(OSError):
+            self._inner.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        self._inner.socket.close()
+
+
+class _HypercornLog:
+    """Takes hypercorn's log lines: its failures are ours to report, the rest is noise."""
+
+    def __init__(self, telemetry: Telemetry, _config: Config) -> None:
+        self._telemetry = telemetry
+
+    async def access(self, _request: object, _response: object, _request_time: float) -> None:
+        """An access line: `Telemetry.request_ended` has said more."""
+
+    async def info(self, _message: str, *_args: object) -> None:
+        """Where it listens: nothing, since we listen."""
+
+    async def warning(self, _message: str, *_args: object) -> None:
+        """Advice about an application's life cycle, which ours does not have."""
+
+    async def exception(self, message: str, *_args: object) -> None:
+        """An exception that a handler let out."""
+        self._telemetry.gateway_failed(message)

@@ -1,0 +1,151 @@
+"""Asks a peer over one stream, and reads its answer.
+
+The request goes out as one frame and this side of the stream stays open: it says that the answer is still wanted, and a reset
+of it reaches a peer whose engine is silent. An answer always ends with exactly one `Finished` or `Failed`: what the peer does
+not say itself (it vanished, it fell silent past the deadline, it sent rubbish) is said in its place here, so whoever reads
+needs no other error path.
+
+Spec: docs/spec/06-inference.md, section "Asking".
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Self
+
+import trio
+
+from mesh.transport import ConnectionLost, Stream, StreamReset
+from protocol.encoding import FrameDecoder, encode_frame
+from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.inference import AnswerOrder, Failed, InferenceRequest, Reply
+from protocol.wire.inference import REPLY_BYTES_MAX, decode_reply, encode_request
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLimits:
+    """What an answer may cost.
+
+    Attributes:
+        reply_bytes_max: one reply without its frame.
+        answer_bytes_max: all replies together; room for hours of text, or for tensors of eight full replies.
+        grace_s: how long past the request's deadline the peer's own end is waited for; a caller waits no longer than that.
+    """
+
+    reply_bytes_max: int = REPLY_BYTES_MAX
+    answer_bytes_max: int = 64 * 1024 * 1024
+    grace_s: float = 0.1
+
+
+@asynccontextmanager
+async def request_over(stream: Stream, request: InferenceRequest, limits: AnswerLimits | None = None) -> AsyncIterator["Answer"]:
+    """Send `request` over a fresh stream and hand out its answer; the stream is this function's from now on.
+
+    Leaving the context before the answer has ended resets the stream with CANCELLED, which stops the peer's engine.
+
+    Args:
+        stream: negotiated for the inference protocol, nothing sent or received on it yet.
+        request: what to ask; its deadline counts from now. One that cannot be encoded fails without being sent.
+        limits: what the answer may cost.
+    """
+    answer = Answer(stream, request, limits or AnswerLimits())
+    try:
+        await answer.ask(request)
+        yield answer
+    finally:
+        if answer.fault is not None:
+            stream.reset(answer.fault.code)
+        elif not answer.ended or answer.refused:
+            stream.reset(ErrorCode.CANCELLED)
+        with suppress(StreamReset, ConnectionLost):
+            await stream.aclose()
+
+
+class Answer:
+    """The replies of a peer, in order; the last one is `Finished` or `Failed`."""
+
+    __slots__ = ("_bytes", "_decoder", "_ends_at", "_limits", "_order", "_refusal", "_stream", "fault")
+
+    def __init__(self, stream: Stream, request: InferenceRequest, limits: AnswerLimits) -> None:
+        self._stream = stream
+        self._limits = limits
+        self._ends_at = trio.current_time() + request.deadline_s + limits.grace_s
+        self._decoder = FrameDecoder(limits.reply_bytes_max)
+        self._order = AnswerOrder()
+        self._bytes = 0
+        self._refusal: Failed | None = None
+        self.fault: RemoteProtocolError | None = None
+        """How the peer broke the protocol, for its score; None while it did not."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether `Finished` or `Failed` was handed out."""
+        return self._order.ended
+
+    @property
+    def refused(self) -> bool:
+        """Whether the request could not be encoded, so that nothing was sent."""
+        return self._refusal is not None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        if self._order.ended:
+            raise StopAsyncIteration
+        reply = await self._next()
+        if isinstance(reply, Failed) and not self._order.ended:
+            # Said here in the peer's place.
+            self._order.take(reply)
+        return reply
+
+    async def ask(self, request: InferenceRequest) -> None:
+        """Send the request; where that fails, the first reply says how."""
+        try:
+            frame = encode_frame(encode_request(request))
+        except LocalProtocolError as error:
+            self._refusal = Failed(error.code, error.detail)
+            return
+        # A peer may refuse before it has read everything: its reason, or the lost connection, is found by reading.
+        with trio.move_on_at(self._ends_at), suppress(StreamReset, ConnectionLost):
+            await self._stream.send_all(frame)
+
+    async def _next(self) -> Reply:
+        """Return the peer's next reply, or the `Failed` that stands for it."""
+        if self._refusal is not None:
+            return self._refusal
+        try:
+            with trio.move_on_at(self._ends_at):
+                return await self._receive()
+        except RemoteProtocolError as error:
+            self.fault = error
+            return Failed(ErrorCode.ENGINE_FAILED, f"the peer broke the protocol: {error}")
+        except StreamReset as error:
+            return Failed(_FAILURES.get(error.code, ErrorCode.INTERNAL), f"the peer broke off: {error}")
+        except ConnectionLost as error:
+            return Failed(ErrorCode.UNREACHABLE, f"lost the connection to the peer: {error}")
+        self._stream.reset(ErrorCode.DEADLINE_EXCEEDED)
+        return Failed(ErrorCode.DEADLINE_EXCEEDED, "the peer did not answer in time")
+
+    async def _receive(self) -> Reply:
+        while (frame := self._decoder.next_frame()) is None:
+            data = await self._stream.receive_some()
+            if not data:
+                raise RemoteProtocolError(ErrorCode.MALFORMED, "the answer stopped without an end")
+            self._bytes += len(data)
+            if self._bytes > self._limits.answer_bytes_max:
+                raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"an answer of more than {self._limits.answer_bytes_max} bytes")
+            self._decoder.receive(data)
+        reply = decode_reply(frame)
+        self._order.take(reply)
+        if self._order.ended and self._decoder.buffered_bytes:
+            # The end stands; the peer answers for what follows it.
+            self.fault = RemoteProtocolError(ErrorCode.MALFORMED, "data after the end of the answer")
+        return reply
+
+
+_FAILURES = {code.value: code for code in ErrorCode} | {
+    ErrorCode.NO_ERROR: ErrorCode.ENGINE_FAILED,
+    ErrorCode.CANCELLED: ErrorCode.ENGINE_FAILED,
+}
+"""The error that a reset by the peer stands for. We did not cancel, and an answer without an end is no answer."""

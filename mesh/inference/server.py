@@ -1,0 +1,239 @@
+"""Answers one request of a peer over one stream.
+
+One request is read, handed to whoever answers it, and each reply of a streamed answer goes out before the next is taken, so
+that a requester who reads slowly slows the engine down and nothing piles up; the outputs of another go out together. Meanwhile
+a second task listens to the requester: its reset or the loss of the connection cancels the work at once, even while the engine
+is silent. The answer has exactly one end within the deadline; where the work fails without one, a `Failed` is sent in its
+place, and where that cannot be sent either the stream is reset.
+
+Spec: docs/spec/06-inference.md, section "Answering".
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+
+import trio
+
+from mesh.transport import ConnectionLost, Stream, StreamReset
+from protocol.encoding import FrameDecoder, encode_frame
+from protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
+from protocol.identity import PeerId
+from protocol.inference import AnswerOrder, Failed, Finished, InferenceRequest, JsonDelta, Reply, TensorsReady, TextDelta
+from protocol.wire.inference import REQUEST_BYTES_MAX, decode_request, encode_reply
+
+HELD_BYTES_MAX = 64 * 1024
+"""Outputs held back of an answer that is not streamed, in bytes: a full answer of text mostly fits, and memory stays bounded."""
+
+Handle = Callable[[InferenceRequest, PeerId], AbstractAsyncContextManager[AsyncIterator[Reply]]]
+"""Answers a request of a peer: at most one Accepted, outputs, then one Finished or Failed; leaving the context stops the work."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeLimits:
+    """What a requester may cost.
+
+    Attributes:
+        request_bytes_max: the request without its frame.
+        request_read_s: how long all of it may take to arrive: 8 MiB at 2 Mbit/s, and no slow loris for hours.
+        farewell_s: how long the end of an answer may wait for a requester that does not read.
+    """
+
+    request_bytes_max: int = REQUEST_BYTES_MAX
+    request_read_s: float = 30.0
+    farewell_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How a stream went.
+
+    Attributes:
+        request: what was asked; None where it could not be read.
+        end: the end that was sent; None where the requester had gone or did not take it.
+        fault: how the requester broke the protocol, for its score.
+    """
+
+    request: InferenceRequest | None = None
+    end: Finished | Failed | None = None
+    fault: RemoteProtocolError | None = None
+
+
+_EXPECTED = (
+    ProtocolError,
+    StreamReset,
+    ConnectionLost,
+    OSError,
+    EOFError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.EndOfChannel,
+    trio.TooSlowError,
+)
+"""What whoever answers may fail by when what it talks to fails: an engine that dies, a peer that goes."""
+
+
+async def serve_stream(stream: Stream, handle: Handle, limits: ServeLimits | None = None) -> Served:
+    """Read one request from `stream`, answer it by `handle`, and close the stream.
+
+    Args:
+        stream: opened by a peer for the inference protocol; it is this function's from now on.
+        handle: answers the request. What it raises becomes `Failed(ENGINE_FAILED)` where it is an expected failure of what
+            it talks to (an OSError, a closed resource, a protocol error); anything else is our own fault: the requester gets
+            `Failed(INTERNAL)`, and it is raised again.
+        limits: what the requester may cost.
+    """
+    serving = _Serving(stream, limits or ServeLimits())
+    try:
+        await serving.run(handle)
+    except (StreamReset, ConnectionLost):
+        serving.reset_code = ErrorCode.CANCELLED
+    finally:
+        # A reset now would take back an end that is still on its way.
+        if serving.end is None:
+            stream.reset(serving.reset_code)
+        with suppress(StreamReset, ConnectionLost):
+            await stream.aclose()
+    return Served(serving.request, serving.end, serving.fault)
+
+
+class _Serving:
+    """One stream being served."""
+
+    __slots__ = ("_limits", "_order", "_sending", "_stream", "bug", "end", "fault", "gone", "request", "reset_code")
+
+    def __init__(self, stream: Stream, limits: ServeLimits) -> None:
+        self._stream = stream
+        self._limits = limits
+        self._order = AnswerOrder()
+        self._sending = False
+        self.request: InferenceRequest | None = None
+        self.end: Finished | Failed | None = None
+        self.fault: RemoteProtocolError | None = None
+        self.gone = False
+        # With what the stream is reset where no end can be sent: this is for the node being stopped.
+        self.reset_code = ErrorCode.DRAINING
+        self.bug: Exception | None = None
+
+    async def run(self, handle: Handle) -> None:
+        """Read the request, answer it, and close this side of the stream.
+
+        Raises:
+            StreamReset: the requester has gone.
+            ConnectionLost: the requester has gone.
+        """
+        try:
+            self.request = await self._read_request()
+        except RemoteProtocolError as error:
+            self.fault = error
+            await self._finish(Failed(error.code, error.detail))
+            return
+        failed: Failed | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen, nursery.cancel_scope)
+            failed = await self._answer(handle, self.request)
+            nursery.cancel_scope.cancel()
+        if self.fault is not None and self.end is None:
+            failed = Failed(self.fault.code, self.fault.detail)
+        if self.gone:
+            self.reset_code = ErrorCode.CANCELLED
+        elif failed is not None:
+            await self._finish(failed)
+        if self.bug is not None:
+            raise self.bug
+
+    async def _read_request(self) -> InferenceRequest:
+        """Read exactly one frame and decode it."""
+        decoder = FrameDecoder(self._limits.request_bytes_max)
+        with trio.move_on_after(self._limits.request_read_s):
+            while (frame := decoder.next_frame()) is None:
+                data = await self._stream.receive_some()
+                if not data:
+                    raise RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended before its request did")
+                decoder.receive(data)
+            if decoder.buffered_bytes:
+                raise RemoteProtocolError(ErrorCode.MALFORMED, "data after the request")
+            return decode_request(frame)
+        raise RemoteProtocolError(ErrorCode.IDLE, f"the request did not arrive within {self._limits.request_read_s:g} s")
+
+    async def _listen(self, work: trio.CancelScope) -> None:
+        """Cancel `work` when the requester goes, or sends what it may not."""
+        try:
+            if not await self._stream.receive_some():
+                # The requester has closed its side. It may still want the answer; if not, sending will tell.
+                return
+            self.fault = RemoteProtocolError(ErrorCode.MALFORMED, "data after the request")
+        except (StreamReset, ConnectionLost):
+            self.gone = True
+        work.cancel()
+
+    async def _answer(self, handle: Handle, request: InferenceRequest) -> Failed | None:
+        """Send the replies as they come; return the failure that is still to be sent, None when the answer has its end."""
+        failed: Failed | None = Failed(ErrorCode.DEADLINE_EXCEEDED, f"no complete answer within {request.deadline_s:g} s")
+        with trio.move_on_after(request.deadline_s):
+            try:
+                async with handle(request, self._stream.peer_id) as replies:
+                    rubbish = await self._pass_on(replies, hold=not request.stream)
+                failed = None if rubbish is None else Failed(ErrorCode.ENGINE_FAILED, rubbish)
+            except Exception as error:  # noqa: BLE001 -- what is not expected is raised again, once the requester knows
+                if _is_expected(error):
+                    failed = Failed(ErrorCode.ENGINE_FAILED, str(error))
+                else:
+                    self.bug = error
+                    failed = Failed(ErrorCode.INTERNAL, f"{type(error).__name__} in the answering node")
+        return None if self.end is not None else failed
+
+    async def _pass_on(self, replies: AsyncIterator[Reply], *, hold: bool) -> str | None:
+        """Send replies until the end; return what was wrong with them, None when nothing was or the requester has gone.
+
+        With `hold` outputs wait for the end, so that a caller who wants the whole anyway is not sent it in a thousand datagrams.
+        Nothing is raised but what `replies` raises: an exception of ours would pass through the context of whoever answers.
+        """
+        held: list[bytes] = []
+        held_bytes = 0
+        async for reply in replies:
+            try:
+                self._order.take(reply)
+                held.append(encode_frame(encode_reply(reply)))
+            except ProtocolError as error:
+                return f"the engine's answer cannot be sent: {error}"
+            held_bytes += len(held[-1])
+            if hold and held_bytes < HELD_BYTES_MAX and isinstance(reply, TextDelta | JsonDelta | TensorsReady):
+                continue
+            data = held[0] if len(held) == 1 else b"".join(held)
+            held.clear()
+            held_bytes = 0
+            try:
+                await self._send(data)
+                if isinstance(reply, Finished | Failed):
+                    self.end = reply
+                    # At once, before whoever answers has tidied up: the requester may wait for it.
+                    await self._stream.send_eof()
+                    return None
+            except (StreamReset, ConnectionLost):
+                self.gone = True
+                return None
+        return "the engine's answer stopped without an end"
+
+    async def _send(self, frames: bytes) -> None:
+        """Send whole frames; where a deadline cuts that short, `_sending` stays set."""
+        self._sending = True
+        await self._stream.send_all(frames)
+        self._sending = False
+
+    async def _finish(self, failed: Failed) -> None:
+        """Send a failure and close this side; reset the stream where the requester does not take it."""
+        if not self._sending:
+            with trio.move_on_after(self._limits.farewell_s):
+                await self._send(encode_frame(encode_reply(failed)))
+                self.end = failed
+                await self._stream.send_eof()
+                return
+        self.reset_code = failed.code
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether `error`, or every error of a group, is a failure of what the answering side talks to."""
+    if isinstance(error, ExceptionGroup):
+        return error.split(_EXPECTED)[1] is None
+    return isinstance(error, _EXPECTED)

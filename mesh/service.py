@@ -1,0 +1,228 @@
+"""One node, composed: config into parts, parts into one nursery, and a stop that loses nothing.
+
+The order of the start is the order of need: the state directory (its lock, the key, the sequence numbers), the engines, the
+transport, the core, the gateway. The stop runs it backwards: new work is refused and peers are told so, what is under way may
+finish within the grace period, then peers hear goodbye.
+
+Source: docs/architecture.md, "The shell".
+"""
+
+import gc
+import random
+import socket
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+import trio
+
+from mesh.config import NodeConfig, Ready, StartError
+from mesh.dispatch import INFER_PROTOCOL, Dispatcher
+from mesh.driver import Driver
+from mesh.engines.base import Engine
+from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
+from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
+from mesh.gateway import Gateway, GatewayConfig
+from mesh.hardware import read_hardware
+from mesh.inference import serve_stream
+from mesh.store import KnownPeer, Store
+from mesh.telemetry import Telemetry, make_logger
+from mesh.transport import Stream, Transport, TransportConfig
+from protocol.errors import LocalProtocolError
+from protocol.identity import Identity, peer_id_text
+from protocol.multiaddr import Multiaddr
+from protocol.node import Node
+from protocol.node import NodeConfig as CoreConfig
+from protocol.quic import choose_engine
+from protocol.records import ModelOffer, Sequencer
+
+LOAD_INTERVAL_S = 0.25
+"""How often the engines are asked how busy they are; four times a beat, and asking costs microseconds."""
+CLOCK_INTERVAL_S = 5.0
+"""How often the wall clock is compared with the monotonic one: a step is noticed long before a record would expire by it."""
+
+
+def version() -> str:
+    """The version of this program."""
+    try:
+        return metadata.version("isochrone")
+    except metadata.PackageNotFoundError:
+        return "0.1.0"
+
+
+async def run_node(config: NodeConfig, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
+    """Runs one node until `shutdown` is set and everything under way has been brought to an end.
+
+    Args:
+        config: what the node was told.
+        ready: called once with the addresses, when peers and clients can be served.
+        shutdown: asks for an orderly stop; cancelling this call stops at once.
+
+    Raises:
+        StartError: the node cannot start; the text says what to do.
+    """
+    telemetry = Telemetry(make_logger("console", config.log_level))
+    with Store(config.state_dir) as store:
+        identity = store.identity()
+        for finding in store.findings:
+            telemetry.log.warning("state directory", finding=finding)
+        engines = await start_engines(config, telemetry)
+        try:
+            service = Service(config, store, identity, engines, telemetry)
+            await service.run(ready, shutdown)
+        finally:
+            with trio.CancelScope(shield=True):
+                for engine in engines:
+                    await engine.aclose()
+
+
+async def start_engines(config: NodeConfig, telemetry: Telemetry) -> list[Engine]:
+    """Makes and loads the engines the node was told, or those it finds on this machine.
+
+    Raises:
+        StartError: an engine is unknown or cannot be loaded.
+    """
+    specs = await choose_specs(config.engines)
+    try:
+        engines = make_engines(specs, config.state_dir)
+        for spec, engine in zip(specs, engines, strict=False):
+            telemetry.log.info("loading engine", engine=spec)
+            await engine.start()
+    except (UnknownEngineError, EmbeddedEngineUnavailableError) as error:
+        raise StartError(str(error)) from error
+    return engines
+
+
+class Service:
+    """The parts of one running node."""
+
+    def __init__(
+        self, config: NodeConfig, store: Store, identity: Identity, engines: Sequence[Engine], telemetry: Telemetry
+    ) -> None:
+        """Composes the parts; nothing runs before `run`.
+
+        Raises:
+            StartError: the QUIC engine asked for is not there.
+        """
+        self._config = config
+        self._store = store
+        self._engines = engines
+        self._telemetry = telemetry
+        agent = f"isochrone/{version()}"
+        try:
+            quic_engine = choose_engine(None if config.quic_engine == "auto" else config.quic_engine)
+        except LocalProtocolError as error:
+            raise StartError(error.detail) from error
+        core = CoreConfig(network_id=config.network, agent=agent)
+        self.node = Node(core, identity, random.SystemRandom(), Sequencer(store.reserved(time.time())))
+        self.transport = Transport(identity, TransportConfig(agent=agent), quic_engine, announce=config.announce)
+        self.dispatcher = Dispatcher(self.node, self.transport, engines)
+        self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
+        self.dispatcher.attach(self.driver)
+        self.transport.add_handler(INFER_PROTOCOL, self._serve)
+        gateway = GatewayConfig(host=config.gateway.host, port=config.gateway.port)
+        self.gateway = Gateway(gateway, self.dispatcher, telemetry)
+
+    async def run(self, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
+        """Runs until `shutdown` is set and everything under way has been brought to an end."""
+        async with trio.open_nursery() as nursery:
+            await self._listen(nursery)
+            await nursery.start(self.driver.run)
+            hardware = await trio.to_thread.run_sync(read_hardware)
+            now = self.transport.now()
+            self.node.start(self.transport.addresses, hardware, self._offers(), time.time(), now)
+            self.node.add_bootstrap([*self._config.bootstrap, *self._remembered()], now)
+            self.driver.settle()
+            nursery.start_soon(self._watch_engines)
+            nursery.start_soon(self._watch_clock)
+            for engine in self._engines:
+                nursery.start_soon(engine.watch)
+            url = await nursery.start(self.gateway.serve)
+            addresses = tuple(str(address.with_peer(self.node.peer_id)) for address in self.transport.addresses)
+            # What stands now stands until the end: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            ready(Ready(peer_id_text(self.node.peer_id), addresses, url))
+            await shutdown.wait()
+            await self._stop()
+            nursery.cancel_scope.cancel()
+
+    async def _listen(self, nursery: trio.Nursery) -> None:
+        """Binds the sockets; of the default addresses those of a family this machine lacks are left out."""
+        listen = list(self._config.listen)
+        if self._config.listen_default:
+            listen = [address for address in listen if can_bind(address)] or listen
+        try:
+            await nursery.start(self.transport.run, listen)
+        except OSError as error:
+            listened = ", ".join(str(address) for address in listen)
+            raise StartError(f"cannot listen on {listened} ({error.strerror}): choose another address with --listen") from error
+
+    async def _stop(self) -> None:
+        """Refuses new work, lets what is under way finish within the grace period, and says goodbye."""
+        self._telemetry.log.info("draining", grace_s=self._config.grace_s)
+        self.dispatcher.draining = True
+        self.node.drain(self.transport.now())
+        self.driver.settle()
+        with trio.move_on_after(self._config.grace_s) as grace:
+            await self.dispatcher.idle()
+        if grace.cancelled_caught:
+            self._telemetry.log.warning("the grace period ended before all answers were finished")
+        self._remember()
+        self.gateway.stop()
+        await self.transport.aclose()
+
+    async def _serve(self, stream: Stream) -> None:
+        """Answers one incoming inference stream."""
+        await serve_stream(stream, self.dispatcher.serve)
+
+    def _offers(self) -> tuple[ModelOffer, ...]:
+        """Everything this node's engines serve, each model once."""
+        offers: dict[str, ModelOffer] = {}
+        for engine in self._engines:
+            for offer in engine.offers():
+                offers.setdefault(offer.model, offer)
+        return tuple(offers.values())
+
+    def _remembered(self) -> list[Multiaddr]:
+        """The addresses of the peers known at the last stop."""
+        known = self._store.load_peers(time.time())
+        return [address.with_peer(peer.peer_id) for peer in known for address in peer.addresses]
+
+    def _remember(self) -> None:
+        """Keeps the addresses of the connected peers for the next start."""
+        wall_s = time.time()
+        views = self.node.peers(self.transport.now())
+        fault = self._store.save_peers(
+            KnownPeer(view.peer_id, view.card.addresses, wall_s) for view in views if view.connected and view.card is not None
+        )
+        if fault is not None:
+            self._telemetry.log.warning("known peers were not kept", reason=str(fault))
+
+    async def _watch_engines(self) -> None:
+        """Keeps the core's idea of offers and load fresh."""
+        while True:
+            loads = tuple(load for engine in self._engines for load in engine.load())
+            for load in loads:
+                self._telemetry.load_measured(load)
+            self.node.handle_load(loads)
+            self.node.handle_offers(self._offers(), self.transport.now())
+            self.driver.settle()
+            await trio.sleep(LOAD_INTERVAL_S)
+
+    async def _watch_clock(self) -> None:
+        """Keeps the core's idea of the wall clock fresh."""
+        while True:
+            self.node.handle_wall_clock(time.time(), self.transport.now())
+            await trio.sleep(CLOCK_INTERVAL_S)
+
+
+def can_bind(address: Multiaddr) -> bool:
+    """Whether this machine has the address family at all."""
+    family = socket.AF_INET6 if address.protocol == "ip6" else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address.host, 0))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,339 @@
+"""Metrics and log lines: the one place where facts become something that an operator reads.
+
+`Telemetry` owns a registry of metrics and a logger; the parts of the node call its methods with what happened. Nothing is
+global, so that several nodes can live in one process. Labels that come from outside (models, peers) are bounded: past the bound
+a model is counted as "other" and a peer has no gauge of its own.
+
+Source: Prometheus, "Metric and label naming", on units in names and on the number of label values.
+Spec: docs/gateway.md, section "Metrics".
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from protocol.errors import ErrorCode
+from protocol.identity import PeerId, peer_id_text
+from protocol.inference import Feature, Usage
+from protocol.records import ModelLoad, RecordKind
+
+MODELS_MAX = 64
+"""Most models with label values of their own; a registry of metrics never forgets one."""
+
+PEERS_MAX = 256
+"""Most peers with a gauge of their own; the rest is seen in the histogram of all round trips."""
+
+LATENCY_BUCKETS_S = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+"""Buckets for times of requests, in seconds: from one hop on a LAN to the longest deadline."""
+
+RTT_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Buckets for round trips, in seconds: from one host to the far side of the globe by satellite."""
+
+ERROR_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Buckets for the distance between prediction and measurement, in seconds."""
+
+RATIO_BUCKETS = (0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
+"""Buckets for measured time over predicted time, around 1."""
+
+OTHER = "other"
+"""The label of everything past a bound."""
+
+ABORTED = "aborted"
+"""The result of a request that ended before anybody said how."""
+
+LogFormat = Literal["console", "json"]
+"""For people, or one JSON object on each line."""
+
+
+@dataclass(slots=True)
+class RequestOutcome:
+    """How one request of a client went; filled in as it goes.
+
+    Attributes:
+        feature: what was asked for.
+        stream: whether it was to come in pieces.
+        model: the model's id, None while no peer was found for it, so that invented names make no labels.
+        result: "ok", "client_gone", the code of the error, or "aborted" where the gateway stopped or failed first.
+        first_output_s: from the complete request to the first event, None where there was none.
+        predicted_s: what routing expected for that, on the mesh's side.
+        measured_s: what it was there.
+        outputs: events that carried output.
+        usage: token counts as the engine reports them.
+        duration_s: from the complete request to the end of the answer.
+    """
+
+    feature: Feature
+    stream: bool
+    model: str | None = None
+    result: str = ABORTED
+    first_output_s: float | None = None
+    predicted_s: float | None = None
+    measured_s: float | None = None
+    outputs: int = 0
+    usage: Usage = field(default_factory=Usage)
+    duration_s: float = 0.0
+
+
+def make_logger(
+    log_format: LogFormat = "console", level: str = "info", file: TextIO | None = None
+) -> structlog.typing.FilteringBoundLogger:
+    """Return a logger that writes to `file`, or to standard error.
+
+    Args:
+        log_format: "console" for people, coloured on a terminal; "json" for programs.
+        level: the least severe level that is written: "debug", "info", "warning" or "error".
+        file: where to.
+    """
+    target = file if file is not None else sys.stderr
+    renderer: structlog.typing.Processor
+    if log_format == "json":
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    processors: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if log_format == "json":
+        processors.append(structlog.processors.format_exc_info)
+    logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
+        structlog.PrintLogger(target),
+        processors=[*processors, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        context_class=dict,
+        cache_logger_on_first_use=False,
+    ).bind()
+    return logger
+
+
+class Telemetry:
+    """Takes in what happened; gives out metrics and log lines."""
+
+    def __init__(self, logger: structlog.typing.FilteringBoundLogger) -> None:
+        self.log = logger
+        self.registry = CollectorRegistry()
+        self._models: set[str] = set()
+        self._peers: set[PeerId] = set()
+        self._define_request_metrics()
+        self._define_mesh_metrics()
+
+    def _define_request_metrics(self) -> None:
+        registry = self.registry
+        self._requests = Counter("isochrone_requests", "Requests that ended", ["model", "feature", "outcome"], registry=registry)
+        self._requests_open = Gauge("isochrone_requests_open", "Requests being answered", ["feature"], registry=registry)
+        self._first_output = Histogram(
+            "isochrone_first_output_seconds",
+            "From the complete request to the first output",
+            ["feature"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "isochrone_request_duration_seconds",
+            "From the complete request to the end of the answer",
+            ["feature"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._prediction_error = Histogram(
+            "isochrone_prediction_error_seconds",
+            "Absolute difference between the predicted and the measured time to the first output",
+            buckets=ERROR_BUCKETS_S,
+            registry=registry,
+        )
+        self._prediction_ratio = Histogram(
+            "isochrone_prediction_ratio",
+            "Measured over predicted time to the first output",
+            buckets=RATIO_BUCKETS,
+            registry=registry,
+        )
+        self._tokens = Counter("isochrone_tokens", "Tokens of finished answers", ["model", "direction"], registry=registry)
+        self._refusals = Counter(
+            "isochrone_gateway_refusals", "Requests refused before the mesh was asked", ["code"], registry=registry
+        )
+        self._connections = Gauge("isochrone_gateway_connections", "Open connections of clients", registry=registry)
+        self._connections_cut = Counter(
+            "isochrone_gateway_connections_cut", "Connections cut because the client stopped reading", registry=registry
+        )
+
+    def _define_mesh_metrics(self) -> None:
+        registry = self.registry
+        self._peer_states = Gauge("isochrone_peers", "Peers known", ["state"], registry=registry)
+        self._peer_rtt = Gauge("isochrone_peer_rtt_seconds", "Filtered round trip to a peer", ["peer"], registry=registry)
+        self._rtt = Histogram(
+            "isochrone_rtt_sample_seconds", "Round trips as measured by probes", buckets=RTT_BUCKETS_S, registry=registry
+        )
+        self._probes_lost = Counter("isochrone_probes_lost", "Probes that were not answered", registry=registry)
+        self._records_accepted = Counter("isochrone_records_accepted", "Records taken in", ["kind"], registry=registry)
+        self._records_refused = Counter("isochrone_records_refused", "Records refused", ["code"], registry=registry)
+        self._faults = Counter("isochrone_peer_faults", "Protocol errors of peers", ["code"], registry=registry)
+        self._datagrams = Counter("isochrone_datagrams", "UDP datagrams", ["direction"], registry=registry)
+        self._datagram_bytes = Counter("isochrone_datagram_bytes", "Bytes in UDP datagrams", ["direction"], registry=registry)
+        self._queue = Gauge("isochrone_engine_waiting", "Requests waiting for a slot here", ["model"], registry=registry)
+        self._running = Gauge("isochrone_engine_running", "Requests in a slot here", ["model"], registry=registry)
+        self._coordinate_error = Gauge(
+            "isochrone_coordinate_error", "This node's own estimate of its coordinate's relative error", registry=registry
+        )
+
+    def render_metrics(self) -> tuple[bytes, str]:
+        """Every metric in Prometheus' text format, and the format's media type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    # Requests of clients.
+
+    def request_started(self, outcome: RequestOutcome) -> None:
+        """A client's request was handed to the mesh."""
+        self._requests_open.labels(outcome.feature.value).inc()
+
+    def request_ended(self, outcome: RequestOutcome) -> None:
+        """Its answer ended, whichever way."""
+        feature, model = outcome.feature.value, self._model_label(outcome.model)
+        self._requests_open.labels(feature).dec()
+        self._requests.labels(model, feature, outcome.result).inc()
+        self._duration.labels(feature).observe(outcome.duration_s)
+        if outcome.first_output_s is not None:
+            self._first_output.labels(feature).observe(outcome.first_output_s)
+        if outcome.result == "ok":
+            self._tokens.labels(model, "prompt").inc(max(0, outcome.usage.prompt_tokens))
+            self._tokens.labels(model, "completion").inc(max(0, outcome.usage.completion_tokens))
+            if outcome.predicted_s is not None and outcome.measured_s is not None:
+                self._prediction_error.observe(abs(outcome.measured_s - outcome.predicted_s))
+                if outcome.predicted_s > 0:
+                    self._prediction_ratio.observe(outcome.measured_s / outcome.predicted_s)
+        self.log.info(
+            "request ended",
+            model=outcome.model,
+            feature=feature,
+            outcome=outcome.result,
+            duration_ms=round(outcome.duration_s * 1000, 1),
+        )
+
+    def request_refused(self, code: str) -> None:
+        """A client's request was refused before the mesh was asked; `code` is one of the gateway's own."""
+        self._refusals.labels(code).inc()
+
+    def client_connected(self) -> None:
+        """A client opened a connection to the gateway."""
+        self._connections.inc()
+
+    def client_disconnected(self) -> None:
+        """A client's connection is closed."""
+        self._connections.dec()
+
+    def client_cut(self) -> None:
+        """A client's connection was cut because it does not read."""
+        self._connections_cut.inc()
+        self.log.warning("client cut", reason="it stopped reading its answer")
+
+    def gateway_failed(self, message: str) -> None:
+        """A handler raised what it should not have; called while that exception is handled."""
+        self.log.error("gateway failed", detail=message, exc_info=sys.exc_info()[1])
+
+    # The mesh.
+
+    def peers_counted(self, states: Mapping[str, int]) -> None:
+        """How many peers are in each state now; a state that is left out has none."""
+        self._peer_states.clear()
+        for state, count in states.items():
+            self._peer_states.labels(state).set(count)
+
+    def peer_connected(self, peer_id: PeerId) -> None:
+        """A connection to a peer is up."""
+        self.log.info("peer connected", peer=peer_id_text(peer_id))
+
+    def peer_disconnected(self, peer_id: PeerId, code: ErrorCode) -> None:
+        """A connection to a peer is gone."""
+        self.log.info("peer disconnected", peer=peer_id_text(peer_id), code=code.name.lower())
+
+    def peer_state_changed(self, peer_id: PeerId, state: str) -> None:
+        """A peer is now alive, suspected, gone or draining."""
+        self.log.info("peer state", peer=peer_id_text(peer_id), state=state)
+        if state == "gone":
+            self.peer_forgotten(peer_id)
+
+    def peer_forgotten(self, peer_id: PeerId) -> None:
+        """A peer left the table; its gauge goes too."""
+        if peer_id in self._peers:
+            self._peers.discard(peer_id)
+            self._peer_rtt.remove(peer_id_text(peer_id))
+
+    def peer_faulted(self, peer_id: PeerId | None, code: ErrorCode, detail: str) -> None:
+        """A peer broke the protocol."""
+        self._faults.labels(code.name.lower()).inc()
+        self.log.warning(
+            "peer fault", peer=None if peer_id is None else peer_id_text(peer_id), code=code.name.lower(), detail=detail
+        )
+
+    def sample_taken(self, peer_id: PeerId, rtt_s: float, filtered_s: float) -> None:
+        """A probe came back after `rtt_s`; the filter now says `filtered_s`."""
+        self._rtt.observe(rtt_s)
+        if peer_id in self._peers or len(self._peers) < PEERS_MAX:
+            self._peers.add(peer_id)
+            self._peer_rtt.labels(peer_id_text(peer_id)).set(filtered_s)
+
+    def probe_lost(self) -> None:
+        """A probe was not answered in time."""
+        self._probes_lost.inc()
+
+    def coordinate_moved(self, error: float) -> None:
+        """This node's coordinate moved; `error` is its relative error as it estimates it."""
+        self._coordinate_error.set(error)
+
+    def record_accepted(self, kind: RecordKind) -> None:
+        """A record was verified and is newer than what was known."""
+        self._records_accepted.labels(kind.value).inc()
+
+    def record_refused(self, code: ErrorCode) -> None:
+        """A record did not verify."""
+        self._records_refused.labels(code.name.lower()).inc()
+
+    def datagram_received(self, size_bytes: int) -> None:
+        """A UDP datagram came in."""
+        self._datagrams.labels("in").inc()
+        self._datagram_bytes.labels("in").inc(size_bytes)
+
+    def datagram_sent(self, size_bytes: int) -> None:
+        """A UDP datagram went out."""
+        self._datagrams.labels("out").inc()
+        self._datagram_bytes.labels("out").inc(size_bytes)
+
+    def load_measured(self, load: ModelLoad) -> None:
+        """What one of this node's own models is doing now."""
+        model = self._model_label(load.model)
+        self._queue.labels(model).set(load.waiting)
+        self._running.labels(model).set(load.running)
+
+    def _model_label(self, model: str | None) -> str:
+        if model is None:
+            return ""
+        if model not in self._models:
+            if len(self._models) >= MODELS_MAX:
+                return OTHER
+            self._models.add(model)
+        return model

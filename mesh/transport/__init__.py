@@ -1,0 +1,23 @@
+"""The trio shell round the QUIC endpoint: sockets, connections and streams that block."""
+
+import logging
+
+from mesh.transport.config import TransportConfig
+from mesh.transport.connection import Connection
+from mesh.transport.errors import ConnectionLost, StreamReset, TransportError
+from mesh.transport.stream import Stream
+from mesh.transport.transport import Handler, Transport
+
+# The QUIC libraries log every fault of a peer; here a fault is an output of the endpoint, counted and told once.
+logging.getLogger("quic").setLevel(logging.CRITICAL)
+
+__all__ = [
+    "Connection",
+    "ConnectionLost",
+    "Handler",
+    "Stream",
+    "StreamReset",
+    "Transport",
+    "TransportConfig",
+    "TransportError",
+]

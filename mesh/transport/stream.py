@@ -1,0 +1,287 @@
+"""One stream of one peer, as a task reads and writes it.
+
+Both directions hold the other side back: reading grants credit for what was read, writing waits while the send buffer is full.
+A stream that this node opens sends the protocol negotiation together with its first data, so it costs no round trip; the peer's
+agreement is read when the first answer is.
+
+Spec: docs/spec/02-transport.md, sections "Streams" and "Protocol negotiation".
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+from mesh.transport.errors import ConnectionLost, StreamReset
+from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.identity import PeerId
+from protocol.libp2p.multistream import Initiator, Listener, MultistreamConfig
+
+if TYPE_CHECKING:
+    from mesh.transport.connection import Connection
+
+CREDIT_STEP_BYTES = 16 * 1024
+"""Credit is granted in steps of this many bytes, so that small reads cost nothing; 128 streams hold back half a window."""
+
+WRITE_BYTES_MAX = 256 * 1024
+"""Bytes handed to the endpoint at once, so that the first datagrams leave before the last are built."""
+
+
+class Stream:
+    """A bidirectional stream; one task may read while another writes.
+
+    Attributes:
+        connection: whose stream it is.
+        protocol_id: what was agreed, or proposed and not refused yet.
+    """
+
+    def __init__(self, connection: "Connection", stream_id: int, config: MultistreamConfig, protocol_id: str = "") -> None:
+        self.connection = connection
+        self.protocol_id = protocol_id
+        self._id = stream_id
+        self._config = config
+        self._initiator = Initiator([protocol_id], config) if protocol_id else None
+        self._unsent = self._initiator.data_to_send() if self._initiator is not None else b""
+        self._chunks: deque[bytes] = deque()
+        self._uncredited_bytes = 0
+        self._ended = False
+        self._reset: StreamReset | None = None
+        self._stopped: StreamReset | None = None
+        self._lost: ConnectionLost | None = None
+        self._sent_eof = False
+        self._writable = True
+        self._readers = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who is at the other end, proven by TLS."""
+        return self.connection.peer_id
+
+    # What the connection tells.
+
+    def took(self, data: bytes, end: bool) -> None:
+        """Take bytes from the network."""
+        if data:
+            self._chunks.append(data)
+        if end:
+            self._ended = True
+            self._forget_if_over()
+        self._readers.unpark_all()
+
+    def was_reset(self, code: int) -> None:
+        """The peer abandoned its side."""
+        self._chunks.clear()
+        self._reset = StreamReset(code, "the peer reset the stream")
+        self._forget_if_over()
+        self._readers.unpark_all()
+
+    def was_stopped(self, code: int) -> None:
+        """The peer reads no more."""
+        self._stopped = StreamReset(code, "the peer reads no more")
+        self._forget_if_over()
+        self._writers.unpark_all()
+
+    def _forget_if_over(self) -> None:
+        """Leave the connection's table once neither side can do anything more."""
+        if (self._ended or self._reset is not None) and (self._sent_eof or self._stopped is not None):
+            self.connection.forget(self._id)
+
+    def was_lost(self, lost: ConnectionLost) -> None:
+        """The connection is gone."""
+        self._lost = lost
+        self._readers.unpark_all()
+        self._writers.unpark_all()
+
+    def became_writable(self) -> None:
+        """The send buffer has room again."""
+        self._writable = True
+        self._writers.unpark_all()
+
+    # Reading.
+
+    async def receive_some(self, max_bytes: int = 65536) -> bytes:
+        """Wait for bytes and return at most `max_bytes` of them; empty when the peer finished.
+
+        Raises:
+            StreamReset: the peer abandoned the stream, or does not speak its protocol.
+            ConnectionLost: the connection is gone.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._initiator is not None:
+            await self._finish_negotiation(self._initiator)
+        return await self._receive_raw(max_bytes)
+
+    async def confirmed(self) -> None:
+        """Wait until the peer has agreed to the protocol of a stream that this node opened.
+
+        Raises:
+            StreamReset: the peer does not speak it, or abandoned the stream.
+            ConnectionLost: the connection is gone.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._initiator is not None:
+            await self._finish_negotiation(self._initiator)
+
+    async def _receive_raw(self, max_bytes: int) -> bytes:
+        while not self._chunks:
+            if self._reset is not None:
+                raise self._reset.with_traceback(None)
+            if self._ended:
+                self._grant()
+                return b""
+            if self._lost is not None:
+                raise self._lost.with_traceback(None)
+            if self._unsent:
+                await self._send(b"", end=False)
+                continue
+            await self._readers.park()
+        chunk = self._chunks.popleft()
+        if len(chunk) > max_bytes:
+            self._chunks.appendleft(chunk[max_bytes:])
+            chunk = chunk[:max_bytes]
+        self._uncredited_bytes += len(chunk)
+        if self._uncredited_bytes >= CREDIT_STEP_BYTES:
+            self._grant()
+        return chunk
+
+    def _grant(self) -> None:
+        n_bytes, self._uncredited_bytes = self._uncredited_bytes, 0
+        if n_bytes and self._lost is None:
+            self.connection.grant(self._id, n_bytes)
+
+    async def _finish_negotiation(self, initiator: Initiator) -> None:
+        """Read the peer's agreement, and put back what came behind it."""
+        try:
+            while initiator.agreed is None:
+                data = await self._receive_raw(self._config.message_bytes_max)
+                if data:
+                    initiator.receive_data(data)
+                else:
+                    initiator.receive_eof()
+        except RemoteProtocolError as fault:
+            self._reset = StreamReset(fault.code, fault.detail)
+            self.reset(fault.code)
+            raise self._reset from fault
+        self._initiator = None
+        self._put_back(initiator.take_rest())
+
+    async def negotiate(self, speaks: Callable[[str], bool]) -> str:
+        """Agree on the protocol of a stream that the peer opened.
+
+        Raises:
+            RemoteProtocolError: the peer breaks the negotiation or proposes nothing that this node speaks.
+            StreamReset: the peer abandoned the stream.
+            ConnectionLost: the connection is gone.
+        """
+        listener = Listener(speaks, self._config)
+        while listener.agreed is None:
+            data = await self._receive_raw(self._config.message_bytes_max)
+            if data:
+                listener.receive_data(data)
+            else:
+                listener.receive_eof()
+            self._unsent += listener.data_to_send()
+            if listener.agreed is None and self._unsent:
+                await self._send(b"", end=False)
+        self.protocol_id = listener.agreed
+        self._put_back(listener.take_rest())
+        # The agreement goes out with the handler's first bytes, or when the handler first waits.
+        return self.protocol_id
+
+    def _put_back(self, rest: bytes) -> None:
+        if rest:
+            self._chunks.appendleft(rest)
+            self._uncredited_bytes -= len(rest)
+
+    # Writing.
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes, waiting while the send buffer is full.
+
+        Raises:
+            StreamReset: the peer reads no more, or this side was reset.
+            ConnectionLost: the connection is gone.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._send(data, end=False)
+
+    async def send_eof(self) -> None:
+        """Finish this side; the peer reads an end after what was sent.
+
+        Raises:
+            StreamReset: the peer reads no more, or this side was reset.
+            ConnectionLost: the connection is gone.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self._sent_eof:
+            await self._send(b"", end=True)
+
+    async def _send(self, data: bytes | bytearray | memoryview, *, end: bool) -> None:
+        prefix, self._unsent = self._unsent, b""
+        if prefix and len(data) > WRITE_BYTES_MAX:
+            await self._send(prefix, end=False)
+            prefix = b""
+        view = memoryview(prefix + bytes(data)) if prefix else memoryview(data).cast("B")
+        while True:
+            if self._stopped is not None:
+                raise self._stopped.with_traceback(None)
+            if self._lost is not None:
+                raise self._lost.with_traceback(None)
+            if self._sent_eof:
+                raise StreamReset(ErrorCode.CANCELLED, "this side of the stream is finished")
+            piece = view[:WRITE_BYTES_MAX]
+            is_last = len(piece) == len(view)
+            self._writable = False
+            n_taken = self.connection.write(self._id, piece, end=end and is_last)
+            view = view[n_taken:]
+            if n_taken == len(piece):
+                self._writable = True
+                if is_last:
+                    if end:
+                        self._sent_eof = True
+                        self._forget_if_over()
+                    return
+            while not self._writable and self._stopped is None and self._lost is None:
+                await self._writers.park()
+
+    # Ending.
+
+    def reset(self, code: int = ErrorCode.CANCELLED) -> None:
+        """Abandon both sides at once; the peer sees `code`."""
+        self._unsent = b""
+        self._sent_eof = True
+        self._stopped = self._stopped or StreamReset(code, "this node reset the stream")
+        self._reset = self._reset or StreamReset(code, "this node reset the stream")
+        self._chunks.clear()
+        self.connection.abandon(self._id, code)
+        self.connection.forget(self._id)
+        self._readers.unpark_all()
+        self._writers.unpark_all()
+
+    async def aclose(self) -> None:
+        """Finish this side when that is still to be done, and read no more."""
+        try:
+            if not self._sent_eof and self._stopped is None and self._lost is None and self._reset is None:
+                await self.send_eof()
+        finally:
+            if not self._sent_eof:
+                self.reset()
+            elif not (self._ended and not self._chunks):
+                self._chunks.clear()
+                self._reset = self._reset or StreamReset(ErrorCode.CANCELLED, "this node closed the stream")
+                self.connection.stop_reading(self._id, ErrorCode.NO_ERROR)
+                self._forget_if_over()
+            else:
+                self._grant()
+            self._readers.unpark_all()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        if args[0] is None:
+            await self.aclose()
+        else:
+            self.reset()

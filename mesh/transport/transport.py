@@ -1,0 +1,500 @@
+"""The node's QUIC transport: one endpoint, its sockets, its clock, and the tasks that serve what peers open.
+
+One task per socket takes up to a batch of datagrams without waiting, hands them to the endpoint and then flushes once; one task
+waits for the endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and
+flushes, so a message costs no task switch on its way out. All times are `time.monotonic()`.
+
+Spec: docs/spec/02-transport.md.
+"""
+
+import math
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import trio
+
+from mesh.transport import builtin
+from mesh.transport.config import TransportConfig
+from mesh.transport.connection import Connection
+from mesh.transport.errors import ConnectionLost, TransportError
+from mesh.transport.stream import Stream
+from mesh.transport.udp import UdpSocket, local_address_towards
+from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.identity import Identity, PeerId, make_certificate, verify_certificate
+from protocol.libp2p.identify import IDENTIFY_PROTOCOL
+from protocol.libp2p.ping import PING_PROTOCOL
+from protocol.multiaddr import Multiaddr
+from protocol.quic import QuicEngine, choose_engine
+from protocol.quic import events as quic
+from protocol.quic.endpoint import Endpoint
+from protocol.quic.seam import Address
+
+Handler = Callable[[Stream], Awaitable[None]]
+"""Serves one stream that a peer opened; when it returns the stream is finished, when it raises it is reset."""
+
+CERTIFICATE_ENTROPY_BYTES = 64
+"""Entropy for the certificate's key in bytes: twice the strength of P-256, so that no bias is left."""
+
+_WILDCARDS = {"0.0.0.0": ("127.0.0.1", "192.0.2.1"), "::": ("::1", "2001:db8::1")}  # noqa: S104
+"""Addresses that stand for all of a family: its loopback, and a documentation address behind the default route (RFC 5737)."""
+
+
+@dataclass(slots=True)
+class _Dial:
+    """One attempt to reach a peer; any number of callers wait for it."""
+
+    handle: quic.ConnectionHandle | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+    connection: Connection | None = None
+    failure: ConnectionLost | None = None
+
+
+class Transport:
+    """All connections of this node.
+
+    Attributes:
+        identity: this node's key.
+        config: bounds and timers.
+        endpoint: the sans-IO endpoint.
+        connections: the current connection of every connected peer.
+        on_connected: called when a peer is connected that was not.
+        on_disconnected: called when the last connection of a peer is gone.
+        on_datagram: called with peer id, content and time of arrival of every QUIC DATAGRAM frame.
+        on_crash: called when a handler fails by a fault of its own.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: TransportConfig | None = None,
+        engine: QuicEngine | None = None,
+        handlers: Mapping[str, Handler] | None = None,
+        *,
+        announce: Sequence[Multiaddr] = (),
+        on_connected: Callable[[Connection], None] | None = None,
+        on_disconnected: Callable[[Connection, int], None] | None = None,
+        on_datagram: Callable[[PeerId, bytes, float], None] | None = None,
+        on_crash: Callable[[Stream, Exception], None] | None = None,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.identity = identity
+        self.config = config or TransportConfig()
+        self.engine = engine or choose_engine()
+        self.entropy = entropy
+        self.connections: dict[PeerId, Connection] = {}
+        self.on_connected = on_connected
+        self.on_disconnected = on_disconnected
+        self.on_datagram = on_datagram
+        self.on_crash = on_crash
+        certificate = make_certificate(identity, entropy(CERTIFICATE_ENTROPY_BYTES), time.time())
+        self.endpoint = Endpoint(
+            self.engine, certificate, identity.peer_id, lambda der: verify_certificate(der, time.time()), self.config.endpoint
+        )
+        self._handlers: dict[str, Handler] = {
+            PING_PROTOCOL: lambda stream: builtin.serve_ping(stream, self),
+            IDENTIFY_PROTOCOL: lambda stream: builtin.serve_identify(stream, self),
+            **(handlers or {}),
+        }
+        self._announce = tuple(address.with_peer(identity.peer_id) for address in announce)
+        self._sockets: list[UdpSocket] = []
+        self._by_handle: dict[quic.ConnectionHandle, Connection] = {}
+        self._dials: dict[object, _Dial] = {}
+        self._dial_of: dict[quic.ConnectionHandle, _Dial] = {}
+        self._nursery: trio.Nursery | None = None
+        self._timer_scope: trio.CancelScope | None = None
+        self._pumping = False
+        self._pump_again = False
+        self._closing = False
+        self._sequence = 0
+
+    # The life of the transport.
+
+    async def run(
+        self, listen: Sequence[Multiaddr] = (), *, task_status: trio.TaskStatus[tuple[Multiaddr, ...]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen and serve until cancelled or closed; peers are told goodbye on the way out.
+
+        Args:
+            listen: addresses to bind, ip4 or ip6; port 0 lets the kernel choose. Without any the node only dials.
+            task_status: told `addresses` once the sockets are bound.
+
+        Raises:
+            OSError: an address cannot be bound.
+            LocalProtocolError: an address to listen on is a name.
+        """
+        assert self._nursery is None, "the transport runs once"
+        try:
+            for address in listen:
+                if address.protocol not in ("ip4", "ip6"):
+                    raise LocalProtocolError(ErrorCode.MALFORMED, f"{address} is a name; listen on an ip4 or ip6 address")
+                self._bind(address.host, address.port)
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for udp in self._sockets:
+                    nursery.start_soon(self._read, udp)
+                nursery.start_soon(self._keep_time)
+                task_status.started(self.addresses)
+        finally:
+            try:
+                self._say_goodbye()
+            finally:
+                for udp in self._sockets:
+                    udp.close()
+
+    async def aclose(self) -> None:
+        """Say goodbye to all peers and end `run`."""
+        self._say_goodbye()
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+        await trio.lowlevel.checkpoint()
+
+    def _say_goodbye(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        for handle in [*self._by_handle, *self._dial_of]:
+            self.endpoint.close(handle, ErrorCode.GOODBYE, "the node leaves", self.now())
+        self.pump()
+
+    def add_handler(self, protocol_id: str, handler: Handler) -> None:
+        """Serve a further protocol."""
+        self._handlers[protocol_id] = handler
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The protocols that peers may open."""
+        return tuple(self._handlers)
+
+    @property
+    def addresses(self) -> tuple[Multiaddr, ...]:
+        """Where peers can dial this node, with its peer id: what was announced, else what is bound."""
+        if self._announce:
+            return self._announce
+        found: list[Multiaddr] = []
+        for udp in self._sockets:
+            bound = udp.bound
+            loopback, outside = _WILDCARDS.get(bound.host, (bound.host, None))
+            hosts = [local_address_towards(outside) if outside else None, loopback]
+            for host in dict.fromkeys(host for host in hosts if host):
+                found.append(Multiaddr(bound.protocol, host, bound.port, self.identity.peer_id))  # noqa: PERF401  (nested)
+        return tuple(found)
+
+    def now(self) -> float:
+        """Monotonic seconds, the time of everything here."""
+        return time.monotonic()
+
+    def record_sequence(self) -> int:
+        """Return a sequence number for a signed peer record: greater than every earlier one."""
+        self._sequence = max(self._sequence + 1, int(time.time() * 1000))
+        return self._sequence
+
+    def remote_of(self, connection: Connection) -> Multiaddr:
+        """Where a connection's peer is reached."""
+        address = self.endpoint.address(connection.handle)
+        return connection.last_remote if address is None else _multiaddr(address, connection.peer_id)
+
+    # Dialling.
+
+    async def dial(self, address: Multiaddr) -> Connection:
+        """Return a connection to a peer, dialling it unless it is connected; calls at the same time share one attempt.
+
+        Raises:
+            ConnectionLost: UNREACHABLE, IDLE after the handshake timeout, WRONG_PEER, BAD_CERTIFICATE, or what the peer said.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._nursery is None or self._closing:
+            raise ConnectionLost(ErrorCode.UNREACHABLE, "the transport does not run")
+        if address.peer_id is not None and address.peer_id in self.connections:
+            return self.connections[address.peer_id]
+        key: object = (address.peer_id, address.host, address.port) if address.peer_id is None else address.peer_id
+        dial = self._dials.get(key)
+        if dial is None:
+            dial = self._dials[key] = _Dial()
+            self._nursery.start_soon(self._attempt, dial, key, address)
+        await dial.done.wait()
+        if dial.connection is not None:
+            return dial.connection
+        failure = dial.failure or ConnectionLost(ErrorCode.UNREACHABLE, "the transport was closed")
+        raise ConnectionLost(failure.code, failure.reason)
+
+    async def _attempt(self, dial: _Dial, key: object, address: Multiaddr) -> None:
+        try:
+            for target in await self._resolve(address):
+                attempt = _Dial()
+                attempt.handle = self.endpoint.connect(target, address.peer_id, self.now(), self._local_for(target))
+                self._dial_of[attempt.handle] = attempt
+                self.pump()
+                await attempt.done.wait()
+                dial.connection, dial.failure = attempt.connection, attempt.failure
+                if dial.connection is not None:
+                    return
+        except TransportError as fault:
+            dial.failure = ConnectionLost(fault.code, fault.reason)
+        except LocalProtocolError as fault:
+            dial.failure = ConnectionLost(fault.code, fault.detail)
+        except OSError as fault:
+            dial.failure = ConnectionLost(ErrorCode.UNREACHABLE, f"{address}: {fault}")
+        finally:
+            del self._dials[key]
+            dial.done.set()
+
+    async def _resolve(self, address: Multiaddr) -> list[Address]:
+        """Return the socket addresses of a multiaddr, in the order of the name service."""
+        if address.protocol == "ip4":
+            return [(address.host, address.port)]
+        if address.protocol == "ip6":
+            return [(address.host, address.port, 0, 0)]
+        family = {"dns4": socket.AF_INET, "dns6": socket.AF_INET6}.get(address.protocol, socket.AF_UNSPEC)
+        found: list[Address] = []
+        with trio.move_on_after(self.config.resolve_timeout_s) as scope:
+            for _, _, _, _, target in await trio.socket.getaddrinfo(address.host, address.port, family, socket.SOCK_DGRAM):
+                if target not in found:
+                    found.append(
+                        (str(target[0]), int(target[1]))
+                        if len(target) == 2
+                        else (str(target[0]), int(target[1]), 0, int(target[3]))
+                    )
+        if scope.cancelled_caught:
+            raise ConnectionLost(
+                ErrorCode.UNREACHABLE, f"{address.host} was not resolved within {self.config.resolve_timeout_s:g} s"
+            )
+        return found[: self.config.dial_addresses_max]
+
+    def _local_for(self, target: Address) -> int:
+        """Choose the socket to dial from: one of the family, on loopback if and only if the target is."""
+        host = target[0]
+        is_loopback = host.startswith("127.") or host == "::1"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        usable = [udp for udp in self._sockets if udp.family == family]
+        for udp in usable:
+            bound = udp.bound.host
+            if bound in _WILDCARDS or (bound.startswith("127.") or bound == "::1") == is_loopback:
+                return udp.index
+        udp = self._bind("::" if family == socket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104  (a port of its own to dial from)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._read, udp)
+        return udp.index
+
+    def _bind(self, host: str, port: int) -> UdpSocket:
+        udp = UdpSocket(
+            host,
+            port,
+            index=len(self._sockets),
+            buffer_bytes=self.config.socket_buffer_bytes,
+            backlog_max=self.config.send_backlog_max,
+        )
+        self._sockets.append(udp)
+        return udp
+
+    # Driving the endpoint.
+
+    async def _read(self, udp: UdpSocket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(udp.raw)
+            batch = udp.receive_batch(self.config.datagrams_per_wake_max)
+            if batch:
+                self.endpoint.handle_datagrams(batch, self.now())
+                self.pump()
+
+    async def _write_backlog(self, udp: UdpSocket) -> None:
+        while True:
+            await trio.lowlevel.wait_writable(udp.raw)
+            if udp.send_backlog():
+                return
+
+    async def _keep_time(self) -> None:
+        while True:
+            with trio.CancelScope() as self._timer_scope:
+                self._set_timer()
+                await trio.sleep_forever()
+            self.endpoint.handle_timer(self.now())
+            self.pump()
+
+    def _set_timer(self) -> None:
+        if self._timer_scope is not None:
+            due = self.endpoint.next_timer()
+            self._timer_scope.deadline = math.inf if due is None else trio.current_time() + max(0.0, due - self.now())
+
+    def pump(self) -> None:
+        """Flush the endpoint and act on all its outputs."""
+        if self._pumping:
+            self._pump_again = True
+            return
+        self._pumping = True
+        try:
+            self._pump_again = True
+            while self._pump_again:
+                self._pump_again = False
+                self.endpoint.flush(self.now())
+                while (output := self.endpoint.next_output()) is not None:
+                    self._act(output)
+        finally:
+            self._pumping = False
+        self._set_timer()
+
+    def _act(self, output: quic.Output) -> None:
+        match output:
+            case quic.Transmit(local=local, datagrams=datagrams):
+                self._transmit(self._sockets[local], datagrams)
+            case quic.DatagramReceived(connection=handle, data=data, received_at=received_at):
+                if self.on_datagram is not None and handle in self._by_handle:
+                    self.on_datagram(self._by_handle[handle].peer_id, data, received_at)
+            case quic.ConnectionEstablished():
+                self._established(output)
+            case quic.ConnectionClosed():
+                self._closed(output)
+            case quic.StreamOpened(connection=handle, stream=stream_id):
+                self._opened(self._by_handle[handle], stream_id)
+            case quic.StreamsAvailable(connection=handle):
+                self._by_handle[handle].streams_became_available()
+            case _:
+                self._act_on_stream(output)
+
+    def _act_on_stream(self, output: quic.StreamData | quic.StreamReset | quic.StopSending | quic.StreamWritable) -> None:
+        match output:
+            case quic.StreamData(connection=handle, stream=stream_id, data=data, end=end):
+                if (stream := self._stream(handle, stream_id)) is not None:
+                    stream.took(data, end)
+                else:
+                    self.endpoint.consumed(handle, stream_id, len(data), self.now())
+            case quic.StreamReset(connection=handle, stream=stream_id, code=code):
+                if (stream := self._stream(handle, stream_id)) is not None:
+                    stream.was_reset(code)
+            case quic.StopSending(connection=handle, stream=stream_id, code=code):
+                if (stream := self._stream(handle, stream_id)) is not None:
+                    stream.was_stopped(code)
+            case quic.StreamWritable(connection=handle, stream=stream_id):
+                if (stream := self._stream(handle, stream_id)) is not None:
+                    stream.became_writable()
+            case _:
+                assert_never(output)
+
+    def _transmit(self, udp: UdpSocket, datagrams: list[tuple[bytes, Address]]) -> None:
+        if udp.raw.fileno() < 0:
+            return  # the transport was closed
+        was_waiting = bool(udp.backlog)
+        if not udp.send(datagrams) and not was_waiting and self._nursery is not None and not self._closing:
+            self._nursery.start_soon(self._write_backlog, udp)
+
+    def _stream(self, handle: quic.ConnectionHandle, stream_id: int) -> Stream | None:
+        connection = self._by_handle.get(handle)
+        return connection.streams.get(stream_id) if connection is not None else None
+
+    # Connections.
+
+    def _established(self, output: quic.ConnectionEstablished) -> None:
+        remote = _multiaddr(output.address, output.peer_id)
+        connection = Connection(self, output.connection, remote, output.peer_id, is_dialled=output.is_client)
+        self._by_handle[output.connection] = connection
+        other = self.connections.get(output.peer_id)
+        if other is None:
+            self.connections[output.peer_id] = connection
+            if self.on_connected is not None:
+                self.on_connected(connection)
+        elif self._keeps_older(other, connection):
+            self._retire(connection, other)
+        else:
+            self.connections[output.peer_id] = connection
+            self._retire(other, connection)
+        self._finish_dial(output.connection, self.connections[output.peer_id], None)
+
+    def _keeps_older(self, older: Connection, newer: Connection) -> bool:
+        """Whether the older of two connections stays: both sides choose alike, the one that the smaller peer id dialled."""
+        if older.is_dialled == newer.is_dialled:
+            return False  # the same side dialled again, so it lost the older one
+        return older.is_dialled == (self.identity.peer_id < older.peer_id)
+
+    def _retire(self, connection: Connection, successor: Connection) -> None:
+        connection.successor = successor
+        assert self._nursery is not None
+        self._nursery.start_soon(self._close_when_quiet, connection)
+
+    async def _close_when_quiet(self, connection: Connection) -> None:
+        quiet = trio.Event()
+        connection.became_quiet = quiet.set
+        with trio.move_on_after(self.config.retire_max_s):
+            await trio.sleep(self.config.retire_min_s)
+            if connection.streams:
+                await quiet.wait()
+        self.endpoint.close(connection.handle, ErrorCode.DUPLICATE, "another connection of the same peers stays", self.now())
+        self.pump()
+
+    def _closed(self, output: quic.ConnectionClosed) -> None:
+        connection = self._by_handle.pop(output.connection, None)
+        lost = ConnectionLost(output.code, output.reason)
+        self._finish_dial(output.connection, None, lost)
+        if connection is None:
+            return
+        if self.connections.get(connection.peer_id) is connection:
+            del self.connections[connection.peer_id]
+            for other in self._by_handle.values():
+                if other.peer_id == connection.peer_id:  # the one that was retired outlived its successor
+                    other.successor = None
+                    self.connections[connection.peer_id] = other
+                    break
+        connection.was_lost(lost)
+        if connection.peer_id not in self.connections and self.on_disconnected is not None:
+            self.on_disconnected(connection, lost.code)
+
+    def _finish_dial(self, handle: quic.ConnectionHandle, connection: Connection | None, failure: ConnectionLost | None) -> None:
+        dial = self._dial_of.pop(handle, None)
+        if dial is not None:
+            dial.connection, dial.failure = connection, failure
+            dial.done.set()
+
+    # Streams of peers.
+
+    def _opened(self, connection: Connection, stream_id: int) -> None:
+        stream = Stream(connection, stream_id, self.config.multistream)
+        connection.streams[stream_id] = stream
+        if self._nursery is None or self._closing or connection.n_serving >= self.config.serving_max:
+            stream.reset(ErrorCode.OVERLOADED)
+            return
+        connection.n_serving += 1
+        self._nursery.start_soon(self._serve, stream)
+
+    async def _serve(self, stream: Stream) -> None:
+        """Agree on a protocol and run its handler; whatever goes wrong ends this stream alone."""
+        connection, code = stream.connection, ErrorCode.CANCELLED
+        try:
+            with trio.move_on_after(self.config.negotiation_timeout_s) as patience:
+                await stream.negotiate(self._speaks)
+            if patience.cancelled_caught:
+                code = ErrorCode.IDLE
+                return
+            await self._handle(stream)
+            await stream.aclose()
+            code = ErrorCode.NO_ERROR
+        except RemoteProtocolError as fault:
+            code = fault.code
+        except TransportError:
+            code = ErrorCode.CANCELLED
+        except Exception as fault:  # noqa: BLE001  (a handler is foreign code: its crash ends its stream and nothing else)
+            code = ErrorCode.INTERNAL
+            if self.on_crash is not None:
+                self.on_crash(stream, fault)
+        finally:
+            connection.n_serving -= 1
+            if code is not ErrorCode.NO_ERROR:
+                stream.reset(code)
+
+    async def _handle(self, stream: Stream) -> None:
+        serving, protocol_id = stream.connection.serving, stream.protocol_id
+        if protocol_id == PING_PROTOCOL and serving.get(protocol_id, 0) >= self.config.ping.inbound_streams_max:
+            raise RemoteProtocolError(ErrorCode.FLOODING, "too many ping streams")
+        serving[protocol_id] = serving.get(protocol_id, 0) + 1
+        try:
+            await self._handlers[protocol_id](stream)
+        finally:
+            serving[protocol_id] -= 1
+
+    def _speaks(self, protocol_id: str) -> bool:
+        return protocol_id in self._handlers
+
+
+def _multiaddr(address: Address, peer_id: PeerId) -> Multiaddr:
+    return Multiaddr("ip6" if ":" in address[0] else "ip4", address[0], address[1], peer_id)

@@ -1,0 +1,17 @@
+"""The program: `isochrone`, or `python node.py`.
+
+The command line lives in `mesh.cli`; `isochrone up` composes configuration, parts and one nursery in `mesh.service`.
+"""
+
+import sys
+
+from mesh.cli import run
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,380 @@
+"""The gossip machine: news is pushed to a few peers at random, and tables are compared with one peer after another.
+
+A record that is news here is pushed to `fanout` connected peers, not to the one it came from. Now and then, and first of all
+when a connection begins, two nodes compare what they hold: entry by entry while tables are small, else first by the hashes of
+buckets. Each asks for what it lacks, so what comes by comparison was asked for, and only what comes unasked counts against a
+peer's budget.
+
+A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature last.
+Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped. What a
+peer passes on in good faith (a record that just expired, a payload of a later version) is refused without blame.
+
+Source: Demers et al., "Epidemic algorithms for replicated database maintenance" (PODC 1987): rumour mongering and anti-entropy.
+Spec: docs/spec/04-gossip.md.
+"""
+
+import hashlib
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from protocol.encoding import Luck
+from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.gossip.budget import Budget, Verdict
+from protocol.gossip.events import (
+    Equivocated,
+    GossipConfig,
+    Misbehaved,
+    Output,
+    OwnRecordHeard,
+    RecordAccepted,
+    RecordExpired,
+    RecordRefused,
+    Send,
+)
+from protocol.gossip.messages import (
+    Digest,
+    Entries,
+    Records,
+    Want,
+    answer_messages,
+    decode_message,
+    encode_message,
+    entries_messages,
+    records_messages,
+)
+from protocol.identity import PeerId
+from protocol.records import Record, RecordHeader, check_network_and_time, open_record, peek, signed_bytes
+from protocol.table import BUCKETS, Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
+
+_REFUSED_HASH_BYTES = 16
+"""Length in bytes of the hash by which a refused envelope is remembered: none is found twice by chance or on purpose."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    records: Budget
+    exchanges: Budget
+    received: Budget
+    served: Budget
+    wants: int = 0  # asked for and neither come nor given up
+    misbehaved: bool = False
+    news: list[bytes] = field(default_factory=list[bytes])  # to be pushed when the present call ends
+
+
+@dataclass(frozen=True, slots=True)
+class _Want:
+    peer_id: PeerId
+    give_up_at: float
+
+
+class Gossip:
+    """Spreads records over connected peers. After every call, drain `next_output` until it returns None."""
+
+    def __init__(self, config: GossipConfig, table: PeerTable, network_id: str, luck: Luck) -> None:
+        """Make a machine without peers.
+
+        Args:
+            config: the bounds.
+            table: the node's peer table, into which accepted records go.
+            network_id: whose records count.
+            luck: for fan-out, partners and jitter.
+        """
+        self._config = config
+        self._table = table
+        self._network_id = network_id
+        self._luck = luck
+        self._peers: dict[PeerId, _Peer] = {}
+        self._order: list[PeerId] = []  # connected peers, sorted
+        self._wants: dict[RecordKey, _Want] = {}
+        self._refused: dict[bytes, None] = {}  # hashes, oldest first
+        self._repeats: Budget | None = None
+        self._round_at: float | None = None
+        self._outputs: deque[Output] = deque()
+
+    def handle_connected(self, peer_id: PeerId, now: float) -> None:
+        """Begin with a peer: tell it what is held. A peer over the limit, or connected already, is left as it is."""
+        self._start_clock(now)
+        if peer_id in self._peers or peer_id == self._table.own or len(self._peers) >= self._config.peers_max:
+            return
+        config = self._config
+        self._peers[peer_id] = _Peer(
+            records=Budget(config.records_per_s, config.records_burst, config.records_debt_max, now),
+            exchanges=Budget(config.exchanges_per_s, config.exchanges_burst, config.exchanges_debt_max, now),
+            received=Budget(config.bytes_per_s, config.bytes_burst, config.bytes_debt_max, now),
+            served=Budget(config.served_bytes_per_s, config.served_burst, 0.0, now),
+        )
+        insort(self._order, peer_id)
+        self._start_exchange(peer_id)
+
+    def handle_disconnected(self, peer_id: PeerId, now: float) -> None:
+        """Forget a peer's connection; what it was asked for may be asked for elsewhere."""
+        self._start_clock(now)
+        if self._peers.pop(peer_id, None) is not None:
+            self._order.remove(peer_id)
+            self._wants = {key: want for key, want in self._wants.items() if want.peer_id != peer_id}
+
+    def handle_message(self, peer_id: PeerId, payload: bytes, now: float, wall_s: float) -> None:
+        """Take one message as it came from a connected peer.
+
+        Args:
+            peer_id: who sent it, as the connection proves.
+            payload: the message, unframed.
+            now: monotonic seconds.
+            wall_s: wall-clock seconds.
+        """
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.misbehaved:
+            return
+        if not self._within(peer_id, peer.received, len(payload), now):
+            return
+        try:
+            message = decode_message(payload)
+            match message:
+                case Records():
+                    self._handle_records(peer_id, peer, message, now, wall_s)
+                case Digest() | Entries() | Want():
+                    if self._within(peer_id, peer.exchanges, 1, now):
+                        self._handle_exchange(peer_id, peer, message, now)
+                case None:
+                    pass  # of a later version
+                case _:
+                    assert_never(message)
+        except RemoteProtocolError as error:
+            self._blame(peer_id, peer, error.code)
+        self._push_news()
+
+    def publish(self, record: Record, now: float) -> None:
+        """Take this node's own newest record, as `seal` made it, and push it.
+
+        Raises:
+            LocalProtocolError: MALFORMED, when it is not this node's or not newer than the last one.
+        """
+        self._start_clock(now)
+        if record.peer_id != self._table.own:
+            raise LocalProtocolError(ErrorCode.MALFORMED, "only own records are published")
+        outcome = self._table.offer(record, now, record.issued_s)
+        if not isinstance(outcome, Accepted):
+            raise LocalProtocolError(ErrorCode.MALFORMED, f"sequence number {record.sequence} is not newer than the last")
+        self._tell(record, except_for=())
+        self._push_news()
+
+    def next_timer(self) -> float | None:
+        """When to call `handle_timer`, in monotonic seconds; None before the first call that told the time."""
+        return self._round_at
+
+    def handle_timer(self, now: float, wall_s: float) -> None:
+        """Drop what expired, and compare tables with one peer at random, if the time has come."""
+        if self._round_at is None or now < self._round_at:
+            return
+        self._schedule_round(now)
+        self._outputs.extend(RecordExpired(record) for record in self._table.expire(wall_s))
+        for key in [key for key, want in self._wants.items() if now >= want.give_up_at]:
+            self._forget_want(key)
+        partners = [peer_id for peer_id in self._order if not self._peers[peer_id].misbehaved]
+        if partners:
+            self._start_exchange(self._luck.choice(partners))
+
+    def next_output(self) -> Output | None:
+        """The next thing to do or that happened, None when there is none."""
+        return self._outputs.popleft() if self._outputs else None
+
+    # Records
+
+    def _handle_records(self, peer_id: PeerId, peer: _Peer, message: Records, now: float, wall_s: float) -> None:
+        for envelope in message.envelopes:
+            if peer.misbehaved:
+                return
+            try:
+                header = peek(envelope, self._table.config.records)
+            except RemoteProtocolError as error:
+                if error.code is not ErrorCode.UNSUPPORTED:
+                    raise
+                if self._within(peer_id, peer.records, 1, now):
+                    self._outputs.append(RecordRefused(peer_id, error.code))
+                continue
+            key = record_key(header.peer_id, header.kind)
+            wanted = self._wants.get(key)
+            asked = wanted is not None and wanted.peer_id == peer_id
+            if asked:
+                self._forget_want(key)
+                peer.received.give_back(len(envelope))
+            if self._is_news(key, header, envelope) and self._may_be_verified(
+                peer_id, peer, header, envelope, asked, now, wall_s
+            ):
+                self._verify(peer_id, envelope, asked, now, wall_s)
+
+    def _is_news(self, key: RecordKey, header: RecordHeader, envelope: bytes) -> bool:
+        """Whether the header claims what is not known yet, or contradicts what is known under the same number."""
+        newest = self._table.sequence_of(key)
+        if header.sequence != newest:
+            return header.sequence > newest
+        known = self._table.record_of(key)
+        return known is not None and signed_bytes(known.envelope) != signed_bytes(envelope)
+
+    def _may_be_verified(
+        self, peer_id: PeerId, peer: _Peer, header: RecordHeader, envelope: bytes, asked: bool, now: float, wall_s: float
+    ) -> bool:
+        """The checks that cost little; what fails them is dealt with here."""
+        try:
+            check_network_and_time(header, self._network_id, wall_s, self._table.config.records)
+        except RemoteProtocolError as error:
+            if error.code is ErrorCode.WRONG_NETWORK:
+                raise
+            self._outputs.append(RecordRefused(peer_id, error.code))
+            return False
+        if _hash_of(envelope) in self._refused:
+            return False
+        return asked or self._within(peer_id, peer.records, 1, now)
+
+    def _verify(self, peer_id: PeerId, envelope: bytes, asked: bool, now: float, wall_s: float) -> None:
+        try:
+            record = open_record(envelope, self._network_id, wall_s, self._table.config.records)
+        except RemoteProtocolError as error:
+            self._remember_refused(envelope)
+            if error.code is ErrorCode.BAD_SIGNATURE:
+                raise
+            self._outputs.append(RecordRefused(peer_id, error.code))
+            return
+        if record.peer_id == self._table.own:
+            self._outputs.append(OwnRecordHeard(record.sequence))
+            return
+        outcome = self._table.offer(record, now, wall_s)
+        match outcome:
+            case Accepted(evicted=evicted):
+                self._outputs.extend(RecordExpired(old) for old in evicted)
+                self._outputs.append(RecordAccepted(record, peer_id))
+                if not asked or self._may_repeat(now):
+                    self._tell(record, except_for=(peer_id, record.peer_id))
+            case Equivocation(kept=kept, offered=offered):
+                self._remember_refused(envelope)
+                self._outputs.append(Equivocated(kept, offered))
+            case Full():
+                self._outputs.append(RecordRefused(peer_id, ErrorCode.OVERLOADED))
+            case Stale():
+                pass
+            case _:
+                assert_never(outcome)
+
+    def _may_repeat(self, now: float) -> bool:
+        if self._repeats is None:
+            self._repeats = Budget(self._config.repeats_per_s, self._config.repeats_burst, 0.0, now)
+        return self._repeats.take(1, now) is Verdict.GRANTED
+
+    def _tell(self, record: Record, except_for: Iterable[PeerId]) -> None:
+        """Choose who hears of a record when the present call ends."""
+        passed_over = set(except_for)
+        others = [peer_id for peer_id in self._order if peer_id not in passed_over and not self._peers[peer_id].misbehaved]
+        chosen = others if len(others) <= self._config.fanout else self._luck.sample(others, self._config.fanout)
+        for peer_id in chosen:
+            self._peers[peer_id].news.append(record.envelope)
+
+    def _push_news(self) -> None:
+        for peer_id in self._order:
+            peer = self._peers[peer_id]
+            if peer.news:
+                self._send(peer_id, records_messages(peer.news))
+                peer.news = []
+
+    def _remember_refused(self, envelope: bytes) -> None:
+        self._refused[_hash_of(envelope)] = None
+        if len(self._refused) > self._config.refused_max:
+            del self._refused[next(iter(self._refused))]
+
+    # Digests
+
+    def _start_exchange(self, peer_id: PeerId) -> None:
+        """Tell a peer what is held, by entries or by hashes, whichever is shorter."""
+        if len(self._table) <= self._config.direct_entries_max:
+            self._send(peer_id, entries_messages(self._told(range(BUCKETS))))
+        else:
+            self._send(peer_id, [encode_message(Digest(tuple(self._table.bucket_hashes())))])
+
+    def _handle_exchange(self, peer_id: PeerId, peer: _Peer, message: Digest | Entries | Want, now: float) -> None:
+        match message:
+            case Digest(hashes=hashes):
+                own = self._table.bucket_hashes()
+                self._send(
+                    peer_id, entries_messages(self._told([bucket for bucket in range(BUCKETS) if own[bucket] != hashes[bucket]]))
+                )
+            case Entries(entries=entries, buckets=buckets):
+                table = self._table
+                self._ask(peer_id, peer, [key for key, sequence in entries if table.sequence_of(key) < sequence], now)
+                theirs = dict(entries)
+                newer = [(key, sequence) for key, sequence in table.digest(buckets) if theirs.get(key, 0) < sequence]
+                self._send(peer_id, answer_messages(newer))
+            case Want(keys=keys):
+                self._serve(peer_id, peer, keys, now)
+
+    def _told(self, buckets: Iterable[int]) -> list[tuple[int, Sequence[tuple[RecordKey, int]]]]:
+        return [(bucket, self._table.digest([bucket])) for bucket in buckets]
+
+    def _ask(self, peer_id: PeerId, peer: _Peer, keys: Iterable[RecordKey], now: float) -> None:
+        """Ask for records nobody has been asked for, as many as may be under way."""
+        asked: list[RecordKey] = []
+        for key in dict.fromkeys(keys):
+            if peer.wants >= self._config.wants_max:
+                break
+            under_way = self._wants.get(key)
+            if under_way is not None and now < under_way.give_up_at:
+                continue
+            self._forget_want(key)
+            self._wants[key] = _Want(peer_id, now + self._config.want_timeout_s)
+            peer.wants += 1
+            asked.append(key)
+        if asked:
+            self._send(peer_id, [encode_message(Want(tuple(asked)))])
+
+    def _serve(self, peer_id: PeerId, peer: _Peer, keys: Iterable[RecordKey], now: float) -> None:
+        """Send the records asked for, as far as the peer's share goes; it may ask again for the rest."""
+        envelopes: list[bytes] = []
+        for key in dict.fromkeys(keys):
+            record = self._table.record_of(key)
+            if record is None:
+                continue
+            if peer.served.take(len(record.envelope), now) is not Verdict.GRANTED:
+                break
+            envelopes.append(record.envelope)
+        self._send(peer_id, records_messages(envelopes))
+
+    def _forget_want(self, key: RecordKey) -> None:
+        want = self._wants.pop(key, None)
+        if want is not None and want.peer_id in self._peers:
+            self._peers[want.peer_id].wants -= 1
+
+    # Helpers
+
+    def _within(self, peer_id: PeerId, budget: Budget, amount: int, now: float) -> bool:
+        """Whether a budget allows `amount`; blames the peer when it is far past it."""
+        match budget.take(amount, now):
+            case Verdict.GRANTED:
+                return True
+            case Verdict.REFUSED:
+                self._outputs.append(RecordRefused(peer_id, ErrorCode.FLOODING))
+            case Verdict.FLOODED:
+                self._blame(peer_id, self._peers[peer_id], ErrorCode.FLOODING)
+        return False
+
+    def _blame(self, peer_id: PeerId, peer: _Peer, code: ErrorCode) -> None:
+        """Say once that a peer misbehaved; from then on it is neither heard nor told anything."""
+        if not peer.misbehaved:
+            peer.misbehaved = True
+            peer.news = []
+            self._outputs.append(Misbehaved(peer_id, code))
+
+    def _send(self, peer_id: PeerId, messages: Iterable[bytes]) -> None:
+        self._outputs.extend(Send(peer_id, message) for message in messages)
+
+    def _start_clock(self, now: float) -> None:
+        if self._round_at is None:
+            self._schedule_round(now)
+
+    def _schedule_round(self, now: float) -> None:
+        share = self._luck.uniform(1.0 - self._config.round_jitter, 1.0 + self._config.round_jitter)
+        self._round_at = now + self._config.round_s * share
+
+
+def _hash_of(envelope: bytes) -> bytes:
+    return hashlib.sha256(envelope).digest()[:_REFUSED_HASH_BYTES]

@@ -1,0 +1,332 @@
+"""One connection of the endpoint: its streams, its keep-alive and its end, over an engine's connection.
+
+The engine's events become the endpoint's outputs here. A stream is forgotten when both sides are over and all its bytes are
+consumed. Keep-alive: when nothing was heard for a while a PING goes out; while stream data flows the while is short, and it
+doubles with every PING up to the usual interval, so that a stream which stays open and silent costs nothing.
+
+Spec: docs/spec/02-transport.md, sections "Streams" and "Timers".
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from protocol.errors import ErrorCode, LocalProtocolError
+from protocol.identity import PeerId
+from protocol.quic.events import (
+    ConnectionClosed,
+    ConnectionEstablished,
+    ConnectionHandle,
+    DatagramReceived,
+    EndpointConfig,
+    Output,
+    StopSending,
+    StreamData,
+    StreamOpened,
+    StreamReset,
+    StreamsAvailable,
+    StreamWritable,
+)
+from protocol.quic.seam import (
+    Address,
+    CidIssued,
+    CidRetired,
+    Closed,
+    DataReceived,
+    EngineConnection,
+    EngineEvent,
+    FrameReceived,
+    HandshakeFinished,
+    PingAnswered,
+    ResetReceived,
+    StopReceived,
+)
+
+
+@dataclass(slots=True)
+class StreamState:
+    """What the endpoint knows of one stream.
+
+    Attributes:
+        readable: whether the peer may still send.
+        writable: whether this side may still send.
+        discarding: whether arriving bytes are dropped, since nobody reads them.
+        unread_bytes: bytes handed out and not yet consumed.
+    """
+
+    readable: bool = True
+    writable: bool = True
+    discarding: bool = False
+    unread_bytes: int = 0
+
+
+class Connection:
+    """The machine for one connection; the endpoint routes datagrams and timers to it."""
+
+    def __init__(
+        self,
+        handle: ConnectionHandle,
+        engine: EngineConnection,
+        config: EndpointConfig,
+        now: float,
+        address: Address,
+        *,
+        is_client: bool,
+    ) -> None:
+        self.handle = handle
+        self.engine = engine
+        self.is_client = is_client
+        self.local = 0
+        self.address = address
+        self.peer_id: PeerId | None = None
+        self.cids: dict[bytes, None] = dict.fromkeys(engine.cids)
+        self.new_cids: list[bytes] = []
+        self.old_cids: list[bytes] = []
+        self.timer: float | None = None
+        self.closed: Closed | None = None
+        self._config = config
+        self._outputs: deque[Output] = deque()
+        self._early: deque[DataReceived | ResetReceived | StopReceived] = deque()
+        self._streams: dict[int, StreamState] = {}
+        self._blocked: dict[int, None] = {}
+        self._peer_bit = 1 if is_client else 0
+        self._next_remote = self._peer_bit
+        self._skipped: dict[int, None] = {}
+        self._wants_stream = False
+        self._handshake_ends = now + config.handshake_timeout_s
+        self._ping_interval_s = config.keep_alive_s
+        self._next_ping = now + config.keep_alive_s
+        self._pings = 0
+        self._allowance = config.streams_burst
+        self._allowance_at = now
+
+    @property
+    def established(self) -> bool:
+        """Whether both sides proved who they are."""
+        return self.peer_id is not None
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that are not forgotten yet."""
+        return len(self._streams)
+
+    def next_output(self) -> Output | None:
+        """Return the oldest output not yet taken."""
+        return self._outputs.popleft() if self._outputs else None
+
+    # From the network and the clock.
+
+    def receive(self, datagrams: list[bytes], address: Address, now: float, received_at: float) -> None:
+        """Take datagrams for this connection."""
+        self.engine.receive(datagrams, address, now)
+        self._next_ping = now + self._ping_interval_s
+        self.collect(now, received_at)
+
+    def handle_timer(self, now: float) -> None:
+        """Let due timers fire: the engine's, the handshake's, the keep-alive."""
+        self.engine.handle_timer(now)
+        if self.established:
+            if now >= self._next_ping:
+                self._pings += 1
+                self.engine.ping(self._pings)
+                self._ping_interval_s = min(2 * self._ping_interval_s, self._config.keep_alive_s)
+                self._next_ping = now + self._ping_interval_s
+        elif now >= self._handshake_ends:
+            self.close(ErrorCode.IDLE, f"the handshake took longer than {self._config.handshake_timeout_s:g} s", now)
+        self.collect(now, now)
+
+    def due(self) -> float | None:
+        """Return when this connection wants `handle_timer`."""
+        if self.closed is not None:
+            return None
+        own = self._next_ping if self.established else self._handshake_ends
+        timer = self.engine.next_timer()
+        return own if timer is None else min(own, timer)
+
+    def collect(self, now: float, received_at: float) -> None:
+        """Turn the engine's events into outputs."""
+        while self.closed is None and (event := self.engine.next_event()) is not None:
+            self._take(event, now, received_at)
+        if self.closed is None:
+            self._wake_writers()
+
+    def _take(self, event: EngineEvent, now: float, received_at: float) -> None:
+        match event:
+            case DataReceived() | ResetReceived() | StopReceived():
+                if self.established:
+                    self._take_stream(event, now)
+                else:  # a server may speak before the client knows that it was accepted; credit bounds how much is kept
+                    self._early.append(event)
+            case FrameReceived(data=data):
+                if self.established:
+                    self._outputs.append(DatagramReceived(self.handle, data, received_at))
+            case HandshakeFinished(peer_id=peer_id):
+                self.peer_id = peer_id
+                self._next_ping = now + self._ping_interval_s
+                self._outputs.append(ConnectionEstablished(self.handle, peer_id, self.address, self.is_client))
+                while self._early and self.closed is None:
+                    self._take_stream(self._early.popleft(), now)
+            case CidIssued(cid=cid):
+                self.new_cids.append(cid)
+            case CidRetired(cid=cid):
+                self.old_cids.append(cid)
+            case PingAnswered():
+                pass
+            case Closed():
+                self.closed = event
+                self._streams.clear()
+                self._blocked.clear()
+                self._early.clear()
+                self._outputs.append(ConnectionClosed(self.handle, event.code, event.detail, event.local, self.established))
+
+    def _take_stream(self, event: DataReceived | ResetReceived | StopReceived, now: float) -> None:
+        match event:
+            case DataReceived(stream_id=stream_id, data=data, end=end):
+                self._take_data(stream_id, data, end, now)
+            case ResetReceived(stream_id=stream_id, code=code):
+                if (state := self._remote_stream(stream_id, now)) is not None and state.readable:
+                    state.readable = False
+                    state.unread_bytes = 0  # the engine has granted credit for them
+                    if not state.discarding:
+                        self._outputs.append(StreamReset(self.handle, stream_id, code))
+                    self._forget_if_over(stream_id, state)
+            case StopReceived(stream_id=stream_id, code=code):
+                if (state := self._remote_stream(stream_id, now)) is not None and state.writable:
+                    state.writable = False
+                    self._blocked.pop(stream_id, None)
+                    self._outputs.append(StopSending(self.handle, stream_id, code))
+                    self._forget_if_over(stream_id, state)
+
+    def _take_data(self, stream_id: int, data: bytes, end: bool, now: float) -> None:
+        state = self._remote_stream(stream_id, now)
+        if state is None or not state.readable:
+            if state is None:
+                self.engine.consumed(stream_id, len(data))
+            return
+        self._hurry(now)
+        if end:
+            state.readable = False
+        if state.discarding:
+            self.engine.consumed(stream_id, len(data))
+            self._forget_if_over(stream_id, state)
+            return
+        state.unread_bytes += len(data)
+        self._outputs.append(StreamData(self.handle, stream_id, data, end))
+        if not data:
+            self._forget_if_over(stream_id, state)
+
+    def _remote_stream(self, stream_id: int, now: float) -> StreamState | None:
+        """Return a stream that an event names, opening it when the peer just did; None when it is over or not allowed."""
+        state = self._streams.get(stream_id)
+        if state is not None or stream_id & 1 != self._peer_bit:
+            return state
+        if stream_id >= self._next_remote:
+            for skipped in range(self._next_remote, stream_id, 4):
+                self._skipped[skipped] = None
+            self._next_remote = stream_id + 4
+        elif stream_id in self._skipped:
+            del self._skipped[stream_id]
+        else:
+            return None
+        config = self._config
+        self._allowance = min(config.streams_burst, self._allowance + (now - self._allowance_at) * config.streams_per_s)
+        self._allowance_at = now
+        if self._allowance < 1:
+            self.close(ErrorCode.FLOODING, f"more than {config.streams_per_s:g} streams per second", now)
+            return None
+        self._allowance -= 1
+        state = self._streams[stream_id] = StreamState()
+        self._outputs.append(StreamOpened(self.handle, stream_id))
+        return state
+
+    def _hurry(self, now: float) -> None:
+        """Stream data flows: look sooner whether the path still carries it."""
+        self._ping_interval_s = min(self._config.prompt_ping_s, self._config.keep_alive_s)
+        self._next_ping = now + self._ping_interval_s
+
+    def _wake_writers(self) -> None:
+        half = self._config.send_buffer_bytes_max // 2
+        for stream_id in [stream_id for stream_id in self._blocked if self.engine.buffered(stream_id) <= half]:
+            del self._blocked[stream_id]
+            self._outputs.append(StreamWritable(self.handle, stream_id))
+        if self._wants_stream and self.established and self.engine.streams_left() > 0:
+            self._wants_stream = False
+            self._outputs.append(StreamsAvailable(self.handle))
+
+    def _forget_if_over(self, stream_id: int, state: StreamState) -> None:
+        if not state.readable and not state.writable and state.unread_bytes == 0:
+            self._streams.pop(stream_id, None)
+            self._blocked.pop(stream_id, None)
+            self.engine.forget(stream_id)
+
+    # From the application.
+
+    def open_stream(self, now: float) -> int | None:
+        """Open a stream; None while the peer allows no more, then `StreamsAvailable` follows."""
+        if self.closed is not None or not self.established:
+            raise LocalProtocolError(ErrorCode.UNREACHABLE, "the connection is not established")
+        stream_id = self.engine.open_stream()
+        if stream_id is None:
+            self._wants_stream = True
+            return None
+        self._streams[stream_id] = StreamState()
+        self._hurry(now)
+        return stream_id
+
+    def send(self, stream_id: int, data: bytes | memoryview, end: bool) -> int:
+        """Queue stream bytes and say how many were taken; when not all, `StreamWritable` follows."""
+        state = self._streams.get(stream_id)
+        if state is None or not state.writable:
+            raise LocalProtocolError(ErrorCode.CANCELLED, f"stream {stream_id} takes no more data")
+        room = self._config.send_buffer_bytes_max - self.engine.buffered(stream_id)
+        if room < len(data):
+            self._blocked[stream_id] = None
+            if room <= 0:
+                return 0
+            self.engine.send(stream_id, data[:room], False)
+            return room
+        self.engine.send(stream_id, data, end)
+        if end:
+            state.writable = False
+            self._forget_if_over(stream_id, state)
+        return len(data)
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Abandon this side of a stream; nothing happens when it is over."""
+        state = self._streams.get(stream_id)
+        if state is None:
+            return
+        self.engine.reset(stream_id, code)
+        state.writable = False
+        self._blocked.pop(stream_id, None)
+        self._forget_if_over(stream_id, state)
+
+    def stop_sending(self, stream_id: int, code: int) -> None:
+        """Read no more of a stream: what came is dropped, and the peer is asked to stop."""
+        state = self._streams.get(stream_id)
+        if state is None:
+            return
+        if state.readable and not state.discarding:
+            self.engine.stop(stream_id, code)
+        state.discarding = True
+        self.engine.consumed(stream_id, state.unread_bytes)
+        state.unread_bytes = 0
+        self._forget_if_over(stream_id, state)
+
+    def consumed(self, stream_id: int, n_bytes: int) -> None:
+        """Grant credit for bytes that the reader has taken."""
+        state = self._streams.get(stream_id)
+        if state is None or state.unread_bytes == 0:
+            return
+        n_bytes = min(n_bytes, state.unread_bytes)
+        state.unread_bytes -= n_bytes
+        self.engine.consumed(stream_id, n_bytes)
+        self._forget_if_over(stream_id, state)
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Queue a DATAGRAM frame; False when it cannot go."""
+        return self.closed is None and self.established and self.engine.send_frame(data)
+
+    def close(self, code: ErrorCode, reason: str, now: float) -> None:
+        """Close the connection; `ConnectionClosed` follows at once."""
+        self.engine.close(code, reason)
+        self.collect(now, now)

@@ -1,0 +1,191 @@
+"""What the QUIC endpoint is told to keep to, and what it says: its configuration and its outputs.
+
+Spec: docs/spec/02-transport.md.
+"""
+
+from dataclasses import dataclass, field
+from typing import NewType, TypeAlias
+
+from protocol.errors import ErrorCode
+from protocol.identity import PeerId
+from protocol.quic.seam import Address, EngineConfig
+
+ConnectionHandle = NewType("ConnectionHandle", int)
+"""Names one connection of one endpoint; never used again after the connection closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """The bounds and timers of an endpoint.
+
+    Attributes:
+        engine: the limits of one connection.
+        connections_max: connections at once, in both directions.
+        connections_per_prefix_max: of these, accepted ones from one IPv4 address or one IPv6 /56.
+        handshakes_max: accepted connections whose handshake is not over.
+        handshakes_per_prefix_max: of these, from one IPv4 address or one IPv6 /56.
+        handshake_timeout_s: a handshake that takes longer is given up; as rust-libp2p.
+        keep_alive_s: a PING goes out when nothing was heard for this long; four fit into the idle timeout.
+        prompt_ping_s: the same while a stream is busy, doubling up to `keep_alive_s`; finds a path whose NAT binding moved.
+        send_buffer_bytes_max: unsent bytes kept per stream; room for the bandwidth-delay product of 1 Gbit/s over 8 ms.
+        streams_per_s: how many streams a peer may open per second, over time; guards against rapid reset.
+        streams_burst: how many it may open at once on top.
+        farewells_max: connection ids for which a close is repeated when the peer did not hear it.
+        farewell_s: how long it is repeated, in seconds: three probe timeouts of a slow path (RFC 9000 section 10.2).
+    """
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    connections_max: int = 512
+    connections_per_prefix_max: int = 256
+    handshakes_max: int = 128
+    handshakes_per_prefix_max: int = 64
+    handshake_timeout_s: float = 5.0
+    keep_alive_s: float = 2.5
+    prompt_ping_s: float = 0.15
+    send_buffer_bytes_max: int = 1024 * 1024
+    streams_per_s: float = 500.0
+    streams_burst: float = 1000.0
+    farewells_max: int = 1024
+    farewell_s: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One datagram from a socket.
+
+    Attributes:
+        data: the UDP payload.
+        address: where it came from.
+        received_at: when the kernel took it from the network, in monotonic seconds.
+        local: which of the node's sockets it came to.
+    """
+
+    data: bytes
+    address: Address
+    received_at: float
+    local: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Datagrams to send now from the socket `local`, in this order."""
+
+    local: int
+    datagrams: list[tuple[bytes, Address]]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionEstablished:
+    """Both sides proved who they are; streams may be opened."""
+
+    connection: ConnectionHandle
+    peer_id: PeerId
+    address: Address
+    is_client: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed:
+    """The connection is over; nothing follows for it.
+
+    Attributes:
+        connection: which one; it may never have been established.
+        code: why.
+        reason: the same for a person.
+        local: whether this side ended it.
+        established: whether `ConnectionEstablished` was said before.
+    """
+
+    connection: ConnectionHandle
+    code: ErrorCode
+    reason: str
+    local: bool
+    established: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpened:
+    """The peer opened a stream."""
+
+    connection: ConnectionHandle
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamData:
+    """The next bytes of a stream; `end` says that none follow. They hold credit until `Endpoint.consumed` is called."""
+
+    connection: ConnectionHandle
+    stream: int
+    data: bytes
+    end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReset:
+    """The peer abandoned its side of a stream; bytes not yet read are void."""
+
+    connection: ConnectionHandle
+    stream: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopSending:
+    """The peer reads no more; this side of the stream is over."""
+
+    connection: ConnectionHandle
+    stream: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWritable:
+    """A stream whose send buffer was full is below half of it."""
+
+    connection: ConnectionHandle
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamsAvailable:
+    """The peer allows streams again after `Endpoint.open_stream` returned None."""
+
+    connection: ConnectionHandle
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramReceived:
+    """A QUIC DATAGRAM frame; `received_at` is when its packet reached this machine."""
+
+    connection: ConnectionHandle
+    data: bytes
+    received_at: float
+
+
+Output: TypeAlias = (
+    Transmit
+    | ConnectionEstablished
+    | ConnectionClosed
+    | StreamOpened
+    | StreamData
+    | StreamReset
+    | StopSending
+    | StreamWritable
+    | StreamsAvailable
+    | DatagramReceived
+)
+
+
+@dataclass(slots=True)
+class EndpointCounters:
+    """What happened since the start; for metrics, never for decisions."""
+
+    datagrams_in: int = 0
+    datagrams_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    junk_datagrams: int = 0
+    refused_handshakes: int = 0
+    accepted: int = 0
+    dialled: int = 0

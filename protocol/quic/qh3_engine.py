@@ -1,0 +1,534 @@
+"""The fast engine: qh3, whose packet core is compiled, behind the seam.
+
+The connection class of the library is extended, not patched: TLS is mutual (`qh3_tls`), unidirectional streams are refused, and
+padding behind the last packet of a datagram counts toward the anti-amplification allowance. The core grants flow-control credit
+when its events are taken, so back-pressure is to leave them: once the bytes that the application has not consumed reach the
+connection's window, no further event is taken until it consumes. The names used are private to qh3, so the version is pinned,
+checked on import, and each name stands under a test (tests/protocol/quic/test_private_names.py).
+
+Source: RFC 9000, RFC 9001, RFC 9221; qh3 2.1.0.
+Spec: docs/spec/02-transport.md.
+"""
+# pyright: basic
+
+import importlib.metadata
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from qh3._hazmat import QuicConnectionCore, pull_quic_header
+from qh3.quic.configuration import QuicConfiguration
+from qh3.quic.connection import QuicConnection, QuicConnectionError
+from qh3.quic.packet import QuicPacketType
+from qh3.quic.tls_bridge import QuicTlsBridgeError
+
+from protocol.errors import ErrorCode, LocalProtocolError
+from protocol.identity import PeerId
+from protocol.quic.qh3_tls import MutualBridge, tls
+from protocol.quic.seam import (
+    ALPN,
+    CONNECTION_ID_BYTES,
+    QUIC_VERSION_1,
+    TIMER_SLACK_S,
+    Address,
+    CidIssued,
+    CidRetired,
+    Closed,
+    DataReceived,
+    EngineConfig,
+    EngineEvent,
+    EngineSetup,
+    FrameReceived,
+    HandshakeFinished,
+    PingAnswered,
+    ResetReceived,
+    StopReceived,
+    VerifyPeer,
+    application_code,
+    transport_code,
+)
+
+VERSION = "2.1.0"
+"""The one version whose private names this module knows."""
+
+PAUSED_WINDOWS_MAX = 2
+"""Connection windows of datagrams taken while no event is: an honest peer's credit ends after one, the second is for repeats."""
+
+PACKET_OVERHEAD_BYTES = 40
+"""Room of a 1-RTT packet around a DATAGRAM frame, in bytes: short header 13, tag 16, frame header 3, rounded up."""
+
+CONNECTION_IDS_MAX = 8
+"""Connection ids of the peer kept at once: as aioquic and the library's own servers."""
+
+ACK_DELAY_EXPONENT = 3
+"""Exponent of the ACK delay field: the protocol's default (RFC 9000 section 18.2)."""
+
+MAX_ACK_DELAY_S = 0.025
+"""Longest delay of an acknowledgement in seconds: the protocol's default (RFC 9000 section 18.2)."""
+
+REASSEMBLY_FACTOR = 1
+"""Stream windows a stream may hold out of order: what its credit allows."""
+
+_CERT_NONE = 0
+"""ssl.CERT_NONE: no authority vouches for a peer; its certificate vouches for its own host key."""
+
+_FIXED_BIT = 0x40
+"""Set in the first byte of every packet (RFC 9000 section 17); a byte without it is padding behind the last packet."""
+
+_FAULTS = (
+    QuicConnectionError,
+    QuicTlsBridgeError,
+    tls.Alert,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+)
+"""What the library may raise over a peer's bytes; each ends that connection and nothing else."""
+
+if (installed := importlib.metadata.version("qh3")) != VERSION:
+    message = f"qh3 {installed} is installed; this engine knows {VERSION}: pip install qh3=={VERSION}"
+    raise LocalProtocolError(ErrorCode.UNSUPPORTED, message)
+
+
+class GuardedConnection(QuicConnection):  # type: ignore[misc]
+    """qh3's connection with the libp2p handshake, our limits, and events that are left in the core while the reader is behind."""
+
+    _core: Any
+    _tls: Any
+
+    def __init__(
+        self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None
+    ) -> None:
+        super().__init__(configuration=configuration, original_destination_connection_id=original_cid)
+        self.normal: deque[EngineEvent] = deque()
+        self.closed: Closed | None = None
+        self.unread_bytes = 0
+        self.paused_bytes = 0
+        self._config = config
+        self._verify = verify
+
+    @property
+    def core(self) -> Any:
+        """The compiled half; None before the first packet."""
+        return self._core
+
+    @property
+    def peer_id(self) -> PeerId | None:
+        """Who the peer's certificate proves it is."""
+        return self._tls.tls.peer_id if self._tls is not None else None
+
+    @property
+    def handshake_confirmed(self) -> bool:
+        """Whether both sides know that the handshake is over."""
+        return bool(self._handshake_confirmed and self._handshake_complete)
+
+    @property
+    def frame_room_bytes(self) -> int:
+        """The largest DATAGRAM content the peer takes; 0 when it takes none."""
+        return min(int(self._remote_max_datagram_frame_size or 0), self._config.datagram_bytes_max - PACKET_OVERHEAD_BYTES)
+
+    def receive(self, datagrams: Sequence[bytes], address: Address, now: float) -> None:
+        """Take datagrams from one address."""
+        if self._handshake_complete and self._core is not None:
+            if self.is_paused:
+                self.paused_bytes += sum(map(len, datagrams))
+                if self.paused_bytes > PAUSED_WINDOWS_MAX * self._config.connection_window_bytes:
+                    self.end(ErrorCode.FLOODING, "datagrams keep coming while nothing is read")
+                    return
+            self._core.receive_many_datagrams(list(datagrams), address, now)
+            self.drain()
+            return
+        for data in datagrams:
+            self._receive_one(data, address, now)
+
+    def _receive_one(self, data: bytes, address: Address, now: float) -> None:
+        """Take one datagram of a handshake packet by packet, since each may bring the keys of the next."""
+        if self._core is None:
+            if self._is_client or not self._start_server(data, address, now):
+                return
+        elif self._receive_version_negotiation(data, address, now) or self._receive_retry(data, address, now):
+            return
+        core: Any = self._core
+        offset = 0
+        while offset < len(data):
+            try:
+                end = pull_quic_header(data, offset, CONNECTION_ID_BYTES)[9]
+            except ValueError:
+                end = len(data)
+            if end <= offset or (end < len(data) and not data[end] & _FIXED_BIT):
+                end = len(data)
+            report = core.receive_datagram(data[offset:end], address, now, len(data))
+            if report[2]:
+                self._learn_remote_source_cid(data[offset:end])
+            self.drain()
+            offset = end
+
+    def _start_server(self, data: bytes, address: Address, now: float) -> bool:
+        try:
+            header = pull_quic_header(data, 0, CONNECTION_ID_BYTES)
+        except ValueError:
+            return False
+        if header[1] != int(QuicPacketType.INITIAL) or header[0] != QUIC_VERSION_1:
+            return False
+        self._remote_addr = address
+        self._version = QUIC_VERSION_1
+        self._create_core(address, header[3], now)
+        self._create_tls(remote_source_cid=None)
+        return True
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether events are left in the core until the application consumes."""
+        return self.unread_bytes >= self._config.connection_window_bytes
+
+    def drain(self) -> None:
+        """Take the core's events, unless the reader is behind."""
+        core = self._core
+        while core is not None and self.closed is None and not self.is_paused:
+            native = core.next_event()
+            if native is None:
+                break
+            self._take(native)
+            core = self._core
+
+    def _take(self, native: tuple[Any, ...]) -> None:
+        match native[0]:
+            case "stream_data":
+                self.unread_bytes += len(native[2])
+                self.normal.append(DataReceived(native[1], native[2], native[3]))
+            case "datagram":
+                self.normal.append(FrameReceived(native[1]))
+            case "ping_acknowledged":
+                self.normal.append(PingAnswered(native[1]))
+            case "stream_reset":
+                self.normal.append(ResetReceived(native[1], native[2]))
+            case "stop_sending":
+                self.normal.append(StopReceived(native[1], native[2]))
+            case "stream_finished":
+                self._created_local_stream_ids.discard(native[1])
+            case "connection_id_issued":
+                self.normal.append(CidIssued(native[1]))
+            case "connection_id_retired":
+                self.normal.append(CidRetired(native[1]))
+            case "handshake_done":
+                self._handshake_confirmed = True
+                self._core.handshake_confirmed()
+            case "crypto_data":
+                self._take_crypto(native)
+            case _:
+                self._take_end(native)
+
+    def _take_end(self, native: tuple[Any, ...]) -> None:
+        match native[0]:
+            case "peer_closed":
+                code = application_code(native[2]) if native[1] else transport_code(native[2])
+                self.closed = Closed(code, native[4].decode("utf-8", "replace"), local=False)
+            case "protocol_error":
+                self.closed = Closed(transport_code(native[1]), str(native[3]), local=True)
+            case "connection_terminated":
+                is_idle = native[3] == b"Idle timeout"
+                reason = (
+                    f"nothing was heard for {self._config.idle_timeout_s:g} s"
+                    if is_idle
+                    else "the peer knows nothing of the connection"
+                )
+                self.closed = Closed(ErrorCode.IDLE, reason, local=True)
+            case _:
+                pass  # credit, migration and path events need no answer
+
+    def _take_crypto(self, native: tuple[Any, ...]) -> None:
+        try:
+            self._tls.receive_crypto(tls.Epoch(native[1]), native[3], native[2], version=self._core.version)
+            self._drain_tls()
+            self._events.clear()
+        except QuicTlsBridgeError as fault:
+            self._core.close(fault.error_code, int(fault.frame_type), fault.reason_phrase.encode())
+            refusal = getattr(self._tls.tls, "refusal", None)
+            code = refusal.code if refusal is not None else transport_code(fault.error_code)
+            self.closed = Closed(code, refusal.detail if refusal is not None else fault.reason_phrase, local=True)
+
+    def end(self, code: int, reason: str) -> None:
+        """Close with an application code; the farewell goes out with the next datagrams."""
+        if self.closed is None:
+            self.closed = Closed(application_code(code), reason, local=True)
+            if self._core is not None:
+                self._core.close(code, None, reason.encode("utf-8"))
+
+    def _create_core(self, remote_addr: Address, initial_dcid: bytes, now: float) -> None:
+        config = self._config
+        self._core = QuicConnectionCore(
+            self._is_client,
+            QUIC_VERSION_1,
+            ("0.0.0.0", 0) if len(remote_addr) == 2 else ("::", 0, 0, 0),  # noqa: S104  (a name for "this side", never bound)
+            remote_addr,
+            self.host_cid,
+            initial_dcid,
+            self._is_client or self._retry_source_connection_id is not None,
+            CONNECTION_IDS_MAX,
+            config.datagram_bytes_max,
+            True,
+            config.idle_timeout_s,
+            ACK_DELAY_EXPONENT,
+            config.frame_bytes_max,
+            None,
+            config.connection_window_bytes,
+            0,
+            config.stream_window_bytes,
+            0,
+            0,
+            0,
+            REASSEMBLY_FACTOR * config.stream_window_bytes,
+            config.streams_in_max,
+            0,
+            0,
+            0,
+            config.initial_rtt_s,
+            MAX_ACK_DELAY_S,
+            now,
+        )
+        self._applied_transport_parameters = None
+        self._pre_handshake_state_replayed = False
+
+    def _create_tls(self, remote_source_cid: bytes | None) -> MutualBridge:
+        bridge = MutualBridge(
+            self._configuration,
+            self._config,
+            self._verify,
+            self._set_version,
+            version=QUIC_VERSION_1,
+            local_initial_source_connection_id=self.host_cid,
+            remote_initial_source_connection_id=remote_source_cid,
+            original_destination_connection_id=self._original_destination_connection_id,
+            retry_source_connection_id=self._retry_source_connection_id,
+        )
+        self._tls = bridge
+        return bridge
+
+
+class Qh3Connection:
+    """The seam over one `GuardedConnection`."""
+
+    def __init__(self, quic: GuardedConnection, original_cid: bytes | None) -> None:
+        self._quic = quic
+        self._cids = (quic.host_cid,) if original_cid is None else (quic.host_cid, original_cid)
+        self._established = False
+        self._closed_taken = False
+        self._unread: dict[int, int] = {}
+        self._frames_left = quic._config.frames_pending_max
+
+    @property
+    def cids(self) -> Sequence[bytes]:
+        """See EngineConnection."""
+        return self._cids
+
+    @property
+    def authenticated(self) -> bool:
+        """See EngineConnection."""
+        core = self._quic.core
+        return core is not None and bool(core.received_authenticated_packet)
+
+    @property
+    def address(self) -> Address | None:
+        """See EngineConnection."""
+        core = self._quic.core
+        address: Address | None = core.active_path[2] if core is not None else None
+        return address
+
+    @property
+    def rtt_s(self) -> float | None:
+        """See EngineConnection."""
+        core = self._quic.core
+        rtt_s: float | None = core.smoothed_rtt if core is not None else None
+        return rtt_s
+
+    @property
+    def _open(self) -> Any:
+        """The core while commands make sense, else None."""
+        return self._quic.core if self._quic.closed is None and self._established else None
+
+    def receive(self, datagrams: Sequence[bytes], address: Address, now: float) -> None:
+        """See EngineConnection."""
+        try:
+            self._quic.receive(datagrams, address, now)
+        except _FAULTS as fault:
+            self._fail(fault)
+
+    def transmits(self, now: float) -> list[tuple[bytes, Address]]:
+        """See EngineConnection."""
+        core = self._quic.core
+        sent: list[tuple[bytes, Address]] = []
+        if core is None:
+            return sent
+        try:
+            while (transmit := core.poll_transmit(now)) is not None:
+                sent.append((transmit[0], transmit[1]))
+        except _FAULTS as fault:
+            self._fail(fault)
+        self._frames_left = self._quic._config.frames_pending_max
+        return sent
+
+    def next_timer(self) -> float | None:
+        """See EngineConnection."""
+        core = self._quic.core
+        timer = core.get_timer() if core is not None and self._quic.closed is None else None
+        return None if timer is None else float(timer[1])
+
+    def handle_timer(self, now: float) -> None:
+        """See EngineConnection."""
+        timer = self.next_timer()
+        if timer is None or now < timer:
+            return
+        try:
+            self._quic.core.handle_timer(now + TIMER_SLACK_S)
+            if self._quic.core.state == "terminated":
+                self._quic.unread_bytes = 0  # the end of the connection must be seen even by a reader that is behind
+            self._quic.drain()
+        except _FAULTS as fault:
+            self._fail(fault)
+
+    def next_event(self) -> EngineEvent | None:
+        """See EngineConnection."""
+        quic = self._quic
+        if not self._established and quic.handshake_confirmed and quic.closed is None:
+            peer_id = quic.peer_id
+            assert peer_id is not None, "a handshake is over and the peer unknown"
+            self._established = True
+            return HandshakeFinished(peer_id)
+        if quic.normal:
+            event = quic.normal.popleft()
+            if isinstance(event, DataReceived):
+                self._unread[event.stream_id] = self._unread.get(event.stream_id, 0) + len(event.data)
+            elif isinstance(event, ResetReceived):
+                quic.unread_bytes -= self._unread.pop(event.stream_id, 0)
+            return event
+        if quic.closed is not None and not self._closed_taken:
+            self._closed_taken = True
+            return quic.closed
+        return None
+
+    def streams_left(self) -> int:
+        """See EngineConnection."""
+        core = self._open
+        if core is None:
+            return 0
+        allowed, _, opened, _ = core.stream_limits
+        return int(allowed - opened)
+
+    def open_stream(self) -> int | None:
+        """See EngineConnection."""
+        if self.streams_left() <= 0:
+            return None
+        stream_id: int = self._quic._open_stream()
+        return stream_id
+
+    def send(self, stream_id: int, data: bytes | memoryview, end: bool) -> None:
+        """See EngineConnection."""
+        core = self._open
+        if core is not None and core.can_send_stream(stream_id):
+            core.send_stream(stream_id, data, end)
+
+    def buffered(self, stream_id: int) -> int:
+        """See EngineConnection."""
+        core = self._open
+        return int(core.get_send_buffer_size(stream_id)) if core is not None else 0
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """See EngineConnection."""
+        core = self._open
+        if core is not None:
+            try:
+                core.reset_stream(stream_id, code)
+            except (ValueError, RuntimeError):
+                return  # the stream is over
+
+    def stop(self, stream_id: int, code: int) -> None:
+        """See EngineConnection."""
+        core = self._open
+        if core is not None:
+            try:
+                core.stop_sending(stream_id, code)
+            except (ValueError, RuntimeError):
+                return  # the stream is over
+
+    def consumed(self, stream_id: int, n_bytes: int) -> None:
+        """See EngineConnection."""
+        unread = self._unread.get(stream_id, 0)
+        taken = min(n_bytes, unread)
+        self._unread[stream_id] = unread - taken
+        was_paused = self._quic.is_paused
+        self._quic.unread_bytes -= taken
+        if was_paused and not self._quic.is_paused:
+            self._quic.paused_bytes = 0
+            try:
+                self._quic.drain()
+            except _FAULTS as fault:
+                self._fail(fault)
+
+    def forget(self, stream_id: int) -> None:
+        """See EngineConnection."""
+        self._quic.unread_bytes -= self._unread.pop(stream_id, 0)
+
+    def send_frame(self, data: bytes) -> bool:
+        """See EngineConnection."""
+        core = self._open
+        if core is None or len(data) > self._quic.frame_room_bytes or self._frames_left <= 0:
+            return False
+        self._frames_left -= 1
+        core.send_datagram(data)
+        return True
+
+    def ping(self, uid: int) -> None:
+        """See EngineConnection."""
+        core = self._open
+        if core is not None:
+            core.send_ping(uid)
+
+    def close(self, code: int, reason: str) -> None:
+        """See EngineConnection."""
+        self._quic.end(code, reason)
+
+    def _fail(self, fault: Exception) -> None:
+        """End the connection after a fault inside the library."""
+        self._quic.closed = self._quic.closed or Closed(ErrorCode.INTERNAL, f"{type(fault).__name__}: {fault}", local=True)
+
+
+class Qh3Engine:
+    """The QUIC engine over qh3."""
+
+    name = "qh3"
+    version = VERSION
+
+    def connect(self, setup: EngineSetup, address: Address, verify: VerifyPeer, now: float) -> Qh3Connection:
+        """See QuicEngine."""
+        quic = GuardedConnection(_configuration(setup, is_client=True), setup.config, verify, None)
+        quic.connect(address, now)
+        return Qh3Connection(quic, None)
+
+    def accept(self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer) -> Qh3Connection:
+        """See QuicEngine."""
+        quic = GuardedConnection(_configuration(setup, is_client=False), setup.config, verify, original_cid)
+        return Qh3Connection(quic, original_cid)
+
+
+def _configuration(setup: EngineSetup, *, is_client: bool) -> QuicConfiguration:
+    config = setup.config
+    configuration = QuicConfiguration(
+        alpn_protocols=[ALPN],
+        connection_id_length=CONNECTION_ID_BYTES,
+        idle_timeout=config.idle_timeout_s,
+        is_client=is_client,
+        max_data=config.connection_window_bytes,
+        max_datagram_size=config.datagram_bytes_max,
+        max_stream_data=config.stream_window_bytes,
+        initial_rtt=config.initial_rtt_s,
+        max_datagram_frame_size=config.frame_bytes_max,
+        active_connection_id_limit=CONNECTION_IDS_MAX,
+        supported_versions=[QUIC_VERSION_1],
+        verify_mode=_CERT_NONE,
+    )
+    configuration.load_cert_chain(setup.certificate.pem, setup.certificate.private_key_pem)
+    return configuration

@@ -1,0 +1,63 @@
+"""Cutting a payload down to what fits its record: a node with very many models still tells of the most useful ones."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from protocol.errors import ErrorCode, LocalProtocolError
+from protocol.records.config import DEFAULT_RECORD_CONFIG, RecordConfig
+from protocol.records.mapping import encode_payload, kind_of
+from protocol.records.values import Beat, Card, Edges, Payload
+
+_Item = TypeVar("_Item")
+_P = TypeVar("_P", Card, Beat, Edges)
+
+
+def fit(payload: Payload, config: RecordConfig = DEFAULT_RECORD_CONFIG) -> Payload:
+    """Leave out what does not fit: of a card the last models, of a beat the idlest loads, of edges the longest paths.
+
+    Args:
+        payload: a payload whose parts are each within their range.
+        config: the bounds.
+
+    Returns:
+        The same payload where it fits; else one with fewer models, loads or edges.
+
+    Raises:
+        LocalProtocolError: TOO_LARGE or MALFORMED when even an empty list does not help.
+    """
+    match payload:
+        case Card():
+            card = replace(payload, addresses=payload.addresses[: config.addresses_max])
+            models = payload.models[: config.models_max]
+            return _longest(models, lambda kept: replace(card, models=tuple(kept)), config)
+        case Beat():
+            if len(payload.loads) <= config.loads_max and _packs(payload, config):
+                return payload
+            busiest = sorted(payload.loads, key=lambda load: -(load.running + load.waiting))[: config.loads_max]
+            return _longest(busiest, lambda kept: replace(payload, loads=tuple(kept)), config)
+        case Edges():
+            if len(payload.edges) <= config.edges_max and _packs(payload, config):
+                return payload
+            nearest = sorted(payload.edges, key=lambda edge: edge.rtt_s)[: config.edges_max]
+            return _longest(nearest, lambda kept: replace(payload, edges=tuple(kept)), config)
+
+
+def _longest(items: Sequence[_Item], build: Callable[[Sequence[_Item]], _P], config: RecordConfig) -> _P:
+    """The payload of the longest beginning of `items` that packs."""
+    cut = bisect_left(range(1, len(items) + 1), x=True, key=lambda count: not _packs(build(items[:count]), config))
+    payload = build(items[:cut])
+    if not _packs(payload, config):
+        raise LocalProtocolError(ErrorCode.TOO_LARGE, "what cannot be left out of the record is too long")
+    return payload
+
+
+def _packs(payload: Payload, config: RecordConfig) -> bool:
+    try:
+        packed = encode_payload(payload, config)
+    except LocalProtocolError as error:
+        if error.code is not ErrorCode.TOO_LARGE:
+            raise
+        return False
+    return len(packed) <= config.payload_bytes_sure_of(kind_of(payload))

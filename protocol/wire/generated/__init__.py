@@ -1,0 +1,1 @@
+"""Code generated from protocol/schemas by scripts/schemas.sh; do not edit."""

@@ -1,0 +1,158 @@
+"""Makes docs/spec/vectors/records.json and gossip.json: run it as a program after a change of the format that is meant.
+
+The bytes depend on fixed seeds and times alone, so the files can be compared with what this makes.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import msgpack
+from record_strategies import BEAT, CARD, EDGES, IDENTITIES, NETWORK, WALL_S
+
+from protocol.gossip.messages import Digest, Entries, Records, Want, encode_message
+from protocol.identity import peer_id_text
+from protocol.records import RecordKind, kind_of, seal
+from protocol.table import PeerTable, RecordKey, bucket_of, record_key
+
+FOLDER = Path(__file__).parents[2] / "docs" / "spec" / "vectors"
+LIFETIME_S = {RecordKind.CARD: 86_400.0, RecordKind.BEAT: 30.0, RecordKind.EDGES: 3_600.0}
+ALICE = IDENTITIES[0]
+DOMAIN = b"isochrone-record-v1:"
+
+
+def sealed(payload, sequence=7, network=NETWORK, identity=ALICE):
+    return seal(identity, network, payload, sequence, WALL_S, WALL_S + LIFETIME_S[kind_of(payload)])
+
+
+def readable(value):
+    """Plain values as JSON; bytes become text with a prefix."""
+    if isinstance(value, bytes):
+        return f"hex:{value.hex()}"
+    if isinstance(value, list):
+        return [readable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: readable(item) for key, item in value.items()}
+    return value
+
+
+def signed_by_hand(changes, packed=None):
+    """An envelope with a good signature over a header that is changed at some positions."""
+    fields = msgpack.unpackb(sealed(BEAT).envelope[64:])
+    for position, value in changes.items():
+        fields[position] = value
+    signed = msgpack.packb(fields) if packed is None else packed
+    return ALICE.sign(DOMAIN + signed) + signed
+
+
+def valid_records():
+    for payload in (CARD, BEAT, EDGES):
+        record = sealed(payload)
+        header = msgpack.unpackb(record.envelope[64:])
+        yield {
+            "name": record.kind.value,
+            "wall_s": WALL_S,
+            "kind": record.kind.value,
+            "peer_id": peer_id_text(record.peer_id),
+            "sequence": record.sequence,
+            "issued_s": record.issued_s,
+            "expires_s": record.expires_s,
+            "payload": readable(msgpack.unpackb(header[6])),
+            "envelope": record.envelope.hex(),
+        }
+
+
+def invalid_records():
+    good = sealed(BEAT).envelope
+    twice = b"\x82\xa8draining\xc2\xa8draining\xc3"
+    cases = [
+        ("forged: another peer's signature", IDENTITIES[1].sign(DOMAIN + good[64:]) + good[64:], WALL_S, "BAD_SIGNATURE"),
+        ("signed without the domain", ALICE.sign(good[64:]) + good[64:], WALL_S, "BAD_SIGNATURE"),
+        ("one bit of the payload flipped", good[:-1] + bytes([good[-1] ^ 1]), WALL_S, "BAD_SIGNATURE"),
+        ("one byte left over", good + b"\x00", WALL_S, "MALFORMED"),
+        ("cut off", good[:-1], WALL_S, "MALFORMED"),
+        ("empty", b"", WALL_S, "MALFORMED"),
+        ("another network", sealed(BEAT, network="elsewhere").envelope, WALL_S, "WRONG_NETWORK"),
+        ("a minute after its expiry", good, WALL_S + 90.0, "EXPIRED"),
+        ("more than a minute before its issue", good, WALL_S - 60.001, "NOT_YET_VALID"),
+        ("a beat that lives too long", signed_by_hand({5: int(WALL_S * 1000) + 30_001}), WALL_S, "MALFORMED"),
+        ("an expiry that is the issue", signed_by_hand({5: int(WALL_S * 1000)}), WALL_S, "MALFORMED"),
+        ("a kind of a later version", signed_by_hand({1: "route"}), WALL_S, "UNSUPPORTED"),
+        ("a peer id that is a hash", signed_by_hand({2: b"\x12\x20" + bytes(32)}), WALL_S, "UNSUPPORTED"),
+        ("sequence number 0", signed_by_hand({3: 0}), WALL_S, "MALFORMED"),
+        ("a beat over 1,024 bytes", signed_by_hand({6: bytes(1024)}), WALL_S, "TOO_LARGE"),
+        ("a field given twice", signed_by_hand({6: twice + b"\xa5loads\x90"}), WALL_S, "MALFORMED"),
+        ("a payload without loads", signed_by_hand({6: msgpack.packb({"draining": False})}), WALL_S, "MALFORMED"),
+        ("a queue time that is no number", signed_by_hand({6: beat_of(["m", 0, 0, 1, math.nan, 0.0, 0.0])}), WALL_S, "MALFORMED"),
+        ("a queue time below zero", signed_by_hand({6: beat_of(["m", 0, 0, 1, -1.0, 0.0, 0.0])}), WALL_S, "MALFORMED"),
+        ("an extension type", signed_by_hand({6: msgpack.packb(msgpack.ExtType(1, b"x"))}), WALL_S, "MALFORMED"),
+        ("a header that is a map", signed_by_hand({}, msgpack.packb({"network": NETWORK})), WALL_S, "MALFORMED"),
+    ]
+    for name, envelope, wall_s, code in cases:
+        yield {"name": name, "wall_s": wall_s, "code": code, "envelope": envelope.hex()}
+
+
+def beat_of(load):
+    return msgpack.packb({"draining": False, "loads": [load]})
+
+
+def records_vectors():
+    return {
+        "comment": "Bytes are hexadecimal; inside payloads they are text with the prefix hex:. See ../03-records.md.",
+        "network_id": NETWORK,
+        "seed": ALICE.seed.hex(),
+        "valid": list(valid_records()),
+        "invalid": list(invalid_records()),
+    }
+
+
+def gossip_vectors():
+    table = PeerTable(ALICE.peer_id)
+    for payload in (CARD, BEAT, EDGES):
+        table.offer(sealed(payload), 0.0, WALL_S)
+    held = [
+        {
+            "kind": record.kind.value,
+            "key": (key := record_key(record.peer_id, record.kind)).hex(),
+            "bucket": bucket_of(key, record.kind),
+            "sequence": record.sequence,
+        }
+        for record in table
+    ]
+    entries = tuple(table.digest())
+    messages = [
+        ("records", Records((sealed(BEAT).envelope,))),
+        ("digest", Digest(tuple(table.bucket_hashes()))),
+        ("entries that ask for an answer", Entries(entries, (0, 1, 127))),
+        ("entries in answer", Entries(entries)),
+        ("want", Want(tuple(RecordKey(key) for key, _ in entries))),
+    ]
+    invalid = [
+        ("no type", [], "MALFORMED"),
+        ("a record that is text", [1, ["x"]], "MALFORMED"),
+        ("513 records", [1, [b""] * 513], "TOO_LARGE"),
+        ("a digest of 127 buckets", [2, bytes(127 * 8)], "MALFORMED"),
+        ("entries without buckets", [3, b"", b""], "MALFORMED"),
+        ("an entry with sequence number 0", [3, bytes(16), bytes(16)], "MALFORMED"),
+        ("half an entry", [3, bytes(16), bytes(8)], "MALFORMED"),
+        ("1,025 wants", [4, bytes(8 * 1025)], "TOO_LARGE"),
+        ("no wants", [4, b""], "MALFORMED"),
+    ]
+    return {
+        "comment": "Bytes are hexadecimal. See ../04-gossip.md.",
+        "peer_id": peer_id_text(ALICE.peer_id),
+        "held": held,
+        "bucket_hashes": [hash_.hex() for hash_ in table.bucket_hashes()],
+        "valid": [{"name": name, "message": encode_message(message).hex()} for name, message in messages],
+        "invalid": [{"name": name, "code": code, "message": msgpack.packb(value).hex()} for name, value, code in invalid],
+    }
+
+
+def main():
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, vectors in (("records", records_vectors()), ("gossip", gossip_vectors())):
+        (FOLDER / f"{name}.json").write_text(json.dumps(vectors, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

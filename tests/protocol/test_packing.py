@@ -1,0 +1,83 @@
+"""The bounded msgpack codec."""
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from record_strategies import plain
+
+from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.wire import PackingLimits, pack, unpack
+
+LIMITS = PackingLimits(size_bytes_max=4096, depth_max=4, values_max=64)
+
+
+def refused(buffer: bytes, limits: PackingLimits = LIMITS) -> ErrorCode:
+    with pytest.raises(RemoteProtocolError) as caught:
+        unpack(buffer, limits)
+    return caught.value.code
+
+
+@given(plain)
+def test_a_plain_value_comes_back_as_it_went(value):
+    limits = PackingLimits(size_bytes_max=65536, depth_max=16, values_max=1000)
+    assert unpack(pack(value, limits), limits) == value
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_give_a_plain_value_or_the_one_declared_error(buffer):
+    try:
+        value, code = unpack(buffer, LIMITS), ErrorCode.NO_ERROR
+    except RemoteProtocolError as error:
+        value, code = None, error.code
+    assert code in (ErrorCode.NO_ERROR, ErrorCode.MALFORMED, ErrorCode.TOO_LARGE)
+    pack(value, LIMITS)  # what was read is within what may be written
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        b"",
+        b"\xc1",  # never used
+        b"\x01\x02",  # bytes left over
+        b"\x92\x01",  # ends early
+        b"\xdc\xff\xff",  # an array longer than the buffer
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xa2\xff\xfe",  # not UTF-8
+        msgpack.packb(float("nan")),
+        msgpack.packb(float("inf")),
+        msgpack.packb(2**64 - 1),
+        msgpack.packb({1: 2}),
+        msgpack.packb({b"key": 2}, use_bin_type=True),
+        b"\x82\xa1a\x01\xa1a\x02",  # one key twice
+        msgpack.packb(msgpack.ExtType(5, b"x")),
+        msgpack.packb(msgpack.Timestamp(1)),
+        b"\x91" * 2000,  # very deep, and ends early
+    ],
+)
+def test_what_is_not_plain_is_malformed(buffer):
+    assert refused(buffer) is ErrorCode.MALFORMED
+
+
+def test_size_depth_and_count_are_bounded_exactly():
+    assert unpack(pack(b"x" * 4093, LIMITS), LIMITS) == b"x" * 4093
+    assert refused(msgpack.packb(b"x" * 4094, use_bin_type=True)) is ErrorCode.TOO_LARGE
+    assert unpack(b"\x91\x91\x91\x91\x01", LIMITS) == [[[[1]]]]
+    assert refused(b"\x91\x91\x91\x91\x91\x01") is ErrorCode.TOO_LARGE
+    assert unpack(msgpack.packb([1] * 63), LIMITS) == [1] * 63
+    assert refused(msgpack.packb([1] * 64)) is ErrorCode.TOO_LARGE
+    assert refused(msgpack.packb([[1] * 20] * 4)) is ErrorCode.TOO_LARGE
+
+
+def test_deep_nesting_costs_no_recursion():
+    limits = PackingLimits(size_bytes_max=65536, depth_max=8, values_max=64)
+    assert refused(b"\x91" * 60000 + b"\x01", limits) in (ErrorCode.MALFORMED, ErrorCode.TOO_LARGE)
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("-inf"), {1: 2}, object(), "\ud800", 2**63, [[[[[1]]]]], [1] * 64, b"x" * 5000]
+)
+def test_what_the_other_side_would_refuse_is_not_packed(value):
+    with pytest.raises(LocalProtocolError):
+        pack(value, LIMITS)
