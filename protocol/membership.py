@@ -10,7 +10,7 @@ When two peers learn of each other at once, both would dial. The one with the sm
 `dial_polite_s`, so that in the common case only one connection is made.
 
 Source: Das et al., "SWIM" (DSN 2002), for the separation of failure detection from dissemination.
-Spec: docs/spec/04-gossip.md, section "Membership".
+Spec: docs/spec/07-membership.md.
 """
 
 from collections import deque
@@ -313,9 +313,8 @@ class Membership:
 
     def _backoff(self, failures: int) -> float:
         """Exponential, with full jitter over its upper half so that peers do not dial in step."""
-        ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2 ** min(failures, 16))
-        jitter: float = self._luck.uniform(0.5, 1.0)
-        return ceiling * jitter
+        ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2.0 ** min(failures, 16))
+        return ceiling * self._luck.uniform(0.5, 1.0)
 
     def _advance(self, now: float) -> None:
         """Starts every dial that is due, within the bounds."""
