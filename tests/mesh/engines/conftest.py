@@ -17,10 +17,20 @@ from starlette.routing import Route
 from mesh.engines.openai import OpenAIConfig, OpenAIEngine
 from protocol.inference import Feature, InferenceRequest
 
-CHAT_MODELS = (
-    ["good", "tools", "rubbish", "no-events", "long-line", "hangs", "hangs-midway", "dies", "ends-early", "no-done", "busy", "loading"]
-    + ["broken", "picky", "absent", "redirects", "error-chunk", "endless", "forbidden", "compressed"]
-)
+CHAT_MODELS = [
+    "good",
+    "tools",
+    "rubbish",
+    "no-events",
+    "long-line",
+    "hangs",
+    "hangs-midway",
+    "dies",
+    "ends-early",
+    "no-done",
+    "busy",
+    "loading",
+] + ["broken", "picky", "absent", "redirects", "error-chunk", "endless", "forbidden", "compressed"]
 EMBEDDING_MODELS = ["embed-good", "embed-base64", "embed-short", "embed-text", "embed-huge"]
 
 

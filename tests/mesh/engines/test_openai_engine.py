@@ -21,7 +21,12 @@ async def failure_of(engine, model: str, feature: Feature = Feature.CHAT, **body
 
 
 async def test_models_of_the_server_are_offered_with_what_they_can_do(openai_engine, openai_server):
-    openai_server.models = [{"id": "llama", "max_model_len": 4096}, {"id": "bge-small", "meta": {"n_ctx_train": 512}}, {"id": 7}, "x"]
+    openai_server.models = [
+        {"id": "llama", "max_model_len": 4096},
+        {"id": "bge-small", "meta": {"n_ctx_train": 512}},
+        {"id": 7},
+        "x",
+    ]
     await openai_engine.refresh()
     offers = {offer.model: offer for offer in openai_engine.offers()}
     assert offers.keys() == {"llama", "bge-small"}

@@ -37,6 +37,8 @@ class Link:
 
     lives: dict[PeerId, int]
     open_at: set[PeerId] = field(default_factory=set)
+    speaking: set[PeerId] = field(default_factory=set)  # whose gossip stream is open
+    unsaid: list[Callable[[], None]] = field(default_factory=list)  # what was sent before, and waits
 
 
 @dataclass
@@ -258,7 +260,10 @@ class World:
                 other.node.handle_message(member.peer_id, payload, self.now)
             self.settle(other)
 
-        self.at(self.now + self._under_way_s(member, other), arrive)
+        if is_datagram or member.peer_id in link.speaking:
+            self.at(self.now + self._under_way_s(member, other), arrive)
+        else:
+            link.unsaid.append(lambda: self._send(member, peer_id, payload, is_datagram=False))
 
     def _is_open(self, link: Link, end: Member) -> bool:
         return end.running and link.lives[end.peer_id] == end.life and end.peer_id in link.open_at
@@ -297,15 +302,27 @@ class World:
             for end, peer in ((member, other), (other, member)):
                 link.open_at.add(end.peer_id)
                 end.connections[peer.peer_id] = link
-            made = link
-            self.at(self.now + self.delay_s(member, other), lambda: self._greeted(made, other, member))
-        member.node.handle_connected(other.peer_id, self.now, target)
-        self.settle(member)
+            self._greet_later(link, member, other, self.rtt_s(member, other), target)
+            self._greet_later(link, other, member, self.rtt_s(member, other) + self.delay_s(member, other), None)
+        elif member.node.membership.is_connected(other.peer_id):
+            member.node.handle_connected(other.peer_id, self.now, target)
+            self.settle(member)
+        else:
+            self._greet_later(link, member, other, self.rtt_s(member, other), target)
 
-    def _greeted(self, link: Link, end: Member, peer: Member) -> None:
-        if self._is_open(link, end):
-            end.node.handle_connected(peer.peer_id, self.now)
-            self.settle(end)
+    def _greet_later(self, link: Link, end: Member, peer: Member, wait_s: float, target: membership.Target | None) -> None:
+        """Opens the gossip stream of one end; the other end has confirmed it after a round trip."""
+
+        def greeted() -> None:
+            if self._is_open(link, end):
+                link.speaking.add(end.peer_id)
+                unsaid, link.unsaid = link.unsaid, []
+                for say in unsaid:
+                    say()
+                end.node.handle_connected(peer.peer_id, self.now, target)
+                self.settle(end)
+
+        self.at(self.now + wait_s, greeted)
 
     def hang_up(self, member: Member, peer_id: PeerId, code: ErrorCode) -> None:
         """Closes a connection; the other end hears of it when it lives."""
