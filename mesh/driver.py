@@ -4,7 +4,7 @@ Everything here runs in one thread, and after each call into the core its output
 leave through one outbound stream per peer with a bounded queue: gossip survives a dropped message, so a peer that reads slowly
 loses messages instead of costing memory.
 
-Spec: docs/spec/04-gossip.md, section "Streams".
+Spec: docs/spec/07-membership.md, section "The gossip stream".
 """
 
 from collections import deque

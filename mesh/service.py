@@ -8,19 +8,22 @@ Source: docs/architecture.md, "The shell".
 """
 
 import gc
+import os
 import random
 import socket
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 import trio
 
-from mesh.config import NodeConfig, Ready, StartError
+from mesh.config import NodeConfig, Ready, StartError, default_cache_dir
 from mesh.dispatch import INFER_PROTOCOL, Dispatcher
 from mesh.driver import Driver
 from mesh.engines.base import Engine
-from mesh.engines.detect import make_engines
+from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
+from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
 from mesh.gateway import Gateway, GatewayConfig
 from mesh.hardware import read_hardware
 from mesh.inference import serve_stream
@@ -65,7 +68,7 @@ async def run_node(config: NodeConfig, ready: Callable[[Ready], None], shutdown:
         identity = store.identity()
         for finding in store.findings:
             telemetry.log.warning("state directory", finding=finding)
-        engines = await make_engines(config.engines, config.state_dir)
+        engines = await start_engines(config, telemetry)
         try:
             service = Service(config, store, identity, engines, telemetry)
             await service.run(ready, shutdown)
@@ -73,6 +76,33 @@ async def run_node(config: NodeConfig, ready: Callable[[Ready], None], shutdown:
             with trio.CancelScope(shield=True):
                 for engine in engines:
                     await engine.aclose()
+
+
+async def start_engines(config: NodeConfig, telemetry: Telemetry) -> list[Engine]:
+    """Makes and loads the engines the node was told, or those it finds on this machine.
+
+    Raises:
+        StartError: an engine is unknown or cannot be loaded.
+    """
+    specs = await choose_specs(config.engines)
+    try:
+        engines = make_engines(specs, cache_dir(config))
+        for spec, engine in zip(specs, engines, strict=False):
+            telemetry.log.info("loading engine", engine=spec)
+            await engine.start()
+    except (UnknownEngineError, EmbeddedEngineUnavailableError) as error:
+        raise StartError(str(error)) from error
+    return engines
+
+
+def cache_dir(config: NodeConfig) -> Path:
+    """Where engines keep what they can make again: shared by all nodes of a user, else beside the node's own state."""
+    shared = default_cache_dir(os.environ)
+    try:
+        shared.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return config.state_dir
+    return shared if os.access(shared, os.W_OK) else config.state_dir
 
 
 class Service:

@@ -11,7 +11,7 @@ When two peers learn of each other at once, both would dial. The one with the sm
 seldom as one that cannot be reached. Dials that are due while no connection is free wait without being looked at.
 
 Source: Das et al., "SWIM" (DSN 2002), for the separation of failure detection from dissemination.
-Spec: docs/spec/04-gossip.md, section "Membership".
+Spec: docs/spec/07-membership.md.
 """
 
 from collections import deque
@@ -346,9 +346,8 @@ class Membership:
 
     def _backoff(self, failures: int) -> float:
         """Exponential, with full jitter over its upper half so that peers do not dial in step."""
-        ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2 ** min(failures, 16))
-        jitter: float = self._luck.uniform(0.5, 1.0)
-        return ceiling * jitter
+        ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2.0 ** min(failures, 16))
+        return ceiling * self._luck.uniform(0.5, 1.0)
 
     def _wait(self, target: Target, until: float, failures: int) -> None:
         """Has a target dialled at a time, in place of whatever is under way."""

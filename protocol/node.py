@@ -298,6 +298,10 @@ class Node:
         self.services.record_failure(peer, request.model, failed.code, now)
         self.forwarding.handle_failed(request.request_id, peer, failed.code, failed.message, now)
 
+    def handle_given_up(self, request: InferenceRequest, peer: PeerId, now: float) -> None:
+        """Notes that a peer let its share of the time pass without a word, so that others are asked before it for a while."""
+        self.services.record_failure(peer, request.model, ErrorCode.DEADLINE_EXCEEDED, now)
+
     def handle_cancelled(self, request: InferenceRequest, now: float) -> None:
         """Notes that the caller is gone; nothing happens when the request has ended already."""
         self.forwarding.handle_cancelled(request.request_id, now)

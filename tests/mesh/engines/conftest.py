@@ -30,7 +30,15 @@ CHAT_MODELS = [
     "no-done",
     "busy",
     "loading",
-] + ["broken", "picky", "absent", "redirects", "error-chunk", "endless", "forbidden", "compressed"]
+    "broken",
+    "picky",
+    "absent",
+    "redirects",
+    "error-chunk",
+    "endless",
+    "forbidden",
+    "compressed",
+]
 EMBEDDING_MODELS = ["embed-good", "embed-base64", "embed-short", "embed-text", "embed-huge"]
 
 
@@ -66,7 +74,10 @@ class OpenAIServer:
     health: int = 200
     metrics: str | None = None
     node_header: bool = False
-    models: list[dict] = field(default_factory=lambda: [{"id": name} for name in [*CHAT_MODELS, *EMBEDDING_MODELS]])
+    ports: list[int] = field(default_factory=list)  # of the client, one per request
+    models: list[dict] = field(
+        default_factory=lambda: [{"id": name, "owned_by": "vllm"} for name in [*CHAT_MODELS, *EMBEDDING_MODELS]]
+    )
 
     async def list_models(self, request: Request) -> Response:
         self.headers.append(dict(request.headers))
@@ -82,6 +93,7 @@ class OpenAIServer:
     async def generate(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
+        self.ports.append(request.client.port)
         self.headers.append(dict(request.headers))
         error = {"error": {"message": "the engine's own words", "type": "x", "code": None}}
         match body["model"]:
@@ -152,7 +164,8 @@ class OpenAIServer:
     async def embed(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
-        inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        is_list = isinstance(body["input"], list) and not isinstance(body["input"][0], int)
+        inputs = body["input"] if is_list else [body["input"]]
         rows = [{"index": index, "embedding": [float(index), 1.0, 2.0]} for index in range(len(inputs))]
         match body["model"]:
             case "embed-short":
