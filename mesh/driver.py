@@ -28,6 +28,8 @@ OUTBOX_MESSAGES_MAX = 256
 """Gossip messages waiting for one peer: a few seconds of a busy mesh; past it the oldest go, for newer ones replace them."""
 DIAL_TIMEOUT_S = 6.0
 """Longest dial in seconds: the transport's handshake timeout of 5 s and a little for name resolution."""
+STREAM_RETRY_S = 1.0
+"""Wait in seconds before a gossip stream that broke on a living connection is opened anew: a peer that resets it costs little."""
 GREETING_TIMEOUT_S = 5.0
 """Longest wait in seconds for a new peer to say whether it speaks gossip: as long as a handshake may take."""
 
@@ -38,6 +40,12 @@ class _Outbox:
 
     messages: deque[bytes] = field(default_factory=lambda: deque(maxlen=OUTBOX_MESSAGES_MAX))
     ready: trio.Event = field(default_factory=trio.Event)
+    closed: bool = False
+
+    def close(self) -> None:
+        """Ends whoever waits for it."""
+        self.closed = True
+        self.ready.set()
 
 
 class Driver:
@@ -164,12 +172,16 @@ class Driver:
     def _connected(self, connection: Connection) -> None:
         """Greets a new connection, whoever dialled it."""
         self._telemetry.peer_connected(connection.peer_id)
-        self._start(self._speak, connection.peer_id)
+        self._outboxes[connection.peer_id] = outbox = _Outbox()
+        self._start(self._speak, connection.peer_id, outbox)
 
     def _disconnected(self, connection: Connection, code: int) -> None:
         """Tells the core that a peer is no longer connected."""
         known = code if isinstance(code, ErrorCode) else ErrorCode.INTERNAL
         self._telemetry.peer_disconnected(connection.peer_id, known)
+        outbox = self._outboxes.pop(connection.peer_id, None)
+        if outbox is not None:
+            outbox.close()
         self._node.handle_disconnected(connection.peer_id, known, self.now)
         self.settle()
 
@@ -198,12 +210,13 @@ class Driver:
             outbox.messages.append(payload)
             outbox.ready.set()
 
-    async def _speak(self, peer_id: PeerId) -> None:
+    async def _speak(self, peer_id: PeerId, outbox: _Outbox) -> None:
         """Keeps a gossip stream to a peer open and writes what is queued, for as long as the peer is connected.
 
         Two peers that dialled each other at once keep one of the two connections; the stream moves to it when the other closes.
+        What is said before the stream is open waits: a peer that was faster has asked already, and asks again only much later.
         """
-        while (connection := self._transport.connections.get(peer_id)) is not None:
+        while not outbox.closed and (connection := self._transport.connections.get(peer_id)) is not None:
             try:
                 with trio.fail_after(GREETING_TIMEOUT_S):
                     stream = await connection.open_stream(GOSSIP_PROTOCOL)
@@ -212,26 +225,28 @@ class Driver:
                 if self._transport.connections.get(peer_id) not in (None, connection):
                     continue
                 self._telemetry.log.debug("peer speaks no gossip", peer=str(connection.remote), error=str(error))
+                outbox.messages.clear()
                 target = self._targets.pop(peer_id, None)
                 if target is not None:
                     self._node.handle_dial_failed(target, self.now)
                     self.settle()
                 return
-            outbox = self._outboxes[peer_id] = _Outbox()
             try:
                 self._greeted(peer_id)
                 await self._write(stream, outbox)
             except (StreamReset, ConnectionLost):
-                del self._outboxes[peer_id]
+                if self._transport.connections.get(peer_id) is connection:
+                    await trio.sleep(STREAM_RETRY_S)
 
     async def _write(self, stream: Stream, outbox: _Outbox) -> None:
-        """Writes what is queued until the stream ends."""
-        while True:
+        """Writes what is queued until the stream ends or the peer is gone."""
+        while not outbox.closed:
             while outbox.messages:
                 batch = b"".join(encode_frame(outbox.messages.popleft()) for _ in range(len(outbox.messages)))
                 await stream.send_all(batch)
             await outbox.ready.wait()
-            outbox.ready = trio.Event()
+            if not outbox.closed:
+                outbox.ready = trio.Event()
 
     async def _listen(self, stream: Stream) -> None:
         """Reads a peer's gossip."""
