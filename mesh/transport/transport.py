@@ -154,7 +154,7 @@ class Transport:
         if self._closing:
             return
         self._closing = True
-        for handle in list(self._by_handle):
+        for handle in [*self._by_handle, *self._dial_of]:
             self.endpoint.close(handle, ErrorCode.GOODBYE, "the node leaves", self.now())
         self.pump()
 
@@ -372,6 +372,8 @@ class Transport:
                 assert_never(output)
 
     def _transmit(self, udp: UdpSocket, datagrams: list[tuple[bytes, Address]]) -> None:
+        if udp.raw.fileno() < 0:
+            return  # the transport was closed
         was_waiting = bool(udp.backlog)
         if not udp.send(datagrams) and not was_waiting and self._nursery is not None and not self._closing:
             self._nursery.start_soon(self._write_backlog, udp)
@@ -455,11 +457,12 @@ class Transport:
 
     async def _serve(self, stream: Stream) -> None:
         """Agree on a protocol and run its handler; whatever goes wrong ends this stream alone."""
-        connection, code = stream.connection, ErrorCode.IDLE
+        connection, code = stream.connection, ErrorCode.CANCELLED
         try:
             with trio.move_on_after(self.config.negotiation_timeout_s) as patience:
                 await stream.negotiate(self._speaks)
             if patience.cancelled_caught:
+                code = ErrorCode.IDLE
                 return
             await self._handle(stream)
             await stream.aclose()

@@ -85,6 +85,7 @@ class Connection:
         self.closed: Closed | None = None
         self._config = config
         self._outputs: deque[Output] = deque()
+        self._early: deque[DataReceived | ResetReceived | StopReceived] = deque()
         self._streams: dict[int, StreamState] = {}
         self._blocked: dict[int, None] = {}
         self._peer_bit = 1 if is_client else 0
@@ -150,6 +151,35 @@ class Connection:
 
     def _take(self, event: EngineEvent, now: float, received_at: float) -> None:
         match event:
+            case DataReceived() | ResetReceived() | StopReceived():
+                if self.established:
+                    self._take_stream(event, now)
+                else:  # a server may speak before the client knows that it was accepted; credit bounds how much is kept
+                    self._early.append(event)
+            case FrameReceived(data=data):
+                if self.established:
+                    self._outputs.append(DatagramReceived(self.handle, data, received_at))
+            case HandshakeFinished(peer_id=peer_id):
+                self.peer_id = peer_id
+                self._next_ping = now + self._ping_interval_s
+                self._outputs.append(ConnectionEstablished(self.handle, peer_id, self.address, self.is_client))
+                while self._early and self.closed is None:
+                    self._take_stream(self._early.popleft(), now)
+            case CidIssued(cid=cid):
+                self.new_cids.append(cid)
+            case CidRetired(cid=cid):
+                self.old_cids.append(cid)
+            case PingAnswered():
+                pass
+            case Closed():
+                self.closed = event
+                self._streams.clear()
+                self._blocked.clear()
+                self._early.clear()
+                self._outputs.append(ConnectionClosed(self.handle, event.code, event.detail, event.local, self.established))
+
+    def _take_stream(self, event: DataReceived | ResetReceived | StopReceived, now: float) -> None:
+        match event:
             case DataReceived(stream_id=stream_id, data=data, end=end):
                 self._take_data(stream_id, data, end, now)
             case ResetReceived(stream_id=stream_id, code=code):
@@ -165,23 +195,6 @@ class Connection:
                     self._blocked.pop(stream_id, None)
                     self._outputs.append(StopSending(self.handle, stream_id, code))
                     self._forget_if_over(stream_id, state)
-            case FrameReceived(data=data):
-                self._outputs.append(DatagramReceived(self.handle, data, received_at))
-            case HandshakeFinished(peer_id=peer_id):
-                self.peer_id = peer_id
-                self._next_ping = now + self._ping_interval_s
-                self._outputs.append(ConnectionEstablished(self.handle, peer_id, self.address, self.is_client))
-            case CidIssued(cid=cid):
-                self.new_cids.append(cid)
-            case CidRetired(cid=cid):
-                self.old_cids.append(cid)
-            case PingAnswered():
-                pass
-            case Closed():
-                self.closed = event
-                self._streams.clear()
-                self._blocked.clear()
-                self._outputs.append(ConnectionClosed(self.handle, event.code, event.detail, event.local, self.established))
 
     def _take_data(self, stream_id: int, data: bytes, end: bool, now: float) -> None:
         state = self._remote_stream(stream_id, now)

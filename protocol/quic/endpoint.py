@@ -90,6 +90,7 @@ class Endpoint:
         self._verify = verify
         self._connections: dict[ConnectionHandle, Connection] = {}
         self._routes: dict[bytes, Connection] = {}
+        self._strangers: dict[ConnectionHandle, Connection] = {}
         self._touched: dict[ConnectionHandle, Connection] = {}
         self._prefixes: dict[str | bytes, int] = {}
         self._timers: list[tuple[float, int]] = []
@@ -183,14 +184,11 @@ class Endpoint:
         if not is_initial or len(data) < INITIAL_DATAGRAM_BYTES_MIN or len(cid) < CLIENT_CID_BYTES_MIN:
             return None
         prefix = _prefix(received.address)
-        strangers = [
-            connection for connection in self._connections.values() if not connection.established and not connection.is_client
-        ]
-        from_prefix = sum(1 for connection in strangers if _prefix(connection.address) == prefix)
+        from_prefix = sum(1 for stranger in self._strangers.values() if _prefix(stranger.address) == prefix)
         if (
             len(self._connections) >= config.connections_max
             or self._prefixes.get(prefix, 0) >= config.connections_per_prefix_max
-            or len(strangers) >= config.handshakes_max
+            or len(self._strangers) >= config.handshakes_max
             or from_prefix >= config.handshakes_per_prefix_max
         ):
             self.counters.refused_handshakes += 1
@@ -199,6 +197,7 @@ class Endpoint:
         connection = Connection(self._next_handle(), engine, config, now, received.address, is_client=False)
         self._prefixes[prefix] = self._prefixes.get(prefix, 0) + 1
         self._add(connection)
+        self._strangers[connection.handle] = connection
         self.counters.accepted += 1
         return connection
 
@@ -350,6 +349,8 @@ class Endpoint:
                 del self._routes[cid]
         connection.new_cids.clear()
         connection.old_cids.clear()
+        if connection.established:
+            self._strangers.pop(connection.handle, None)
         if touch and connection.handle in self._connections:
             self._touched[connection.handle] = connection
 
@@ -368,6 +369,7 @@ class Endpoint:
         if self._connections.pop(connection.handle, None) is None:
             return
         self._touched.pop(connection.handle, None)
+        self._strangers.pop(connection.handle, None)
         for cid in connection.cids:
             if self._routes.get(cid) is connection:
                 del self._routes[cid]

@@ -126,6 +126,7 @@ class Pair:
         if isinstance(output, ConnectionEstablished):
             side.established = output.connection
         elif isinstance(output, StreamOpened):
+            assert side.established is not None, "a stream before its connection"
             side.received.setdefault(output.stream, bytearray())
         elif isinstance(output, StreamData):
             side.received.setdefault(output.stream, bytearray()).extend(output.data)

@@ -93,6 +93,23 @@ def test_a_third_of_all_datagrams_lost_delays_and_spoils_nothing(engines, seed):
     assert bytes(pair.listener.received[stream]) == data
 
 
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_a_server_that_speaks_at_once_is_heard_after_the_connection_is_established(engines, seed):
+    config = EndpointConfig(handshake_timeout_s=60.0, engine=EngineConfig(idle_timeout_s=60.0))
+    pair = Pair(engines, loss=0.3, seed=seed, config=config)
+
+    def greet(output):
+        if isinstance(output, ConnectionEstablished):
+            stream = pair.listener.endpoint.open_stream(output.connection, pair.now)
+            pair.listener.endpoint.send(output.connection, stream, b"welcome", True)
+
+    pair.listener.on_output = greet
+    pair.dial()
+    pair.run(60.0, until=lambda: pair.dialler.ended)
+    assert [bytes(data) for data in pair.dialler.received.values()] == [b"welcome"]
+    assert isinstance(pair.dialler.outputs[0], ConnectionEstablished)
+
+
 def test_junk_is_counted_and_ignored(engines):
     pair = Pair(engines)
     luck = random.Random(5)

@@ -9,11 +9,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from hostile import Hostile, ack_frame, crypto_frame, stream_frame, varint
-from quic_pair import WALL_S, Pair, certificate_of
+from quic_pair import DIALLER, LISTENER, WALL_S, Pair, certificate_of
 
 from protocol.errors import ErrorCode
 from protocol.identity import Identity
-from protocol.quic.events import ConnectionClosed, ConnectionEstablished, StreamData
+from protocol.quic.events import ConnectionClosed, ConnectionEstablished, Received, StreamData, StreamOpened
 
 BINDING = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 
@@ -82,6 +82,23 @@ def test_a_chain_of_two_certificates_is_refused(engine):
     assert (
         refused(Hostile(engine, certificate=(good.certificate, good.private_key, good.certificate))) is ErrorCode.BAD_CERTIFICATE
     )
+
+
+def test_data_right_behind_the_clients_finished_comes_after_its_connection(engine):
+    hostile = Hostile(engine)
+    flights = 0
+    while not hostile.of(StreamData) and flights < 10:
+        flights += 1
+        sent = [data for data, _ in hostile.client.datagrams_to_send(hostile.now)]
+        hostile.victim.handle_datagrams([Received(data, DIALLER, hostile.now) for data in sent], hostile.now)
+        for data in hostile.drain():
+            hostile.client.receive_datagram(data, LISTENER, hostile.now)
+            while (event := hostile.client.next_event()) is not None:
+                if type(event).__name__ == "HandshakeCompleted":
+                    hostile.client.send_stream_data(0, b"at once", True)
+        hostile.now += 0.01
+    kinds = [type(output) for output in hostile.outputs]
+    assert kinds.index(ConnectionEstablished) < kinds.index(StreamOpened) < kinds.index(StreamData)
 
 
 def test_another_alpn_is_unsupported(engine):
