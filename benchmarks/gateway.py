@@ -1,22 +1,37 @@
 """What the gateway and a hop add to the engine's own time.
 
-The same OpenAI request goes to the engine, to the node in front of it, and to a node one hop away. The engine is a node's own
-gateway in front of an echo engine in another process, reached as any OpenAI-compatible server by URL. So "the engine directly" is
-the client talking to that server, "through the gateway" is a second node that fronts it, and "over one hop" a third node that
-forwards to the second.
+The same OpenAI request goes to an engine (an OpenAI-compatible echo server in its own process), to the node in front of it, and
+to a node one hop away from that one. The first is what a client pays without the mesh.
 """
 
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 
 from benchmarks.harness import Row, alternate, report
 from benchmarks.node_process import NodeProcess
+from benchmarks.openai_echo import MODEL
 
 RUNS = 5
 CALLS = 60
-BODY = {"model": "echo", "messages": [{"role": "user", "content": "one two three four"}]}
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": "one two three four"}]}
+
+
+@contextmanager
+def echo_server() -> Iterator[str]:
+    """The engine in its own process; gives its URL."""
+    command = [sys.executable, "-m", "benchmarks.openai_echo"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.communicate(timeout=10)
 
 
 def measure(url: str, count: int) -> list[float]:
@@ -38,7 +53,7 @@ def wait_for_model(node: NodeProcess, seconds: float = 20.0) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         models = httpx.get(f"{node.gateway}/v1/models", trust_env=False, timeout=10).json()["data"]
-        if any(model["id"] == BODY["model"] for model in models):
+        if any(model["id"] == MODEL for model in models):
             return
         time.sleep(0.1)
     raise RuntimeError("the model did not appear")
@@ -47,15 +62,15 @@ def wait_for_model(node: NodeProcess, seconds: float = 20.0) -> None:
 def main() -> None:
     """Runs the benchmark."""
     with (
-        NodeProcess("--engine", "echo", "--network", "bench-engine") as server,
-        NodeProcess("--engine", server.gateway, "--network", "bench") as front,
-        NodeProcess("--engine", "none", "--network", "bench", "--bootstrap", front.address) as far,
+        echo_server() as engine,
+        NodeProcess("--engine", engine) as front,
+        NodeProcess("--engine", "none", "--bootstrap", front.address) as far,
     ):
         wait_for_model(front)
         wait_for_model(far)
         direct, through, hop = alternate(
             RUNS,
-            lambda: measure(server.gateway, CALLS),
+            lambda: measure(engine, CALLS),
             lambda: measure(front.gateway, CALLS),
             lambda: measure(far.gateway, CALLS),
         )

@@ -5,12 +5,12 @@ import statistics
 import time
 
 import trio
-from mesh.inference import request_over
 
 from benchmarks.grpc_echo import GrpcEcho
 from benchmarks.harness import Row, alternate, report
 from benchmarks.node_process import NodeProcess
 from mesh.dispatch import INFER_PROTOCOL
+from mesh.inference import request_over
 from mesh.transport import Transport, TransportConfig
 from protocol.identity import Identity
 from protocol.inference import Failed, Feature, InferenceRequest, Tensor, TensorsReady

@@ -194,9 +194,7 @@ class Dispatcher:
         status["uptime_s"] = round(time.time() - self._started_s, 1)
         status["draining"] = self.draining
         status["requests_open"] = len(self._tickets)
-        status["models"] = {
-            load.model: f"{load.running} of {load.slots} slots busy, {load.waiting} waiting" for load in loads
-        }
+        status["models"] = {load.model: f"{load.running} of {load.slots} slots busy, {load.waiting} waiting" for load in loads}
         return status
 
     def peers(self) -> list[dict[str, object]]:
@@ -281,7 +279,8 @@ class Dispatcher:
                         case _:
                             if first_s is None:
                                 first_s = now - started
-                                self._note_first_output(ticket, peer, now)
+                                if not self._note_first_output(ticket, peer, now):
+                                    break  # the core has moved on to another candidate
                             await send.send(reply)
         ticket.attempt = None
         if failed is not None:
@@ -290,13 +289,16 @@ class Dispatcher:
             self._settle()
         elif not ticket.answered:
             ticket.report = ticket.report.with_outcome(peer, "given up: no answer in time")
+            self._node.handle_given_up(ticket.request, peer, self._transport.now())
 
-    def _note_first_output(self, ticket: _Ticket, peer: PeerId, now: float) -> None:
-        """Tells the core and the report that the first output is here."""
-        self._node.handle_first_output(ticket.request, peer, now)
+    def _note_first_output(self, ticket: _Ticket, peer: PeerId, now: float) -> bool:
+        """Tells the core and the report that the first output is here; whether it is to reach the caller."""
+        if not self._node.handle_first_output(ticket.request, peer, now):
+            return False
         self._settle()
         hops = 0 if peer == self._node.peer_id else 1
         ticket.report = ticket.report.with_first_output(peer, now - ticket.submitted_at, hops)
+        return True
 
     def _finish(self, ticket: _Ticket, peer: PeerId, end: Finished, started: float, first_s: float | None) -> None:
         """Tells the core and the report that the answer is complete."""
@@ -316,7 +318,9 @@ class Dispatcher:
             return message
         unserved = f"does not serve {ticket.request.model}"
         reasons = dict.fromkeys(c.reason for c in ticket.report.candidates if not c.qualified and c.reason != unserved)
-        return f"{message}: {'; '.join(reasons)}" if reasons else f"no node of this mesh serves the model {ticket.request.model!r}"
+        return (
+            f"{message}: {'; '.join(reasons)}" if reasons else f"no node of this mesh serves the model {ticket.request.model!r}"
+        )
 
     @asynccontextmanager
     async def _run_locally(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:

@@ -137,6 +137,11 @@ def estimate_rtt(a: Coordinate, b: Coordinate) -> float:
     return math.dist(a.vector, b.vector) + a.height_s + b.height_s
 
 
+def distance(a: Coordinate, b: Coordinate) -> float:
+    """How far apart two places of one node are, in seconds: what an estimate can have changed by at most."""
+    return math.dist(a.vector, b.vector) + abs(a.height_s - b.height_s)
+
+
 def update(own: Coordinate, other: Coordinate, rtt_s: float, config: CoordinateConfig, luck: Luck) -> Coordinate:
     """Move `own` toward the place that would explain one RTT sample.
 

@@ -194,7 +194,8 @@ class Forwarding:
         self._timers: TimerQueue[bytes] = TimerQueue()
         self._outputs: deque[Output] = deque()
 
-    def __len__(self) -> int:
+    @property
+    def under_way(self) -> int:
         """How many requests are under way."""
         return len(self._requests)
 
@@ -274,6 +275,7 @@ class Forwarding:
         if request is None:
             return False
         self._transit(request, Event.FIRST_OUTPUT)
+        self._timers.set(request_id, request.deadline_at)
         return True
 
     def handle_finished(self, request_id: bytes, peer: PeerId, now: float) -> None:

@@ -238,7 +238,9 @@ class Node:
         candidates.extend(self._candidate(view) for view in self.peers(now))
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
-    def submit(self, request: InferenceRequest, report: RouteReport, from_peer: PeerId | None, now: float) -> forwarding.Refuse | None:
+    def submit(
+        self, request: InferenceRequest, report: RouteReport, from_peer: PeerId | None, now: float
+    ) -> forwarding.Refuse | None:
         """Begins a ranked request.
 
         Returns:
@@ -258,7 +260,14 @@ class Node:
         return self.forwarding.handle_first_output(request.request_id, peer, now)
 
     def handle_finished(
-        self, request: InferenceRequest, report: RouteReport, peer: PeerId, end: Finished, took_s: float, first_s: float, now: float
+        self,
+        request: InferenceRequest,
+        report: RouteReport,
+        peer: PeerId,
+        end: Finished,
+        took_s: float,
+        first_s: float,
+        now: float,
     ) -> None:
         """Notes a complete answer, and learns from it how fast the peer serves.
 
@@ -285,6 +294,10 @@ class Node:
         """Notes a failed attempt; the next candidate is asked when there is one and nothing was delivered yet."""
         self.services.record_failure(peer, request.model, failed.code, now)
         self.forwarding.handle_failed(request.request_id, peer, failed.code, failed.message, now)
+
+    def handle_given_up(self, request: InferenceRequest, peer: PeerId, now: float) -> None:
+        """Notes that a peer let its share of the time pass without a word, so that others are asked before it for a while."""
+        self.services.record_failure(peer, request.model, ErrorCode.DEADLINE_EXCEEDED, now)
 
     def handle_cancelled(self, request: InferenceRequest, now: float) -> None:
         """Notes that the caller is gone; nothing happens when the request has ended already."""

@@ -183,6 +183,7 @@ async def refuse(code: ErrorCode, message: str) -> AsyncIterator[AsyncIterator[R
     """An answer that is a refusal and nothing else."""
 
     async def replies() -> AsyncGenerator[Reply, None]:
+        """The refusal."""
         yield Failed(code, message)
 
     async with aclosing(replies()) as refusal:

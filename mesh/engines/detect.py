@@ -1,16 +1,15 @@
 """Turns what the operator wrote into engines, and finds a running one where nothing was written.
 
-Each of the ports that vLLM, SGLang, llama.cpp and Ollama use is asked for its models at the same time, on loopback only, with half a
-second to answer. Whatever answers as an OpenAI-compatible server with at least one model counts; the gateway of a node of this mesh,
-which says so in a header, does not. Where none is found the embedded engine takes its place. No API key is sent while searching: what
-listens on a usual port is not known yet.
+Each of the ports that vLLM, SGLang, llama.cpp and Ollama use is asked for its models at the same time, on loopback only, with
+half a second to answer. Whatever answers as an OpenAI-compatible server with at least one model counts; the gateway of a node
+of this mesh, which says so in a header, does not. Where none is found the embedded engine takes its place. No API key is sent
+while searching: what listens on a usual port is not known yet.
 """
 
 import difflib
 import json
 import os
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +22,7 @@ from mesh.engines.echo import EchoConfig, EchoEngine
 from mesh.engines.onnx import OnnxConfig, OnnxEngine
 from mesh.engines.onnx.embedding import EMBEDDING_MODEL
 from mesh.engines.onnx.text import TEXT_MODEL
-from mesh.engines.openai import NODE_HEADER, OpenAIConfig, OpenAIEngine
+from mesh.engines.openai import NODE_HEADER, OpenAIConfig, OpenAIEngine, unwind
 from mesh.engines.openai_discovery import read_models
 
 USUAL_PORTS = (8000, 30000, 8080, 11434)
@@ -83,6 +82,7 @@ async def detect_engines(ports: Sequence[int] = USUAL_PORTS) -> tuple[str, ...]:
     found: dict[int, str] = {}
 
     async def ask(port: int) -> None:
+        """Note the server at one port, if it is one."""
         if await _is_engine(client, f"http://127.0.0.1:{port}"):
             found[port] = f"http://127.0.0.1:{port}"
 
@@ -138,11 +138,12 @@ async def _is_engine(client: httpx.AsyncClient, url: str) -> bool:
         async with client.stream("GET", f"{url}/v1/models") as response:
             if response.status_code != 200 or NODE_HEADER in response.headers:
                 return False
-            async with aclosing(response.aiter_raw()) as chunks:
-                async for chunk in chunks:
-                    body += chunk
-                    if len(body) > DETECT_BYTES_MAX:
-                        return False
+            chunks = response.aiter_raw()
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > DETECT_BYTES_MAX:
+                    await unwind(chunks)
+                    return False
         answer = json.loads(body)
     except (httpx.HTTPError, ValueError, RecursionError):
         return False

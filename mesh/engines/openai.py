@@ -28,7 +28,7 @@ from mesh.engines.openai_chunks import (
     read_object,
     read_usage,
 )
-from mesh.engines.openai_discovery import ReportedLoad, read_metrics, read_models, read_ollama_show
+from mesh.engines.openai_discovery import ReportedLoad, has_cheap_health, read_metrics, read_models, read_ollama_show
 from mesh.engines.sse import SseError, SseReader
 from protocol.errors import ErrorCode
 from protocol.inference import Feature, Finished, InferenceRequest, Reply, TensorsReady, Usage
@@ -45,6 +45,9 @@ NODE_HEADER = "x-mesh-node"
 
 ERROR_BYTES_MAX = 64 << 10
 """Longest error body that is read, in bytes: one sentence is wanted from it."""
+
+DRAIN_S_MAX = 0.05
+"""How long the end of a body may take after the last event, in seconds: past that a new connection costs less than the wait."""
 
 CLOSE_S_MAX = 1.0
 """How long closing an HTTP stream may take, in seconds, once nobody wants it any more: a TLS goodbye at most."""
@@ -145,13 +148,11 @@ class OpenAIEngine:
     async def refresh(self) -> None:
         """Ask for health, models and load, once."""
         try:
-            await self._inquire("/health")
-            models = await self._inquire("/v1/models")
-            if models is None:
-                raise engine_failed(f"the server at {self.url} does not serve /v1/models")
-            offers = read_models(read_object(models), self._config.models_max)
-            offers = tuple([await self._show(offer) for offer in offers])
-            metrics = await self._inquire("/metrics")
+            answer = read_object(await self._inquire("GET", "/v1/models"))
+            if has_cheap_health(answer):
+                await self._inquire("GET", "/health")
+            offers = tuple([await self._show(offer) for offer in read_models(answer, self._config.models_max)])
+            metrics = await self._inquire_if_served("GET", "/metrics")
         except EngineError as error:
             self._lose(error.message)
             return
@@ -178,29 +179,40 @@ class OpenAIEngine:
     async def _show(self, offer: ModelOffer) -> ModelOffer:
         """The offer with what Ollama tells of it, asked once per model."""
         if offer.model not in self._shown:
-            answer = await self._inquire("/api/show", json.dumps({"model": offer.model}).encode())
-            self._shown[offer.model] = offer if answer is None else read_ollama_show(offer, read_object(answer))
+            answer = await self._inquire_if_served("POST", "/api/show", json.dumps({"model": offer.model}).encode())
+            if not answer:
+                return offer
+            self._shown[offer.model] = read_ollama_show(offer, read_object(answer))
             self._shown = dict(list(self._shown.items())[-self._config.models_max :])
         return self._shown[offer.model]
 
-    async def _inquire(self, path: str, content: bytes | None = None) -> bytes | None:
-        """The body of one small answer; None where the server has nothing at this path (remembered until it goes away).
+    async def _inquire(self, method: str, path: str, content: bytes | None = None) -> bytes:
+        """The body of one small answer.
 
         Raises:
             EngineError: the server does not answer, or says that it is not well.
         """
-        if path in self._absent:
-            return None
-        async with self._open("GET" if content is None else "POST", path, content, self._config.inquiry_s_max) as response:
+        async with self._open(method, path, content, self._config.inquiry_s_max) as response:
             if NODE_HEADER in response.headers:
                 raise engine_failed(f"{self.url} is the gateway of a mesh node, not an engine")
             body = await self._read(response, self._config.inquiry_bytes_max, self._config.inquiry_s_max)
-            if response.status_code in {404, 405, 501} or (path == "/metrics" and response.status_code != 200):
-                self._absent.add(path)
-                return None
             if response.status_code != 200:
                 raise error_of_status(response.status_code, response.headers, body)
             return body
+
+    async def _inquire_if_served(self, method: str, path: str, content: bytes | None = None) -> bytes:
+        """The same for what only some servers have; empty where it is not to be had.
+
+        That there is nothing at this path is remembered until the server goes away.
+        """
+        if path in self._absent:
+            return b""
+        try:
+            return await self._inquire(method, path, content)
+        except EngineError as error:
+            if error.code is ErrorCode.MODEL_NOT_FOUND:
+                self._absent.add(path)
+            return b""
 
     async def _generate(self, request: InferenceRequest) -> Work:
         fields = {**read_json(request.body), "model": request.model, "stream": True, "stream_options": {"include_usage": True}}
@@ -211,6 +223,7 @@ class OpenAIEngine:
             async with aclosing(self._events(response)) as events:
                 async for data in events:
                     if data == DONE:
+                        await _drain(events)
                         yield reader.finish(done=True)
                         return
                     for output in reader.read(data):
@@ -279,7 +292,7 @@ class OpenAIEngine:
                 yield chunk
                 patience_s = min(first_s_max, self._config.idle_s_max)
         finally:
-            await _unwind(chunks)
+            await unwind(chunks)
 
     @asynccontextmanager
     async def _open(self, method: str, path: str, content: bytes | None, answer_s_max: float) -> AsyncIterator[httpx.Response]:
@@ -307,7 +320,14 @@ def _reason(error: httpx.HTTPError) -> str:
     return str(error) or type(error).__name__
 
 
-async def _unwind(chunks: AsyncIterator[bytes]) -> None:
+async def _drain(events: AsyncIterator[bytes]) -> None:
+    """Read the end of a body after its last event, so that the connection can be used again."""
+    with trio.move_on_after(DRAIN_S_MAX), suppress(EngineError):
+        async for _ in events:
+            pass
+
+
+async def unwind(chunks: AsyncIterator[bytes]) -> None:
     """End a body that is not read to its end.
 
     The HTTP client nests several async generators, and closing the outermost leaves the inner ones to the garbage collector.

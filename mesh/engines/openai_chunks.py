@@ -159,7 +159,7 @@ def error_of_status(status: int, headers: Mapping[str, str], body: bytes) -> Eng
     """What an HTTP status means for the request: ours to blame, busy, or broken."""
     message = _message_of(body) or f"the engine answered with status {status}"
     match status:
-        case 404:
+        case 404 | 405 | 501:
             return EngineError(ErrorCode.MODEL_NOT_FOUND, message)
         case 400 | 413 | 422:
             return EngineError(ErrorCode.BAD_REQUEST, message)

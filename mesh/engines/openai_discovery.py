@@ -26,6 +26,7 @@ GENERATION = frozenset({Feature.CHAT, Feature.COMPLETIONS})
 EMBEDDING = frozenset({Feature.EMBEDDINGS})
 _EMBEDDING_NAMES = re.compile(r"embed|minilm|(^|[-_/])(bge|gte|e5|sfr|mxbai)([-_]|$)", re.IGNORECASE)
 
+_CHEAP_HEALTH = ("vllm", "sglang", "llamacpp")
 _RUNNING = (
     "vllm:num_requests_running",
     "sglang:num_running_reqs",
@@ -68,6 +69,13 @@ def read_models(answer: Mapping[str, object], models_max: int) -> tuple[ModelOff
             features = told.get(model) or features_by_name(model)
             offers[model] = ModelOffer(model, features, length, memory_bytes=size, engine="openai")
     return tuple(offers.values())
+
+
+def has_cheap_health(answer: Mapping[str, object]) -> bool:
+    """Whether the server is one whose `/health` costs nothing; a proxy such as LiteLLM answers it by asking every model."""
+    data = answer.get("data")
+    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+    return any(entry.get("owned_by") in _CHEAP_HEALTH for entry in entries)
 
 
 def features_by_name(model: str) -> frozenset[Feature]:

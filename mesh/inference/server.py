@@ -1,9 +1,10 @@
 """Answers one request of a peer over one stream.
 
-One request is read, handed to whoever answers it, and each reply goes out before the next is taken, so that a requester who
-reads slowly slows the engine down and nothing piles up. Meanwhile a second task listens to the requester: its reset or the loss
-of the connection cancels the work at once, even while the engine is silent. The answer has exactly one end within the deadline;
-where the work fails without one, a `Failed` is sent in its place, and where that cannot be sent either the stream is reset.
+One request is read, handed to whoever answers it, and each reply of a streamed answer goes out before the next is taken, so
+that a requester who reads slowly slows the engine down and nothing piles up; the outputs of another go out together. Meanwhile
+a second task listens to the requester: its reset or the loss of the connection cancels the work at once, even while the engine
+is silent. The answer has exactly one end within the deadline; where the work fails without one, a `Failed` is sent in its
+place, and where that cannot be sent either the stream is reset.
 
 Spec: docs/spec/06-inference.md, section "Answering".
 """
@@ -18,8 +19,11 @@ from mesh.transport import ConnectionLost, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.inference import AnswerOrder, Failed, Finished, InferenceRequest, Reply
+from protocol.inference import AnswerOrder, Failed, Finished, InferenceRequest, JsonDelta, Reply, TensorsReady, TextDelta
 from protocol.wire.inference import REQUEST_BYTES_MAX, decode_request, encode_reply
+
+HELD_BYTES_MAX = 64 * 1024
+"""Outputs held back of an answer that is not streamed, in bytes: a full answer of text mostly fits, and memory stays bounded."""
 
 Handle = Callable[[InferenceRequest, PeerId], AbstractAsyncContextManager[AsyncIterator[Reply]]]
 """Answers a request of a peer: at most one Accepted, outputs, then one Finished or Failed; leaving the context stops the work."""
@@ -169,7 +173,7 @@ class _Serving:
         with trio.move_on_after(request.deadline_s):
             try:
                 async with handle(request, self._stream.peer_id) as replies:
-                    rubbish = await self._pass_on(replies)
+                    rubbish = await self._pass_on(replies, hold=not request.stream)
                 failed = None if rubbish is None else Failed(ErrorCode.ENGINE_FAILED, rubbish)
             except Exception as error:  # noqa: BLE001 -- what is not expected is raised again, once the requester knows
                 if _is_expected(error):
@@ -179,19 +183,28 @@ class _Serving:
                     failed = Failed(ErrorCode.INTERNAL, f"{type(error).__name__} in the answering node")
         return None if self.end is not None else failed
 
-    async def _pass_on(self, replies: AsyncIterator[Reply]) -> str | None:
+    async def _pass_on(self, replies: AsyncIterator[Reply], *, hold: bool) -> str | None:
         """Send replies until the end; return what was wrong with them, None when nothing was or the requester has gone.
 
+        With `hold` outputs wait for the end, so that a caller who wants the whole anyway is not sent it in a thousand datagrams.
         Nothing is raised but what `replies` raises: an exception of ours would pass through the context of whoever answers.
         """
+        held: list[bytes] = []
+        held_bytes = 0
         async for reply in replies:
             try:
                 self._order.take(reply)
-                frame = encode_frame(encode_reply(reply))
+                held.append(encode_frame(encode_reply(reply)))
             except ProtocolError as error:
                 return f"the engine's answer cannot be sent: {error}"
+            held_bytes += len(held[-1])
+            if hold and held_bytes < HELD_BYTES_MAX and isinstance(reply, TextDelta | JsonDelta | TensorsReady):
+                continue
+            data = held[0] if len(held) == 1 else b"".join(held)
+            held.clear()
+            held_bytes = 0
             try:
-                await self._send(frame)
+                await self._send(data)
                 if isinstance(reply, Finished | Failed):
                     self.end = reply
                     # At once, before whoever answers has tidied up: the requester may wait for it.
@@ -202,10 +215,10 @@ class _Serving:
                 return None
         return "the engine's answer stopped without an end"
 
-    async def _send(self, frame: bytes) -> None:
-        """Send one frame whole; a frame cut short by a deadline leaves `_sending` set."""
+    async def _send(self, frames: bytes) -> None:
+        """Send whole frames; where a deadline cuts that short, `_sending` stays set."""
         self._sending = True
-        await self._stream.send_all(frame)
+        await self._stream.send_all(frames)
         self._sending = False
 
     async def _finish(self, failed: Failed) -> None:

@@ -139,9 +139,11 @@ class Transport:
                 nursery.start_soon(self._keep_time)
                 task_status.started(self.addresses)
         finally:
-            self._say_goodbye()
-            for udp in self._sockets:
-                udp.close()
+            try:
+                self._say_goodbye()
+            finally:
+                for udp in self._sockets:
+                    udp.close()
 
     async def aclose(self) -> None:
         """Say goodbye to all peers and end `run`."""

@@ -18,7 +18,7 @@ from mesh.nodefile import NODE_FILE, NoNodeError, find_node, remove_node_file, w
 from mesh.up import announce_ready
 
 COMMANDS = ("up", "status", "peers", "models", "ask", "embed", "explain", "testnet", "demo", "version")
-PEER = {"peer_id": "12D3KooWA", "state": "alive", "rtt_s": 0.0125, "models": ["m"], "unknown": [1]}
+PEER = {"peer_id": "12D3KooWA", "standing": "alive", "rtt_s": 0.0125, "models": ["m"], "unknown": [1]}
 ANSWERS: dict[str, object] = {
     "/mesh/status": {"peer_id": "12D3KooWA", "uptime_s": 61.0, "load": {"queue_s": 0.25, "draining": False}},
     "/mesh/peers": {"peers": [PEER]},

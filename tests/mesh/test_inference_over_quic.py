@@ -17,7 +17,7 @@ from protocol.multiaddr import parse_multiaddr
 from protocol.quic import ENGINE_NAMES, choose_engine
 from protocol.wire.inference import PROTOCOL_ID, encode_request
 
-REQUEST = InferenceRequest(bytes(16), Feature.CHAT, "m", b"hello", (), 10.0)
+REQUEST = InferenceRequest(bytes(16), Feature.CHAT, "m", b"hello", (), 10.0, 1, True)
 LISTEN = parse_multiaddr("/ip4/127.0.0.1/udp/0/quic-v1")
 Work = Callable[[InferenceRequest], AsyncGenerator[Reply, None]]
 

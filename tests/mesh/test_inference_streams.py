@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from mesh.inference import AnswerLimits, Served, ServeLimits, request_over, serve_stream
-from mesh.inference.server import Handle
+from mesh.inference.server import HELD_BYTES_MAX, Handle
 from mesh.transport import ConnectionLost, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -217,6 +217,39 @@ async def test_messages_larger_than_any_buffer_travel() -> None:
     assert bytes(script.requests[0].body) == request.body
 
 
+async def test_outputs_of_an_answer_that_is_not_streamed_go_out_together(autojump_clock: trio.testing.MockClock) -> None:
+    """`Accepted` comes at once, all else with the end; only what is more than `HELD_BYTES_MAX` comes before."""
+
+    async def work() -> AsyncGenerator[Reply, None]:
+        yield Accepted()
+        for number in range(3):
+            await trio.sleep(1)
+            yield TextDelta("x" * (HELD_BYTES_MAX if number == 1 else 1))
+        await trio.sleep(1)
+        yield Finished()
+
+    for stream, expected in ((False, [0, 2, 2, 4, 4]), (True, [0, 1, 2, 3, 4])):
+        here, there = stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_stream, there, Script(work).handle)
+            began_s = trio.current_time()
+            async with request_over(here, replace(REQUEST, stream=stream)) as answer:
+                came_s = [trio.current_time() - began_s async for _ in answer]
+        assert came_s == expected
+
+
+async def test_outputs_held_back_are_not_sent_before_a_failure() -> None:
+    """So that another candidate may still be tried."""
+
+    async def work() -> AsyncGenerator[Reply, None]:
+        yield TextDelta("a")
+        raise OSError("died")
+
+    outcome = await converse(Script(work).handle, replace(REQUEST, stream=False))
+    (only,) = outcome.replies
+    assert only == Failed(ErrorCode.ENGINE_FAILED, "died")
+
+
 async def test_a_refusal_is_an_answer() -> None:
     refusal = Failed(ErrorCode.OVERLOADED, "busy", 1.5)
     assert (await converse(says(refusal).handle)).replies == [refusal]
@@ -359,6 +392,7 @@ async def test_an_engine_that_answers_rubbish_fails_the_answer(replies: tuple[Re
     last = outcome.replies[-1]
     assert isinstance(last, Failed)
     assert last.code is ErrorCode.ENGINE_FAILED
+    assert outcome.fault is None, "the rubbish reached the requester"
     assert script.left.is_set()
 
 
@@ -438,14 +472,16 @@ async def test_a_bad_request_gets_one_error(
     here, there = stream_pair()
     script = says(*GOOD)
     served: list[Served] = []
+    began_s = trio.current_time()
 
     async def serve() -> None:
-        served.append(await serve_stream(there, script.handle))
+        served.append(await serve_stream(there, script.handle, ServeLimits(request_read_s=3.0)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
         await speak(here, sent, eof=eof)
         (reply,) = await read_all(here)
+    assert trio.current_time() - began_s == (3.0 if code is ErrorCode.IDLE else 0.0)
     assert isinstance(reply, Failed)
     assert reply.code is code
     assert script.requests == []
@@ -482,7 +518,9 @@ async def test_a_requester_that_never_reads_its_refusal_is_reset(autojump_clock:
     here, there = stream_pair()
     there.outgoing.data += bytes(BUFFER_BYTES)
     await speak(here, b"")
+    began_s = trio.current_time()
     served = await serve_stream(there, says().handle, ServeLimits(farewell_s=2.0))
+    assert trio.current_time() - began_s == 2.0
     assert served.end is None
     assert there.codes == [ErrorCode.MALFORMED]
     assert here.incoming.broken is not None

@@ -6,6 +6,7 @@ cancelled. A step is one batch of embeddings, one part of a prompt, or one word 
 Spec: docs/spec/06-inference.md, section "Answer".
 """
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -25,7 +26,17 @@ from mesh.engines.onnx.embedding import (
 )
 from mesh.engines.onnx.text import CONTEXT_TOKENS_MAX, TEXT_MODEL, TextModel, Writer
 from protocol.errors import ErrorCode
-from protocol.inference import Feature, Finished, InferenceRequest, Reply, Tensor, TensorsReady, TextDelta, Usage
+from protocol.inference import (
+    REQUEST_ID_BYTES,
+    Feature,
+    Finished,
+    InferenceRequest,
+    Reply,
+    Tensor,
+    TensorsReady,
+    TextDelta,
+    Usage,
+)
 from protocol.records import ModelLoad, ModelOffer
 
 _OFFERS = {
@@ -41,6 +52,13 @@ _OFFERS = {
         engine="onnx",
     ),
 }
+
+
+_WARM_UPS: dict[str, tuple[Feature, dict[str, object]]] = {
+    EMBEDDING_MODEL: (Feature.EMBEDDINGS, {"input": ["a sentence of ordinary length, such as people search for"]}),
+    TEXT_MODEL: (Feature.COMPLETIONS, {"prompt": "hacker", "max_tokens": 32}),
+}
+"""What each model answers once before it is offered: about as much as an ordinary request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +104,21 @@ class OnnxEngine:
                 )
             if TEXT_MODEL in self._slots and self._text is None:
                 self._text = await trio.to_thread.run_sync(TextModel, self._config.threads, limiter=self._threads)
+            for model in self._slots:
+                await self._warm_up(model)
+
+    async def _warm_up(self, model: str) -> None:
+        """Answers two small requests: the first pays for the runtime's own preparations, the second is the first measurement.
+
+        So the first beat already says how fast this node is, and nobody has to guess.
+        """
+        feature, body = _WARM_UPS[model]
+        for _ in range(2):
+            self._slots[model] = Slots(model, self._config.slots)
+            request = InferenceRequest(bytes(REQUEST_ID_BYTES), feature, model, json.dumps(body).encode())
+            async with self.run(request) as replies:
+                async for _reply in replies:
+                    pass
 
     async def watch(self) -> None:
         """Nothing outside changes."""

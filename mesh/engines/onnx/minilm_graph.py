@@ -41,28 +41,34 @@ class _Builder:
         self.constants: dict[str, Any] = {}
 
     def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
+        """A constant of the graph, stored once under its name."""
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value, dtype), name)
         return name
 
     def integers(self, name: str, *values: int) -> str:
+        """A constant of int64 values: axes and shapes."""
         return self.constant(name, values, np.int64)
 
     def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+        """A node with one output, whose name is returned."""
         output = f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
     def dense(self, x: str, prefix: str) -> str:
+        """A linear layer."""
         product = self.op("MatMul", x, self.constant(f"{prefix}.w", self.weights[f"{prefix}.weight"].T))
         return self.op("Add", product, self.constant(f"{prefix}.b", self.weights[f"{prefix}.bias"]))
 
     def norm(self, x: str, prefix: str) -> str:
+        """A layer normalisation."""
         scale = self.constant(f"{prefix}.g", self.weights[f"{prefix}.weight"])
         shift = self.constant(f"{prefix}.b", self.weights[f"{prefix}.bias"])
         return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=self.epsilon)
 
     def embed(self) -> str:
+        """Word, position and segment vectors, added up."""
         length = self.op("Shape", "input_ids", start=1, end=2)
         table = self.constant("positions", self.weights["embeddings.position_embeddings.weight"])
         positions = self.op("Slice", table, self.integers("zero", 0), length)
@@ -71,6 +77,7 @@ class _Builder:
         return self.norm(self.op("Add", self.op("Add", words, positions), segment), "embeddings.LayerNorm")
 
     def attend(self, x: str, prefix: str, bias: str) -> str:
+        """Self-attention with its residual."""
         split = self.integers("split", 0, 0, self.heads, self.hidden // self.heads)
         turns = {"query": [0, 2, 1, 3], "key": [0, 2, 3, 1], "value": [0, 2, 1, 3]}
         query, key, value = (
@@ -84,6 +91,7 @@ class _Builder:
         return self.norm(self.op("Add", self.dense(merged, f"{prefix}.output.dense"), x), f"{prefix}.output.LayerNorm")
 
     def feed_forward(self, x: str, prefix: str) -> str:
+        """The inner layer with GELU and its residual."""
         inner = self.dense(x, f"{prefix}.intermediate.dense")
         root = self.op("Mul", inner, self.constant("half_root", 0.5**0.5))
         gate = self.op("Add", self.op("Erf", root), self.constant("one", 1.0))
@@ -91,6 +99,7 @@ class _Builder:
         return self.norm(self.op("Add", self.dense(gelu, f"{prefix}.output.dense"), x), f"{prefix}.output.LayerNorm")
 
     def pool(self, x: str, mask: str) -> None:
+        """The mean over the tokens that count, scaled to length one, as the output."""
         wide = self.op("Unsqueeze", mask, self.integers("last_axis", 2))
         tokens = self.integers("token_axis", 1)
         total = self.op("ReduceSum", self.op("Mul", x, wide), tokens, keepdims=0)

@@ -21,6 +21,7 @@ from mesh.engines.onnx.runtime import Session, open_session, run_session
 from protocol.inference import Feature
 
 TEXT_MODEL = "isochrone-tiny-text"
+# The graph, shipped with the program; README.md beside it says how it was made.
 TEXT_GRAPH = Path(__file__).parent.parent / "data" / "tiny-text.onnx"
 END = 256  # the token that is no byte: before and after every document
 CONTEXT_TOKENS_MAX = 8192  # bytes of prompt and answer together: the state forgets long before, the bound is for time

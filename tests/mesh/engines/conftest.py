@@ -17,10 +17,28 @@ from starlette.routing import Route
 from mesh.engines.openai import OpenAIConfig, OpenAIEngine
 from protocol.inference import Feature, InferenceRequest
 
-CHAT_MODELS = (
-    ["good", "tools", "rubbish", "no-events", "long-line", "hangs", "hangs-midway", "dies", "ends-early", "no-done", "busy", "loading"]
-    + ["broken", "picky", "absent", "redirects", "error-chunk", "endless", "forbidden", "compressed"]
-)
+CHAT_MODELS = [
+    "good",
+    "tools",
+    "rubbish",
+    "no-events",
+    "long-line",
+    "hangs",
+    "hangs-midway",
+    "dies",
+    "ends-early",
+    "no-done",
+    "busy",
+    "loading",
+    "broken",
+    "picky",
+    "absent",
+    "redirects",
+    "error-chunk",
+    "endless",
+    "forbidden",
+    "compressed",
+]
 EMBEDDING_MODELS = ["embed-good", "embed-base64", "embed-short", "embed-text", "embed-huge"]
 
 
@@ -56,7 +74,10 @@ class OpenAIServer:
     health: int = 200
     metrics: str | None = None
     node_header: bool = False
-    models: list[dict] = field(default_factory=lambda: [{"id": name} for name in [*CHAT_MODELS, *EMBEDDING_MODELS]])
+    ports: list[int] = field(default_factory=list)  # of the client, one per request
+    models: list[dict] = field(
+        default_factory=lambda: [{"id": name, "owned_by": "vllm"} for name in [*CHAT_MODELS, *EMBEDDING_MODELS]]
+    )
 
     async def list_models(self, request: Request) -> Response:
         self.headers.append(dict(request.headers))
@@ -72,6 +93,7 @@ class OpenAIServer:
     async def generate(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
+        self.ports.append(request.client.port)
         self.headers.append(dict(request.headers))
         error = {"error": {"message": "the engine's own words", "type": "x", "code": None}}
         match body["model"]:
@@ -142,7 +164,8 @@ class OpenAIServer:
     async def embed(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
-        inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        is_list = isinstance(body["input"], list) and not isinstance(body["input"][0], int)
+        inputs = body["input"] if is_list else [body["input"]]
         rows = [{"index": index, "embedding": [float(index), 1.0, 2.0]} for index in range(len(inputs))]
         match body["model"]:
             case "embed-short":

@@ -21,7 +21,12 @@ async def failure_of(engine, model: str, feature: Feature = Feature.CHAT, **body
 
 
 async def test_models_of_the_server_are_offered_with_what_they_can_do(openai_engine, openai_server):
-    openai_server.models = [{"id": "llama", "max_model_len": 4096}, {"id": "bge-small", "meta": {"n_ctx_train": 512}}, {"id": 7}, "x"]
+    openai_server.models = [
+        {"id": "llama", "max_model_len": 4096},
+        {"id": "bge-small", "meta": {"n_ctx_train": 512}},
+        {"id": 7},
+        "x",
+    ]
     await openai_engine.refresh()
     offers = {offer.model: offer for offer in openai_engine.offers()}
     assert offers.keys() == {"llama", "bge-small"}
@@ -45,6 +50,21 @@ async def test_chat_is_streamed_as_text_and_ends_with_usage_and_timing(openai_en
     assert sent["stream_options"] == {"include_usage": True}
     assert sent["temperature"] == 0.5
     assert openai_server.headers[-1]["authorization"] == "Bearer secret"
+
+
+async def test_connection_is_used_again_after_a_whole_answer_and_not_after_half_of_one(openai_engine, openai_server):
+    for model in ("good", "good", "rubbish", "good"):
+        await collect(openai_engine, chat(model))
+    first, second, third, fourth = openai_server.ports
+    assert first == second == third
+    assert fourth != third
+
+
+async def test_server_with_a_costly_health_check_is_not_asked_for_it(openai_engine, openai_server):
+    openai_server.health = 500
+    openai_server.models = [{"id": "good", "owned_by": "a-proxy"}]
+    await openai_engine.refresh()
+    assert [offer.model for offer in openai_engine.offers()] == ["good"]
 
 
 async def test_completions_are_streamed_as_text(openai_engine):

@@ -1,8 +1,7 @@
 """The generated code is in step with the schemas, and what it reads and writes is what our own reader and writer do."""
 
-import importlib.util
+import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import flatbuffers
@@ -17,20 +16,11 @@ from protocol.wire.verifier import read_message
 ROOT = Path(__file__).parents[3]
 
 
-def schema_layout() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("schema_layout", ROOT / "scripts" / "schema_layout.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_generated_code_is_in_step_with_the_schemas() -> None:
-    tool = schema_layout()
-    assert tool.schemas_hash() == layouts.SCHEMAS_HASH, "run `make schemas`"
-    assert tool.generated_hash() == layouts.GENERATED_HASH, "run `make schemas`"
-    assert tool.OUTPUT.read_text() == tool.source_text(), "run `make schemas`"
+    tool = runpy.run_path(str(ROOT / "scripts" / "schema_layout.py"))
+    assert tool["schemas_hash"]() == layouts.SCHEMAS_HASH, "run `make schemas`"
+    assert tool["generated_hash"]() == layouts.GENERATED_HASH, "run `make schemas`"
+    assert tool["OUTPUT"].read_text() == tool["source_text"](), "run `make schemas`"
 
 
 @pytest.mark.parametrize("layout", [layouts.REQUEST, layouts.REPLY], ids=lambda layout: layout.name)
