@@ -22,9 +22,9 @@ from mesh.driver import Driver
 from mesh.engines.base import Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
 from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
-from mesh.gateway import Gateway, GatewayConfig
+from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig
 from mesh.hardware import read_hardware
-from mesh.inference import serve_stream
+from mesh.inference import ServeLimits, serve_stream
 from mesh.store import KnownPeer, Store
 from mesh.telemetry import Telemetry, make_logger
 from mesh.transport import Stream, Transport, TransportConfig
@@ -97,9 +97,23 @@ class Service:
     """The parts of one running node."""
 
     def __init__(
-        self, config: NodeConfig, store: Store, identity: Identity, engines: Sequence[Engine], telemetry: Telemetry
+        self,
+        config: NodeConfig,
+        store: Store,
+        identity: Identity,
+        engines: Sequence[Engine],
+        telemetry: Telemetry,
+        limits: ServeLimits | None = None,
     ) -> None:
         """Composes the parts; nothing runs before `run`.
+
+        Args:
+            config: what the node was told.
+            store: its state directory.
+            identity: its key.
+            engines: what answers here; started already.
+            telemetry: where facts become metrics and log lines.
+            limits: what a peer that asks may cost; defaults where None.
 
         Raises:
             StartError: the QUIC engine asked for is not there.
@@ -108,6 +122,8 @@ class Service:
         self._store = store
         self._engines = engines
         self._telemetry = telemetry
+        self._limits = limits or ServeLimits()
+        self._gateway_ended = trio.Event()
         agent = f"isochrone/{version()}"
         try:
             quic_engine = choose_engine(None if config.quic_engine == "auto" else config.quic_engine)
@@ -116,18 +132,20 @@ class Service:
         core = CoreConfig(network_id=config.network, agent=agent)
         self.node = Node(core, identity, random.SystemRandom(), Sequencer(store.reserved(time.time())))
         self.transport = Transport(identity, TransportConfig(agent=agent), quic_engine, announce=config.announce)
-        self.dispatcher = Dispatcher(self.node, self.transport, engines)
+        self.dispatcher = Dispatcher(self.node, self.transport, engines, telemetry)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.dispatcher.attach(self.driver)
         self.transport.add_handler(INFER_PROTOCOL, self._serve)
-        gateway = GatewayConfig(host=config.gateway.host, port=config.gateway.port)
+        self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
+        gateway = GatewayConfig(host=config.gateway.host, port=config.gateway.port, grace_s=config.grace_s)
         self.gateway = Gateway(gateway, self.dispatcher, telemetry)
 
     async def run(self, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
         """Runs until `shutdown` is set and everything under way has been brought to an end."""
         async with trio.open_nursery() as nursery:
-            await self._listen(nursery)
+            # The driver first: the transport tells it of peers as soon as it listens.
             await nursery.start(self.driver.run)
+            await self._listen(nursery)
             hardware = await trio.to_thread.run_sync(read_hardware)
             now = self.transport.now()
             self.node.start(self.transport.addresses, hardware, self._offers(), time.time(), now)
@@ -137,7 +155,7 @@ class Service:
             nursery.start_soon(self._watch_clock)
             for engine in self._engines:
                 nursery.start_soon(engine.watch)
-            url = await nursery.start(self.gateway.serve)
+            url: str = await nursery.start(self._serve_gateway)
             addresses = tuple(str(address.with_peer(self.node.peer_id)) for address in self.transport.addresses)
             # What stands now stands until the end: the collector need not look at it again.
             gc.collect()
@@ -164,17 +182,34 @@ class Service:
         self.dispatcher.draining = True
         self.node.drain(self.transport.now())
         self.driver.settle()
+        # The gateway ends when the last byte of the last answer is out, which is after the dispatcher is done with it.
+        self.gateway.stop()
         with trio.move_on_after(self._config.grace_s) as grace:
             await self.dispatcher.idle()
+            await self._gateway_ended.wait()
         if grace.cancelled_caught:
             self._telemetry.log.warning("the grace period ended before all answers were finished")
         self._remember()
-        self.gateway.stop()
         await self.transport.aclose()
+
+    async def _serve_gateway(self, *, task_status: trio.TaskStatus[str]) -> None:
+        """Serves clients until the stop.
+
+        Raises:
+            StartError: the gateway cannot listen where it was told to.
+        """
+        try:
+            await self.gateway.serve(task_status=task_status)
+        except GatewayAddressError as error:
+            raise StartError(f"{error}: choose another address with --gateway") from error
+        finally:
+            self._gateway_ended.set()
 
     async def _serve(self, stream: Stream) -> None:
         """Answers one incoming inference stream."""
-        await serve_stream(stream, self.dispatcher.serve)
+        served = await serve_stream(stream, self.dispatcher.serve, self._limits)
+        if served.fault is not None:
+            self._telemetry.peer_faulted(stream.peer_id, served.fault.code, served.fault.detail)
 
     def _offers(self) -> tuple[ModelOffer, ...]:
         """Everything this node's engines serve, each model once."""

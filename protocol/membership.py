@@ -75,6 +75,17 @@ class PeerLeft:
     reason: str
 
 
+_FAILURES_COUNTED = {
+    ErrorCode.GOODBYE: 3,
+    ErrorCode.MALFORMED: 6,
+    ErrorCode.TOO_LARGE: 6,
+    ErrorCode.BAD_SIGNATURE: 6,
+    ErrorCode.WRONG_NETWORK: 6,
+    ErrorCode.FLOODING: 6,
+}
+"""Failed dials that the end of a connection counts as, by its code: there is no hurry to call back who has just left, and none
+at all after a fault of either side, for it would be the same again half a second later."""
+
 Target = PeerId | str
 """Whom a dial is for: a peer, or the text of a bootstrap address whose peer is not known yet."""
 
@@ -191,7 +202,7 @@ class Membership:
             peer.gone_because = "said goodbye"
         elif peer.gone_because is None:
             peer.gone_because = "connection closed"
-        failures = 3 if code is ErrorCode.GOODBYE else 0  # no hurry to call back who has just left
+        failures = _FAILURES_COUNTED.get(code, 0)
         if self._addresses(peer_id):
             self._dials[peer_id] = _Dial(now + self._backoff(failures), failures)
         self._judge(peer_id, peer, now)
@@ -295,10 +306,18 @@ class Membership:
             return None
         peer = self._peers.get(peer_id)
         if peer is None:
-            if len(self._peers) >= self._config.peers_max:
+            if len(self._peers) >= self._config.peers_max and not self._make_room():
                 return None
             peer = self._peers[peer_id] = _Peer()
         return peer
+
+    def _make_room(self) -> bool:
+        """Forgets one who came and went without a word: identities cost nothing, and may not keep out those who serve."""
+        for peer_id, peer in self._peers.items():
+            if not peer.connected and not peer.addresses and peer.beat_at is None:
+                del self._peers[peer_id]
+                return True
+        return False
 
     def _judge(self, peer_id: PeerId, peer: _Peer, now: float) -> None:
         """Says so when a peer comes into or falls out of the set that may be given work."""
@@ -313,7 +332,7 @@ class Membership:
 
     def _backoff(self, failures: int) -> float:
         """Exponential, with full jitter over its upper half so that peers do not dial in step."""
-        ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2 ** min(failures, 16))
+        ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2.0 ** min(failures, 16))
         jitter: float = self._luck.uniform(0.5, 1.0)
         return ceiling * jitter
 

@@ -194,8 +194,9 @@ class Node:
 
     def handle_connected(self, peer_id: PeerId, now: float, target: membership.Target | None = None) -> None:
         """Notes a connection to a peer that speaks the mesh's protocols."""
+        is_new = not self.membership.is_connected(peer_id)
         self.membership.handle_connected(peer_id, now, target)
-        if peer_id != self.peer_id:
+        if is_new and peer_id != self.peer_id:
             self.gossip.handle_connected(peer_id, now)
             self.probe.handle_connected(peer_id, now)
         self._settle(now)
@@ -399,15 +400,19 @@ class Node:
 
     def _publish(self, now: float) -> None:
         """Signs and spreads what is due."""
-        if not self._started or now < self._next_publication() or not self._may_sign(now):
+        if not self._started or now < self._next_publication():
             return
         config = self.config
-        if now >= self._card_at + (config.card_interval_min_s if self._card_changed else config.card_lifetime_s / 2):
-            self._publish_card(now)
-        if now >= self._beat_at + config.beat_interval_s:
-            self._publish_beat(now)
-        if now >= self._edges_at + config.edges_interval_s:
-            self._publish_edges(now)
+        card_at = self._card_at + (config.card_interval_min_s if self._card_changed else config.card_lifetime_s / 2)
+        due = [
+            (card_at, self._publish_card),
+            (self._beat_at + config.beat_interval_s, self._publish_beat),
+            (self._edges_at + config.edges_interval_s, self._publish_edges),
+        ]
+        for due_at, publish in due:
+            # Asked before each, for the last safe number may be used up by the one before.
+            if now >= due_at and self._may_sign(now):
+                publish(now)
 
     def _may_sign(self, now: float) -> bool:
         """Whether a sequence number is safe to use; asks for more in good time, and again when the disk refused."""
