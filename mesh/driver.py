@@ -36,10 +36,11 @@ GREETING_RETRY_S = 1.0
 
 @dataclass(slots=True)
 class _Outbox:
-    """What waits to be said to one peer."""
+    """What waits to be said to one connected peer, from the moment it is connected: it may speak before it can be spoken to."""
 
     messages: deque[bytes] = field(default_factory=lambda: deque(maxlen=OUTBOX_MESSAGES_MAX))
     ready: trio.Event = field(default_factory=trio.Event)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class Driver:
@@ -68,7 +69,6 @@ class Driver:
         self._reserve = reserve
         self._on_forwarding = on_forwarding
         self._outboxes: dict[PeerId, _Outbox] = {}
-        self._speaking: dict[PeerId, trio.CancelScope] = {}
         self._targets: dict[PeerId, list[membership.Target]] = {}
         self._armed_for = float("inf")
         self._wake = trio.Event()
@@ -176,10 +176,9 @@ class Driver:
         peer_id = connection.peer_id
         known = code if isinstance(code, ErrorCode) else ErrorCode.INTERNAL
         self._telemetry.peer_disconnected(peer_id, known)
-        scope = self._speaking.pop(peer_id, None)
-        if scope is not None:
-            scope.cancel()
-        self._outboxes.pop(peer_id, None)
+        outbox = self._outboxes.pop(peer_id, None)
+        if outbox is not None:
+            outbox.scope.cancel()
         self._node.handle_disconnected(peer_id, known, self.now)
         self._dials_failed(peer_id)
         self.settle()
@@ -192,11 +191,11 @@ class Driver:
 
     def _attend(self, peer_id: PeerId) -> None:
         """Sees to it that somebody speaks to a connected peer, and that the dials which led to it hear how that went."""
+        if peer_id not in self._outboxes:
+            outbox = self._outboxes[peer_id] = _Outbox()
+            self._start(self._speak, peer_id, outbox)
         if self._node.membership.is_connected(peer_id):
             self._greeted(peer_id)
-        if peer_id not in self._speaking:
-            scope = self._speaking[peer_id] = trio.CancelScope()
-            self._start(self._speak, peer_id, scope)
 
     def _greeted(self, peer_id: PeerId) -> None:
         """Tells the core that the peer speaks the mesh's protocols.
@@ -230,15 +229,15 @@ class Driver:
             outbox.messages.append(payload)
             outbox.ready.set()
 
-    async def _speak(self, peer_id: PeerId, scope: trio.CancelScope) -> None:
-        """Keeps a gossip stream to a peer open and writes what is queued, until `scope` is cancelled with the connection.
+    async def _speak(self, peer_id: PeerId, outbox: _Outbox) -> None:
+        """Keeps a gossip stream to a peer open and writes what is queued, for as long as the peer is connected.
 
         Two peers that dialled each other at once keep one of the two connections; the stream moves to it when the other closes.
         """
-        with scope:
+        with outbox.scope:
             while (connection := self._transport.connections.get(peer_id)) is not None:
                 try:
-                    await self._speak_over(connection)
+                    await self._speak_over(connection, outbox)
                 except (StreamReset, ConnectionLost, trio.TooSlowError) as error:
                     if self._transport.connections.get(peer_id) is not connection:
                         continue
@@ -248,10 +247,10 @@ class Driver:
                     if isinstance(error, StreamReset) and error.code is ErrorCode.UNSUPPORTED:
                         break
                     await trio.sleep(GREETING_RETRY_S)
-        if self._speaking.get(peer_id) is scope:
-            del self._speaking[peer_id]
+        if self._outboxes.get(peer_id) is outbox:
+            del self._outboxes[peer_id]
 
-    async def _speak_over(self, connection: Connection) -> None:
+    async def _speak_over(self, connection: Connection, outbox: _Outbox) -> None:
         """Opens one gossip stream and writes to it until it ends.
 
         Raises:
@@ -259,19 +258,14 @@ class Driver:
             ConnectionLost: the connection is gone.
             trio.TooSlowError: the peer does not say whether it speaks gossip.
         """
-        peer_id = connection.peer_id
         async with await connection.open_stream(GOSSIP_PROTOCOL) as stream:
             with trio.fail_after(GREETING_TIMEOUT_S):
                 await stream.confirmed()
-            outbox = self._outboxes[peer_id] = _Outbox()
-            try:
-                self._greeted(peer_id)
-                await self._write(stream, outbox)
-            finally:
-                if self._outboxes.get(peer_id) is outbox:
-                    del self._outboxes[peer_id]
+            self._greeted(connection.peer_id)
+            await self._write(stream, outbox)
 
-    async def _write(self, stream: Stream, outbox: _Outbox) -> None:
+    @staticmethod
+    async def _write(stream: Stream, outbox: _Outbox) -> None:
         """Writes what is queued until the stream ends."""
         while True:
             while outbox.messages:

@@ -38,6 +38,8 @@ from protocol.records import ModelOffer, Sequencer
 
 LOAD_INTERVAL_S = 0.25
 """How often the engines are asked how busy they are; four times a beat, and asking costs microseconds."""
+WATCH_RETRY_S = 5.0
+"""Pause before an engine whose `watch` failed is watched again: a fault that stays fills no log."""
 CLOCK_INTERVAL_S = 5.0
 """How often the wall clock is compared with the monotonic one: a step is noticed long before a record would expire by it."""
 
@@ -154,7 +156,7 @@ class Service:
             nursery.start_soon(self._watch_engines)
             nursery.start_soon(self._watch_clock)
             for engine in self._engines:
-                nursery.start_soon(engine.watch)
+                nursery.start_soon(self._watch, engine)
             url: str = await nursery.start(self._serve_gateway)
             addresses = tuple(str(address.with_peer(self.node.peer_id)) for address in self.transport.addresses)
             # What stands now stands until the end: the collector need not look at it again.
@@ -233,6 +235,17 @@ class Service:
         )
         if fault is not None:
             self._telemetry.log.warning("known peers were not kept", reason=str(fault))
+
+    async def _watch(self, engine: Engine) -> None:
+        """Lets an engine keep itself up to date; one that fails at it is let try again."""
+        while True:
+            try:
+                await engine.watch()
+            except Exception as error:  # noqa: BLE001 -- an engine is foreign code: what it raises does not end the node
+                self._telemetry.engine_crashed(engine.kind, error)
+                await trio.sleep(WATCH_RETRY_S)
+            else:
+                return
 
     async def _watch_engines(self) -> None:
         """Keeps the core's idea of offers and load fresh."""
