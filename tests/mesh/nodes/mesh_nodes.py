@@ -1,6 +1,7 @@
 """Whole nodes in this process: real sockets on loopback, real state directories, engines that do what a test says."""
 
 import json
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -48,6 +49,12 @@ async def hang(_request: InferenceRequest) -> AsyncGenerator[object, None]:
 async def say_and_hang(_request: InferenceRequest) -> AsyncGenerator[object, None]:
     yield TextDelta(WORDS[0])
     await trio.sleep_forever()
+
+
+def request(**named) -> InferenceRequest:
+    """A chat request as a gateway makes it."""
+    body = json.dumps({"model": MODEL, "messages": MESSAGES}).encode()
+    return InferenceRequest(**{"request_id": os.urandom(16), "feature": Feature.CHAT, "model": MODEL, "body": body, **named})
 
 
 class Plan:
