@@ -194,9 +194,7 @@ class Dispatcher:
         status["uptime_s"] = round(time.time() - self._started_s, 1)
         status["draining"] = self.draining
         status["requests_open"] = len(self._tickets)
-        status["models"] = {
-            load.model: f"{load.running} of {load.slots} slots busy, {load.waiting} waiting" for load in loads
-        }
+        status["models"] = {load.model: f"{load.running} of {load.slots} slots busy, {load.waiting} waiting" for load in loads}
         return status
 
     def peers(self) -> list[dict[str, object]]:
@@ -316,7 +314,9 @@ class Dispatcher:
             return message
         unserved = f"does not serve {ticket.request.model}"
         reasons = dict.fromkeys(c.reason for c in ticket.report.candidates if not c.qualified and c.reason != unserved)
-        return f"{message}: {'; '.join(reasons)}" if reasons else f"no node of this mesh serves the model {ticket.request.model!r}"
+        return (
+            f"{message}: {'; '.join(reasons)}" if reasons else f"no node of this mesh serves the model {ticket.request.model!r}"
+        )
 
     @asynccontextmanager
     async def _run_locally(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:

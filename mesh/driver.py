@@ -137,7 +137,9 @@ class Driver:
         try:
             self._reserve(upto)
         except OSError as error:
-            self._telemetry.log.error("sequence numbers cannot be persisted; records are not renewed until they can", error=str(error))
+            self._telemetry.log.error(
+                "sequence numbers cannot be persisted; records are not renewed until they can", error=str(error)
+            )
             return
         self._node.handle_reserved(upto, self.now)
 

@@ -238,7 +238,9 @@ class Node:
         candidates.extend(self._candidate(view) for view in self.peers(now))
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
-    def submit(self, request: InferenceRequest, report: RouteReport, from_peer: PeerId | None, now: float) -> forwarding.Refuse | None:
+    def submit(
+        self, request: InferenceRequest, report: RouteReport, from_peer: PeerId | None, now: float
+    ) -> forwarding.Refuse | None:
         """Begins a ranked request.
 
         Returns:
@@ -258,7 +260,14 @@ class Node:
         return self.forwarding.handle_first_output(request.request_id, peer, now)
 
     def handle_finished(
-        self, request: InferenceRequest, report: RouteReport, peer: PeerId, end: Finished, took_s: float, first_s: float, now: float
+        self,
+        request: InferenceRequest,
+        report: RouteReport,
+        peer: PeerId,
+        end: Finished,
+        took_s: float,
+        first_s: float,
+        now: float,
     ) -> None:
         """Notes a complete answer, and learns from it how fast the peer serves.
 
