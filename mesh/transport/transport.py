@@ -361,9 +361,9 @@ class Transport:
                     stream.took(data, end)
                 else:
                     self.endpoint.consumed(handle, stream_id, len(data), self.now())
-            case quic.StreamReset(connection=handle, stream=stream_id, code=code):
+            case quic.StreamReset(connection=handle, stream=stream_id, code=code, local=is_local):
                 if (stream := self._stream(handle, stream_id)) is not None:
-                    stream.was_reset(code)
+                    stream.was_reset(code, "too much of the stream was not read" if is_local else "the peer reset the stream")
             case quic.StopSending(connection=handle, stream=stream_id, code=code):
                 if (stream := self._stream(handle, stream_id)) is not None:
                     stream.was_stopped(code)
