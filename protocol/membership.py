@@ -47,7 +47,7 @@ class MembershipConfig:
     dial_address_s: float = 10.0
     """A dial that is not answered for within this time per address has failed: a handshake, name resolution and a greeting."""
     dial_spread_s: float = 0.01
-    """Each dial that waits already puts off the next one by up to this at random, so that not all nodes choose the same peers."""
+    """Each dial that waits puts off the next one by up to this at random, so that not all nodes choose the same peers."""
     pinned_failures: int = 3
     """After so many failed dials a bootstrap address given without a peer id may belong to somebody else: a new key, a new node."""
     dial_polite_s: float = 0.3
