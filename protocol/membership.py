@@ -165,6 +165,7 @@ class Membership:
         peer.addresses = addresses
         if addresses and not peer.connected and peer_id not in self._under_way and (moved or peer_id not in self._waiting):
             polite_s = 0.0 if self._own < peer_id else self._config.dial_polite_s
+            self._waiting.discard(peer_id)
             spread_s: float = self._luck.uniform(0.0, self._config.dial_spread_s * len(self._waiting))
             self._wait(peer_id, now + polite_s + spread_s, peer.failures)
         self._advance(now)
