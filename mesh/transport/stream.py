@@ -34,6 +34,7 @@ class Stream:
     Attributes:
         connection: whose stream it is.
         protocol_id: what was agreed, or proposed and not refused yet.
+        unread_bytes: what came and was not read yet.
     """
 
     def __init__(self, connection: "Connection", stream_id: int, config: MultistreamConfig, protocol_id: str = "") -> None:
@@ -44,6 +45,7 @@ class Stream:
         self._initiator = Initiator([protocol_id], config) if protocol_id else None
         self._unsent = self._initiator.data_to_send() if self._initiator is not None else b""
         self._chunks: deque[bytes] = deque()
+        self.unread_bytes = 0
         self._uncredited_bytes = 0
         self._ended = False
         self._reset: StreamReset | None = None
@@ -65,6 +67,8 @@ class Stream:
         """Take bytes from the network."""
         if data:
             self._chunks.append(data)
+            self.unread_bytes += len(data)
+            self.connection.hold_unread(len(data))
         if end:
             self._ended = True
             self._forget_if_over()
@@ -72,7 +76,7 @@ class Stream:
 
     def was_reset(self, code: int) -> None:
         """The peer abandoned its side."""
-        self._chunks.clear()
+        self._drop_unread()
         self._reset = StreamReset(code, "the peer reset the stream")
         self._forget_if_over()
         self._readers.unpark_all()
@@ -82,6 +86,12 @@ class Stream:
         self._stopped = StreamReset(code, "the peer reads no more")
         self._forget_if_over()
         self._writers.unpark_all()
+
+    def _drop_unread(self) -> None:
+        """Forget what nobody will read."""
+        self._chunks.clear()
+        self.connection.hold_unread(-self.unread_bytes)
+        self.unread_bytes = 0
 
     def _forget_if_over(self) -> None:
         """Leave the connection's table once neither side can do anything more."""
@@ -142,6 +152,8 @@ class Stream:
             self._chunks.appendleft(chunk[max_bytes:])
             chunk = chunk[:max_bytes]
         self._uncredited_bytes += len(chunk)
+        self.unread_bytes -= len(chunk)
+        self.connection.hold_unread(-len(chunk))
         if self._uncredited_bytes >= CREDIT_STEP_BYTES:
             self._grant()
         return chunk
@@ -194,6 +206,8 @@ class Stream:
         if rest:
             self._chunks.appendleft(rest)
             self._uncredited_bytes -= len(rest)
+            self.unread_bytes += len(rest)
+            self.connection.hold_unread(len(rest))
 
     # Writing.
 
@@ -248,13 +262,13 @@ class Stream:
 
     # Ending.
 
-    def reset(self, code: int = ErrorCode.CANCELLED) -> None:
+    def reset(self, code: int = ErrorCode.CANCELLED, reason: str = "this node reset the stream") -> None:
         """Abandon both sides at once; the peer sees `code`."""
         self._unsent = b""
         self._sent_eof = True
-        self._stopped = self._stopped or StreamReset(code, "this node reset the stream")
-        self._reset = self._reset or StreamReset(code, "this node reset the stream")
-        self._chunks.clear()
+        self._stopped = self._stopped or StreamReset(code, reason)
+        self._reset = self._reset or StreamReset(code, reason)
+        self._drop_unread()
         self.connection.abandon(self._id, code)
         self.connection.forget(self._id)
         self._readers.unpark_all()
@@ -269,7 +283,7 @@ class Stream:
             if not self._sent_eof:
                 self.reset()
             elif not (self._ended and not self._chunks):
-                self._chunks.clear()
+                self._drop_unread()
                 self._reset = self._reset or StreamReset(ErrorCode.CANCELLED, "this node closed the stream")
                 self.connection.stop_reading(self._id, ErrorCode.NO_ERROR)
                 self._forget_if_over()
