@@ -63,6 +63,8 @@ class Transport:
         connections: the current connection of every connected peer.
         on_connected: called when a peer is connected that was not.
         on_disconnected: called when the last connection of a peer is gone.
+        on_replaced: called when another connection takes the place of a peer's current one: what was on its way on the old one
+            may be lost, above all when the peer has started anew.
         on_datagram: called with peer id, content and time of arrival of every QUIC DATAGRAM frame.
         on_crash: called when a handler fails by a fault of its own.
     """
@@ -77,6 +79,7 @@ class Transport:
         announce: Sequence[Multiaddr] = (),
         on_connected: Callable[[Connection], None] | None = None,
         on_disconnected: Callable[[Connection, int], None] | None = None,
+        on_replaced: Callable[[Connection], None] | None = None,
         on_datagram: Callable[[PeerId, bytes, float], None] | None = None,
         on_crash: Callable[[Stream, Exception], None] | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
@@ -88,6 +91,7 @@ class Transport:
         self.connections: dict[PeerId, Connection] = {}
         self.on_connected = on_connected
         self.on_disconnected = on_disconnected
+        self.on_replaced = on_replaced
         self.on_datagram = on_datagram
         self.on_crash = on_crash
         certificate = make_certificate(identity, entropy(CERTIFICATE_ENTROPY_BYTES), time.time())
@@ -403,11 +407,15 @@ class Transport:
             other.successor = connection
             self.endpoint.close(other.handle, ErrorCode.DUPLICATE, "the peer was started again", self.now())
             self.pump()
+            if self.on_replaced is not None:
+                self.on_replaced(connection)
         elif self._keeps_older(other, connection):
             self._retire(connection, other)
         else:
             self.connections[output.peer_id] = connection
             self._retire(other, connection)
+            if self.on_replaced is not None:
+                self.on_replaced(connection)
         self._finish_dial(output.connection, self.connections[output.peer_id], None)
 
     def _keeps_older(self, older: Connection, newer: Connection) -> bool:
@@ -444,6 +452,9 @@ class Transport:
                     other.successor = None
                     self.connections[connection.peer_id] = other
                     break
+            promoted = self.connections.get(connection.peer_id)
+            if promoted is not None and self.on_replaced is not None:
+                self.on_replaced(promoted)
         connection.was_lost(lost)
         if connection.peer_id not in self.connections and self.on_disconnected is not None:
             self.on_disconnected(connection, lost.code)
