@@ -1,8 +1,8 @@
 """The dispatcher: turns the core's decisions about a request into engine runs and streams, and their outcomes into its inputs.
 
 The gateway submits requests here, and so do incoming inference streams. `forwarding` in the core decides what to do next
-(`RunLocally`, `Forward`, `Refuse`, `CancelAttempt`); one task per request carries it out and hands every output to whoever reads the
-`Answer`, through a small channel, so that a slow reader slows the engine down instead of filling memory. Leaving the `submit`
+(`RunLocally`, `Forward`, `Refuse`, `CancelAttempt`); one task per request carries it out and hands every output to whoever reads
+the `Answer`, through a small channel, so that a slow reader slows the engine down instead of filling memory. Leaving the `submit`
 context cancels the work the whole way down.
 
 Spec: docs/spec/06-inference.md.
@@ -11,21 +11,22 @@ Spec: docs/spec/06-inference.md.
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import trio
 
 from mesh.driver import Driver
-from mesh.engines.base import Engine
+from mesh.engines.base import Engine, refuse
 from mesh.gateway.ports import CatalogueEntry
 from mesh.inference import request_over
-from mesh.transport import ConnectionLost, StreamReset, Transport
+from mesh.telemetry import Telemetry
+from mesh.transport import Connection, ConnectionLost, StreamReset, Transport
 from mesh.views import peer_json, status_json
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import CancelAttempt, Ended, Forward, Output, Refuse, RunLocally
 from protocol.identity import PeerId
-from protocol.inference import Accepted, Failed, Finished, InferenceRequest, Reply
+from protocol.inference import Accepted, AnswerOrder, Failed, Finished, InferenceRequest, Reply
 from protocol.membership import Standing
 from protocol.node import Node
 from protocol.records import ModelOffer
@@ -35,7 +36,7 @@ INFER_PROTOCOL = "/isochrone/infer/1.0.0"
 REPLIES_BUFFERED_MAX = 8
 """Replies between the attempt and its reader: enough that neither waits for a task switch per token, little memory."""
 REPORTS_MAX = 1024
-"""Route reports kept for `explain`: the last few minutes of a busy node, a few MiB."""
+"""Route reports kept for `explain`: the last few minutes of a busy node; 20 MiB where each names 64 candidates."""
 MODELS_SEEN_MAX = 4096
 """Model ids whose first sight is remembered: more than any mesh serves, so that inventing names costs no memory."""
 
@@ -50,7 +51,18 @@ class _Ticket:
     commands: deque[RunLocally | Forward | Refuse] = field(default_factory=deque)
     changed: trio.Event = field(default_factory=trio.Event)
     attempt: trio.CancelScope | None = None
+    retry_after_s: float = 0.0
+    accepted: bool = False
     answered: bool = False
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One attempt: who was asked, when, and how long its first output took."""
+
+    peer: PeerId
+    started_at: float
+    first_s: float | None = None
 
 
 class Answer:
@@ -66,10 +78,9 @@ class Answer:
         """All candidates with their scores, who was chosen, predicted and measured times."""
         return self._ticket.report
 
-    async def replies(self) -> AsyncIterator[Reply]:
+    def replies(self) -> AsyncIterator[Reply]:
         """All events, `Accepted` included; ends after `Finished` or `Failed`."""
-        async for reply in self._replies:
-            yield reply
+        return self._replies
 
     async def __aiter__(self) -> AsyncIterator[Reply]:
         """The outputs and then `Finished` or `Failed`."""
@@ -81,17 +92,19 @@ class Answer:
 class Dispatcher:
     """Carries out requests for the gateway and for peers."""
 
-    def __init__(self, node: Node, transport: Transport, engines: Sequence[Engine]) -> None:
+    def __init__(self, node: Node, transport: Transport, engines: Sequence[Engine], telemetry: Telemetry) -> None:
         """Connects the parts; `attach` completes it.
 
         Args:
             node: the core.
             transport: for streams to peers.
             engines: this node's own.
+            telemetry: hears of faults of peers and engines.
         """
         self._node = node
         self._transport = transport
         self._engines = engines
+        self._telemetry = telemetry
         self._settle: Callable[[], None] = lambda: None
         self._tickets: dict[bytes, _Ticket] = {}
         self._reports: OrderedDict[str, RouteReport] = OrderedDict()
@@ -114,10 +127,10 @@ class Dispatcher:
         """
         now = self._transport.now()
         ticket = _Ticket(request, self._node.rank(request, now, from_peer), now)
-        self._admit(ticket, from_peer, now)
         send, receive = trio.open_memory_channel[Reply](REPLIES_BUFFERED_MAX)
         failure: Exception | None = None
         try:
+            self._admit(ticket, from_peer, now)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._carry, ticket, send)
                 try:
@@ -127,7 +140,7 @@ class Dispatcher:
                 nursery.cancel_scope.cancel()
         finally:
             receive.close()
-            self._leave(ticket)
+            self._leave(ticket, from_peer)
         if failure is not None:
             raise failure
 
@@ -150,7 +163,9 @@ class Dispatcher:
             return
         match output:
             case CancelAttempt():
-                if ticket.attempt is not None:
+                if ticket.commands:  # the attempt has not begun yet
+                    ticket.commands.pop()
+                elif ticket.attempt is not None:
                     ticket.attempt.cancel()
             case RunLocally() | Forward() | Refuse():
                 ticket.commands.append(output)
@@ -183,8 +198,9 @@ class Dispatcher:
         return entries
 
     def explain(self, request_id: str) -> RouteReport | None:
-        """How a recent request was routed, or None when it is not known (any more)."""
-        return self._reports.get(request_id)
+        """How a request under way or a recent one was routed, or None when it is not known (any more)."""
+        under_way = next((ticket for key, ticket in self._tickets.items() if key.hex() == request_id), None)
+        return under_way.report if under_way is not None else self._reports.get(request_id)
 
     def status(self) -> dict[str, object]:
         """How the node is doing."""
@@ -219,15 +235,17 @@ class Dispatcher:
         if refusal is not None:
             ticket.commands.append(refusal)
 
-    def _leave(self, ticket: _Ticket) -> None:
-        """Ends a request whose reader is gone, and keeps its report."""
+    def _leave(self, ticket: _Ticket, from_peer: PeerId | None) -> None:
+        """Ends a request whose reader is gone, and keeps its report; not that of a peer's request that was refused at once."""
         request_id = ticket.request.request_id
-        if self._tickets.get(request_id) is ticket:
+        begun = self._tickets.get(request_id) is ticket
+        if begun:
             ticket.answered = True
             self._node.handle_cancelled(ticket.request, self._transport.now())
             self._settle()
             del self._tickets[request_id]
-        self._reports[request_id.hex()] = ticket.report
+        if begun or from_peer is None:
+            self._reports[request_id.hex()] = ticket.report
         if len(self._reports) > REPORTS_MAX:
             self._reports.popitem(last=False)
         if not self._tickets:
@@ -235,7 +253,7 @@ class Dispatcher:
 
     async def _carry(self, ticket: _Ticket, send: trio.MemorySendChannel[Reply]) -> None:
         """Carries out what the core wants for one request until the answer has ended."""
-        with send, suppress(trio.BrokenResourceError):
+        with send:
             while not ticket.answered:
                 while not ticket.commands:
                     ticket.changed = trio.Event()
@@ -243,7 +261,7 @@ class Dispatcher:
                 match ticket.commands.popleft():
                     case Refuse(_, code, message):
                         ticket.answered = True
-                        await send.send(Failed(code, self._why_not(ticket, code, message)))
+                        await send.send(_explained(ticket, code, message))
                     case RunLocally(_, deadline_s):
                         request = replace(ticket.request, deadline_s=deadline_s)
                         await self._attempt(ticket, self._node.peer_id, self._run_locally(request), send)
@@ -255,68 +273,92 @@ class Dispatcher:
         self,
         ticket: _Ticket,
         peer: PeerId,
-        source: AbstractAsyncContextManager[AsyncIterator[Reply]],
+        source: AbstractAsyncContextManager[AsyncIterator[object]],
         send: trio.MemorySendChannel[Reply],
     ) -> None:
         """Makes one attempt and tells the core how it went; what the core wants next stands in the ticket afterwards."""
-        started = self._transport.now()
-        first_s: float | None = None
+        attempt = _Attempt(peer, self._transport.now())
         failed: Failed | None = None
         with trio.CancelScope() as ticket.attempt:
-            async with source as replies:
-                async for reply in replies:
-                    now = self._transport.now()
-                    match reply:
-                        case Failed():
-                            failed = reply
-                            break
-                        case Finished():
-                            self._finish(ticket, peer, reply, started, first_s)
-                            await send.send(reply)
-                            break
-                        case Accepted():
-                            await send.send(reply)
-                        case _:
-                            if first_s is None:
-                                first_s = now - started
-                                self._note_first_output(ticket, peer, now)
-                            await send.send(reply)
+            try:
+                failed = await self._relay(ticket, attempt, source, send)
+            except Exception as error:  # noqa: BLE001 -- an engine is foreign code: what it raises ends this attempt alone
+                self._telemetry.engine_crashed(ticket.request.model, error)
+                failed = Failed(ErrorCode.ENGINE_FAILED, f"{type(error).__name__} in the engine")
         ticket.attempt = None
+        if ticket.answered:
+            return
         if failed is not None:
+            ticket.retry_after_s = failed.retry_after_s
             ticket.report = ticket.report.with_outcome(peer, f"{failed.code.name.lower()}: {failed.message}")
             self._node.handle_failed(ticket.request, peer, failed, self._transport.now())
             self._settle()
-        elif not ticket.answered:
+        else:
             ticket.report = ticket.report.with_outcome(peer, "given up: no answer in time")
+            self._node.handle_given_up(ticket.request, peer, self._transport.now())
 
-    def _note_first_output(self, ticket: _Ticket, peer: PeerId, now: float) -> None:
-        """Tells the core and the report that the first output is here."""
-        self._node.handle_first_output(ticket.request, peer, now)
+    async def _relay(
+        self,
+        ticket: _Ticket,
+        attempt: _Attempt,
+        source: AbstractAsyncContextManager[AsyncIterator[object]],
+        send: trio.MemorySendChannel[Reply],
+    ) -> Failed | None:
+        """Passes the replies of one attempt on, and holds them to their order.
+
+        Returns:
+            How the attempt failed; None when it was answered, or when the core has moved on to another candidate.
+        """
+        order = AnswerOrder()
+        async with source as replies:
+            async for reply in replies:
+                if not isinstance(reply, Reply):
+                    return Failed(ErrorCode.ENGINE_FAILED, f"the engine answered with a {type(reply).__name__}")
+                try:
+                    order.take(reply)
+                except RemoteProtocolError as error:
+                    return Failed(ErrorCode.ENGINE_FAILED, error.detail)
+                match reply:
+                    case Failed():
+                        return reply
+                    case Accepted():
+                        if not ticket.accepted:  # one answer has one, however many attempts it takes
+                            ticket.accepted = True
+                            await send.send(reply)
+                    case Finished():
+                        if self._deliver(ticket, attempt):
+                            self._finish(ticket, attempt, reply)
+                            await send.send(reply)
+                        return None
+                    case _:
+                        if not self._deliver(ticket, attempt):
+                            return None
+                        await send.send(reply)
+        return Failed(ErrorCode.ENGINE_FAILED, "the engine's answer stopped without an end")
+
+    def _deliver(self, ticket: _Ticket, attempt: _Attempt) -> bool:
+        """Whether an output is to reach the caller; the first one is told to the core and to the report."""
+        if attempt.first_s is not None:
+            # The core lets go of an attempt that has delivered only by ending the request, and then nothing more is sent.
+            return True
+        now = self._transport.now()
+        if not self._node.handle_first_output(ticket.request, attempt.peer, now):
+            return False
         self._settle()
-        hops = 0 if peer == self._node.peer_id else 1
-        ticket.report = ticket.report.with_first_output(peer, now - ticket.submitted_at, hops)
+        attempt.first_s = now - attempt.started_at
+        hops = 0 if attempt.peer == self._node.peer_id else 1
+        ticket.report = ticket.report.with_first_output(attempt.peer, now - ticket.submitted_at, hops)
+        return True
 
-    def _finish(self, ticket: _Ticket, peer: PeerId, end: Finished, started: float, first_s: float | None) -> None:
+    def _finish(self, ticket: _Ticket, attempt: _Attempt, end: Finished) -> None:
         """Tells the core and the report that the answer is complete."""
         now = self._transport.now()
-        if first_s is None:
-            first_s = now - started
-            self._note_first_output(ticket, peer, now)
+        took_s = now - attempt.started_at
+        first_s = took_s if attempt.first_s is None else attempt.first_s
         ticket.answered = True
-        ticket.report = ticket.report.with_outcome(peer, "answered")
-        self._node.handle_finished(ticket.request, ticket.report, peer, end, now - started, first_s, now)
+        ticket.report = ticket.report.with_outcome(attempt.peer, "answered")
+        self._node.handle_finished(ticket.request, ticket.report, attempt.peer, end, took_s, first_s, now)
         self._settle()
-
-    @staticmethod
-    def _why_not(ticket: _Ticket, code: ErrorCode, message: str) -> str:
-        """Says, for a model nobody can serve now, what stands in the way at each node that has it."""
-        if code is not ErrorCode.MODEL_NOT_FOUND:
-            return message
-        unserved = f"does not serve {ticket.request.model}"
-        reasons = dict.fromkeys(c.reason for c in ticket.report.candidates if not c.qualified and c.reason != unserved)
-        return (
-            f"{message}: {'; '.join(reasons)}" if reasons else f"no node of this mesh serves the model {ticket.request.model!r}"
-        )
 
     @asynccontextmanager
     async def _run_locally(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
@@ -326,26 +368,62 @@ class Dispatcher:
                 async with engine.run(request) as replies:
                     yield replies
                 return
-        yield _single(Failed(ErrorCode.MODEL_NOT_FOUND, f"no engine here serves {request.model}"))
+        async with refuse(ErrorCode.MODEL_NOT_FOUND, f"no engine here serves {request.model}") as refusal:
+            yield refusal
 
     @asynccontextmanager
     async def _forward(self, peer: PeerId, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
         """Sends a request to a peer, dialling it when it is not connected."""
         try:
-            connection = self._transport.connections.get(peer)
-            if connection is None:
-                card = self._node.peer(peer, self._transport.now()).card
-                if card is None or not card.addresses:
-                    raise ConnectionLost(ErrorCode.UNREACHABLE, "no address of the peer is known")  # noqa: TRY301 -- one way out
-                connection = await self._transport.dial(card.addresses[0].with_peer(peer))
+            connection = await self._connection_to(peer)
             stream = await connection.open_stream(INFER_PROTOCOL)
         except (StreamReset, ConnectionLost) as error:
-            yield _single(Failed(ErrorCode.UNREACHABLE, str(error)))
+            async with refuse(ErrorCode.UNREACHABLE, str(error)) as refusal:
+                yield refusal
             return
-        async with request_over(stream, request) as replies:
-            yield replies
+        async with request_over(stream, request) as answer:
+            try:
+                yield answer
+            finally:
+                if answer.fault is not None:
+                    self._telemetry.peer_faulted(peer, answer.fault.code, answer.fault.detail)
+
+    async def _connection_to(self, peer: PeerId) -> Connection:
+        """The connection to a peer; where there is none its addresses are dialled in turn.
+
+        Raises:
+            ConnectionLost: no connection could be had.
+        """
+        connection = self._transport.connections.get(peer)
+        if connection is not None:
+            return connection
+        card = self._node.peer(peer, self._transport.now()).card
+        lost = ConnectionLost(ErrorCode.UNREACHABLE, "no address of the peer is known")
+        for address in () if card is None else card.addresses:
+            try:
+                return await self._transport.dial(address.with_peer(peer))
+            except ConnectionLost as error:
+                lost = error
+        raise lost
 
 
-async def _single(reply: Reply) -> AsyncIterator[Reply]:
-    """An answer of one event."""
-    yield reply
+def _explained(ticket: _Ticket, code: ErrorCode, message: str) -> Failed:
+    """The failure of a request; where nobody can be asked it says what stands in the way at each node that serves the model."""
+    if code is not ErrorCode.MODEL_NOT_FOUND or ticket.report.qualified:
+        return Failed(code, message, ticket.retry_after_s)
+    serving = [c for c in ticket.report.candidates if not c.qualified and c.refusal is not ErrorCode.MODEL_NOT_FOUND]
+    if not serving:
+        return Failed(code, f"no node of this mesh serves the model {ticket.request.model!r}")
+    refusals = {candidate.refusal for candidate in serving}
+    hopeful = next((refusal for refusal in _HOPEFUL if refusal in refusals), code)
+    return Failed(hopeful, f"{message}: {'; '.join(dict.fromkeys(c.reason for c in serving))}")
+
+
+_HOPEFUL = (
+    ErrorCode.OVERLOADED,
+    ErrorCode.UNREACHABLE,
+    ErrorCode.DRAINING,
+    ErrorCode.BAD_REQUEST,
+    ErrorCode.FEATURE_NOT_SUPPORTED,
+)
+"""What a caller is told when nodes stand back for several reasons: the one that passes soonest."""

@@ -30,14 +30,17 @@ DIAL_TIMEOUT_S = 6.0
 """Longest dial in seconds: the transport's handshake timeout of 5 s and a little for name resolution."""
 GREETING_TIMEOUT_S = 5.0
 """Longest wait in seconds for a new peer to say whether it speaks gossip: as long as a handshake may take."""
+GREETING_RETRY_S = 1.0
+"""Pause in seconds before a peer that broke off a gossip stream is offered another, so that refusing one costs no work here."""
 
 
 @dataclass(slots=True)
 class _Outbox:
-    """What waits to be said to one peer."""
+    """What waits to be said to one connected peer, from the moment it is connected: it may speak before it can be spoken to."""
 
     messages: deque[bytes] = field(default_factory=lambda: deque(maxlen=OUTBOX_MESSAGES_MAX))
     ready: trio.Event = field(default_factory=trio.Event)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class Driver:
@@ -66,7 +69,7 @@ class Driver:
         self._reserve = reserve
         self._on_forwarding = on_forwarding
         self._outboxes: dict[PeerId, _Outbox] = {}
-        self._targets: dict[PeerId, membership.Target] = {}
+        self._targets: dict[PeerId, list[membership.Target]] = {}
         self._armed_for = float("inf")
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -82,16 +85,19 @@ class Driver:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Wakes the core whenever it is due, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            while True:
-                self._wake = trio.Event()
-                self._node.handle_timer(self.now)
-                self.settle()
-                self._armed_for = self._node.next_timer()
-                with trio.move_on_after(max(0.0, self._armed_for - self.now)):
-                    await self._wake.wait()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                while True:
+                    self._wake = trio.Event()
+                    self._node.handle_timer(self.now)
+                    self.settle()
+                    self._armed_for = self._node.next_timer()
+                    with trio.move_on_after(max(0.0, self._armed_for - self.now)):
+                        await self._wake.wait()
+        finally:
+            self._nursery = None
 
     def settle(self) -> None:
         """Drains the core's outputs; call it after every call into the core."""
@@ -128,18 +134,17 @@ class Driver:
                 observe(self._telemetry, output)
 
     def _start(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """Begins work that takes time; only while the driver runs."""
-        assert self._nursery is not None, "the driver is not running"
-        self._nursery.start_soon(work, *arguments)
+        """Begins work that takes time; what the transport still tells while the node ends leads to none."""
+        if self._nursery is not None:
+            self._nursery.start_soon(work, *arguments)
 
     def _persist(self, upto: int) -> None:
         """Reserves sequence numbers on disk; when the disk refuses, the node goes on and asks again with the next record."""
         try:
             self._reserve(upto)
         except OSError as error:
-            self._telemetry.log.error(
-                "sequence numbers cannot be persisted; records are not renewed until they can", error=str(error)
-            )
+            reason = str(error)
+            self._telemetry.log.warning("sequence numbers cannot be kept; records are not renewed until they can", reason=reason)
             return
         self._node.handle_reserved(upto, self.now)
 
@@ -154,23 +159,28 @@ class Driver:
             except (ConnectionLost, LocalProtocolError, trio.TooSlowError) as error:
                 self._telemetry.log.debug("dial failed", address=str(address), error=str(error))
                 continue
-            self._targets[connection.peer_id] = target
-            if self._node.membership.is_connected(connection.peer_id):
-                self._greeted(connection.peer_id)
-            return
+            if connection.peer_id in self._transport.connections:
+                self._targets.setdefault(connection.peer_id, []).append(target)
+                self._attend(connection.peer_id)
+                return
         self._node.handle_dial_failed(target, self.now)
         self.settle()
 
     def _connected(self, connection: Connection) -> None:
         """Greets a new connection, whoever dialled it."""
         self._telemetry.peer_connected(connection.peer_id)
-        self._start(self._speak, connection.peer_id)
+        self._attend(connection.peer_id)
 
     def _disconnected(self, connection: Connection, code: int) -> None:
-        """Tells the core that a peer is no longer connected."""
+        """Tells the core that a peer is no longer connected, and ends what was done for it."""
+        peer_id = connection.peer_id
         known = code if isinstance(code, ErrorCode) else ErrorCode.INTERNAL
-        self._telemetry.peer_disconnected(connection.peer_id, known)
-        self._node.handle_disconnected(connection.peer_id, known, self.now)
+        self._telemetry.peer_disconnected(peer_id, known)
+        outbox = self._outboxes.pop(peer_id, None)
+        if outbox is not None:
+            outbox.scope.cancel()
+        self._node.handle_disconnected(peer_id, known, self.now)
+        self._dials_failed(peer_id)
         self.settle()
 
     async def _hang_up(self, peer_id: PeerId, code: ErrorCode) -> None:
@@ -179,10 +189,31 @@ class Driver:
         if connection is not None:
             await connection.close(code, code.name.lower())
 
-    def _greeted(self, peer_id: PeerId, target: membership.Target | None = None) -> None:
-        """Tells the core that the peer speaks the mesh's protocols."""
-        self._node.handle_connected(peer_id, self.now, self._targets.pop(peer_id, target))
+    def _attend(self, peer_id: PeerId) -> None:
+        """Sees to it that somebody speaks to a connected peer, and that the dials which led to it hear how that went."""
+        if peer_id not in self._outboxes:
+            outbox = self._outboxes[peer_id] = _Outbox()
+            self._start(self._speak, peer_id, outbox)
+        if self._node.membership.is_connected(peer_id):
+            self._greeted(peer_id)
+
+    def _greeted(self, peer_id: PeerId) -> None:
+        """Tells the core that the peer speaks the mesh's protocols.
+
+        What a peer said last may be read when its connection is gone already; that makes no peer connected again.
+        """
+        if peer_id not in self._transport.connections:
+            return
+        if peer_id not in self._targets and self._node.membership.is_connected(peer_id):
+            return
+        for target in self._targets.pop(peer_id, (None,)):
+            self._node.handle_connected(peer_id, self.now, target)
         self.settle()
+
+    def _dials_failed(self, peer_id: PeerId) -> None:
+        """Tells the core that the dials which led to this peer led to nobody who speaks the mesh's protocols."""
+        for target in self._targets.pop(peer_id, ()):
+            self._node.handle_dial_failed(target, self.now)
 
     def _datagram(self, peer_id: PeerId, payload: bytes, received_at: float) -> None:
         """Hands a datagram to the core, with the time the kernel received it."""
@@ -198,33 +229,43 @@ class Driver:
             outbox.messages.append(payload)
             outbox.ready.set()
 
-    async def _speak(self, peer_id: PeerId) -> None:
+    async def _speak(self, peer_id: PeerId, outbox: _Outbox) -> None:
         """Keeps a gossip stream to a peer open and writes what is queued, for as long as the peer is connected.
 
         Two peers that dialled each other at once keep one of the two connections; the stream moves to it when the other closes.
         """
-        while (connection := self._transport.connections.get(peer_id)) is not None:
-            try:
-                with trio.fail_after(GREETING_TIMEOUT_S):
-                    stream = await connection.open_stream(GOSSIP_PROTOCOL)
-                    await stream.confirmed()
-            except (StreamReset, ConnectionLost, trio.TooSlowError) as error:
-                if self._transport.connections.get(peer_id) not in (None, connection):
-                    continue
-                self._telemetry.log.debug("peer speaks no gossip", peer=str(connection.remote), error=str(error))
-                target = self._targets.pop(peer_id, None)
-                if target is not None:
-                    self._node.handle_dial_failed(target, self.now)
+        with outbox.scope:
+            while (connection := self._transport.connections.get(peer_id)) is not None:
+                try:
+                    await self._speak_over(connection, outbox)
+                except (StreamReset, ConnectionLost, trio.TooSlowError) as error:
+                    if self._transport.connections.get(peer_id) is not connection:
+                        continue
+                    self._telemetry.log.debug("no gossip with peer", peer=str(connection.remote), error=str(error))
+                    self._dials_failed(peer_id)
                     self.settle()
-                return
-            outbox = self._outboxes[peer_id] = _Outbox()
-            try:
-                self._greeted(peer_id)
-                await self._write(stream, outbox)
-            except (StreamReset, ConnectionLost):
-                del self._outboxes[peer_id]
+                    if isinstance(error, StreamReset) and error.code is ErrorCode.UNSUPPORTED:
+                        break
+                    await trio.sleep(GREETING_RETRY_S)
+        if self._outboxes.get(peer_id) is outbox:
+            del self._outboxes[peer_id]
 
-    async def _write(self, stream: Stream, outbox: _Outbox) -> None:
+    async def _speak_over(self, connection: Connection, outbox: _Outbox) -> None:
+        """Opens one gossip stream and writes to it until it ends.
+
+        Raises:
+            StreamReset: the peer speaks no gossip, or broke the stream off.
+            ConnectionLost: the connection is gone.
+            trio.TooSlowError: the peer does not say whether it speaks gossip.
+        """
+        async with await connection.open_stream(GOSSIP_PROTOCOL) as stream:
+            with trio.fail_after(GREETING_TIMEOUT_S):
+                await stream.confirmed()
+            self._greeted(connection.peer_id)
+            await self._write(stream, outbox)
+
+    @staticmethod
+    async def _write(stream: Stream, outbox: _Outbox) -> None:
         """Writes what is queued until the stream ends."""
         while True:
             while outbox.messages:

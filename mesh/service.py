@@ -8,23 +8,25 @@ Source: docs/architecture.md, "The shell".
 """
 
 import gc
+import os
 import random
 import socket
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 import trio
 
-from mesh.config import NodeConfig, Ready, StartError
+from mesh.config import NodeConfig, Ready, StartError, default_cache_dir
 from mesh.dispatch import INFER_PROTOCOL, Dispatcher
 from mesh.driver import Driver
 from mesh.engines.base import Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
 from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
-from mesh.gateway import Gateway, GatewayConfig
+from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig
 from mesh.hardware import read_hardware
-from mesh.inference import serve_stream
+from mesh.inference import ServeLimits, serve_stream
 from mesh.store import KnownPeer, Store
 from mesh.telemetry import Telemetry, make_logger
 from mesh.transport import Stream, Transport, TransportConfig
@@ -38,6 +40,8 @@ from protocol.records import ModelOffer, Sequencer
 
 LOAD_INTERVAL_S = 0.25
 """How often the engines are asked how busy they are; four times a beat, and asking costs microseconds."""
+WATCH_RETRY_S = 5.0
+"""Pause before an engine whose `watch` failed is watched again: a fault that stays fills no log."""
 CLOCK_INTERVAL_S = 5.0
 """How often the wall clock is compared with the monotonic one: a step is noticed long before a record would expire by it."""
 
@@ -84,7 +88,7 @@ async def start_engines(config: NodeConfig, telemetry: Telemetry) -> list[Engine
     """
     specs = await choose_specs(config.engines)
     try:
-        engines = make_engines(specs, config.state_dir)
+        engines = make_engines(specs, cache_dir(config))
         for spec, engine in zip(specs, engines, strict=False):
             telemetry.log.info("loading engine", engine=spec)
             await engine.start()
@@ -93,13 +97,37 @@ async def start_engines(config: NodeConfig, telemetry: Telemetry) -> list[Engine
     return engines
 
 
+def cache_dir(config: NodeConfig) -> Path:
+    """Where engines keep what they can make again: shared by all nodes of a user, else beside the node's own state."""
+    shared = default_cache_dir(os.environ)
+    try:
+        shared.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return config.state_dir
+    return shared if os.access(shared, os.W_OK) else config.state_dir
+
+
 class Service:
     """The parts of one running node."""
 
     def __init__(
-        self, config: NodeConfig, store: Store, identity: Identity, engines: Sequence[Engine], telemetry: Telemetry
+        self,
+        config: NodeConfig,
+        store: Store,
+        identity: Identity,
+        engines: Sequence[Engine],
+        telemetry: Telemetry,
+        limits: ServeLimits | None = None,
     ) -> None:
         """Composes the parts; nothing runs before `run`.
+
+        Args:
+            config: what the node was told.
+            store: its state directory.
+            identity: its key.
+            engines: what answers here; started already.
+            telemetry: where facts become metrics and log lines.
+            limits: what a peer that asks may cost; defaults where None.
 
         Raises:
             StartError: the QUIC engine asked for is not there.
@@ -108,6 +136,8 @@ class Service:
         self._store = store
         self._engines = engines
         self._telemetry = telemetry
+        self._limits = limits or ServeLimits()
+        self._gateway_ended = trio.Event()
         agent = f"isochrone/{version()}"
         try:
             quic_engine = choose_engine(None if config.quic_engine == "auto" else config.quic_engine)
@@ -116,18 +146,20 @@ class Service:
         core = CoreConfig(network_id=config.network, agent=agent)
         self.node = Node(core, identity, random.SystemRandom(), Sequencer(store.reserved(time.time())))
         self.transport = Transport(identity, TransportConfig(agent=agent), quic_engine, announce=config.announce)
-        self.dispatcher = Dispatcher(self.node, self.transport, engines)
+        self.dispatcher = Dispatcher(self.node, self.transport, engines, telemetry)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.dispatcher.attach(self.driver)
         self.transport.add_handler(INFER_PROTOCOL, self._serve)
-        gateway = GatewayConfig(host=config.gateway.host, port=config.gateway.port)
+        self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
+        gateway = GatewayConfig(host=config.gateway.host, port=config.gateway.port, grace_s=config.grace_s)
         self.gateway = Gateway(gateway, self.dispatcher, telemetry)
 
     async def run(self, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
         """Runs until `shutdown` is set and everything under way has been brought to an end."""
         async with trio.open_nursery() as nursery:
-            await self._listen(nursery)
+            # The driver first: the transport tells it of peers as soon as it listens.
             await nursery.start(self.driver.run)
+            await self._listen(nursery)
             hardware = await trio.to_thread.run_sync(read_hardware)
             now = self.transport.now()
             self.node.start(self.transport.addresses, hardware, self._offers(), time.time(), now)
@@ -136,8 +168,8 @@ class Service:
             nursery.start_soon(self._watch_engines)
             nursery.start_soon(self._watch_clock)
             for engine in self._engines:
-                nursery.start_soon(engine.watch)
-            url = await nursery.start(self.gateway.serve)
+                nursery.start_soon(self._watch, engine)
+            url: str = await nursery.start(self._serve_gateway)
             addresses = tuple(str(address.with_peer(self.node.peer_id)) for address in self.transport.addresses)
             # What stands now stands until the end: the collector need not look at it again.
             gc.collect()
@@ -164,17 +196,34 @@ class Service:
         self.dispatcher.draining = True
         self.node.drain(self.transport.now())
         self.driver.settle()
+        # The gateway ends when the last byte of the last answer is out, which is after the dispatcher is done with it.
+        self.gateway.stop()
         with trio.move_on_after(self._config.grace_s) as grace:
             await self.dispatcher.idle()
+            await self._gateway_ended.wait()
         if grace.cancelled_caught:
             self._telemetry.log.warning("the grace period ended before all answers were finished")
         self._remember()
-        self.gateway.stop()
         await self.transport.aclose()
+
+    async def _serve_gateway(self, *, task_status: trio.TaskStatus[str]) -> None:
+        """Serves clients until the stop.
+
+        Raises:
+            StartError: the gateway cannot listen where it was told to.
+        """
+        try:
+            await self.gateway.serve(task_status=task_status)
+        except GatewayAddressError as error:
+            raise StartError(f"{error}: choose another address with --gateway") from error
+        finally:
+            self._gateway_ended.set()
 
     async def _serve(self, stream: Stream) -> None:
         """Answers one incoming inference stream."""
-        await serve_stream(stream, self.dispatcher.serve)
+        served = await serve_stream(stream, self.dispatcher.serve, self._limits)
+        if served.fault is not None:
+            self._telemetry.peer_faulted(stream.peer_id, served.fault.code, served.fault.detail)
 
     def _offers(self) -> tuple[ModelOffer, ...]:
         """Everything this node's engines serve, each model once."""
@@ -198,6 +247,17 @@ class Service:
         )
         if fault is not None:
             self._telemetry.log.warning("known peers were not kept", reason=str(fault))
+
+    async def _watch(self, engine: Engine) -> None:
+        """Lets an engine keep itself up to date; one that fails at it is let try again."""
+        while True:
+            try:
+                await engine.watch()
+            except Exception as error:  # noqa: BLE001 -- an engine is foreign code: what it raises does not end the node
+                self._telemetry.engine_crashed(engine.kind, error)
+                await trio.sleep(WATCH_RETRY_S)
+            else:
+                return
 
     async def _watch_engines(self) -> None:
         """Keeps the core's idea of offers and load fresh."""

@@ -27,6 +27,8 @@ MODEL_COLUMNS = ("id", "model", "features", "context_length", "precision", "engi
 CANDIDATE_COLUMNS = (
     "peer_id", "qualified", "reason", "rtt_s", "rtt_source", "queue_s", "service_s", "predicted_s", "outcome",
 )  # fmt: skip
+SHORT_ID_CHARACTERS = 8
+"""Characters of a peer id in a table: 47 bits of a base58 text, enough to tell the peers of one mesh apart."""
 LONG_S = 10.0
 """Seconds from which a duration with its unit is shown in seconds instead of milliseconds."""
 CELL_LENGTH_MAX = 200
@@ -40,6 +42,11 @@ def rows_of(answer: object, key: str) -> list[dict[str, Any]]:
     return [dict(row) for row in answer if isinstance(row, Mapping)] if isinstance(answer, Sequence) else []
 
 
+def short_id(peer_id: str) -> str:
+    """The end of a peer id, which is what tells two apart; `--json` has the whole."""
+    return peer_id if len(peer_id) <= SHORT_ID_CHARACTERS else "…" + peer_id[-SHORT_ID_CHARACTERS:]
+
+
 def rows_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
     """Return a table of those `columns` that any row has."""
     table = Table(title=title, title_justify="left")
@@ -49,8 +56,17 @@ def rows_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[
         name = column.removesuffix("_s").replace("_", " ") if column.endswith("_s") else column.replace("_", " ")
         table.add_column(f"{name} ms" if column.endswith("_s") else name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(cell(column, row.get(column)) for column in shown))
+        table.add_row(*(cell(column, _shortened(column, row.get(column))) for column in shown))
     return table
+
+
+def _shortened(column: str, value: object) -> object:
+    """The value with peer ids cut to their ends."""
+    if column == "peer_id" and isinstance(value, str):
+        return short_id(value)
+    if column == "peer_ids" and isinstance(value, Sequence) and not isinstance(value, str):
+        return [short_id(str(item)) for item in value]
+    return value
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
@@ -63,7 +79,7 @@ def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
             for inner, inner_value in value.items():
                 table.add_row(f"{key} {inner}".replace("_", " "), cell(str(inner), inner_value, unit=True))
         else:
-            table.add_row(str(key).replace("_", " "), cell(str(key), value, unit=True))
+            table.add_row(str(key).removesuffix("_s").replace("_", " "), cell(str(key), value, unit=True))
     return table
 
 

@@ -323,6 +323,14 @@ class Telemetry:
         self._datagrams.labels("out").inc()
         self._datagram_bytes.labels("out").inc(size_bytes)
 
+    def engine_crashed(self, model: str, error: Exception) -> None:
+        """An engine raised what it should not have while it answered."""
+        self.log.error("engine crashed", model=model, exc_info=error)
+
+    def handler_crashed(self, protocol_id: str, error: Exception) -> None:
+        """What serves a protocol raised what it should not have; that ended its stream and nothing else."""
+        self.log.error("handler crashed", protocol=protocol_id, exc_info=error)
+
     def load_measured(self, load: ModelLoad) -> None:
         """What one of this node's own models is doing now."""
         model = self._model_label(load.model)

@@ -194,7 +194,8 @@ class Forwarding:
         self._timers: TimerQueue[bytes] = TimerQueue()
         self._outputs: deque[Output] = deque()
 
-    def __len__(self) -> int:
+    @property
+    def under_way(self) -> int:
         """How many requests are under way."""
         return len(self._requests)
 

@@ -33,6 +33,7 @@ from enum import StrEnum
 from statistics import median
 
 from protocol.encoding import Luck
+from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.inference import Feature
 from protocol.records import Beat, ModelLoad, ModelOffer
@@ -169,6 +170,7 @@ class Candidate:
         predicted_s: expected time until the first output is here: what `RouteReport.measured_s` measures.
         total_s: what the ranking is by: expected time until the answer is here.
         outcome: what came of asking it; empty when it was not asked.
+        refusal: why it is not qualified, as a code; NO_ERROR for the qualified.
     """
 
     peer_id: PeerId
@@ -181,6 +183,7 @@ class Candidate:
     predicted_s: float | None = None
     total_s: float | None = None
     outcome: str = ""
+    refusal: ErrorCode = ErrorCode.NO_ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +254,10 @@ def rank(
     unable: list[Candidate] = []
     for facts in candidates:
         offer = _offer_of(facts, requirement)
-        reason = _disqualification(facts, offer, requirement, config)
+        refusal, reason = _disqualification(facts, offer, requirement, config)
         if reason or offer is None:
             rtt_s = None if facts.path.source is RttSource.UNKNOWN else facts.path.rtt_s
-            unable.append(Candidate(facts.peer_id, False, reason, rtt_s, facts.path.source))
+            unable.append(Candidate(facts.peer_id, False, reason, rtt_s, facts.path.source, refusal=refusal))
         else:
             able.append((facts, offer))
     estimates = _service_of(able, requirement, services, config.service, now)
@@ -327,26 +330,29 @@ def _load_of(facts: CandidateInput, model: str) -> ModelLoad | None:
     return next((load for load in loads if load.model == model), None)
 
 
-def _disqualification(facts: CandidateInput, offer: ModelOffer | None, requirement: Requirement, config: RoutingConfig) -> str:
-    """Why a candidate must not be asked, or an empty string."""
+def _disqualification(
+    facts: CandidateInput, offer: ModelOffer | None, requirement: Requirement, config: RoutingConfig
+) -> tuple[ErrorCode, str]:
+    """Why a candidate must not be asked, or NO_ERROR and an empty string."""
     if offer is None:
-        return f"does not serve {requirement.model}"
+        return ErrorCode.MODEL_NOT_FOUND, f"does not serve {requirement.model}"
     if requirement.feature not in offer.features:
-        return f"serves {requirement.model} without {requirement.feature}"
+        return ErrorCode.FEATURE_NOT_SUPPORTED, f"serves {requirement.model} without {requirement.feature}"
     if facts.peer_id in requirement.excluded:
-        return "the request came from it"
+        return ErrorCode.HOPS_EXCEEDED, "the request came from it"
     if facts.unavailable:
-        return facts.unavailable
+        return ErrorCode.UNREACHABLE, facts.unavailable
     if facts.beat is not None and facts.beat.draining:
-        return "draining"
+        return ErrorCode.DRAINING, "draining"
     if 0 < facts.memory_bytes < requirement.memory_bytes:
-        return f"has {facts.memory_bytes / 1e9:.1f} GB of memory, {requirement.memory_bytes / 1e9:.1f} GB needed"
+        needed = f"{requirement.memory_bytes / 1e9:.1f} GB needed"
+        return ErrorCode.BAD_REQUEST, f"has {facts.memory_bytes / 1e9:.1f} GB of memory, {needed}"
     if 0 < offer.context_length < requirement.context_tokens:
-        return f"takes {offer.context_length} tokens, {requirement.context_tokens} needed"
+        return ErrorCode.BAD_REQUEST, f"takes {offer.context_length} tokens, {requirement.context_tokens} needed"
     load = _load_of(facts, requirement.model)
     if load is not None and load.waiting >= config.waiting_per_slot_max * max(1, load.slots):
-        return f"queue full: {load.waiting} waiting for {load.slots} slots"
-    return ""
+        return ErrorCode.OVERLOADED, f"queue full: {load.waiting} waiting for {load.slots} slots"
+    return ErrorCode.NO_ERROR, ""
 
 
 def _service_of(

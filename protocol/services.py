@@ -99,7 +99,9 @@ class ServiceEstimates:
         self._entries: OrderedDict[tuple[PeerId, str, Feature], _Entry] = OrderedDict()
         self._failures: OrderedDict[tuple[PeerId, str], _Failures] = OrderedDict()
 
-    def __len__(self) -> int:
+    @property
+    def entries(self) -> int:
+        """How many peers, models and features have been measured."""
         return len(self._entries)
 
     def record(

@@ -428,13 +428,21 @@ class Transport:
 
     def _established(self, output: quic.ConnectionEstablished) -> None:
         remote = _multiaddr(output.address, output.peer_id)
-        connection = Connection(self, output.connection, remote, output.peer_id, is_dialled=output.is_client)
+        connection = Connection(
+            self, output.connection, remote, output.peer_id, is_dialled=output.is_client, incarnation=output.incarnation
+        )
         self._by_handle[output.connection] = connection
         other = self.connections.get(output.peer_id)
         if other is None:
             self.connections[output.peer_id] = connection
             if self.on_connected is not None:
                 self.on_connected(connection)
+        elif other.incarnation != connection.incarnation:
+            # The peer's program was started again: what it knew of the older connection is gone with it.
+            self.connections[output.peer_id] = connection
+            other.successor = connection
+            self.endpoint.close(other.handle, ErrorCode.DUPLICATE, "the peer was started again", self.now())
+            self.pump()
         elif self._keeps_older(other, connection):
             self._retire(connection, other)
         else:

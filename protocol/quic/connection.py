@@ -10,6 +10,7 @@ Spec: docs/spec/02-transport.md, sections "Streams" and "Timers".
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.errors import ErrorCode, LocalProtocolError
@@ -83,6 +84,7 @@ class Connection:
         self.local = 0
         self.address = address
         self.peer_id: PeerId | None = None
+        self.incarnation: Callable[[], bytes] = bytes
         self.cids: dict[bytes, None] = dict.fromkeys(engine.cids)
         self.new_cids: list[bytes] = []
         self.old_cids: list[bytes] = []
@@ -169,7 +171,8 @@ class Connection:
             case HandshakeFinished(peer_id=peer_id):
                 self.peer_id = peer_id
                 self._next_ping = now + self._ping_interval_s
-                self._outputs.append(ConnectionEstablished(self.handle, peer_id, self.address, self.is_client))
+                incarnation = self.incarnation()
+                self._outputs.append(ConnectionEstablished(self.handle, peer_id, self.address, self.is_client, incarnation))
                 while self._early and self.closed is None:
                     self._take_stream(self._early.popleft(), now)
             case CidIssued(cid=cid):

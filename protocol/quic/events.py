@@ -81,12 +81,21 @@ class Transmit:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEstablished:
-    """Both sides proved who they are; streams may be opened."""
+    """Both sides proved who they are; streams may be opened.
+
+    Attributes:
+        connection: which one.
+        peer_id: who is at the other end.
+        address: where from.
+        is_client: whether this side dialled.
+        incarnation: the same for all connections of one run of the peer's program, another after it was started again.
+    """
 
     connection: ConnectionHandle
     peer_id: PeerId
     address: Address
     is_client: bool
+    incarnation: bytes
 
 
 @dataclass(frozen=True, slots=True)

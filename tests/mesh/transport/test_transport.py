@@ -392,3 +392,20 @@ async def test_junk_at_the_socket_is_ignored(engines):
         connection = await a.transport.dial(b.address)
         assert await connection.ping() > 0
         await until(lambda: b.transport.endpoint.counters.junk_datagrams >= 5)
+
+
+@pytest.mark.parametrize(("own", "other"), [(1, 2), (2, 1)])
+async def test_a_peer_that_was_started_again_replaces_its_dead_self_at_once(engines, own, other):
+    """Whoever has the smaller id and dialled first: the certificate shows that the old program is gone."""
+    node, before, after = Node(own, engines[0]), Node(other, engines[1]), Node(other, engines[1])
+    async with running(node, before, after), relay_to(before.address) as relay:
+        older = await node.transport.dial(relay.address)
+        relay.cut = True
+        await after.transport.dial(node.address)
+        await until(lambda: older.lost is not None)
+        assert node.transport.connections[after.peer_id] is not older
+        stream = await node.transport.connections[after.peer_id].open_stream(ECHO)
+        await stream.send_all(b"still here?")
+        await stream.send_eof()
+        assert await read_all(stream) == b"still here?"
+        assert node.disconnected == []
