@@ -497,6 +497,7 @@ class Node:
                     self._take_sample(peer, rtt_s)
                 case probe.PeerSuspected(peer):
                     self.membership.handle_suspected(peer, now)
+                    self.forwarding.handle_suspected(peer, now)
                 case probe.PeerRecovered(peer):
                     self.membership.handle_recovered(peer, now)
                 case probe.PeerLost(peer):
