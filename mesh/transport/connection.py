@@ -144,10 +144,11 @@ class Connection:
             self._transport.pump()
         return n_taken
 
-    def grant(self, stream_id: int, n_bytes: int) -> None:
-        """Grant credit for bytes that were read."""
+    def grant(self, stream_id: int, n_bytes: int, *, ended: bool) -> None:
+        """Grant credit for bytes that were read; that of a stream which has ended leaves with whatever leaves next."""
         self._transport.endpoint.consumed(self.handle, stream_id, n_bytes, self._transport.now())
-        self._transport.pump_soon()
+        if not ended:
+            self._transport.pump_soon()
 
     def abandon(self, stream_id: int, code: int) -> None:
         """Abandon both sides of a stream."""
@@ -155,10 +156,9 @@ class Connection:
         self._transport.endpoint.stop_sending(self.handle, stream_id, code)
         self._transport.pump()
 
-    def stop_reading(self, stream_id: int, code: int) -> None:
-        """Read no more of a stream."""
-        self._transport.endpoint.stop_sending(self.handle, stream_id, code)
-        self._transport.pump_soon()
+    def ignore(self, stream_id: int, code: int) -> None:
+        """Read no more of a stream; the peer is asked to stop if it does send more."""
+        self._transport.endpoint.ignore(self.handle, stream_id, code)
 
     def streams_became_available(self) -> None:
         """The peer allows streams again."""

@@ -157,7 +157,7 @@ class Stream:
     def _grant(self) -> None:
         n_bytes, self._uncredited_bytes = self._uncredited_bytes, 0
         if n_bytes and self._lost is None:
-            self.connection.grant(self._id, n_bytes)
+            self.connection.grant(self._id, n_bytes, ended=self._ended)
 
     async def _finish_negotiation(self, initiator: Initiator) -> None:
         """Read the peer's agreement, and put back what came behind it."""
@@ -285,7 +285,7 @@ class Stream:
             elif not (self._ended and not self._chunks):
                 self._chunks.clear()
                 self._reset = self._reset or StreamReset(ErrorCode.CANCELLED, "this node closed the stream")
-                self.connection.stop_reading(self._id, ErrorCode.NO_ERROR)
+                self.connection.ignore(self._id, ErrorCode.NO_ERROR)
                 self._forget_if_over()
             else:
                 self._grant()

@@ -309,6 +309,11 @@ class Endpoint:
         if self._is_open(handle):
             self._touch(handle).stop_sending(stream, code)
 
+    def ignore(self, handle: ConnectionHandle, stream: int, code: int) -> None:
+        """Read no more of a stream whose peer is about to end it; if it sends more instead, it is asked to stop."""
+        if self._is_open(handle):
+            self._touch(handle).ignore(stream, code)
+
     def consumed(self, handle: ConnectionHandle, stream: int, n_bytes: int, now: float) -> None:
         """Grant the peer credit for stream bytes that were read; more data may follow at once."""
         connection = self._connections.get(handle)
