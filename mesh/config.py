@@ -316,6 +316,11 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
     return config
 
 
+def default_cache_dir(environment: Mapping[str, str]) -> Path:
+    """Return `$XDG_CACHE_HOME/isochrone`, or `~/.cache/isochrone`: what is there can be made again, and nodes share it."""
+    return _xdg(environment, "XDG_CACHE_HOME", ".cache") / "isochrone"
+
+
 def default_state_dir(environment: Mapping[str, str]) -> Path:
     """Return `$XDG_STATE_HOME/isochrone`, or `~/.local/state/isochrone`."""
     return _xdg(environment, "XDG_STATE_HOME", ".local/state") / "isochrone"

@@ -8,15 +8,17 @@ Source: docs/architecture.md, "The shell".
 """
 
 import gc
+import os
 import random
 import socket
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 import trio
 
-from mesh.config import NodeConfig, Ready, StartError
+from mesh.config import NodeConfig, Ready, StartError, default_cache_dir
 from mesh.dispatch import INFER_PROTOCOL, Dispatcher
 from mesh.driver import Driver
 from mesh.engines.base import Engine
@@ -86,13 +88,23 @@ async def start_engines(config: NodeConfig, telemetry: Telemetry) -> list[Engine
     """
     specs = await choose_specs(config.engines)
     try:
-        engines = make_engines(specs, config.state_dir)
+        engines = make_engines(specs, cache_dir(config))
         for spec, engine in zip(specs, engines, strict=False):
             telemetry.log.info("loading engine", engine=spec)
             await engine.start()
     except (UnknownEngineError, EmbeddedEngineUnavailableError) as error:
         raise StartError(str(error)) from error
     return engines
+
+
+def cache_dir(config: NodeConfig) -> Path:
+    """Where engines keep what they can make again: shared by all nodes of a user, else beside the node's own state."""
+    shared = default_cache_dir(os.environ)
+    try:
+        shared.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return config.state_dir
+    return shared if os.access(shared, os.W_OK) else config.state_dir
 
 
 class Service:

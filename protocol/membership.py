@@ -7,10 +7,11 @@ peer whose probes went unanswered, or who said goodbye, stays away until it is c
 still under way cannot bring it back.
 
 When two peers learn of each other at once, both would dial. The one with the smaller peer id dials first and the other waits
-`dial_polite_s`, so that in the common case only one connection is made.
+`dial_polite_s`, so that in the common case only one connection is made. A peer whose connections do not last is dialled as
+seldom as one that cannot be reached. Dials that are due while no connection is free wait without being looked at.
 
 Source: Das et al., "SWIM" (DSN 2002), for the separation of failure detection from dissemination.
-Spec: docs/spec/04-gossip.md, section "Membership".
+Spec: docs/spec/07-membership.md.
 """
 
 from collections import deque
@@ -22,6 +23,7 @@ from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.multiaddr import Multiaddr
+from protocol.timers import TimerQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,21 @@ class MembershipConfig:
     dials_max: int = 8
     """Dials under way at once, so that a node joining a large mesh does not flood its own uplink."""
     peers_max: int = 4096
-    """Peers remembered with their addresses."""
+    """Peers remembered with their addresses; past it the longest known of those that are away make room."""
     bootstrap_max: int = 64
     """Bootstrap addresses."""
     backoff_min_s: float = 0.5
     backoff_max_s: float = 30.0
+    settled_s: float = 5.0
+    """A connection that ends sooner counts as a failed dial: ten times the shortest back-off."""
+    goodbye_failures: int = 3
+    """A goodbye counts as so many failed dials, 2 to 4 s of back-off: no hurry to call back who has just left."""
+    dial_address_s: float = 10.0
+    """A dial that is not answered for within this time per address has failed: a handshake, name resolution and a greeting."""
+    dial_spread_s: float = 0.01
+    """Each dial that waits puts off the next one by up to this at random, so that not all nodes choose the same peers."""
+    pinned_failures: int = 3
+    """After so many failed dials a bootstrap address given without a peer id may be somebody else's: a new key, a new node."""
     dial_polite_s: float = 0.3
     """How long the peer with the larger id leaves the dial to the other: more than a round trip within a continent."""
     beat_fresh_s: float = 3.0
@@ -75,17 +87,6 @@ class PeerLeft:
     reason: str
 
 
-_FAILURES_COUNTED = {
-    ErrorCode.GOODBYE: 3,
-    ErrorCode.MALFORMED: 6,
-    ErrorCode.TOO_LARGE: 6,
-    ErrorCode.BAD_SIGNATURE: 6,
-    ErrorCode.WRONG_NETWORK: 6,
-    ErrorCode.FLOODING: 6,
-}
-"""Failed dials that the end of a connection counts as, by its code: there is no hurry to call back who has just left, and none
-at all after a fault of either side, for it would be the same again half a second later."""
-
 Target = PeerId | str
 """Whom a dial is for: a peer, or the text of a bootstrap address whose peer is not known yet."""
 
@@ -106,20 +107,17 @@ class _Peer:
     """Everything remembered of one peer."""
 
     addresses: tuple[Multiaddr, ...] = ()
-    connected: bool = False
+    connected_at: float | None = None
+    failures: int = 0  # dials that failed and connections that did not last, in a row
     suspected_since: float | None = None
     gone_because: str | None = None
     beat_at: float | None = None
     joined: bool = False
 
-
-@dataclass(slots=True)
-class _Dial:
-    """The state of dialling one target."""
-
-    not_before: float
-    failures: int = 0
-    under_way: bool = False
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open."""
+        return self.connected_at is not None
 
 
 class Membership:
@@ -137,8 +135,12 @@ class Membership:
         self._own = own
         self._luck = luck
         self._peers: dict[PeerId, _Peer] = {}
-        self._dials: dict[Target, _Dial] = {}
-        self._bootstrap: dict[str, Multiaddr] = {}
+        self._connected: set[PeerId] = set()
+        self._failures: dict[Target, int] = {}  # of every target that waits to be dialled or is being dialled
+        self._waiting: TimerQueue[Target] = TimerQueue()
+        self._under_way: TimerQueue[Target] = TimerQueue()  # with the time at which the dial is given up
+        self._fresh: TimerQueue[PeerId] = TimerQueue()  # until when a peer lives by its last beat
+        self._bootstrap: dict[str, Multiaddr] = {}  # by their texts as given; the peer id is added when it is known
         self._outputs: deque[Output] = deque()
 
     # What happened
@@ -148,8 +150,10 @@ class Membership:
         for address in addresses:
             if address.peer_id == self._own or len(self._bootstrap) >= self._config.bootstrap_max:
                 continue
-            self._bootstrap[str(address)] = address
-            self._dials.setdefault(address.peer_id or str(address), _Dial(now))
+            self._bootstrap.setdefault(str(address), address)
+            target = address.peer_id or str(address)
+            if target not in self._failures and target not in self._connected:
+                self._wait(target, now, 0)
         self._advance(now)
 
     def handle_card(self, peer_id: PeerId, addresses: tuple[Multiaddr, ...], now: float) -> None:
@@ -157,10 +161,13 @@ class Membership:
         peer = self._peer(peer_id)
         if peer is None:
             return
+        moved = addresses != peer.addresses
         peer.addresses = addresses
-        if not peer.connected and addresses:
+        if addresses and not peer.connected and peer_id not in self._under_way and (moved or peer_id not in self._waiting):
             polite_s = 0.0 if self._own < peer_id else self._config.dial_polite_s
-            self._dials.setdefault(peer_id, _Dial(now + polite_s))
+            self._waiting.discard(peer_id)
+            spread_s: float = self._luck.uniform(0.0, self._config.dial_spread_s * len(self._waiting))
+            self._wait(peer_id, now + polite_s + spread_s, peer.failures)
         self._advance(now)
 
     def handle_beat(self, peer_id: PeerId, now: float) -> None:
@@ -169,17 +176,18 @@ class Membership:
         if peer is not None:
             peer.beat_at = now
             self._judge(peer_id, peer, now)
+            if peer.joined and not peer.connected:
+                self._fresh.set(peer_id, now + self._config.beat_fresh_s)
 
     def handle_connected(self, peer_id: PeerId, now: float, target: Target | None = None) -> None:
-        """Notes an open connection.
+        """Notes an open connection; the same one may be noted again, with the target of a dial that ended on it.
 
         Args:
             peer_id: who is at the other end, as TLS has proven.
             now: monotonic seconds.
             target: the target of the `Connect` that led here; None when the peer dialled.
         """
-        if target is not None:
-            self._dials.pop(target, None)
+        failures = 0 if target is None else self._drop_dial(target)
         if isinstance(target, str) and target in self._bootstrap:
             if peer_id == self._own:
                 del self._bootstrap[target]
@@ -187,36 +195,40 @@ class Membership:
                 self._bootstrap[target] = self._bootstrap[target].with_peer(peer_id)
         peer = self._peer(peer_id)
         if peer is not None:
-            peer.connected, peer.suspected_since, peer.gone_because = True, None, None
-            self._dials.pop(peer_id, None)
+            failures = max(failures, self._drop_dial(peer_id))
+            if peer.connected_at is None:
+                peer.connected_at, peer.failures = now, max(peer.failures, failures)
+                self._connected.add(peer_id)
+            peer.suspected_since, peer.gone_because = None, None
+            self._fresh.discard(peer_id)
             self._judge(peer_id, peer, now)
         self._advance(now)
 
     def handle_disconnected(self, peer_id: PeerId, code: ErrorCode, now: float) -> None:
         """Notes that the connection is no more; a goodbye takes the peer out at once."""
         peer = self._peers.get(peer_id)
-        if peer is None:
+        if peer is None or peer.connected_at is None:
             return
-        peer.connected, peer.suspected_since = False, None
+        lasted_s = now - peer.connected_at
+        peer.connected_at, peer.suspected_since = None, None
+        self._connected.discard(peer_id)
         if code is ErrorCode.GOODBYE:
             peer.gone_because = "said goodbye"
         elif peer.gone_because is None:
             peer.gone_because = "connection closed"
-        failures = _FAILURES_COUNTED.get(code, 0)
+        peer.failures = 0 if lasted_s >= self._config.settled_s else peer.failures + 1
+        if code is ErrorCode.GOODBYE:
+            peer.failures = max(peer.failures, self._config.goodbye_failures)
         if self._addresses(peer_id):
-            self._dials[peer_id] = _Dial(now + self._backoff(failures), failures)
+            self._wait(peer_id, now + self._backoff(peer.failures), peer.failures)
         self._judge(peer_id, peer, now)
         self._advance(now)
 
     def handle_dial_failed(self, target: Target, now: float) -> None:
         """Notes a dial that led nowhere; the next try comes after the back-off."""
-        dial = self._dials.get(target)
-        if dial is None:
-            return
-        dial.under_way = False
-        dial.failures += 1
-        dial.not_before = now + self._backoff(dial.failures)
-        self._advance(now)
+        if target in self._under_way:
+            self._give_up(target, now)
+            self._advance(now)
 
     def handle_suspected(self, peer_id: PeerId, now: float) -> None:
         """Notes that the peer's probes went unanswered for a while."""
@@ -241,13 +253,19 @@ class Membership:
             self._judge(peer_id, peer, now)
 
     def forget(self, peer_id: PeerId) -> None:
-        """Drops a peer whose card has expired, unless it is connected."""
+        """Drops a peer whose card has expired; of one that is connected, its addresses alone."""
         peer = self._peers.get(peer_id)
-        if peer is not None and not peer.connected:
-            if peer.joined:
-                self._outputs.append(PeerLeft(peer_id, "its card expired"))
-            del self._peers[peer_id]
-            self._dials.pop(peer_id, None)
+        if peer is None:
+            return
+        peer.addresses = ()
+        if peer.connected:
+            return
+        if peer.joined:
+            self._outputs.append(PeerLeft(peer_id, "its card expired"))
+        del self._peers[peer_id]
+        self._fresh.discard(peer_id)
+        if not self._addresses(peer_id):  # a bootstrap peer is dialled for as long as the node runs
+            self._drop_dial(peer_id)
 
     # What is known
 
@@ -268,30 +286,27 @@ class Membership:
 
     def is_connected(self, peer_id: PeerId) -> bool:
         """Whether a connection to the peer is open."""
-        peer = self._peers.get(peer_id)
-        return peer is not None and peer.connected
+        return peer_id in self._connected
 
     def connected(self) -> list[PeerId]:
         """The connected peers, in the order of their ids."""
-        return sorted(peer_id for peer_id, peer in self._peers.items() if peer.connected)
+        return sorted(self._connected)
 
     # Time and outputs
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called, or None."""
-        waiting = [dial.not_before for dial in self._dials.values() if not dial.under_way]
-        fresh = [
-            peer.beat_at + self._config.beat_fresh_s
-            for peer in self._peers.values()
-            if peer.joined and not peer.connected and peer.beat_at is not None
-        ]
-        return min(waiting + fresh, default=None)
+        timers = [self._fresh.next_due(), self._under_way.next_due()]
+        if self._may_dial():
+            timers.append(self._waiting.next_due())
+        return min((timer for timer in timers if timer is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
-        """Starts the dials that are due and takes out peers that fell silent."""
-        for peer_id, peer in self._peers.items():
-            if peer.joined and not peer.connected:
-                self._judge(peer_id, peer, now)
+        """Starts the dials that are due, gives up those that take too long, and takes out peers that fell silent."""
+        while (silent := self._fresh.pop_due(now)) is not None:
+            self._judge(silent[0], self._peers[silent[0]], now)
+        while (overdue := self._under_way.pop_due(now)) is not None:
+            self._give_up(overdue[0], now)
         self._advance(now)
 
     def next_output(self) -> Output | None:
@@ -312,12 +327,12 @@ class Membership:
         return peer
 
     def _make_room(self) -> bool:
-        """Forgets one who came and went without a word: identities cost nothing, and may not keep out those who serve."""
-        for peer_id, peer in self._peers.items():
-            if not peer.connected and not peer.addresses and peer.beat_at is None:
-                del self._peers[peer_id]
-                return True
-        return False
+        """Drops the longest known of the peers that are away, if there is one."""
+        away = (peer_id for peer_id, peer in self._peers.items() if not (peer.connected or peer.joined))
+        oldest = next((peer_id for peer_id in away if peer_id not in self._under_way), None)
+        if oldest is not None:
+            self.forget(oldest)
+        return oldest is not None
 
     def _judge(self, peer_id: PeerId, peer: _Peer, now: float) -> None:
         """Says so when a peer comes into or falls out of the set that may be given work."""
@@ -333,31 +348,46 @@ class Membership:
     def _backoff(self, failures: int) -> float:
         """Exponential, with full jitter over its upper half so that peers do not dial in step."""
         ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2.0 ** min(failures, 16))
-        jitter: float = self._luck.uniform(0.5, 1.0)
-        return ceiling * jitter
+        return ceiling * self._luck.uniform(0.5, 1.0)
+
+    def _wait(self, target: Target, until: float, failures: int) -> None:
+        """Has a target dialled at a time, in place of whatever is under way."""
+        self._failures[target] = failures
+        self._under_way.discard(target)
+        self._waiting.set(target, until)
+
+    def _drop_dial(self, target: Target) -> int:
+        """Dials a target no more; returns how many dials of it have failed in a row."""
+        self._waiting.discard(target)
+        self._under_way.discard(target)
+        return self._failures.pop(target, 0)
+
+    def _give_up(self, target: Target, now: float) -> None:
+        """Has a target that was not reached dialled again later."""
+        failures = self._failures[target] + 1
+        self._wait(target, now + self._backoff(failures), failures)
+        if isinstance(target, str) or failures < self._config.pinned_failures:
+            return
+        for text, address in self._bootstrap.items():
+            if address.peer_id == target and text != str(address):
+                self._bootstrap[text] = address.with_peer(None)
+                self._wait(text, now + self._backoff(failures), failures)
+
+    def _may_dial(self) -> bool:
+        """Whether one more dial is within the bounds."""
+        under_way = len(self._under_way)
+        return under_way < self._config.dials_max and under_way + len(self._connected) < self._config.connections_max
 
     def _advance(self, now: float) -> None:
         """Starts every dial that is due, within the bounds."""
-        under_way = sum(dial.under_way for dial in self._dials.values())
-        connected = sum(peer.connected for peer in self._peers.values())
-        for address in self._bootstrap.values():
-            # A bootstrap peer that was lost is dialled again even when its card has expired.
-            known = address.peer_id
-            if known is not None and not self.is_connected(known):
-                self._dials.setdefault(known, _Dial(now))
-        for target, dial in list(self._dials.items()):
-            if dial.under_way or dial.not_before > now:
-                continue
-            if under_way >= self._config.dials_max or under_way + connected >= self._config.connections_max:
-                dial.not_before = now + self._config.backoff_min_s
-                continue
+        while self._may_dial() and (due := self._waiting.pop_due(now)) is not None:
+            target = due[0]
             addresses = self._addresses(target)
-            if not addresses or (not isinstance(target, str) and self.is_connected(target)):
-                del self._dials[target]
-                continue
-            dial.under_way = True
-            under_way += 1
-            self._outputs.append(Connect(target, addresses))
+            if addresses:
+                self._under_way.set(target, now + self._config.dial_address_s * len(addresses))
+                self._outputs.append(Connect(target, addresses))
+            else:
+                del self._failures[target]
 
     def _addresses(self, target: Target) -> tuple[Multiaddr, ...]:
         """All addresses known for a target, the peer's own word first."""

@@ -1,9 +1,9 @@
 """The core of one node: gossip, membership, probes, coordinates, routing and forwarding, composed.
 
-The machines below this module do not know each other; here they meet. A record that gossip accepts tells membership where a peer
-is and that it lives; a round trip that the probe takes moves the coordinate; coordinate, probes, beats and the outcomes of earlier
-requests rank the candidates of the next one. The shell hands in what happened (`handle_*`), asks when to come back (`next_timer`)
-and carries out what comes out (`next_output`, drained after every call until it is None).
+The machines below this module do not know each other; here they meet. A record that gossip accepts tells membership where a
+peer is and that it lives; a round trip that the probe takes moves the coordinate; coordinate, probes, beats and the outcomes of
+earlier requests rank the candidates of the next one. The shell hands in what happened (`handle_*`), asks when to come back
+(`next_timer`) and carries out what comes out (`next_output`, drained after every call until it is None).
 
 Time is monotonic seconds; `handle_wall_clock` tells how far the wall clock is from it, which only signed records need.
 
@@ -27,7 +27,7 @@ from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
 from protocol.membership import Membership, MembershipConfig, Standing
 from protocol.multiaddr import Multiaddr
-from protocol.probe import PathQuality, Probe, ProbeConfig
+from protocol.probe import Liveness, PathQuality, Probe, ProbeConfig
 from protocol.records import (
     Beat,
     Card,
@@ -61,6 +61,8 @@ class NodeConfig:
     coordinate_moved_s: float = 0.001
     coordinate_moved_share: float = 0.1
     """A coordinate that moved less than a millisecond, or less than a tenth of the round trip that moved it, is no news."""
+    coordinate_error_changed: float = 0.2
+    """An error estimate that changed by less is no news: peers weigh this node by it, and a fresh one (1.5) counts for little."""
     beat_interval_s: float = 1.0
     """Load is told this often; three missed beats take a peer out that is not connected."""
     beat_lifetime_s: float = 30.0
@@ -193,12 +195,12 @@ class Node:
         self._settle(now)
 
     def handle_connected(self, peer_id: PeerId, now: float, target: membership.Target | None = None) -> None:
-        """Notes a connection to a peer that speaks the mesh's protocols."""
-        is_new = not self.membership.is_connected(peer_id)
+        """Notes a connection to a peer that speaks the mesh's protocols; a new stream on it, or a dial that ends on it, again."""
         self.membership.handle_connected(peer_id, now, target)
-        if is_new and peer_id != self.peer_id:
+        if peer_id != self.peer_id:
             self.gossip.handle_connected(peer_id, now)
-            self.probe.handle_connected(peer_id, now)
+            if self.probe.liveness(peer_id) is not Liveness.ALIVE:
+                self.probe.handle_connected(peer_id, now)
         self._settle(now)
 
     def handle_disconnected(self, peer_id: PeerId, code: ErrorCode, now: float) -> None:
@@ -246,7 +248,7 @@ class Node:
             now: monotonic seconds.
             from_peer: the peer that forwarded it, who is not asked again.
         """
-        excluded = frozenset() if from_peer is None else frozenset({from_peer})
+        excluded: frozenset[PeerId] = frozenset() if from_peer is None else frozenset({from_peer})
         requirement = Requirement(request.model, request.feature, stream=request.stream, excluded=excluded)
         candidates = [self._own_candidate()]
         candidates.extend(self._candidate(view) for view in self.peers(now))
@@ -413,19 +415,21 @@ class Node:
 
     def _publish(self, now: float) -> None:
         """Signs and spreads what is due."""
-        if not self._started or now < self._next_publication():
+        if not self._started or now < self._next_publication() or not self._may_sign(now):
             return
         config = self.config
-        card_at = self._card_at + (config.card_interval_min_s if self._card_changed else config.card_lifetime_s / 2)
-        due = [
-            (card_at, self._publish_card),
+        card_interval_s = config.card_interval_min_s if self._card_changed else config.card_lifetime_s / 2
+        for due, publish in (
+            (self._card_at + card_interval_s, self._publish_card),
             (self._beat_at + config.beat_interval_s, self._publish_beat),
             (self._edges_at + config.edges_interval_s, self._publish_edges),
-        ]
-        for due_at, publish in due:
-            # Asked before each, for the last safe number may be used up by the one before.
-            if now >= due_at and self._may_sign(now):
-                publish(now)
+        ):
+            if now < due:
+                continue
+            if not self._sequencer.is_ready:  # the record before took the last number
+                self._unreserved_until = now + config.reserve_retry_s
+                return
+            publish(now)
 
     def _may_sign(self, now: float) -> bool:
         """Whether a sequence number is safe to use; asks for more in good time, and again when the disk refused."""
@@ -483,8 +487,9 @@ class Node:
             match output:
                 case gossip.RecordAccepted(record):
                     self._take_record(record, now)
-                case gossip.RecordExpired(record) if record.kind is RecordKind.CARD:
-                    self.membership.forget(record.peer_id)
+                case gossip.RecordExpired(record):
+                    if record.kind is RecordKind.CARD or self.table.heard_at(record.peer_id) is None:
+                        self.membership.forget(record.peer_id)
                 case gossip.OwnRecordHeard(sequence):
                     self._sequencer.observe(sequence)
                     self._card_changed = True
@@ -522,9 +527,10 @@ class Node:
         self.vivaldi.handle_sample(peer, rtt_s, card.coordinate)
         told = self._told_coordinate
         if told is not None and not self._card_changed:
-            moved_s = math.dist(told.vector, self.vivaldi.coordinate.vector)
-            if moved_s > max(self.config.coordinate_moved_s, self.config.coordinate_moved_share * rtt_s):
-                self._card_changed = True
+            own = self.vivaldi.coordinate
+            moved_s = math.dist(told.vector, own.vector) + abs(told.height_s - own.height_s)
+            moved = moved_s > max(self.config.coordinate_moved_s, self.config.coordinate_moved_share * rtt_s)
+            self._card_changed = moved or abs(told.error - own.error) > self.config.coordinate_error_changed
 
     def _payload(self, peer_id: PeerId, kind: RecordKind) -> Payload | None:
         """What a peer's newest record of a kind says."""

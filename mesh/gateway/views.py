@@ -5,8 +5,9 @@ Spec: docs/gateway.md, sections "Headers" and "Looking inside".
 
 from collections.abc import Sequence
 
-from mesh.gateway.ports import CatalogueEntry, RouteReport
+from mesh.gateway.ports import CatalogueEntry
 from protocol.identity import peer_id_text
+from protocol.routing import RouteReport
 
 
 def route_headers(route: RouteReport) -> dict[str, str]:

@@ -31,18 +31,27 @@ class Connection:
         peer_id: who is at the other end, proven by TLS.
         last_remote: where the peer was reached at first.
         is_dialled: whether this node opened it.
+        incarnation: the same for all connections of one run of the peer's program.
         successor: the connection that replaces this one, if any.
         pinging: held while a ping is on its way; libp2p wants one ping stream at a time.
         serving: handler tasks that run for streams of the peer, by protocol.
     """
 
     def __init__(
-        self, transport: "Transport", handle: ConnectionHandle, remote: Multiaddr, peer_id: PeerId, *, is_dialled: bool
+        self,
+        transport: "Transport",
+        handle: ConnectionHandle,
+        remote: Multiaddr,
+        peer_id: PeerId,
+        *,
+        is_dialled: bool,
+        incarnation: bytes,
     ) -> None:
         self.handle = handle
         self.last_remote = remote
         self.peer_id = peer_id
         self.is_dialled = is_dialled
+        self.incarnation = incarnation
         self.successor: Connection | None = None
         self.lost: ConnectionLost | None = None
         self.streams: dict[int, Stream] = {}

@@ -1,6 +1,7 @@
 """One stream of one peer, as a task reads and writes it.
 
-Both directions hold the other side back: reading grants credit for what was read, writing waits while the send buffer is full.
+Both directions hold the other side back: reading grants credit for what was read, writing waits while the send buffer is full. A
+reader that falls too far behind loses the stream, by a reset with FLOODING, where the QUIC engine cannot hold the sender back.
 A stream that this node opens sends the protocol negotiation together with its first data, so it costs no round trip; the peer's
 agreement is read when the first answer is.
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 CREDIT_STEP_BYTES = 16 * 1024
 """Credit is granted in steps of this many bytes, so that small reads cost nothing; 128 streams hold back half a window."""
+
+CHUNK_JOINED_BYTES_MAX = 4096
+"""Chunks are joined up to this many bytes, so that a peer who sends byte by byte costs little more memory than its bytes."""
 
 WRITE_BYTES_MAX = 256 * 1024
 """Bytes handed to the endpoint at once, so that the first datagrams leave before the last are built."""
@@ -66,18 +70,19 @@ class Stream:
     def took(self, data: bytes, end: bool) -> None:
         """Take bytes from the network."""
         if data:
-            self._chunks.append(data)
-            self.unread_bytes += len(data)
-            self.connection.hold_unread(len(data))
+            if self._chunks and len(self._chunks[-1]) + len(data) <= CHUNK_JOINED_BYTES_MAX:
+                self._chunks[-1] += data
+            else:
+                self._chunks.append(data)
         if end:
             self._ended = True
             self._forget_if_over()
         self._readers.unpark_all()
 
-    def was_reset(self, code: int) -> None:
-        """The peer abandoned its side."""
-        self._drop_unread()
-        self._reset = StreamReset(code, "the peer reset the stream")
+    def was_reset(self, code: int, reason: str) -> None:
+        """The peer's side is over before its end."""
+        self._chunks.clear()
+        self._reset = StreamReset(code, reason)
         self._forget_if_over()
         self._readers.unpark_all()
 

@@ -365,9 +365,9 @@ class Transport:
                     stream.took(data, end)
                 else:
                     self.endpoint.consumed(handle, stream_id, len(data), self.now())
-            case quic.StreamReset(connection=handle, stream=stream_id, code=code):
+            case quic.StreamReset(connection=handle, stream=stream_id, code=code, local=is_local):
                 if (stream := self._stream(handle, stream_id)) is not None:
-                    stream.was_reset(code)
+                    stream.was_reset(code, "too much of the stream was not read" if is_local else "the peer reset the stream")
             case quic.StopSending(connection=handle, stream=stream_id, code=code):
                 if (stream := self._stream(handle, stream_id)) is not None:
                     stream.was_stopped(code)
@@ -392,13 +392,21 @@ class Transport:
 
     def _established(self, output: quic.ConnectionEstablished) -> None:
         remote = _multiaddr(output.address, output.peer_id)
-        connection = Connection(self, output.connection, remote, output.peer_id, is_dialled=output.is_client)
+        connection = Connection(
+            self, output.connection, remote, output.peer_id, is_dialled=output.is_client, incarnation=output.incarnation
+        )
         self._by_handle[output.connection] = connection
         other = self.connections.get(output.peer_id)
         if other is None:
             self.connections[output.peer_id] = connection
             if self.on_connected is not None:
                 self.on_connected(connection)
+        elif other.incarnation != connection.incarnation:
+            # The peer's program was started again: what it knew of the older connection is gone with it.
+            self.connections[output.peer_id] = connection
+            other.successor = connection
+            self.endpoint.close(other.handle, ErrorCode.DUPLICATE, "the peer was started again", self.now())
+            self.pump()
         elif self._keeps_older(other, connection):
             self._retire(connection, other)
         else:

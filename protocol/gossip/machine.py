@@ -95,9 +95,15 @@ class Gossip:
         self._outputs: deque[Output] = deque()
 
     def handle_connected(self, peer_id: PeerId, now: float) -> None:
-        """Begin with a peer: tell it what is held. A peer over the limit, or connected already, is left as it is."""
+        """Begin with a peer: tell it what is held. A peer over the limit is left as it is.
+
+        A peer that is connected already is told again, for its stream is a new one and what was said on the old one may be lost.
+        """
         self._start_clock(now)
-        if peer_id in self._peers or peer_id == self._table.own or len(self._peers) >= self._config.peers_max:
+        known = self._peers.get(peer_id)
+        if known is not None and not known.misbehaved:
+            self._start_exchange(peer_id)
+        if known is not None or peer_id == self._table.own or len(self._peers) >= self._config.peers_max:
             return
         config = self._config
         self._peers[peer_id] = _Peer(

@@ -10,10 +10,11 @@ Source: RFC 9000.
 Spec: docs/spec/02-transport.md.
 """
 
+import hashlib
 import heapq
 import ipaddress
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
@@ -193,8 +194,10 @@ class Endpoint:
         ):
             self.counters.refused_handshakes += 1
             return None
-        engine = self._engine.accept(self._setup, cid, self._verify_any)
+        verifier = _Verifier(self._verify, self._own, None)
+        engine = self._engine.accept(self._setup, cid, verifier)
         connection = Connection(self._next_handle(), engine, config, now, received.address, is_client=False)
+        connection.incarnation = verifier.incarnation
         self._prefixes[prefix] = self._prefixes.get(prefix, 0) + 1
         self._add(connection)
         self._strangers[connection.handle] = connection
@@ -261,8 +264,10 @@ class Endpoint:
             raise LocalProtocolError(
                 ErrorCode.OVERLOADED, f"{self.config.connections_max} connections are open, the most allowed"
             )
-        engine = self._engine.connect(self._setup, address, self._verify_expected(expected), now)
+        verifier = _Verifier(self._verify, self._own, expected)
+        engine = self._engine.connect(self._setup, address, verifier, now)
         connection = Connection(self._next_handle(), engine, self.config, now, address, is_client=True)
+        connection.incarnation = verifier.incarnation
         connection.local = local
         self._add(connection)
         self._touched[connection.handle] = connection
@@ -399,20 +404,29 @@ class Endpoint:
         if farewell.heard & (farewell.heard - 1) == 0:
             self._outputs.append(Transmit(farewell.local, farewell.datagrams))
 
-    def _verify_any(self, der: bytes) -> PeerId:
+
+class _Verifier:
+    """Judges one peer's certificate, and keeps its digest: a program makes a new certificate each time it starts."""
+
+    def __init__(self, verify: VerifyPeer, own: PeerId, expected: PeerId | None) -> None:
+        self._verify = verify
+        self._own = own
+        self._expected = expected
+        self._digest = b""
+
+    def __call__(self, der: bytes) -> PeerId:
+        """Return the peer id that a certificate proves; refuse this node itself and any other than the expected peer."""
         peer_id = self._verify(der)
         if peer_id == self._own:
             raise RemoteProtocolError(ErrorCode.WRONG_PEER, "the peer is this node itself")
+        if self._expected is not None and peer_id != self._expected:
+            raise RemoteProtocolError(ErrorCode.WRONG_PEER, "the peer at this address is not the one that was dialled")
+        self._digest = hashlib.sha256(der).digest()
         return peer_id
 
-    def _verify_expected(self, expected: PeerId | None) -> Callable[[bytes], PeerId]:
-        def verify(der: bytes) -> PeerId:
-            peer_id = self._verify_any(der)
-            if expected is not None and peer_id != expected:
-                raise RemoteProtocolError(ErrorCode.WRONG_PEER, "the peer at this address is not the one that was dialled")
-            return peer_id
-
-        return verify
+    def incarnation(self) -> bytes:
+        """The SHA-256 digest of the certificate that was accepted; empty before."""
+        return self._digest
 
 
 def _prefix(address: Address) -> str | bytes:

@@ -27,7 +27,7 @@ END = 256  # the token that is no byte: before and after every document
 CONTEXT_TOKENS_MAX = 8192  # bytes of prompt and answer together: the state forgets long before, the bound is for time
 ANSWER_TOKENS_DEFAULT = 256  # bytes of an answer whose length the client leaves open: a short paragraph
 PREFILL_TOKENS_MAX = 512  # bytes of the prompt read in one run, about 20 ms: cancelling waits for one run
-STEP_TOKENS_MAX = 16  # bytes made in one step: longer than most words, about 5 ms
+STEP_TOKENS_MAX = 16  # bytes made in one step: longer than most words, about 3 ms
 _SPACE = frozenset(b" \n")
 
 

@@ -17,7 +17,7 @@ from mesh.engines.base import EngineError, Slots, SlotsConfig, Work, refuse
 from mesh.gateway import Answer, CatalogueEntry, Gateway, GatewayConfig
 from mesh.telemetry import Telemetry, make_logger
 from protocol.errors import ErrorCode
-from protocol.identity import Identity, PeerId
+from protocol.identity import Identity
 from protocol.inference import (
     Accepted,
     Failed,
@@ -32,6 +32,7 @@ from protocol.inference import (
     Usage,
 )
 from protocol.records import ModelOffer
+from protocol.routing import Candidate, RouteReport, RttSource
 
 DIMENSIONS = 4
 WORDS = ("Time ", "is ", "distance.")
@@ -144,35 +145,15 @@ class ModelEngine:
         yield Finished()
 
 
-@dataclass(frozen=True)
-class Candidate:
-    peer_id: PeerId
-    qualified: bool = True
-    reason: str = "nearest"
-    rtt_s: float | None = 0.0123
-    rtt_source: str = "measured"
-    queue_s: float | None = 0.0
-    service_s: float | None = 0.004
-    predicted_s: float | None = 0.0163
-    outcome: str = "answered"
-
-
-@dataclass(frozen=True)
-class Route:
-    request_id: str
-    model: str
-    feature: str
-    candidates: tuple[Candidate, ...] = (Candidate(PEER),)
-    chosen: PeerId | None = PEER
-    predicted_s: float | None = 0.0163
-    measured_s: float | None = None
-    hops: int = 1
+CANDIDATE = Candidate(
+    PEER, True, "nearest", 0.0123, RttSource.MEASURED, queue_s=0.0, service_s=0.004, predicted_s=0.0163, outcome="answered"
+)
 
 
 @dataclass
 class LocalAnswer:
     replies: AsyncIterator[Reply]
-    route: Route
+    route: RouteReport
     started_at: float = field(default_factory=trio.current_time)
 
     async def __aiter__(self) -> AsyncIterator[Reply]:
@@ -189,12 +170,13 @@ class LocalDispatcher:
 
     def __init__(self, engine: ModelEngine) -> None:
         self.engine = engine
-        self.routes: dict[str, Route] = {}
+        self.routes: dict[str, RouteReport] = {}
 
     @asynccontextmanager
     async def submit(self, request: InferenceRequest) -> AsyncIterator[Answer]:
         known = any(offer.model == request.model for offer in self.engine.offers())
-        route = Route(request.request_id.hex(), request.model, request.feature, chosen=PEER if known else None)
+        chosen = PEER if known else None
+        route = RouteReport(request.request_id.hex(), request.model, request.feature, (CANDIDATE,), chosen, 0.0163, hops=1)
         self.routes[route.request_id] = route
         async with self.engine.run(request) as replies:
             yield LocalAnswer(replies, route)
@@ -202,7 +184,7 @@ class LocalDispatcher:
     def catalogue(self) -> list[CatalogueEntry]:
         return [CatalogueEntry(offer, (PEER,), 1_700_000_000.5) for offer in self.engine.offers()]
 
-    def explain(self, request_id: str) -> Route | None:
+    def explain(self, request_id: str) -> RouteReport | None:
         return self.routes.get(request_id)
 
     def status(self) -> dict[str, object]:
