@@ -27,8 +27,6 @@ class TransportConfig:
         send_backlog_max: datagrams kept while a socket does not take them; more are dropped, as the network would.
         socket_buffer_bytes: receive and send buffer asked of the kernel; 2 MiB hold 20 ms of 1 Gbit/s.
         serving_max: handler tasks of one peer at a time; a stream beyond is reset with OVERLOADED.
-        unread_bytes_max: bytes of one connection that may wait for their readers; past it the stream with the most is reset with
-            OVERLOADED, before the connection's window of 4 MiB is used up and one reader that sleeps holds up all others.
         agent: what identify says of the program.
         protocol_version: what identify says of the network's protocol.
     """
@@ -45,6 +43,5 @@ class TransportConfig:
     send_backlog_max: int = 4096
     socket_buffer_bytes: int = 2 * 1024 * 1024
     serving_max: int = 128
-    unread_bytes_max: int = 3 * 1024 * 1024
     agent: str = "isochrone/0.1.0"
     protocol_version: str = "isochrone/0.1.0"

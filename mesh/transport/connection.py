@@ -57,7 +57,6 @@ class Connection:
         self.streams: dict[int, Stream] = {}
         self.serving: dict[str, int] = {}
         self.n_serving = 0
-        self._unread_bytes = 0
         self.became_quiet: Callable[[], None] | None = None
         self._transport = transport
         self.pinging = trio.Lock()
@@ -157,14 +156,6 @@ class Connection:
         """Read no more of a stream."""
         self._transport.endpoint.stop_sending(self.handle, stream_id, code)
         self._transport.pump()
-
-    def hold_unread(self, n_bytes: int) -> None:
-        """Count bytes that wait for a reader, or that do so no more; when they are too many, whoever holds the most gives way."""
-        self._unread_bytes += n_bytes
-        if n_bytes > 0 and self._unread_bytes > self._transport.config.unread_bytes_max and self.streams:
-            slowest = max(self.streams.values(), key=lambda stream: stream.unread_bytes)
-            if slowest.unread_bytes:
-                slowest.reset(ErrorCode.OVERLOADED, f"{slowest.unread_bytes} bytes were not read")
 
     def streams_became_available(self) -> None:
         """The peer allows streams again."""

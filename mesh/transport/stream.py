@@ -38,7 +38,6 @@ class Stream:
     Attributes:
         connection: whose stream it is.
         protocol_id: what was agreed, or proposed and not refused yet.
-        unread_bytes: what came and was not read yet.
     """
 
     def __init__(self, connection: "Connection", stream_id: int, config: MultistreamConfig, protocol_id: str = "") -> None:
@@ -49,7 +48,6 @@ class Stream:
         self._initiator = Initiator([protocol_id], config) if protocol_id else None
         self._unsent = self._initiator.data_to_send() if self._initiator is not None else b""
         self._chunks: deque[bytes] = deque()
-        self.unread_bytes = 0
         self._uncredited_bytes = 0
         self._ended = False
         self._reset: StreamReset | None = None
@@ -91,12 +89,6 @@ class Stream:
         self._stopped = StreamReset(code, "the peer reads no more")
         self._forget_if_over()
         self._writers.unpark_all()
-
-    def _drop_unread(self) -> None:
-        """Forget what nobody will read."""
-        self._chunks.clear()
-        self.connection.hold_unread(-self.unread_bytes)
-        self.unread_bytes = 0
 
     def _forget_if_over(self) -> None:
         """Leave the connection's table once neither side can do anything more."""
@@ -157,8 +149,6 @@ class Stream:
             self._chunks.appendleft(chunk[max_bytes:])
             chunk = chunk[:max_bytes]
         self._uncredited_bytes += len(chunk)
-        self.unread_bytes -= len(chunk)
-        self.connection.hold_unread(-len(chunk))
         if self._uncredited_bytes >= CREDIT_STEP_BYTES:
             self._grant()
         return chunk
@@ -211,8 +201,6 @@ class Stream:
         if rest:
             self._chunks.appendleft(rest)
             self._uncredited_bytes -= len(rest)
-            self.unread_bytes += len(rest)
-            self.connection.hold_unread(len(rest))
 
     # Writing.
 
@@ -267,13 +255,13 @@ class Stream:
 
     # Ending.
 
-    def reset(self, code: int = ErrorCode.CANCELLED, reason: str = "this node reset the stream") -> None:
+    def reset(self, code: int = ErrorCode.CANCELLED) -> None:
         """Abandon both sides at once; the peer sees `code`."""
         self._unsent = b""
         self._sent_eof = True
-        self._stopped = self._stopped or StreamReset(code, reason)
-        self._reset = self._reset or StreamReset(code, reason)
-        self._drop_unread()
+        self._stopped = self._stopped or StreamReset(code, "this node reset the stream")
+        self._reset = self._reset or StreamReset(code, "this node reset the stream")
+        self._chunks.clear()
         self.connection.abandon(self._id, code)
         self.connection.forget(self._id)
         self._readers.unpark_all()
@@ -288,7 +276,7 @@ class Stream:
             if not self._sent_eof:
                 self.reset()
             elif not (self._ended and not self._chunks):
-                self._drop_unread()
+                self._chunks.clear()
                 self._reset = self._reset or StreamReset(ErrorCode.CANCELLED, "this node closed the stream")
                 self.connection.stop_reading(self._id, ErrorCode.NO_ERROR)
                 self._forget_if_over()

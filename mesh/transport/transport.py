@@ -406,6 +406,8 @@ class Transport:
             self.connections[output.peer_id] = connection
             other.successor = connection
             self.endpoint.close(other.handle, ErrorCode.DUPLICATE, "the peer was started again", self.now())
+            if self.on_replaced is not None:
+                self.on_replaced(connection)
             self.pump()
         elif self._keeps_older(other, connection):
             self._retire(connection, other)
