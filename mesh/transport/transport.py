@@ -446,6 +446,8 @@ class Transport:
             self.connections[output.peer_id] = connection
             other.successor = connection
             self.endpoint.close(other.handle, ErrorCode.DUPLICATE, "the peer was started again", self.now())
+            if self.on_replaced is not None:
+                self.on_replaced(connection)
             self.pump()
             if self.on_replaced is not None:
                 self.on_replaced(connection)

@@ -275,8 +275,8 @@ async def test_a_stranger_is_served_ping_and_identify_and_is_no_peer(start: Star
         await eventually(lambda: bool(hopeful.logged("no gossip with peer")))
         await introduced(a, b, hopeful)
         assert stranger.identity.peer_id not in {view.peer_id for view in hopeful.service.node.peers(0.0)}
-        membership = hopeful.service.node.membership
-        await eventually(lambda: not membership._under_way)
+        under_way = hopeful.service.node.membership._under_way
+        await eventually(lambda: under_way.next_due() is None)
 
 
 async def test_nodes_of_different_networks_keep_apart(start: Start) -> None:
