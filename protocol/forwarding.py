@@ -295,7 +295,7 @@ class Forwarding:
             self._end(request_id, request, Event.GAVE_UP, Outcome.FAILED, code, message, now)
 
     def handle_suspected(self, peer: PeerId, now: float) -> None:
-        """Note that a peer has fallen silent: what it was asked and has not begun to answer is asked elsewhere, where it can be."""
+        """Note that a peer has fallen silent: what it has not begun to answer is asked elsewhere, where it can be."""
         waiting = [(key, request) for key, request in self._requests.items() if request.peer == peer]
         for request_id, request in waiting:
             if request.state is State.TRYING and self._may_move_on(request, now):
