@@ -45,11 +45,11 @@ class MembershipConfig:
     goodbye_failures: int = 3
     """A goodbye counts as so many failed dials, 2 to 4 s of back-off: no hurry to call back who has just left."""
     dial_address_s: float = 10.0
-    """A dial that is not answered for within this time per address has failed: a handshake, name resolution and a greeting."""
+    """A dial that is not answered for within this time per address has failed: name resolution, a handshake, a greeting."""
     dial_spread_s: float = 0.01
     """Each dial that waits already puts off the next one by up to this at random, so that not all nodes choose the same peers."""
     pinned_failures: int = 3
-    """After so many failed dials a bootstrap address given without a peer id may belong to somebody else: a new key, a new node."""
+    """After so many failed dials a bootstrap address given without a peer id may be somebody else's: a new key, a new node."""
     dial_polite_s: float = 0.3
     """How long the peer with the larger id leaves the dial to the other: more than a round trip within a continent."""
     beat_fresh_s: float = 3.0

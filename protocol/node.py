@@ -1,9 +1,9 @@
 """The core of one node: gossip, membership, probes, coordinates, routing and forwarding, composed.
 
-The machines below this module do not know each other; here they meet. A record that gossip accepts tells membership where a peer
-is and that it lives; a round trip that the probe takes moves the coordinate; coordinate, probes, beats and the outcomes of earlier
-requests rank the candidates of the next one. The shell hands in what happened (`handle_*`), asks when to come back (`next_timer`)
-and carries out what comes out (`next_output`, drained after every call until it is None).
+The machines below this module do not know each other; here they meet. A record that gossip accepts tells membership where a
+peer is and that it lives; a round trip that the probe takes moves the coordinate; coordinate, probes, beats and the outcomes of
+earlier requests rank the candidates of the next one. The shell hands in what happened (`handle_*`), asks when to come back
+(`next_timer`) and carries out what comes out (`next_output`, drained after every call until it is None).
 
 Time is monotonic seconds; `handle_wall_clock` tells how far the wall clock is from it, which only signed records need.
 
@@ -235,7 +235,7 @@ class Node:
             now: monotonic seconds.
             from_peer: the peer that forwarded it, who is not asked again.
         """
-        excluded = frozenset() if from_peer is None else frozenset({from_peer})
+        excluded = frozenset[PeerId]() if from_peer is None else frozenset({from_peer})
         requirement = Requirement(request.model, request.feature, stream=request.stream, excluded=excluded)
         candidates = [self._own_candidate()]
         candidates.extend(self._candidate(view) for view in self.peers(now))

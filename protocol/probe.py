@@ -5,9 +5,9 @@ timed here, from the moment the probe was handed out to the moment its echo arri
 so a liar can delay an echo and cannot hasten it. A nonce counts once, and only on the connection of the peer it was sent to.
 
 The same echoes tell whether the peer lives: `suspect_after_s` of silence makes a suspicion, `lost_after_s` a loss, any later
-echo a recovery. Lost datagrams are no silence: from `doubt_after_s` on a peer is probed every `burst_interval_s`, until it answers
-or is lost. A node that was itself held up blames nobody: when its own timer fires more than `lateness_s_max` late, the time
-it was not running is taken off everybody's silence (invariant: no peer is declared dead by a node whose own loop lags).
+echo a recovery. Lost datagrams are no silence: from `doubt_after_s` on a peer is probed every `burst_interval_s`, until it
+answers or is lost. A node that was itself held up blames nobody: when its own timer fires more than `lateness_s_max` late, the
+time it was not running is taken off everybody's silence (invariant: no peer is declared dead by a node whose own loop lags).
 
 A peer that floods is answered up to a budget; what is over it is dropped and told once a second as `Misbehaved`.
 

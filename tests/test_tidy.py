@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def public_definitions(scope: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """What a module or a class offers; functions within functions are helpers."""
+    for node in ast.iter_child_nodes(scope):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from public_definitions(node)
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_module_is_short_and_says_what_it_is(path: Path) -> None:
     text = path.read_text()
@@ -32,9 +42,8 @@ def test_functions_fit_a_screen_and_public_ones_are_documented(path: Path) -> No
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert lines <= FUNCTION_LINES_MAX, f"{node.name} has {lines} lines"
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
-            parents_hidden = node.col_offset > 4  # nested functions are helpers
-            assert parents_hidden or ast.get_docstring(node), f"{node.name} has no docstring"
+    for node in public_definitions(ast.parse(path.read_text())):
+        assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -26,7 +26,8 @@ MARGIN = 90
 
 
 MAP_STYLE = (
-    "text{font:13px system-ui,sans-serif;fill:#1c2733;paint-order:stroke;stroke:#fbfcfd;stroke-width:4px}.ring{fill:none;stroke:#c9d4de;stroke-dasharray:3 4}"
+    "text{font:13px system-ui,sans-serif;fill:#1c2733;paint-order:stroke;stroke:#fbfcfd;stroke-width:4px}"
+    ".ring{fill:none;stroke:#c9d4de;stroke-dasharray:3 4}"
     ".ms{font-size:11px;fill:#7b8b99}.note{font-size:11px;fill:#54636f}.line{stroke:#2f7d5b;stroke-linecap:round}"
     ".gone{stroke:#b3413a;stroke-width:3}"
 )
