@@ -177,7 +177,7 @@ async def measured_matrix(net: Testnet) -> np.ndarray[Any, np.dtype[np.float64]]
 
 
 async def settled(net: Testnet) -> bool:
-    """Waits until the first node has measured every other a few times since the start's bustle; False when that is too long."""
+    """Waits until the first node has measured every other a few times; False when that takes too long."""
     with trio.move_on_after(SETTLE_S_MAX):
         while True:
             rows = await peers_of(net.nodes[0])

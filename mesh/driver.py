@@ -75,6 +75,7 @@ class Driver:
         self._nursery: trio.Nursery | None = None
         transport.on_connected = self._connected
         transport.on_disconnected = self._disconnected
+        transport.on_replaced = self._replaced
         transport.on_datagram = self._datagram
         transport.add_handler(GOSSIP_PROTOCOL, self._listen)
 
@@ -176,12 +177,23 @@ class Driver:
         peer_id = connection.peer_id
         known = code if isinstance(code, ErrorCode) else ErrorCode.INTERNAL
         self._telemetry.peer_disconnected(peer_id, known)
-        outbox = self._outboxes.pop(peer_id, None)
-        if outbox is not None:
-            outbox.scope.cancel()
+        self._fall_silent(peer_id)
         self._node.handle_disconnected(peer_id, known, self.now)
         self._dials_failed(peer_id)
         self.settle()
+
+    def _replaced(self, connection: Connection) -> None:
+        """Begins anew with a peer whose connection was replaced: it may be another run of it that knows nothing yet."""
+        self._fall_silent(connection.peer_id)
+        self._node.handle_replaced(connection.peer_id, self.now)
+        self._attend(connection.peer_id)
+        self.settle()
+
+    def _fall_silent(self, peer_id: PeerId) -> None:
+        """Ends the speaking to a peer over its old connection."""
+        outbox = self._outboxes.pop(peer_id, None)
+        if outbox is not None:
+            outbox.scope.cancel()
 
     async def _hang_up(self, peer_id: PeerId, code: ErrorCode) -> None:
         """Closes a connection."""

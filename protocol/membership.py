@@ -47,7 +47,7 @@ class MembershipConfig:
     dial_address_s: float = 10.0
     """A dial that is not answered for within this time per address has failed: name resolution, a handshake, a greeting."""
     dial_spread_s: float = 0.01
-    """Each dial that waits already puts off the next one by up to this at random, so that not all nodes choose the same peers."""
+    """Each dial that waits puts off the next one by up to this at random, so that not all nodes choose the same peers."""
     pinned_failures: int = 3
     """After so many failed dials a bootstrap address given without a peer id may be somebody else's: a new key, a new node."""
     dial_polite_s: float = 0.3
@@ -165,6 +165,7 @@ class Membership:
         peer.addresses = addresses
         if addresses and not peer.connected and peer_id not in self._under_way and (moved or peer_id not in self._waiting):
             polite_s = 0.0 if self._own < peer_id else self._config.dial_polite_s
+            self._waiting.discard(peer_id)
             spread_s: float = self._luck.uniform(0.0, self._config.dial_spread_s * len(self._waiting))
             self._wait(peer_id, now + polite_s + spread_s, peer.failures)
         self._advance(now)

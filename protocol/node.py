@@ -210,6 +210,19 @@ class Node:
         self.membership.handle_disconnected(peer_id, code, now)
         self._settle(now)
 
+    def handle_replaced(self, peer_id: PeerId, now: float) -> None:
+        """Notes that a connected peer is connected by another connection now, and begins anew with it.
+
+        Call it once messages to the peer go to the new connection; one that has not been greeted yet is left alone.
+        """
+        if not self.membership.is_connected(peer_id):
+            return
+        self.membership.handle_connected(peer_id, now)
+        self.gossip.handle_disconnected(peer_id, now)
+        self.gossip.handle_connected(peer_id, now)
+        self.probe.handle_connected(peer_id, now)
+        self._settle(now)
+
     def handle_dial_failed(self, target: membership.Target, now: float) -> None:
         """Notes that a `Connect` led nowhere."""
         self.membership.handle_dial_failed(target, now)
@@ -235,7 +248,7 @@ class Node:
             now: monotonic seconds.
             from_peer: the peer that forwarded it, who is not asked again.
         """
-        excluded = frozenset[PeerId]() if from_peer is None else frozenset({from_peer})
+        excluded: frozenset[PeerId] = frozenset() if from_peer is None else frozenset({from_peer})
         requirement = Requirement(request.model, request.feature, stream=request.stream, excluded=excluded)
         candidates = [self._own_candidate()]
         candidates.extend(self._candidate(view) for view in self.peers(now))

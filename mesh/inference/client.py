@@ -121,7 +121,7 @@ class Answer:
             self.fault = error
             return Failed(ErrorCode.ENGINE_FAILED, f"the peer broke the protocol: {error}")
         except StreamReset as error:
-            return Failed(_FAILURES.get(error.code, ErrorCode.INTERNAL), f"the peer broke off: {error}")
+            return Failed(_FAILURES.get(error.code, ErrorCode.INTERNAL), f"the answer broke off: {error}")
         except ConnectionLost as error:
             return Failed(ErrorCode.UNREACHABLE, f"lost the connection to the peer: {error}")
         self._stream.reset(ErrorCode.DEADLINE_EXCEEDED)

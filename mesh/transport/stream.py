@@ -1,6 +1,7 @@
 """One stream of one peer, as a task reads and writes it.
 
-Both directions hold the other side back: reading grants credit for what was read, writing waits while the send buffer is full.
+Both directions hold the other side back: reading grants credit for what was read, writing waits while the send buffer is full. A
+reader that falls too far behind loses the stream, by a reset with FLOODING, where the QUIC engine cannot hold the sender back.
 A stream that this node opens sends the protocol negotiation together with its first data, so it costs no round trip; the peer's
 agreement is read when the first answer is.
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 CREDIT_STEP_BYTES = 16 * 1024
 """Credit is granted in steps of this many bytes, so that small reads cost nothing; 128 streams hold back half a window."""
+
+CHUNK_JOINED_BYTES_MAX = 4096
+"""Chunks are joined up to this many bytes, so that a peer who sends byte by byte costs little more memory than its bytes."""
 
 WRITE_BYTES_MAX = 256 * 1024
 """Bytes handed to the endpoint at once, so that the first datagrams leave before the last are built."""
@@ -64,16 +68,19 @@ class Stream:
     def took(self, data: bytes, end: bool) -> None:
         """Take bytes from the network."""
         if data:
-            self._chunks.append(data)
+            if self._chunks and len(self._chunks[-1]) + len(data) <= CHUNK_JOINED_BYTES_MAX:
+                self._chunks[-1] += data
+            else:
+                self._chunks.append(data)
         if end:
             self._ended = True
             self._forget_if_over()
         self._readers.unpark_all()
 
-    def was_reset(self, code: int) -> None:
-        """The peer abandoned its side."""
+    def was_reset(self, code: int, reason: str) -> None:
+        """The peer's side is over before its end."""
         self._chunks.clear()
-        self._reset = StreamReset(code, "the peer reset the stream")
+        self._reset = StreamReset(code, reason)
         self._forget_if_over()
         self._readers.unpark_all()
 
@@ -134,7 +141,8 @@ class Stream:
             if self._lost is not None:
                 raise self._lost.with_traceback(None)
             if self._unsent:
-                await self._send(b"", end=False)
+                # A proposal is waited for; an agreement may leave with what the handler says next.
+                await self._send(b"", end=False, linger=self._initiator is None)
                 continue
             await self._readers.park()
         chunk = self._chunks.popleft()
@@ -197,15 +205,20 @@ class Stream:
 
     # Writing.
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+    async def send_all(self, data: bytes | bytearray | memoryview, *, end: bool = False, linger: bool = False) -> None:
         """Send bytes, waiting while the send buffer is full.
+
+        Args:
+            data: what to send.
+            end: finish this side with them; the last of them and the end leave in one datagram.
+            linger: they may wait a moment (`transport.LINGER_S`), so as to leave with what follows.
 
         Raises:
             StreamReset: the peer reads no more, or this side was reset.
             ConnectionLost: the connection is gone.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._send(data, end=False)
+        await self._send(data, end=end, linger=linger)
 
     async def send_eof(self) -> None:
         """Finish this side; the peer reads an end after what was sent.
@@ -218,7 +231,7 @@ class Stream:
         if not self._sent_eof:
             await self._send(b"", end=True)
 
-    async def _send(self, data: bytes | bytearray | memoryview, *, end: bool) -> None:
+    async def _send(self, data: bytes | bytearray | memoryview, *, end: bool, linger: bool = False) -> None:
         prefix, self._unsent = self._unsent, b""
         if prefix and len(data) > WRITE_BYTES_MAX:
             await self._send(prefix, end=False)
@@ -234,7 +247,7 @@ class Stream:
             piece = view[:WRITE_BYTES_MAX]
             is_last = len(piece) == len(view)
             self._writable = False
-            n_taken = self.connection.write(self._id, piece, end=end and is_last)
+            n_taken = self.connection.write(self._id, piece, end=end and is_last, linger=linger and is_last)
             view = view[n_taken:]
             if n_taken == len(piece):
                 self._writable = True
@@ -264,7 +277,8 @@ class Stream:
         """Finish this side when that is still to be done, and read no more."""
         try:
             if not self._sent_eof and self._stopped is None and self._lost is None and self._reset is None:
-                await self.send_eof()
+                await trio.lowlevel.checkpoint_if_cancelled()
+                await self._send(b"", end=True, linger=True)
         finally:
             if not self._sent_eof:
                 self.reset()

@@ -1,8 +1,10 @@
 """The node's QUIC transport: one endpoint, its sockets, its clock, and the tasks that serve what peers open.
 
-One task per socket takes up to a batch of datagrams without waiting, hands them to the endpoint and then flushes once; one task
-waits for the endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and
-flushes, so a message costs no task switch on its way out. All times are `time.monotonic()`.
+One task per socket takes up to a batch of datagrams without waiting and hands them to the endpoint; one task waits for the
+endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and flushes, so a
+message costs no task switch on its way out. What nobody waits for (acknowledgements, credit, the end of a stream) lingers for
+a moment and leaves with the next message: a datagram costs more than all that is written into it. All
+times are `time.monotonic()`.
 
 Spec: docs/spec/02-transport.md.
 """
@@ -39,6 +41,12 @@ Handler = Callable[[Stream], Awaitable[None]]
 CERTIFICATE_ENTROPY_BYTES = 64
 """Entropy for the certificate's key in bytes: twice the strength of P-256, so that no bias is left."""
 
+LINGER_S = 0.001
+"""Longest wait in seconds of what nobody waits for: far below the 25 ms that QUIC allows an acknowledgement (RFC 9000, 18.2)."""
+
+LINGERING_DATAGRAMS_MAX = 8
+"""Received datagrams whose acknowledgement lingers: fewer than a first flight, so that a sender in slow start is not held up."""
+
 _WILDCARDS = {"0.0.0.0": ("127.0.0.1", "192.0.2.1"), "::": ("::1", "2001:db8::1")}  # noqa: S104
 """Addresses that stand for all of a family: its loopback, and a documentation address behind the default route (RFC 5737)."""
 
@@ -63,6 +71,8 @@ class Transport:
         connections: the current connection of every connected peer.
         on_connected: called when a peer is connected that was not.
         on_disconnected: called when the last connection of a peer is gone.
+        on_replaced: called when another connection takes the place of a peer's current one: what was on its way on the old one
+            may be lost, above all when the peer has started anew.
         on_datagram: called with peer id, content and time of arrival of every QUIC DATAGRAM frame.
         on_crash: called when a handler fails by a fault of its own.
     """
@@ -77,6 +87,7 @@ class Transport:
         announce: Sequence[Multiaddr] = (),
         on_connected: Callable[[Connection], None] | None = None,
         on_disconnected: Callable[[Connection, int], None] | None = None,
+        on_replaced: Callable[[Connection], None] | None = None,
         on_datagram: Callable[[PeerId, bytes, float], None] | None = None,
         on_crash: Callable[[Stream, Exception], None] | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
@@ -88,6 +99,7 @@ class Transport:
         self.connections: dict[PeerId, Connection] = {}
         self.on_connected = on_connected
         self.on_disconnected = on_disconnected
+        self.on_replaced = on_replaced
         self.on_datagram = on_datagram
         self.on_crash = on_crash
         certificate = make_certificate(identity, entropy(CERTIFICATE_ENTROPY_BYTES), time.time())
@@ -108,6 +120,9 @@ class Transport:
         self._timer_scope: trio.CancelScope | None = None
         self._pumping = False
         self._pump_again = False
+        self._linger_until = math.inf
+        self._lingering_datagrams = 0
+        self._wake_at = math.inf
         self._closing = False
         self._sequence = 0
 
@@ -298,7 +313,12 @@ class Transport:
             batch = udp.receive_batch(self.config.datagrams_per_wake_max)
             if batch:
                 self.endpoint.handle_datagrams(batch, self.now())
-                self.pump()
+                self._lingering_datagrams += len(batch)
+                # A handshake is a conversation of which each side waits for the other.
+                if self._lingering_datagrams > LINGERING_DATAGRAMS_MAX or self._dial_of or self.endpoint.n_strangers:
+                    self.pump()
+                else:
+                    self.pump_soon()
 
     async def _write_backlog(self, udp: UdpSocket) -> None:
         while True:
@@ -309,15 +329,22 @@ class Transport:
     async def _keep_time(self) -> None:
         while True:
             with trio.CancelScope() as self._timer_scope:
+                self._wake_at = math.inf
                 self._set_timer()
                 await trio.sleep_forever()
-            self.endpoint.handle_timer(self.now())
-            self.pump()
+            now = self.now()
+            due = self.endpoint.next_timer()
+            if self._linger_until <= now or (due is not None and due <= now):
+                self.endpoint.handle_timer(now)
+                self.pump()
 
     def _set_timer(self) -> None:
-        if self._timer_scope is not None:
-            due = self.endpoint.next_timer()
-            self._timer_scope.deadline = math.inf if due is None else trio.current_time() + max(0.0, due - self.now())
+        """Wake the clock's task early enough; to find that nothing is due costs it less than to be set back each time."""
+        due = self.endpoint.next_timer()
+        wake_at = self._linger_until if due is None else min(due, self._linger_until)
+        if self._timer_scope is not None and (wake_at < self._wake_at or self._wake_at < self.now() + 2 * LINGER_S):
+            self._wake_at = wake_at
+            self._timer_scope.deadline = math.inf if wake_at == math.inf else trio.current_time() + max(0.0, wake_at - self.now())
 
     def pump(self) -> None:
         """Flush the endpoint and act on all its outputs."""
@@ -329,12 +356,30 @@ class Transport:
             self._pump_again = True
             while self._pump_again:
                 self._pump_again = False
+                self._linger_until, self._lingering_datagrams = math.inf, 0
                 self.endpoint.flush(self.now())
                 while (output := self.endpoint.next_output()) is not None:
                     self._act(output)
         finally:
             self._pumping = False
         self._set_timer()
+
+    def pump_soon(self) -> None:
+        """Act on all outputs of the endpoint; what is to be sent leaves with the next flush, after `LINGER_S` at the latest."""
+        if self._linger_until == math.inf:
+            self._linger_until = self.now() + LINGER_S
+        if self._pumping:
+            return  # its outputs are acted on before that ends
+        self._pumping = True
+        try:
+            while (output := self.endpoint.next_output()) is not None:
+                self._act(output)
+        finally:
+            self._pumping = False
+        if self._pump_again:
+            self.pump()
+        else:
+            self._set_timer()
 
     def _act(self, output: quic.Output) -> None:
         match output:
@@ -361,9 +406,9 @@ class Transport:
                     stream.took(data, end)
                 else:
                     self.endpoint.consumed(handle, stream_id, len(data), self.now())
-            case quic.StreamReset(connection=handle, stream=stream_id, code=code):
+            case quic.StreamReset(connection=handle, stream=stream_id, code=code, local=is_local):
                 if (stream := self._stream(handle, stream_id)) is not None:
-                    stream.was_reset(code)
+                    stream.was_reset(code, "too much of the stream was not read" if is_local else "the peer reset the stream")
             case quic.StopSending(connection=handle, stream=stream_id, code=code):
                 if (stream := self._stream(handle, stream_id)) is not None:
                     stream.was_stopped(code)
@@ -403,11 +448,15 @@ class Transport:
             other.successor = connection
             self.endpoint.close(other.handle, ErrorCode.DUPLICATE, "the peer was started again", self.now())
             self.pump()
+            if self.on_replaced is not None:
+                self.on_replaced(connection)
         elif self._keeps_older(other, connection):
             self._retire(connection, other)
         else:
             self.connections[output.peer_id] = connection
             self._retire(other, connection)
+            if self.on_replaced is not None:
+                self.on_replaced(connection)
         self._finish_dial(output.connection, self.connections[output.peer_id], None)
 
     def _keeps_older(self, older: Connection, newer: Connection) -> bool:
@@ -444,6 +493,9 @@ class Transport:
                     other.successor = None
                     self.connections[connection.peer_id] = other
                     break
+            promoted = self.connections.get(connection.peer_id)
+            if promoted is not None and self.on_replaced is not None:
+                self.on_replaced(promoted)
         connection.was_lost(lost)
         if connection.peer_id not in self.connections and self.on_disconnected is not None:
             self.on_disconnected(connection, lost.code)

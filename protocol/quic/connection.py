@@ -1,8 +1,10 @@
 """One connection of the endpoint: its streams, its keep-alive and its end, over an engine's connection.
 
 The engine's events become the endpoint's outputs here. A stream is forgotten when both sides are over and all its bytes are
-consumed. Keep-alive: when nothing was heard for a while a PING goes out; while stream data flows the while is short, and it
-doubles with every PING up to the usual interval, so that a stream which stays open and silent costs nothing.
+consumed. One of which too much is unread is given up, so that a reader which has stopped costs bounded memory and delays no
+other stream; an engine that grants credit by what was consumed never lets it come so far. Keep-alive: when nothing was heard for
+a while a PING goes out; while stream data flows the while is short, and it doubles with every PING up to the usual interval, so
+that a stream which stays open and silent costs nothing.
 
 Spec: docs/spec/02-transport.md, sections "Streams" and "Timers".
 """
@@ -41,6 +43,9 @@ from protocol.quic.seam import (
     ResetReceived,
     StopReceived,
 )
+
+EARLY_EVENT_BYTES = 256
+"""What an event costs beside its data, in bytes, while it waits for the connection to be established: two objects of Python."""
 
 
 @dataclass(slots=True)
@@ -88,7 +93,9 @@ class Connection:
         self._config = config
         self._outputs: deque[Output] = deque()
         self._early: deque[DataReceived | ResetReceived | StopReceived] = deque()
+        self._early_bytes = 0
         self._streams: dict[int, StreamState] = {}
+        self._unread_bytes = 0
         self._blocked: dict[int, None] = {}
         self._peer_bit = 1 if is_client else 0
         self._next_remote = self._peer_bit
@@ -156,8 +163,8 @@ class Connection:
             case DataReceived() | ResetReceived() | StopReceived():
                 if self.established:
                     self._take_stream(event, now)
-                else:  # a server may speak before the client knows that it was accepted; credit bounds how much is kept
-                    self._early.append(event)
+                else:  # a server may speak before the client knows that it was accepted
+                    self._keep_early(event, now)
             case FrameReceived(data=data):
                 if self.established:
                     self._outputs.append(DatagramReceived(self.handle, data, received_at))
@@ -181,6 +188,13 @@ class Connection:
                 self._early.clear()
                 self._outputs.append(ConnectionClosed(self.handle, event.code, event.detail, event.local, self.established))
 
+    def _keep_early(self, event: DataReceived | ResetReceived | StopReceived, now: float) -> None:
+        self._early_bytes += EARLY_EVENT_BYTES + (len(event.data) if isinstance(event, DataReceived) else 0)
+        if self._early_bytes > self._config.stream_unread_bytes_max:
+            self.close(ErrorCode.FLOODING, "too much was sent before the connection was established", now)
+        else:
+            self._early.append(event)
+
     def _take_stream(self, event: DataReceived | ResetReceived | StopReceived, now: float) -> None:
         match event:
             case DataReceived(stream_id=stream_id, data=data, end=end):
@@ -188,7 +202,7 @@ class Connection:
             case ResetReceived(stream_id=stream_id, code=code):
                 if (state := self._remote_stream(stream_id, now)) is not None and state.readable:
                     state.readable = False
-                    state.unread_bytes = 0  # the engine has granted credit for them
+                    self._read(state, state.unread_bytes)  # the engine has granted credit for them
                     if not state.discarding:
                         self._outputs.append(StreamReset(self.handle, stream_id, code))
                     self._forget_if_over(stream_id, state)
@@ -213,9 +227,24 @@ class Connection:
             self._forget_if_over(stream_id, state)
             return
         state.unread_bytes += len(data)
+        self._unread_bytes += len(data)
         self._outputs.append(StreamData(self.handle, stream_id, data, end))
         if not data:
             self._forget_if_over(stream_id, state)
+        elif state.unread_bytes > self._config.stream_unread_bytes_max:
+            self._give_up(stream_id)
+        elif self._unread_bytes > self._config.unread_bytes_max:
+            self._give_up(max(self._streams, key=lambda stream_id: self._streams[stream_id].unread_bytes))
+
+    def _give_up(self, stream_id: int) -> None:
+        """Read no more of a stream that the application does not read."""
+        self.stop_sending(stream_id, ErrorCode.FLOODING)
+        self._outputs.append(StreamReset(self.handle, stream_id, ErrorCode.FLOODING, local=True))
+
+    def _read(self, state: StreamState, n_bytes: int) -> None:
+        """Count bytes as read, or as never to be read."""
+        state.unread_bytes -= n_bytes
+        self._unread_bytes -= n_bytes
 
     def _remote_stream(self, stream_id: int, now: float) -> StreamState | None:
         """Return a stream that an event names, opening it when the peer just did; None when it is over or not allowed."""
@@ -312,7 +341,7 @@ class Connection:
             self.engine.stop(stream_id, code)
         state.discarding = True
         self.engine.consumed(stream_id, state.unread_bytes)
-        state.unread_bytes = 0
+        self._read(state, state.unread_bytes)
         self._forget_if_over(stream_id, state)
 
     def consumed(self, stream_id: int, n_bytes: int) -> None:
@@ -321,7 +350,7 @@ class Connection:
         if state is None or state.unread_bytes == 0:
             return
         n_bytes = min(n_bytes, state.unread_bytes)
-        state.unread_bytes -= n_bytes
+        self._read(state, n_bytes)
         self.engine.consumed(stream_id, n_bytes)
         self._forget_if_over(stream_id, state)
 

@@ -28,6 +28,9 @@ class EndpointConfig:
         keep_alive_s: a PING goes out when nothing was heard for this long; four fit into the idle timeout.
         prompt_ping_s: the same while a stream is busy, doubling up to `keep_alive_s`; finds a path whose NAT binding moved.
         send_buffer_bytes_max: unsent bytes kept per stream; room for the bandwidth-delay product of 1 Gbit/s over 8 ms.
+        stream_unread_bytes_max: unread bytes of a stream beyond which it is given up, where the engine cannot hold its sender
+            back; two stream windows, so that a reader which is a whole window behind is still served.
+        unread_bytes_max: unread bytes of a connection beyond which its stream with the most of them is given up.
         streams_per_s: how many streams a peer may open per second, over time; guards against rapid reset.
         streams_burst: how many it may open at once on top.
         farewells_max: connection ids for which a close is repeated when the peer did not hear it.
@@ -43,6 +46,8 @@ class EndpointConfig:
     keep_alive_s: float = 2.5
     prompt_ping_s: float = 0.15
     send_buffer_bytes_max: int = 1024 * 1024
+    stream_unread_bytes_max: int = 2 * 1024 * 1024
+    unread_bytes_max: int = 6 * 1024 * 1024
     streams_per_s: float = 500.0
     streams_burst: float = 1000.0
     farewells_max: int = 1024
@@ -132,11 +137,19 @@ class StreamData:
 
 @dataclass(frozen=True, slots=True)
 class StreamReset:
-    """The peer abandoned its side of a stream; bytes not yet read are void."""
+    """The peer's side of a stream is over before its end; bytes not yet read are void.
+
+    Attributes:
+        connection: which connection.
+        stream: which stream.
+        code: why.
+        local: whether this side gave it up, since too much of it was not read.
+    """
 
     connection: ConnectionHandle
     stream: int
     code: int
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """The fast engine: qh3, whose packet core is compiled, behind the seam.
 
 The connection class of the library is extended, not patched: TLS is mutual (`qh3_tls`), unidirectional streams are refused, and
-padding behind the last packet of a datagram counts toward the anti-amplification allowance. The core grants flow-control credit
-when its events are taken, so back-pressure is to leave them: once the bytes that the application has not consumed reach the
-connection's window, no further event is taken until it consumes. The names used are private to qh3, so the version is pinned,
-checked on import, and each name stands under a test (tests/protocol/quic/test_private_names.py).
+padding behind the last packet of a datagram counts toward the anti-amplification allowance. The core queues the events of all
+streams in one line and grants flow-control credit when an event is taken, so no stream can be held back alone, and holding all
+back would silence probes and resets too: every event is taken at once, and the endpoint gives up a stream that is not read
+(`EndpointConfig.stream_unread_bytes_max`). A panic of the compiled core ends its connection alone. The names used are private to
+qh3, so the version is pinned, checked on import, and each name stands under a test (tests/protocol/quic/test_private_names.py).
 
 Source: RFC 9000, RFC 9001, RFC 9221; qh3 2.1.0.
 Spec: docs/spec/02-transport.md.
@@ -51,9 +52,6 @@ from protocol.quic.seam import (
 VERSION = "2.1.0"
 """The one version whose private names this module knows."""
 
-PAUSED_WINDOWS_MAX = 2
-"""Connection windows of datagrams taken while no event is: an honest peer's credit ends after one, the second is for repeats."""
-
 PACKET_OVERHEAD_BYTES = 40
 """Room of a 1-RTT packet around a DATAGRAM frame, in bytes: short header 13, tag 16, frame header 3, rounded up."""
 
@@ -89,13 +87,16 @@ _FAULTS = (
 )
 """What the library may raise over a peer's bytes; each ends that connection and nothing else."""
 
+PANIC = ("pyo3_runtime", "PanicException")
+"""Module and name of what a panic of compiled code becomes: a BaseException, of a class that cannot be imported."""
+
 if (installed := importlib.metadata.version("qh3")) != VERSION:
     message = f"qh3 {installed} is installed; this engine knows {VERSION}: pip install qh3=={VERSION}"
     raise LocalProtocolError(ErrorCode.UNSUPPORTED, message)
 
 
 class GuardedConnection(QuicConnection):  # type: ignore[misc]
-    """qh3's connection with the libp2p handshake, our limits, and events that are left in the core while the reader is behind."""
+    """qh3's connection with the libp2p handshake and our limits."""
 
     _core: Any
     _tls: Any
@@ -106,8 +107,6 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         super().__init__(configuration=configuration, original_destination_connection_id=original_cid)
         self.normal: deque[EngineEvent] = deque()
         self.closed: Closed | None = None
-        self.unread_bytes = 0
-        self.paused_bytes = 0
         self._config = config
         self._verify = verify
 
@@ -133,12 +132,9 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
 
     def receive(self, datagrams: Sequence[bytes], address: Address, now: float) -> None:
         """Take datagrams from one address."""
+        if self.closed is not None and self._core is None:
+            return
         if self._handshake_complete and self._core is not None:
-            if self.is_paused:
-                self.paused_bytes += sum(map(len, datagrams))
-                if self.paused_bytes > PAUSED_WINDOWS_MAX * self._config.connection_window_bytes:
-                    self.end(ErrorCode.FLOODING, "datagrams keep coming while nothing is read")
-                    return
             self._core.receive_many_datagrams(list(datagrams), address, now)
             self.drain()
             return
@@ -180,15 +176,10 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         self._create_tls(remote_source_cid=None)
         return True
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether events are left in the core until the application consumes."""
-        return self.unread_bytes >= self._config.connection_window_bytes
-
     def drain(self) -> None:
-        """Take the core's events, unless the reader is behind."""
+        """Take the core's events."""
         core = self._core
-        while core is not None and self.closed is None and not self.is_paused:
+        while core is not None and self.closed is None:
             native = core.next_event()
             if native is None:
                 break
@@ -198,7 +189,6 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
     def _take(self, native: tuple[Any, ...]) -> None:
         match native[0]:
             case "stream_data":
-                self.unread_bytes += len(native[2])
                 self.normal.append(DataReceived(native[1], native[2], native[3]))
             case "datagram":
                 self.normal.append(FrameReceived(native[1]))
@@ -257,6 +247,10 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             self.closed = Closed(application_code(code), reason, local=True)
             if self._core is not None:
                 self._core.close(code, None, reason.encode("utf-8"))
+
+    def abandon(self) -> None:
+        """Never enter the compiled half again: a panic may have left it half changed."""
+        self._core = None
 
     def _create_core(self, remote_addr: Address, initial_dcid: bytes, now: float) -> None:
         config = self._config
@@ -317,7 +311,6 @@ class Qh3Connection:
         self._cids = (quic.host_cid,) if original_cid is None else (quic.host_cid, original_cid)
         self._established = False
         self._closed_taken = False
-        self._unread: dict[int, int] = {}
         self._frames_left = quic._config.frames_pending_max
 
     @property
@@ -354,7 +347,9 @@ class Qh3Connection:
         """See EngineConnection."""
         try:
             self._quic.receive(datagrams, address, now)
-        except _FAULTS as fault:
+        except BaseException as fault:
+            if not _is_contained(fault):
+                raise
             self._fail(fault)
 
     def transmits(self, now: float) -> list[tuple[bytes, Address]]:
@@ -366,7 +361,9 @@ class Qh3Connection:
         try:
             while (transmit := core.poll_transmit(now)) is not None:
                 sent.append((transmit[0], transmit[1]))
-        except _FAULTS as fault:
+        except BaseException as fault:
+            if not _is_contained(fault):
+                raise
             self._fail(fault)
         self._frames_left = self._quic._config.frames_pending_max
         return sent
@@ -384,10 +381,10 @@ class Qh3Connection:
             return
         try:
             self._quic.core.handle_timer(now + TIMER_SLACK_S)
-            if self._quic.core.state == "terminated":
-                self._quic.unread_bytes = 0  # the end of the connection must be seen even by a reader that is behind
             self._quic.drain()
-        except _FAULTS as fault:
+        except BaseException as fault:
+            if not _is_contained(fault):
+                raise
             self._fail(fault)
 
     def next_event(self) -> EngineEvent | None:
@@ -399,12 +396,7 @@ class Qh3Connection:
             self._established = True
             return HandshakeFinished(peer_id)
         if quic.normal:
-            event = quic.normal.popleft()
-            if isinstance(event, DataReceived):
-                self._unread[event.stream_id] = self._unread.get(event.stream_id, 0) + len(event.data)
-            elif isinstance(event, ResetReceived):
-                quic.unread_bytes -= self._unread.pop(event.stream_id, 0)
-            return event
+            return quic.normal.popleft()
         if quic.closed is not None and not self._closed_taken:
             self._closed_taken = True
             return quic.closed
@@ -455,22 +447,10 @@ class Qh3Connection:
                 return  # the stream is over
 
     def consumed(self, stream_id: int, n_bytes: int) -> None:
-        """See EngineConnection."""
-        unread = self._unread.get(stream_id, 0)
-        taken = min(n_bytes, unread)
-        self._unread[stream_id] = unread - taken
-        was_paused = self._quic.is_paused
-        self._quic.unread_bytes -= taken
-        if was_paused and not self._quic.is_paused:
-            self._quic.paused_bytes = 0
-            try:
-                self._quic.drain()
-            except _FAULTS as fault:
-                self._fail(fault)
+        """Nothing is left to grant: the core did when the event was taken."""
 
     def forget(self, stream_id: int) -> None:
-        """See EngineConnection."""
-        self._quic.unread_bytes -= self._unread.pop(stream_id, 0)
+        """Nothing is kept of a stream."""
 
     def send_frame(self, data: bytes) -> bool:
         """See EngineConnection."""
@@ -491,9 +471,11 @@ class Qh3Connection:
         """See EngineConnection."""
         self._quic.end(code, reason)
 
-    def _fail(self, fault: Exception) -> None:
+    def _fail(self, fault: BaseException) -> None:
         """End the connection after a fault inside the library."""
         self._quic.closed = self._quic.closed or Closed(ErrorCode.INTERNAL, f"{type(fault).__name__}: {fault}", local=True)
+        if _is_panic(fault):
+            self._quic.abandon()
 
 
 class Qh3Engine:
@@ -532,3 +514,13 @@ def _configuration(setup: EngineSetup, *, is_client: bool) -> QuicConfiguration:
     )
     configuration.load_cert_chain(setup.certificate.pem, setup.certificate.private_key_pem)
     return configuration
+
+
+def _is_panic(fault: BaseException) -> bool:
+    """Whether compiled code gave up in the middle of a call."""
+    return any((kind.__module__, kind.__name__) == PANIC for kind in type(fault).__mro__)
+
+
+def _is_contained(fault: BaseException) -> bool:
+    """Whether `fault` ends a connection; anything else, such as the interrupt of a person, is not for this module."""
+    return isinstance(fault, _FAULTS) or _is_panic(fault)

@@ -60,7 +60,8 @@ class EngineConfig:
         datagram_bytes_max: UDP payload sent before the path is probed; 1,350 passes every usual tunnel over a 1,500-byte link.
         frame_bytes_max: the largest QUIC DATAGRAM frame accepted; 65,535 as RFC 9221 section 3 recommends.
         stream_window_bytes: credit per stream beyond what the application consumed.
-        connection_window_bytes: credit per connection beyond what the application consumed; also the bound on unread bytes.
+        connection_window_bytes: the same per connection; more than `EndpointConfig.unread_bytes_max`, so that streams which
+            nobody reads never use up the credit of the others.
         streams_in_max: bidirectional streams the peer may have open at once; unidirectional ones are never allowed.
         ranges_max: gaps kept in one reassembly: those of a window of packets of which every other is lost.
         crypto_pending_bytes_max: handshake bytes buffered ahead of a gap; RFC 9000 section 7.5 asks for at least 4,096.
@@ -72,7 +73,7 @@ class EngineConfig:
     datagram_bytes_max: int = 1350
     frame_bytes_max: int = 65535
     stream_window_bytes: int = 1024 * 1024
-    connection_window_bytes: int = 4 * 1024 * 1024
+    connection_window_bytes: int = 8 * 1024 * 1024
     streams_in_max: int = 128
     ranges_max: int = 512
     crypto_pending_bytes_max: int = 32768
@@ -236,7 +237,7 @@ class EngineConnection(Protocol):
         ...
 
     def consumed(self, stream_id: int, n_bytes: int) -> None:
-        """Grant the peer credit for bytes that the application has taken."""
+        """Grant the peer credit for bytes that the application has taken; an engine may have granted it before."""
         ...
 
     def forget(self, stream_id: int) -> None:

@@ -710,3 +710,15 @@ def test_the_same_seed_gives_the_same_run():
 
     assert facts_of_a_run(3) == facts_of_a_run(3)
     assert facts_of_a_run(3) != facts_of_a_run(4)
+
+
+def test_peer_connected_again_is_told_again_on_its_new_stream():
+    here, there = Node(0), Node(1)
+    here.gossip.handle_connected(there.peer_id, 0.0)
+    first = of(drained(here.gossip), Send)
+    here.gossip.handle_connected(there.peer_id, 1.0)
+    assert of(drained(here.gossip), Send) == first != []
+    here.gossip.handle_message(there.peer_id, b"\xff", 1.0, WALL_S)
+    assert of(drained(here.gossip), Misbehaved)
+    here.gossip.handle_connected(there.peer_id, 2.0)
+    assert drained(here.gossip) == []  # who misbehaved is told nothing

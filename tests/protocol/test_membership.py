@@ -143,6 +143,146 @@ def test_lost_bootstrap_peer_is_dialled_again() -> None:
     assert drain(membership) == [Connect(OTHER, (address(1, OTHER),))]
 
 
+def test_full_table_makes_room_by_dropping_who_is_away() -> None:
+    config = MembershipConfig(peers_max=2)
+    membership = machine(config=config)
+    membership.handle_connected(IDS[1], 0.0)
+    membership.handle_connected(IDS[2], 0.0)
+    membership.handle_connected(IDS[3], 0.0)
+    assert membership.connected() == IDS[1:3]  # nobody is away
+    membership.handle_disconnected(IDS[1], ErrorCode.GOODBYE, 1.0)
+    membership.handle_connected(IDS[3], 2.0)
+    assert membership.connected() == IDS[2:4]
+    assert membership.standing(IDS[1], 2.0)[0] is Standing.UNKNOWN
+
+
+def test_crowd_of_short_lived_identities_locks_nobody_out() -> None:
+    config = MembershipConfig(peers_max=8)
+    membership = machine(config=config)
+    for number in range(100):
+        invented = PeerId(number.to_bytes(4, "big"))
+        membership.handle_connected(invented, float(number))
+        membership.handle_disconnected(invented, ErrorCode.IDLE, number + 0.5)
+    membership.handle_connected(OTHER, 200.0)
+    assert membership.standing(OTHER, 200.0)[0] is Standing.ALIVE
+    assert len(membership._peers) <= 8
+
+
+def test_dials_wait_without_being_looked_at_while_no_connection_is_free() -> None:
+    config = MembershipConfig(connections_max=1)
+    membership = machine(config=config)
+    membership.handle_connected(IDS[1], 0.0)
+    for index in (2, 3):
+        membership.handle_card(IDS[index], (address(index),), 0.0)
+    assert [output for output in drain(membership) if isinstance(output, Connect)] == []
+    assert membership.next_timer() is None
+    membership.handle_disconnected(IDS[1], ErrorCode.IDLE, 10.0)
+    (connect,) = [output for output in drain(membership) if isinstance(output, Connect)]
+    assert connect.target in IDS[2:4]
+
+
+def test_dial_that_is_never_answered_for_frees_its_place() -> None:
+    membership = machine(config=MembershipConfig(dials_max=1))
+    membership.add_bootstrap([address(1), address(2)], 0.0)
+    (first,) = drain(membership)
+    due = membership.next_timer()
+    assert due == CONFIG.dial_address_s
+    membership.handle_timer(due)
+    (second,) = drain(membership)
+    assert {first.addresses, second.addresses} == {(address(1),), (address(2),)}
+    membership.handle_dial_failed(first.target, due)  # a late word changes nothing
+    assert drain(membership) == []
+
+
+def test_connections_that_do_not_last_are_dialled_ever_more_seldom() -> None:
+    membership = machine()
+    membership.add_bootstrap([address(1, OTHER)], 0.0)
+    now, waits = 0.0, []
+    for _ in range(12):
+        (connect,) = [output for output in drain(membership) if isinstance(output, Connect)]
+        membership.handle_connected(OTHER, now, connect.target)
+        membership.handle_connected(OTHER, now)  # as the shell does with a second stream
+        membership.handle_disconnected(OTHER, ErrorCode.OVERLOADED, now + 0.1)
+        due = membership.next_timer()
+        assert due is not None
+        waits.append(due - now - 0.1)
+        now = due
+        membership.handle_timer(now)
+    assert min(waits[-3:]) >= CONFIG.backoff_max_s / 2
+    (connect,) = [output for output in drain(membership) if isinstance(output, Connect)]
+    membership.handle_connected(OTHER, now, connect.target)
+    membership.handle_disconnected(OTHER, ErrorCode.IDLE, now + CONFIG.settled_s)
+    due = membership.next_timer()
+    assert due is not None
+    assert due - now - CONFIG.settled_s <= CONFIG.backoff_min_s
+
+
+def test_new_address_is_tried_without_waiting_for_the_backoff() -> None:
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    now = 0.0
+    for _ in range(8):
+        membership.handle_dial_failed(OTHER, now)
+        due = membership.next_timer()
+        assert due is not None
+        now = due
+        membership.handle_timer(now)
+    membership.handle_dial_failed(OTHER, now)
+    drain(membership)
+    membership.handle_card(OTHER, (address(2),), now)
+    assert drain(membership) == []
+    membership.handle_card(OTHER, (address(3),), now)
+    assert drain(membership) == [Connect(OTHER, (address(3),))]
+
+
+def test_bootstrap_address_whose_peer_was_replaced_is_found_again() -> None:
+    """The address was given without a peer id; after some failures whoever answers there is welcome."""
+    membership = machine()
+    membership.add_bootstrap([address(1)], 0.0)
+    (connect,) = drain(membership)
+    membership.handle_connected(OTHER, 0.1, connect.target)
+    membership.handle_disconnected(OTHER, ErrorCode.IDLE, 10.0)
+    now, connects = 10.0, []
+    while not connects:
+        due = membership.next_timer()
+        assert due is not None
+        now = due
+        membership.handle_timer(now)
+        for output in drain(membership):
+            if isinstance(output, Connect) and output.target == OTHER:
+                membership.handle_dial_failed(OTHER, now)
+            elif isinstance(output, Connect):
+                connects.append(output)
+    assert now < 30.0
+    assert connects == [Connect(str(address(1)), (address(1),))]
+    membership.handle_connected(IDS[2], now, connects[0].target)
+    assert membership.is_connected(IDS[2])
+
+
+def test_card_that_expires_leaves_the_bootstrap_dial_and_its_backoff_alone() -> None:
+    membership = machine()
+    membership.add_bootstrap([address(1, OTHER)], 0.0)
+    membership.handle_card(OTHER, (address(1, OTHER),), 0.0)
+    for _ in range(10):
+        membership.handle_dial_failed(OTHER, 0.0)
+        membership.handle_timer(membership.next_timer() or 0.0)
+    before = membership.next_timer()
+    drain(membership)
+    membership.forget(OTHER)
+    assert membership.next_timer() == before
+    assert drain(membership) == []
+
+
+def test_peer_whose_card_expired_while_connected_is_not_dialled_when_it_leaves() -> None:
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 0.1, OTHER)
+    membership.forget(OTHER)
+    assert membership.standing(OTHER, 1.0)[0] is Standing.ALIVE
+    membership.handle_disconnected(OTHER, ErrorCode.IDLE, 10.0)
+    assert membership.next_timer() is None
+
+
 def test_forgotten_peer_is_unknown() -> None:
     membership = machine()
     membership.handle_beat(OTHER, 0.0)

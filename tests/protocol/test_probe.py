@@ -51,6 +51,8 @@ class Pair:
         self.rtt_s = rtt_s
         self.cut = False
         self.lose_every = 0
+        self.loss = 0.0
+        self.luck = random.Random(0)
         self.sent = 0
         self.nodes = {A: Probe(config, random.Random(1)), B: Probe(config, random.Random(2))}
         self.facts: dict[PeerId, list[tuple[float, Output]]] = {A: [], B: []}
@@ -63,7 +65,7 @@ class Pair:
         for output in drain(self.nodes[here]):
             if isinstance(output, SendDatagram):
                 self.sent += 1
-                lost = self.cut or (self.lose_every and self.sent % self.lose_every == 0)
+                lost = self.cut or (self.lose_every and self.sent % self.lose_every == 0) or self.luck.random() < self.loss
                 if not lost:
                     heapq.heappush(self._flying, (self.now + self.rtt_s / 2, self.sent, output.peer, output.payload))
             else:
@@ -116,14 +118,18 @@ def test_probes_go_out_every_interval_and_not_in_step() -> None:
     while (due := machine.next_timer()) < 20.0:
         machine.handle_timer(due)
         outputs = drain(machine)
-        times += [due for output in outputs if isinstance(output, SendDatagram)]
+        for output in outputs:
+            if isinstance(output, SendDatagram):
+                times.append(due)
+                machine.handle_datagram(A, echo_of(output), due + 0.01, due + 0.01)
+        drain(machine)
     gaps = [later - earlier for earlier, later in pairwise(times[CONFIG.burst_probes :])]
     assert all(0.45 <= gap <= 0.55 for gap in gaps)
     assert len(set(gaps)) > 10
 
 
 def test_quality_tells_median_minimum_jitter_and_loss() -> None:
-    machine = Probe(replace(CONFIG, burst_probes=1, interval_spread=0.0), random.Random(1))
+    machine = Probe(replace(CONFIG, burst_probes=1, interval_spread=0.0, doubt_after_s=10.0), random.Random(1))
     machine.handle_connected(A, 0.0)
     rtts = [0.010, 0.030, 0.010, None, 0.020]
     now = 0.0
@@ -236,6 +242,31 @@ def test_lost_datagrams_make_loss_and_no_suspicion() -> None:
     pair.run(160.0)
     assert pair.facts_of(A, PeerSuspected) == []
     assert 0.15 < pair.nodes[A].quality(B, pair.now).loss < 0.55  # a fifth each way
+
+
+def test_silent_peer_is_probed_fast_until_it_is_lost_and_then_no_faster_than_others() -> None:
+    pair = Pair()
+    pair.run(110.0)
+    pair.cut = True
+    times, asked = [], pair.nodes[A]
+    while (due := asked.next_timer()) < 120.0:
+        asked.handle_timer(due)
+        times += [due for output in drain(asked) if isinstance(output, SendDatagram)]
+    (lost_at,) = {asked.silent_since(B) + CONFIG.lost_after_s}
+    doubted_at = asked.silent_since(B) + CONFIG.doubt_after_s
+    fast = [at for at in times if doubted_at <= at <= lost_at]
+    assert len(fast) == pytest.approx((lost_at - doubted_at) / CONFIG.burst_interval_s, abs=2)
+    assert len(fast) <= CONFIG.answers_burst + (lost_at - doubted_at) * CONFIG.answers_per_s
+    assert all(later - earlier > 0.44 for earlier, later in pairwise(at for at in times if at > lost_at))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fifth_of_all_datagrams_lost_at_random_makes_no_suspicion(seed: int) -> None:
+    pair = Pair(rtt_s=0.08)
+    pair.luck = random.Random(seed)
+    pair.loss = 0.2
+    pair.run(400.0)
+    assert pair.facts_of(A, PeerSuspected) == pair.facts_of(B, PeerSuspected) == []
 
 
 def test_a_node_that_was_held_up_blames_nobody() -> None:

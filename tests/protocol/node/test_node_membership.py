@@ -6,7 +6,8 @@ import pytest
 from world import ECHO, World, mesh
 
 from protocol.errors import ErrorCode
-from protocol.membership import Standing
+from protocol.membership import MembershipConfig, Standing
+from protocol.node import NodeConfig
 
 DEAD_AFTER_S = 3.0
 """Seconds after which no node may send work to one that died: the promise of the specification."""
@@ -174,11 +175,11 @@ def test_disk_that_refuses_silences_a_node_and_nothing_more() -> None:
     world.run_until(world.all_know_all, 33.0)
 
 
-@pytest.mark.parametrize("block_left", range(1, 6))
+@pytest.mark.parametrize("block_left", range(22, 28))
 def test_disk_that_fills_up_later_loses_no_node(block_left: int) -> None:
-    """The last reserved number is used; the records after it wait until the disk works again."""
-    world = mesh(3, block_left)
-    world.run(5.0 + 0.1 * block_left)
+    """The last number is used when a beat and the edges are due at once; what is left waits until the disk works again."""
+    world = mesh(3, 1)
+    world.run(5.5)
     node = world.members[1]
     node.disk_works = False
     node.node._sequencer._last = node.reserved - block_left
@@ -189,4 +190,22 @@ def test_disk_that_fills_up_later_loses_no_node(block_left: int) -> None:
     node.disk_works = True
     world.run(world.now + 2.0)
     for other in (world.members[0], world.members[2]):
-        assert max(at for at, peer_id in other.accepted if peer_id == node.peer_id) > world.now - 2.0
+        assert max(at for at, peer_id, _ in other.accepted if peer_id == node.peer_id) > world.now - 2.0
+
+
+def test_peers_without_a_connection_live_by_their_beats() -> None:
+    """More nodes than connections: everyone is known to everyone, nobody polls, and the dead fall silent."""
+    world = World(3)
+    few = NodeConfig(membership=MembershipConfig(connections_max=4))
+    for index in range(14):
+        place = (world.luck.uniform(0.0, 0.04), world.luck.uniform(0.0, 0.04))
+        world.add(place, bootstrap=[world.members[0].address] if index else [], config=few)
+    world.run(20.0)
+    assert all(len(member.routable) == 13 for member in world.members)
+    assert min(len(member.connections) for member in world.members) < 13
+    before = sum(member.wakes for member in world.members)
+    victim = world.members[5]
+    world.kill(victim)
+    world.run(26.0)
+    assert all(victim.peer_id not in member.routable for member in world.running())
+    assert (sum(member.wakes for member in world.members) - before) / 6.0 / 14 <= 40.0

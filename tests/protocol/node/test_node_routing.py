@@ -65,11 +65,13 @@ def test_quiet_mesh_renews_its_cards_seldom() -> None:
     """Once the coordinates have settled, cards are not sent because of noise."""
     world = mesh(6, 1)
     world.run(120.0)
-    before = [member.node.table.get(member.peer_id, RecordKind.CARD).sequence for member in world.members]
     world.run(240.0)
-    for member, sequence in zip(world.members, before, strict=True):
-        told = member.node.table.get(member.peer_id, RecordKind.CARD).sequence - sequence
-        assert told <= 120 + 4 + 12  # beats and edges count too: fewer than a dozen cards in two minutes
+    for member in world.members:
+        for other in world.members:
+            cards = [at for at, peer_id, kind in member.accepted if (peer_id, kind) == (other.peer_id, RecordKind.CARD)]
+            if other is not member:
+                assert sum(at > 120.0 for at in cards) <= 3
+                assert len(cards) <= 30
 
 
 def test_nearest_able_node_comes_first_and_the_others_are_explained() -> None:
@@ -224,7 +226,7 @@ def test_identity_that_lost_its_sequence_numbers_catches_up() -> None:
     for member in (world.members[0], world.members[2]):
         view = member.node.peer(lost.peer_id, world.now)
         assert view.card.models == lost.offers
-        assert max(at for at, peer_id in member.accepted if peer_id == lost.peer_id) > 73.0
+        assert max(at for at, peer_id, _ in member.accepted if peer_id == lost.peer_id) > 73.0
 
 
 def eventful(seed: int) -> str:

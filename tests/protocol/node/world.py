@@ -21,7 +21,7 @@ from protocol.inference import Feature, InferenceRequest
 from protocol.membership import PeerJoined, PeerLeft, Standing
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output, ReserveSequences
-from protocol.records import Hardware, ModelOffer, Sequencer
+from protocol.records import Hardware, ModelOffer, RecordKind, Sequencer
 
 WALL_S = 1_800_000_000.0
 """Wall-clock seconds since 1970 at virtual time 0."""
@@ -66,7 +66,7 @@ class Member:
     joined: list[tuple[float, PeerId]] = field(default_factory=list)
     dials: list[tuple[float, membership.Target]] = field(default_factory=list)
     faults: list[Output] = field(default_factory=list)
-    accepted: list[tuple[float, PeerId]] = field(default_factory=list)
+    accepted: list[tuple[float, PeerId, RecordKind]] = field(default_factory=list)
 
     @property
     def peer_id(self) -> PeerId:
@@ -237,7 +237,7 @@ class World:
                 member.routable.remove(peer_id)
                 member.left.append((self.now, peer_id, reason))
             case gossip.RecordAccepted(record):
-                member.accepted.append((self.now, record.peer_id))
+                member.accepted.append((self.now, record.peer_id, record.kind))
             case gossip.Equivocated():
                 member.faults.append(output)
             case _:
