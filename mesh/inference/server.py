@@ -213,12 +213,12 @@ class _Serving:
             data = held[0] if len(held) == 1 else b"".join(held)
             held.clear()
             held_bytes = 0
-            is_end = isinstance(reply, Finished | Failed)
+            end = reply if isinstance(reply, Finished | Failed) else None
             try:
                 # The end at once, before whoever answers has tidied up: the requester may wait for it.
-                await self._send(data, end=is_end, linger=isinstance(reply, Accepted))
-                if is_end:
-                    self.end = reply
+                await self._send(data, end=end is not None, linger=isinstance(reply, Accepted))
+                if end is not None:
+                    self.end = end
                     return None
             except (StreamReset, ConnectionLost):
                 self.gone = True

@@ -1,9 +1,10 @@
 """The node's QUIC transport: one endpoint, its sockets, its clock, and the tasks that serve what peers open.
 
 One task per socket takes up to a batch of datagrams without waiting and hands them to the endpoint; one task waits for the
-endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and flushes, so a message
-costs no task switch on its way out. What nobody waits for (acknowledgements, credit, the end of a stream) lingers for a moment and
-leaves with the next message: a datagram costs more than all that is written into it. All times are `time.monotonic()`.
+endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and flushes, so a
+message costs no task switch on its way out. What nobody waits for (acknowledgements, credit, the end of a stream) lingers for a
+moment and leaves with the next message: a datagram costs more than all that is written into it. All times are
+`time.monotonic()`.
 
 Spec: docs/spec/02-transport.md.
 """
