@@ -152,5 +152,5 @@ _FAILURES = {
 } | {ErrorCode.CANCELLED.value: ErrorCode.ENGINE_FAILED}
 """The error that a reset by the peer stands for.
 
-We did not cancel, an answer without an end is no answer, and a peer that does not speak the protocol leaves the request to others:
+We did not cancel, an answer without an end is no answer, and a peer that does not speak the protocol leaves it to others:
 `ENGINE_FAILED` lets the next candidate be asked."""

@@ -77,7 +77,7 @@ async def test_a_client_that_stops_frees_the_slot_on_the_other_node(start: Start
 
     await a.ask(first_word)
     await eventually(lambda: engine.slots.load().running == 0)
-    assert a.service.node.forwarding.under_way == b.service.node.forwarding.under_way == 0
+    await eventually(lambda: a.service.node.forwarding.under_way == b.service.node.forwarding.under_way == 0)
     assert text_of(await a.chat()) == TEXT
 
 
