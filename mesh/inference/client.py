@@ -153,8 +153,13 @@ class Answer:
         return reply
 
 
-_FAILURES = {code.value: code for code in ErrorCode} | {
-    ErrorCode.NO_ERROR: ErrorCode.ENGINE_FAILED,
-    ErrorCode.CANCELLED: ErrorCode.ENGINE_FAILED,
-}
-"""The error that a reset by the peer stands for. We did not cancel, and an answer without an end is no answer."""
+_OF_THE_REQUEST = (ErrorCode.INTERNAL, ErrorCode.TOO_LARGE)
+"""Codes below 0x100 that say something of the request; all others say that this peer and this node do not get on."""
+
+_FAILURES = {
+    code.value: code if code >= ErrorCode.CANCELLED or code in _OF_THE_REQUEST else ErrorCode.ENGINE_FAILED for code in ErrorCode
+} | {ErrorCode.CANCELLED.value: ErrorCode.ENGINE_FAILED}
+"""The error that a reset by the peer stands for.
+
+We did not cancel, an answer without an end is no answer, and a peer that does not speak the protocol leaves it to others:
+`ENGINE_FAILED` lets the next candidate be asked."""

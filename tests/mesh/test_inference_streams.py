@@ -594,6 +594,8 @@ async def test_a_peer_that_takes_no_request_fails_the_answer_at_the_deadline(aut
         (ErrorCode.TOO_LARGE, ErrorCode.TOO_LARGE),
         (ErrorCode.NO_ERROR, ErrorCode.ENGINE_FAILED),
         (ErrorCode.CANCELLED, ErrorCode.ENGINE_FAILED),
+        (ErrorCode.UNSUPPORTED, ErrorCode.ENGINE_FAILED),
+        (ErrorCode.MALFORMED, ErrorCode.ENGINE_FAILED),
         (0xFFFF, ErrorCode.INTERNAL),
     ],
 )

@@ -22,8 +22,12 @@ from mesh_nodes import (
 )
 
 from mesh.config import StartError
+from mesh.driver import GOSSIP_PROTOCOL
 from mesh.engines.base import SlotsConfig
 from mesh.store import KEY_FILE, StateError
+from protocol.encoding import encode_frame
+from protocol.errors import ErrorCode
+from protocol.gossip.messages import Entries, encode_message
 from protocol.inference import Finished, TextDelta
 from protocol.membership import Standing
 from protocol.quic import ENGINE_NAMES
@@ -73,7 +77,7 @@ async def test_a_client_that_stops_frees_the_slot_on_the_other_node(start: Start
 
     await a.ask(first_word)
     await eventually(lambda: engine.slots.load().running == 0)
-    assert a.service.node.forwarding.under_way == b.service.node.forwarding.under_way == 0
+    await eventually(lambda: a.service.node.forwarding.under_way == b.service.node.forwarding.under_way == 0)
     assert text_of(await a.chat()) == TEXT
 
 
@@ -277,6 +281,32 @@ async def test_a_stranger_is_served_ping_and_identify_and_is_no_peer(start: Star
         assert stranger.identity.peer_id not in {view.peer_id for view in hopeful.service.node.peers(0.0)}
         under_way = hopeful.service.node.membership._under_way
         await eventually(lambda: under_way.next_due() is None)
+
+
+async def test_peers_that_come_and_go_leave_nothing_behind(start: Start) -> None:
+    """Each says a word of gossip and is gone, so that its last word may be read after it has left."""
+    a = await start(PlannedEngine())
+    driver, node = a.service.driver, a.service.node
+    assert driver._nursery is not None
+    n_tasks = len(driver._nursery.child_tasks)
+
+    async def swallow(stream) -> None:
+        while await stream.receive_some():
+            pass
+
+    for seed in range(10, 22):
+        async with stranger_of(seed, **{GOSSIP_PROTOCOL: swallow}) as stranger:
+            connection = await stranger.dial(a.address)
+            stream = await connection.open_stream(GOSSIP_PROTOCOL)
+            await stream.confirmed()
+            await stream.send_all(encode_frame(encode_message(Entries(()))))
+            await connection.close(ErrorCode.GOODBYE)
+        await eventually(lambda: not a.service.transport.connections)
+    await eventually(lambda: len(driver._nursery.child_tasks) == n_tasks)
+    assert node.membership.connected() == []
+    assert driver._outboxes == {}
+    assert driver._targets == {}
+    assert not a.logged("handler crashed")
 
 
 async def test_nodes_of_different_networks_keep_apart(start: Start) -> None:
