@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.ready
+READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench testnet schemas model format clean
@@ -10,40 +10,41 @@ STAMP  := $(VENV)/.ready
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml scripts/setup.sh scripts/deps.sh
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/setup.sh
-	@touch $@
+# One environment, filled as far as the target needs; two installations at once would get in each other's way.
+.NOTPARALLEL:
+$(READY)-%: pyproject.toml scripts/setup.sh scripts/deps.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/setup.sh $*
 
-setup: $(STAMP) ## Create .venv with everything the project needs
+setup: $(READY)-test $(READY)-check ## Create .venv with everything the project needs
 
-demo: $(STAMP) ## Five nodes at different distances, real inference, and a picture of who answered
+demo: $(READY)-run ## Five nodes at different distances, real inference, and a picture of who answered
 	@$(BIN)/isochrone demo
 
-test: $(STAMP) ## Run the fast test suite
-	@$(BIN)/python -m pytest
+test: $(READY)-test ## Run the fast test suite
+	$(BIN)/python -m pytest
 
-check: $(STAMP) ## Format, lint, types, import contracts, spelling
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
-	@$(BIN)/mypy
-	@$(BIN)/pyright --pythonpath $(BIN)/python
-	@$(BIN)/lint-imports
-	@$(BIN)/codespell
+check: $(READY)-check ## Format, lint, types, import contracts, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/codespell
 
-bench: $(STAMP) ## Measure, beside what a user would pick instead; writes build/bench
+bench: $(READY)-run ## Measure, beside what a user would pick instead; writes build/bench
 	@$(BIN)/pip install --quiet -e '.[bench]'
 	@$(BIN)/python -m benchmarks
 
-testnet: $(STAMP) ## A live five-node mesh to play with
+testnet: $(READY)-run ## A live five-node mesh to play with
 	@$(BIN)/isochrone testnet
 
-schemas: $(STAMP) ## Regenerate the FlatBuffers code from protocol/schemas
+schemas: $(READY)-run ## Regenerate the FlatBuffers code from protocol/schemas
 	@scripts/schemas.sh
 
 model: ## Train the small text model again (needs torch; about half an hour)
 	@scripts/train_text_model.sh
 
-format: $(STAMP) ## Let ruff format and mend what it can
+format: $(READY)-check ## Let ruff format and mend what it can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 

@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import trio
 
@@ -65,13 +66,32 @@ class _Attempt:
     first_s: float | None = None
 
 
+class _Replies:
+    """The events in a request's channel, taken without a task switch where they are there already."""
+
+    def __init__(self, channel: trio.MemoryReceiveChannel[Reply]) -> None:
+        self._channel = channel
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            return self._channel.receive_nowait()
+        except trio.WouldBlock:
+            return await self._channel.__anext__()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+
 class Answer:
     """The events of one answer, with the route that led to it; `route` is complete once the first event has been received."""
 
     def __init__(self, ticket: _Ticket, replies: trio.MemoryReceiveChannel[Reply]) -> None:
         """Wraps the reading end of a request's channel."""
         self._ticket = ticket
-        self._replies = replies
+        self._replies = _Replies(replies)
 
     @property
     def route(self) -> RouteReport:
@@ -261,7 +281,7 @@ class Dispatcher:
                 match ticket.commands.popleft():
                     case Refuse(_, code, message):
                         ticket.answered = True
-                        await send.send(_explained(ticket, code, message))
+                        await _hand_on(send, _explained(ticket, code, message))
                     case RunLocally(_, deadline_s):
                         request = replace(ticket.request, deadline_s=deadline_s)
                         await self._attempt(ticket, self._node.peer_id, self._run_locally(request), send)
@@ -324,16 +344,16 @@ class Dispatcher:
                     case Accepted():
                         if not ticket.accepted:  # one answer has one, however many attempts it takes
                             ticket.accepted = True
-                            await send.send(reply)
+                            await _hand_on(send, reply)
                     case Finished():
                         if self._deliver(ticket, attempt):
                             self._finish(ticket, attempt, reply)
-                            await send.send(reply)
+                            await _hand_on(send, reply)
                         return None
                     case _:
                         if not self._deliver(ticket, attempt):
                             return None
-                        await send.send(reply)
+                        await _hand_on(send, reply)
         return Failed(ErrorCode.ENGINE_FAILED, "the engine's answer stopped without an end")
 
     def _deliver(self, ticket: _Ticket, attempt: _Attempt) -> bool:
@@ -427,3 +447,12 @@ _HOPEFUL = (
     ErrorCode.FEATURE_NOT_SUPPORTED,
 )
 """What a caller is told when nodes stand back for several reasons: the one that passes soonest."""
+
+
+async def _hand_on(send: trio.MemorySendChannel[Reply], reply: Reply) -> None:
+    """Hands a reply to the reader, without a task switch while there is room."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    try:
+        send.send_nowait(reply)
+    except trio.WouldBlock:
+        await send.send(reply)

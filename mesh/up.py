@@ -37,8 +37,12 @@ def run_up(config: NodeConfig, run_node: RunNode, *, as_json: bool) -> int:
     """
     try:
         return trio.run(_up, config, run_node, as_json)
-    except* StartError as errors:
-        reason: BaseException = errors
+    except BaseExceptionGroup as errors:
+        # Not `except*`: before Python 3.11.4 it wraps what is raised inside it in one more group.
+        refusals, others = errors.split(StartError)
+        if refusals is None or others is not None:
+            raise
+        reason: BaseException = refusals
         while isinstance(reason, BaseExceptionGroup):
             reason = reason.exceptions[0]
         raise reason from None

@@ -294,6 +294,14 @@ class Forwarding:
         else:
             self._end(request_id, request, Event.GAVE_UP, Outcome.FAILED, code, message, now)
 
+    def handle_suspected(self, peer: PeerId, now: float) -> None:
+        """Note that a peer has fallen silent: what it has not begun to answer is asked elsewhere, where it can be."""
+        waiting = [(key, request) for key, request in self._requests.items() if request.peer == peer]
+        for request_id, request in waiting:
+            if request.state is State.TRYING and self._may_move_on(request, now):
+                self._outputs.append(CancelAttempt(request_id, peer))
+                self._move_on(request_id, request, now)
+
     def handle_cancelled(self, request_id: bytes, now: float) -> None:
         """Note that the caller is gone; a request that has ended already is left alone."""
         request = self._requests.get(request_id)

@@ -45,7 +45,7 @@ class MembershipConfig:
     goodbye_failures: int = 3
     """A goodbye counts as so many failed dials, 2 to 4 s of back-off: no hurry to call back who has just left."""
     dial_address_s: float = 10.0
-    """A dial that is not answered for within this time per address has failed: a handshake, name resolution and a greeting."""
+    """A dial that is not answered for within this time per address has failed: name resolution, a handshake, a greeting."""
     dial_spread_s: float = 0.01
     """Each dial that waits puts off the next one by up to this at random, so that not all nodes choose the same peers."""
     pinned_failures: int = 3

@@ -241,7 +241,7 @@ class Node:
     # Requests
 
     def rank(self, request: InferenceRequest, now: float, from_peer: PeerId | None = None) -> RouteReport:
-        """Ranks all nodes for a request; the report keeps the reasons.
+        """Ranks all nodes that may be asked; the report keeps the reasons.
 
         Args:
             request: what is asked for.
@@ -251,7 +251,8 @@ class Node:
         excluded: frozenset[PeerId] = frozenset() if from_peer is None else frozenset({from_peer})
         requirement = Requirement(request.model, request.feature, stream=request.stream, excluded=excluded)
         candidates = [self._own_candidate()]
-        candidates.extend(self._candidate(view) for view in self.peers(now))
+        if request.hops_left > 0:  # otherwise nobody else may be asked
+            candidates.extend(self._candidate(view) for view in self.peers(now))
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
     def submit(
@@ -497,6 +498,7 @@ class Node:
                     self._take_sample(peer, rtt_s)
                 case probe.PeerSuspected(peer):
                     self.membership.handle_suspected(peer, now)
+                    self.forwarding.handle_suspected(peer, now)
                 case probe.PeerRecovered(peer):
                     self.membership.handle_recovered(peer, now)
                 case probe.PeerLost(peer):

@@ -24,4 +24,4 @@ fi
 echo "isochrone: installing system packages:$missing"
 $sudo apt-get update -qq
 # shellcheck disable=SC2086  # a list of words on purpose
-DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing
+$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing

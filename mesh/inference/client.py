@@ -115,8 +115,12 @@ class Answer:
         if self._refusal is not None:
             return self._refusal
         try:
-            with trio.move_on_at(self._ends_at):
-                return await self._receive()
+            frame = self._decoder.next_frame()
+            if frame is None:
+                with trio.move_on_at(self._ends_at):
+                    frame = await self._receive()
+            if frame is not None:
+                return self._take(frame)
         except RemoteProtocolError as error:
             self.fault = error
             return Failed(ErrorCode.ENGINE_FAILED, f"the peer broke the protocol: {error}")
@@ -127,8 +131,9 @@ class Answer:
         self._stream.reset(ErrorCode.DEADLINE_EXCEEDED)
         return Failed(ErrorCode.DEADLINE_EXCEEDED, "the peer did not answer in time")
 
-    async def _receive(self) -> Reply:
-        while (frame := self._decoder.next_frame()) is None:
+    async def _receive(self) -> bytes:
+        """Wait for the next whole frame."""
+        while True:
             data = await self._stream.receive_some()
             if not data:
                 raise RemoteProtocolError(ErrorCode.MALFORMED, "the answer stopped without an end")
@@ -136,6 +141,10 @@ class Answer:
             if self._bytes > self._limits.answer_bytes_max:
                 raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"an answer of more than {self._limits.answer_bytes_max} bytes")
             self._decoder.receive(data)
+            if (frame := self._decoder.next_frame()) is not None:
+                return frame
+
+    def _take(self, frame: bytes) -> Reply:
         reply = decode_reply(frame)
         self._order.take(reply)
         if self._order.ended and self._decoder.buffered_bytes:

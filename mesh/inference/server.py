@@ -19,7 +19,17 @@ from mesh.transport import ConnectionLost, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.inference import AnswerOrder, Failed, Finished, InferenceRequest, JsonDelta, Reply, TensorsReady, TextDelta
+from protocol.inference import (
+    Accepted,
+    AnswerOrder,
+    Failed,
+    Finished,
+    InferenceRequest,
+    JsonDelta,
+    Reply,
+    TensorsReady,
+    TextDelta,
+)
 from protocol.wire.inference import REQUEST_BYTES_MAX, decode_request, encode_reply
 
 HELD_BYTES_MAX = 64 * 1024
@@ -214,31 +224,30 @@ class _Serving:
             data = held[0] if len(held) == 1 else b"".join(held)
             held.clear()
             held_bytes = 0
+            end = reply if isinstance(reply, Finished | Failed) else None
             try:
-                await self._send(data)
-                if isinstance(reply, Finished | Failed):
-                    self.end = reply
-                    # At once, before whoever answers has tidied up: the requester may wait for it.
-                    await self._stream.send_eof()
+                # The end at once, before whoever answers has tidied up: the requester may wait for it.
+                await self._send(data, end=end is not None, linger=isinstance(reply, Accepted))
+                if end is not None:
+                    self.end = end
                     return None
             except (StreamReset, ConnectionLost):
                 self.gone = True
                 return None
         return "the engine's answer stopped without an end"
 
-    async def _send(self, frames: bytes) -> None:
+    async def _send(self, frames: bytes, *, end: bool = False, linger: bool = False) -> None:
         """Send whole frames; where a deadline cuts that short, `_sending` stays set."""
         self._sending = True
-        await self._stream.send_all(frames)
+        await self._stream.send_all(frames, end=end, linger=linger)
         self._sending = False
 
     async def _finish(self, failed: Failed) -> None:
         """Send a failure and close this side; reset the stream where the requester does not take it."""
         if not self._sending:
             with trio.move_on_after(self._limits.farewell_s):
-                await self._send(encode_frame(encode_reply(failed)))
+                await self._send(encode_frame(encode_reply(failed)), end=True)
                 self.end = failed
-                await self._stream.send_eof()
                 return
         self.reset_code = failed.code
 

@@ -131,20 +131,24 @@ class Connection:
 
     # What streams and the transport use.
 
-    def write(self, stream_id: int, data: memoryview, *, end: bool) -> int:
-        """Queue stream bytes; return how many were taken."""
+    def write(self, stream_id: int, data: memoryview, *, end: bool, linger: bool) -> int:
+        """Queue stream bytes; return how many were taken. With `linger` they wait a moment for others to leave with."""
         try:
             n_taken = self._transport.endpoint.send(self.handle, stream_id, data, end)
         except LocalProtocolError as fault:
             kind = StreamReset if fault.code is ErrorCode.CANCELLED else ConnectionLost
             raise kind(fault.code, fault.detail) from fault
-        self._transport.pump()
+        if linger:
+            self._transport.pump_soon()
+        else:
+            self._transport.pump()
         return n_taken
 
-    def grant(self, stream_id: int, n_bytes: int) -> None:
-        """Grant credit for bytes that were read."""
+    def grant(self, stream_id: int, n_bytes: int, *, ended: bool) -> None:
+        """Grant credit for bytes that were read; that of a stream which has ended leaves with whatever leaves next."""
         self._transport.endpoint.consumed(self.handle, stream_id, n_bytes, self._transport.now())
-        self._transport.pump()
+        if not ended:
+            self._transport.pump_soon()
 
     def abandon(self, stream_id: int, code: int) -> None:
         """Abandon both sides of a stream."""
@@ -152,10 +156,9 @@ class Connection:
         self._transport.endpoint.stop_sending(self.handle, stream_id, code)
         self._transport.pump()
 
-    def stop_reading(self, stream_id: int, code: int) -> None:
-        """Read no more of a stream."""
-        self._transport.endpoint.stop_sending(self.handle, stream_id, code)
-        self._transport.pump()
+    def ignore(self, stream_id: int, code: int) -> None:
+        """Read no more of a stream; the peer is asked to stop if it does send more."""
+        self._transport.endpoint.ignore(self.handle, stream_id, code)
 
     def streams_became_available(self) -> None:
         """The peer allows streams again."""

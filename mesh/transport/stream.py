@@ -141,7 +141,8 @@ class Stream:
             if self._lost is not None:
                 raise self._lost.with_traceback(None)
             if self._unsent:
-                await self._send(b"", end=False)
+                # A proposal is waited for; an agreement may leave with what the handler says next.
+                await self._send(b"", end=False, linger=self._initiator is None)
                 continue
             await self._readers.park()
         chunk = self._chunks.popleft()
@@ -156,7 +157,7 @@ class Stream:
     def _grant(self) -> None:
         n_bytes, self._uncredited_bytes = self._uncredited_bytes, 0
         if n_bytes and self._lost is None:
-            self.connection.grant(self._id, n_bytes)
+            self.connection.grant(self._id, n_bytes, ended=self._ended)
 
     async def _finish_negotiation(self, initiator: Initiator) -> None:
         """Read the peer's agreement, and put back what came behind it."""
@@ -204,15 +205,20 @@ class Stream:
 
     # Writing.
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+    async def send_all(self, data: bytes | bytearray | memoryview, *, end: bool = False, linger: bool = False) -> None:
         """Send bytes, waiting while the send buffer is full.
+
+        Args:
+            data: what to send.
+            end: finish this side with them; the last of them and the end leave in one datagram.
+            linger: they may wait a moment (`transport.LINGER_S`), so as to leave with what follows.
 
         Raises:
             StreamReset: the peer reads no more, or this side was reset.
             ConnectionLost: the connection is gone.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._send(data, end=False)
+        await self._send(data, end=end, linger=linger)
 
     async def send_eof(self) -> None:
         """Finish this side; the peer reads an end after what was sent.
@@ -225,7 +231,7 @@ class Stream:
         if not self._sent_eof:
             await self._send(b"", end=True)
 
-    async def _send(self, data: bytes | bytearray | memoryview, *, end: bool) -> None:
+    async def _send(self, data: bytes | bytearray | memoryview, *, end: bool, linger: bool = False) -> None:
         prefix, self._unsent = self._unsent, b""
         if prefix and len(data) > WRITE_BYTES_MAX:
             await self._send(prefix, end=False)
@@ -241,7 +247,7 @@ class Stream:
             piece = view[:WRITE_BYTES_MAX]
             is_last = len(piece) == len(view)
             self._writable = False
-            n_taken = self.connection.write(self._id, piece, end=end and is_last)
+            n_taken = self.connection.write(self._id, piece, end=end and is_last, linger=linger and is_last)
             view = view[n_taken:]
             if n_taken == len(piece):
                 self._writable = True
@@ -271,14 +277,15 @@ class Stream:
         """Finish this side when that is still to be done, and read no more."""
         try:
             if not self._sent_eof and self._stopped is None and self._lost is None and self._reset is None:
-                await self.send_eof()
+                await trio.lowlevel.checkpoint_if_cancelled()
+                await self._send(b"", end=True, linger=True)
         finally:
             if not self._sent_eof:
                 self.reset()
             elif not (self._ended and not self._chunks):
                 self._chunks.clear()
                 self._reset = self._reset or StreamReset(ErrorCode.CANCELLED, "this node closed the stream")
-                self.connection.stop_reading(self._id, ErrorCode.NO_ERROR)
+                self.connection.ignore(self._id, ErrorCode.NO_ERROR)
                 self._forget_if_over()
             else:
                 self._grant()

@@ -1,8 +1,10 @@
 """The node's QUIC transport: one endpoint, its sockets, its clock, and the tasks that serve what peers open.
 
-One task per socket takes up to a batch of datagrams without waiting, hands them to the endpoint and then flushes once; one task
-waits for the endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and
-flushes, so a message costs no task switch on its way out. All times are `time.monotonic()`.
+One task per socket takes up to a batch of datagrams without waiting and hands them to the endpoint; one task waits for the
+endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and flushes, so a
+message costs no task switch on its way out. What nobody waits for (acknowledgements, credit, the end of a stream) lingers for a
+moment and leaves with the next message: a datagram costs more than all that is written into it. All times are
+`time.monotonic()`.
 
 Spec: docs/spec/02-transport.md.
 """
@@ -38,6 +40,12 @@ Handler = Callable[[Stream], Awaitable[None]]
 
 CERTIFICATE_ENTROPY_BYTES = 64
 """Entropy for the certificate's key in bytes: twice the strength of P-256, so that no bias is left."""
+
+LINGER_S = 0.001
+"""Longest wait in seconds of what nobody waits for: far below the 25 ms that QUIC allows an acknowledgement (RFC 9000, 18.2)."""
+
+LINGERING_DATAGRAMS_MAX = 8
+"""Received datagrams whose acknowledgement lingers: fewer than a first flight, so that a sender in slow start is not held up."""
 
 _WILDCARDS = {"0.0.0.0": ("127.0.0.1", "192.0.2.1"), "::": ("::1", "2001:db8::1")}  # noqa: S104
 """Addresses that stand for all of a family: its loopback, and a documentation address behind the default route (RFC 5737)."""
@@ -112,6 +120,9 @@ class Transport:
         self._timer_scope: trio.CancelScope | None = None
         self._pumping = False
         self._pump_again = False
+        self._linger_until = math.inf
+        self._lingering_datagrams = 0
+        self._wake_at = math.inf
         self._closing = False
         self._sequence = 0
 
@@ -302,7 +313,12 @@ class Transport:
             batch = udp.receive_batch(self.config.datagrams_per_wake_max)
             if batch:
                 self.endpoint.handle_datagrams(batch, self.now())
-                self.pump()
+                self._lingering_datagrams += len(batch)
+                # A handshake is a conversation of which each side waits for the other.
+                if self._lingering_datagrams > LINGERING_DATAGRAMS_MAX or self._dial_of or self.endpoint.n_strangers:
+                    self.pump()
+                else:
+                    self.pump_soon()
 
     async def _write_backlog(self, udp: UdpSocket) -> None:
         while True:
@@ -313,15 +329,22 @@ class Transport:
     async def _keep_time(self) -> None:
         while True:
             with trio.CancelScope() as self._timer_scope:
+                self._wake_at = math.inf
                 self._set_timer()
                 await trio.sleep_forever()
-            self.endpoint.handle_timer(self.now())
-            self.pump()
+            now = self.now()
+            due = self.endpoint.next_timer()
+            if self._linger_until <= now or (due is not None and due <= now):
+                self.endpoint.handle_timer(now)
+                self.pump()
 
     def _set_timer(self) -> None:
-        if self._timer_scope is not None:
-            due = self.endpoint.next_timer()
-            self._timer_scope.deadline = math.inf if due is None else trio.current_time() + max(0.0, due - self.now())
+        """Wake the clock's task early enough; to find that nothing is due costs it less than to be set back each time."""
+        due = self.endpoint.next_timer()
+        wake_at = self._linger_until if due is None else min(due, self._linger_until)
+        if self._timer_scope is not None and (wake_at < self._wake_at or self._wake_at < self.now() + 2 * LINGER_S):
+            self._wake_at = wake_at
+            self._timer_scope.deadline = math.inf if wake_at == math.inf else trio.current_time() + max(0.0, wake_at - self.now())
 
     def pump(self) -> None:
         """Flush the endpoint and act on all its outputs."""
@@ -333,12 +356,30 @@ class Transport:
             self._pump_again = True
             while self._pump_again:
                 self._pump_again = False
+                self._linger_until, self._lingering_datagrams = math.inf, 0
                 self.endpoint.flush(self.now())
                 while (output := self.endpoint.next_output()) is not None:
                     self._act(output)
         finally:
             self._pumping = False
         self._set_timer()
+
+    def pump_soon(self) -> None:
+        """Act on all outputs of the endpoint; what is to be sent leaves with the next flush, after `LINGER_S` at the latest."""
+        if self._linger_until == math.inf:
+            self._linger_until = self.now() + LINGER_S
+        if self._pumping:
+            return  # its outputs are acted on before that ends
+        self._pumping = True
+        try:
+            while (output := self.endpoint.next_output()) is not None:
+                self._act(output)
+        finally:
+            self._pumping = False
+        if self._pump_again:
+            self.pump()
+        else:
+            self._set_timer()
 
     def _act(self, output: quic.Output) -> None:
         match output:
@@ -409,6 +450,8 @@ class Transport:
             if self.on_replaced is not None:
                 self.on_replaced(connection)
             self.pump()
+            if self.on_replaced is not None:
+                self.on_replaced(connection)
         elif self._keeps_older(other, connection):
             self._retire(connection, other)
         else:

@@ -56,12 +56,14 @@ class StreamState:
         readable: whether the peer may still send.
         writable: whether this side may still send.
         discarding: whether arriving bytes are dropped, since nobody reads them.
+        stop_code: with what the peer is asked to stop should it send more; None where it is not to be asked, or was.
         unread_bytes: bytes handed out and not yet consumed.
     """
 
     readable: bool = True
     writable: bool = True
     discarding: bool = False
+    stop_code: int | None = None
     unread_bytes: int = 0
 
 
@@ -223,6 +225,9 @@ class Connection:
         if end:
             state.readable = False
         if state.discarding:
+            if state.stop_code is not None and not end:
+                self.engine.stop(stream_id, state.stop_code)
+                state.stop_code = None
             self.engine.consumed(stream_id, len(data))
             self._forget_if_over(stream_id, state)
             return
@@ -337,8 +342,19 @@ class Connection:
         state = self._streams.get(stream_id)
         if state is None:
             return
-        if state.readable and not state.discarding:
+        if state.readable and (not state.discarding or state.stop_code is not None):
             self.engine.stop(stream_id, code)
+        state.stop_code = None
+        self._discard(stream_id, state)
+
+    def ignore(self, stream_id: int, code: int) -> None:
+        """Read no more of a stream of which no more is expected: the peer is asked to stop only if it does send more."""
+        state = self._streams.get(stream_id)
+        if state is not None and not state.discarding:
+            state.stop_code = code
+            self._discard(stream_id, state)
+
+    def _discard(self, stream_id: int, state: StreamState) -> None:
         state.discarding = True
         self.engine.consumed(stream_id, state.unread_bytes)
         self._read(state, state.unread_bytes)

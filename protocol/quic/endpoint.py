@@ -104,6 +104,11 @@ class Endpoint:
         """Connections in any state."""
         return len(self._connections)
 
+    @property
+    def n_strangers(self) -> int:
+        """Accepted connections whose handshake is not over."""
+        return len(self._strangers)
+
     def rtt_s(self, handle: ConnectionHandle) -> float | None:
         """The library's smoothed round trip of a connection; good for timers, no measurement of distance."""
         connection = self._connections.get(handle)
@@ -296,25 +301,30 @@ class Endpoint:
 
     def reset(self, handle: ConnectionHandle, stream: int, code: int) -> None:
         """Abandon this side of a stream."""
-        if handle in self._connections:
+        if self._is_open(handle):
             self._touch(handle).reset(stream, code)
 
     def stop_sending(self, handle: ConnectionHandle, stream: int, code: int) -> None:
         """Read no more of a stream."""
-        if handle in self._connections:
+        if self._is_open(handle):
             self._touch(handle).stop_sending(stream, code)
+
+    def ignore(self, handle: ConnectionHandle, stream: int, code: int) -> None:
+        """Read no more of a stream whose peer is about to end it; if it sends more instead, it is asked to stop."""
+        if self._is_open(handle):
+            self._touch(handle).ignore(stream, code)
 
     def consumed(self, handle: ConnectionHandle, stream: int, n_bytes: int, now: float) -> None:
         """Grant the peer credit for stream bytes that were read; more data may follow at once."""
         connection = self._connections.get(handle)
-        if connection is not None:
+        if connection is not None and connection.closed is None:
             connection.consumed(stream, n_bytes)
             connection.collect(now, now)
             self._settle(connection)
 
     def send_datagram(self, handle: ConnectionHandle, data: bytes) -> bool:
         """Queue a DATAGRAM frame; False when it does not fit, the queue is full, or the connection is gone."""
-        return handle in self._connections and self._touch(handle).send_datagram(data)
+        return self._is_open(handle) and self._touch(handle).send_datagram(data)
 
     def close(self, handle: ConnectionHandle, code: ErrorCode, reason: str, now: float) -> None:
         """Close a connection; nothing happens when it is gone."""
@@ -324,6 +334,11 @@ class Endpoint:
             self._settle(connection)
 
     # Helpers.
+
+    def _is_open(self, handle: ConnectionHandle) -> bool:
+        """Whether the connection is there; one that is closed stays until the next flush."""
+        connection = self._connections.get(handle)
+        return connection is not None and connection.closed is None
 
     def _touch(self, handle: ConnectionHandle) -> Connection:
         connection = self._connections.get(handle)

@@ -56,7 +56,7 @@ class MemoryStream:
             self.incoming.changed.notify_all()
             return data
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False) -> None:
         view = memoryview(data)
         async with self.outgoing.changed:
             while view:
@@ -69,6 +69,9 @@ class MemoryStream:
                 self.outgoing.data += view[:room]
                 view = view[room:]
                 self.outgoing.bytes_max = max(self.outgoing.bytes_max, len(self.outgoing.data))
+                self.outgoing.changed.notify_all()
+            if end:
+                self.outgoing.ended = True
                 self.outgoing.changed.notify_all()
 
     async def send_eof(self) -> None:

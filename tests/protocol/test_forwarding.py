@@ -131,6 +131,25 @@ def test_a_silent_attempt_leaves_time_for_the_next() -> None:
     assert (end.outcome, end.code, end.attempts) == (Outcome.EXPIRED, ErrorCode.DEADLINE_EXCEEDED, 3)
 
 
+def test_what_a_silent_peer_was_asked_is_asked_elsewhere_at_once() -> None:
+    machine = submitted(A, B)
+    drain(machine)
+    machine.handle_suspected(B, 100.5)
+    assert drain(machine) == []
+    machine.handle_suspected(A, 101.0)
+    assert drain(machine) == [CancelAttempt(ID, A), Forward(ID, B, 9.0, 0)]
+    machine.handle_suspected(B, 102.0)
+    assert drain(machine) == [], "nobody else is left, and the peer may recover"
+
+
+def test_an_answer_that_has_begun_is_not_taken_from_a_suspected_peer() -> None:
+    machine = submitted(A, B)
+    drain(machine)
+    machine.handle_first_output(ID, A, 100.1)
+    machine.handle_suspected(A, 101.0)
+    assert drain(machine) == []
+
+
 def test_an_attempt_that_has_delivered_has_until_the_deadline() -> None:
     machine = submitted(A, B)
     drain(machine)

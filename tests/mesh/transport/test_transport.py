@@ -186,6 +186,41 @@ async def test_a_slow_reader_holds_the_writer_back(engines):
             assert await read_all(stream) == str(2 * MIB).encode()
 
 
+async def test_what_lingers_leaves_with_what_follows(engines):
+    sent = []
+
+    async def answer(stream):
+        await read_all(stream)
+        before = b.transport.endpoint.counters.datagrams_out
+        await stream.send_all(b"first ", linger=True)
+        assert b.transport.endpoint.counters.datagrams_out == before
+        await stream.send_all(b"second", end=True)
+        sent.append(b.transport.endpoint.counters.datagrams_out - before)
+
+    a, b = pair_of(engines, handlers={"/test/answer/1": answer})
+    async with running(a, b):
+        connection = await a.transport.dial(b.address)
+        stream = await connection.open_stream("/test/answer/1")
+        await stream.send_all(b"?", end=True)
+        assert await read_all(stream) == b"first second"
+        assert sent == [1]
+        with pytest.raises(StreamReset):
+            await stream.send_all(b"more")
+
+
+async def test_what_lingers_leaves_by_itself(engines):
+    async def answer(stream):
+        await stream.send_all(b"alone", linger=True)
+        await trio.sleep_forever()
+
+    a, b = pair_of(engines, handlers={"/test/answer/1": answer})
+    async with running(a, b):
+        connection = await a.transport.dial(b.address)
+        stream = await connection.open_stream("/test/answer/1")
+        with trio.fail_after(5):
+            assert await stream.receive_some() == b"alone"
+
+
 async def test_a_stream_that_is_never_read_costs_that_stream_alone(engines):
     endpoint = EndpointConfig(
         send_buffer_bytes_max=64 * 1024,

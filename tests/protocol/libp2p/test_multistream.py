@@ -33,7 +33,7 @@ def outcome(call, *args):
 
 
 def run(one: Initiator, other: Listener, chunk: int) -> None:
-    """Carry bytes to and fro in pieces of `chunk` until neither end has more to say."""
+    """Carry bytes both ways in pieces of `chunk` until neither end has more to say."""
     while True:
         to_other, to_one = one.data_to_send(), other.data_to_send()
         if not to_other and not to_one:

@@ -221,6 +221,24 @@ def test_unread_bytes_of_many_streams_stay_within_the_bound_of_the_connection(en
     assert len(pair.listener.received[later]) == MIB
 
 
+def test_peer_of_an_ignored_stream_is_asked_to_stop_only_if_it_sends_more(engines):
+    pair = Pair(engines)
+    pair.connect()
+    ends, goes_on = pair.open(), pair.open()
+    for stream in (ends, goes_on):
+        pair.write(pair.dialler, stream, b"request")
+        pair.run(1.0)
+        pair.listener.endpoint.ignore(pair.listener.established, stream, ErrorCode.NO_ERROR)
+        pair.write(pair.listener, stream, b"answer", end=True)
+    pair.run(1.0)
+    assert pair.dialler.of(StopSending) == []
+    pair.write(pair.dialler, ends, b"", end=True)
+    pair.write(pair.dialler, goes_on, b"more")
+    pair.run(1.0)
+    assert [(stop.stream, stop.code) for stop in pair.dialler.of(StopSending)] == [(goes_on, ErrorCode.NO_ERROR)]
+    assert b"more" not in pair.listener.received[goes_on]
+
+
 def test_panic_of_the_compiled_core_ends_its_connection_alone():
     hazmat = pytest.importorskip("qh3._hazmat")
     pair = Pair("qq")
