@@ -42,6 +42,8 @@ LOAD_INTERVAL_S = 0.25
 """How often the engines are asked how busy they are; four times a beat, and asking costs microseconds."""
 WATCH_RETRY_S = 5.0
 """Pause before an engine whose `watch` failed is watched again: a fault that stays fills no log."""
+FAREWELL_S = 1.0
+"""How long a stopping node waits, once all answers are finished, until peers have taken the last bytes of theirs."""
 CLOCK_INTERVAL_S = 5.0
 """How often the wall clock is compared with the monotonic one: a step is noticed long before a record would expire by it."""
 
@@ -138,6 +140,8 @@ class Service:
         self._telemetry = telemetry
         self._limits = limits or ServeLimits()
         self._gateway_ended = trio.Event()
+        self._n_serving = 0
+        self._served = trio.Event()
         agent = f"isochrone/{version()}"
         try:
             quic_engine = choose_engine(None if config.quic_engine == "auto" else config.quic_engine)
@@ -201,6 +205,10 @@ class Service:
         with trio.move_on_after(self._config.grace_s) as grace:
             await self.dispatcher.idle()
             await self._gateway_ended.wait()
+            with trio.move_on_after(FAREWELL_S):
+                while self._n_serving:
+                    self._served = trio.Event()
+                    await self._served.wait()
         if grace.cancelled_caught:
             self._telemetry.log.warning("the grace period ended before all answers were finished")
         self._remember()
@@ -221,7 +229,12 @@ class Service:
 
     async def _serve(self, stream: Stream) -> None:
         """Answers one incoming inference stream."""
-        served = await serve_stream(stream, self.dispatcher.serve, self._limits)
+        self._n_serving += 1
+        try:
+            served = await serve_stream(stream, self.dispatcher.serve, self._limits)
+        finally:
+            self._n_serving -= 1
+            self._served.set()
         if served.fault is not None:
             self._telemetry.peer_faulted(stream.peer_id, served.fault.code, served.fault.detail)
 

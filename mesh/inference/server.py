@@ -46,7 +46,7 @@ class ServeLimits:
     Attributes:
         request_bytes_max: the request without its frame.
         request_read_s: how long all of it may take to arrive: 8 MiB at 2 Mbit/s, and no slow loris for hours.
-        farewell_s: how long the end of an answer may wait for a requester that does not read.
+        farewell_s: how long the end of an answer may wait for a requester that does not read, and then for the requester's own.
     """
 
     request_bytes_max: int = REQUEST_BYTES_MAX
@@ -96,6 +96,7 @@ async def serve_stream(stream: Stream, handle: Handle, limits: ServeLimits | Non
     serving = _Serving(stream, limits or ServeLimits())
     try:
         await serving.run(handle)
+        await serving.see_off()
     except (StreamReset, ConnectionLost):
         serving.reset_code = ErrorCode.CANCELLED
     finally:
@@ -151,6 +152,16 @@ class _Serving:
             await self._finish(failed)
         if self.bug is not None:
             raise self.bug
+
+    async def see_off(self) -> None:
+        """Wait until the requester has ended its side, which tells that all of the answer arrived.
+
+        Until then some of it may still be in the send buffer, and would be lost with a connection that is closed now.
+        """
+        if self.end is not None and self.fault is None:
+            with trio.move_on_after(self._limits.farewell_s):
+                while await self._stream.receive_some():
+                    pass
 
     async def _read_request(self) -> InferenceRequest:
         """Read exactly one frame and decode it."""
