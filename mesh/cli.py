@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -340,6 +341,8 @@ def demo(
     """
     import trio
 
+    if find_spec("openai") is None:
+        raise StartError("the demo asks through OpenAI's client: install it with pip install 'isochrone[demo]'")
     from mesh.demo import run_demo
 
     return trio.run(partial(run_demo, out, as_json=as_json))
