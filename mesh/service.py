@@ -8,6 +8,7 @@ Source: docs/architecture.md, "The shell".
 """
 
 import gc
+import ipaddress
 import os
 import random
 import socket
@@ -166,7 +167,7 @@ class Service:
             await self._listen(nursery)
             hardware = await trio.to_thread.run_sync(read_hardware)
             now = self.transport.now()
-            self.node.start(self.transport.addresses, hardware, self._offers(), time.time(), now)
+            self.node.start(worth_telling(self.transport.addresses), hardware, self._offers(), time.time(), now)
             self.node.add_bootstrap([*self._config.bootstrap, *self._remembered()], now)
             self.driver.settle()
             nursery.start_soon(self._watch_engines)
@@ -288,6 +289,17 @@ class Service:
         while True:
             self.node.handle_wall_clock(time.time(), self.transport.now())
             await trio.sleep(CLOCK_INTERVAL_S)
+
+
+def worth_telling(addresses: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:
+    """The addresses for this node's card: a loopback address leads others to themselves, so it is told only where there is no other."""
+    outside = tuple(address for address in addresses if not _is_loopback(address))
+    return outside or addresses
+
+
+def _is_loopback(address: Multiaddr) -> bool:
+    """Whether an address leads to the machine that dials it."""
+    return address.protocol in ("ip4", "ip6") and ipaddress.ip_address(address.host).is_loopback
 
 
 def can_bind(address: Multiaddr) -> bool:
