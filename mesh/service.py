@@ -292,7 +292,7 @@ class Service:
 
 
 def worth_telling(addresses: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:
-    """The addresses for this node's card: a loopback address leads others to themselves, so it is told only where there is no other."""
+    """The addresses for this node's card: a loopback address leads others to themselves, told only where there is no other."""
     outside = tuple(address for address in addresses if not _is_loopback(address))
     return outside or addresses
 
