@@ -42,7 +42,7 @@ MODELS_SEEN_MAX = 4096
 """Model ids whose first sight is remembered: more than any mesh serves, so that inventing names costs no memory."""
 
 NAME_CHARACTERS = 8
-"""Last characters of a peer id that a message names it by: as the command line does, and enough to tell nodes of one mesh apart."""
+"""Last characters of a peer id that a message names it by: as in the command line, and enough to tell nodes of a mesh apart."""
 
 
 @dataclass(slots=True)

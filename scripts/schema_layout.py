@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 SCHEMAS = ROOT / "protocol" / "schemas"
 OUTPUT = ROOT / "protocol" / "wire" / "generated" / "layouts.py"
 
-# Inline size in bytes and `struct` format of each scalar the schemas may use. A table is aligned to the widest of its scalars and at
-# least to its offset to the vtable.
+# Inline size in bytes and `struct` format of each scalar the schemas may use. A table is aligned to the widest of its scalars and
+# to its offset to the vtable.
 SCALARS = {
     "bool": (1, "?"),
     "ubyte": (1, "B"),

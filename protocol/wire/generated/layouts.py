@@ -4,7 +4,7 @@ from struct import Struct
 
 from protocol.wire.layout import FieldLayout, Kind, MessageLayout, TableLayout
 
-SCHEMAS_HASH = "9432396151d917df368a84a5af94607ff5b3d8a2e68e0f902a48d8db58877648"
+SCHEMAS_HASH = "3c22db012867587d8d344e0d5d08e2b0bea2cd6d7aa36514ff6852fcd868a7ea"
 GENERATED_HASH = "f2824e4ae260a11d12c3dae372da519e47436c95d94f6405cd09e63f9399f5b4"
 
 REPLY = MessageLayout(
