@@ -26,7 +26,7 @@ from mesh.transport import Connection, ConnectionLost, StreamReset, Transport
 from mesh.views import peer_json, status_json
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import CancelAttempt, Ended, Forward, Output, Refuse, RunLocally
-from protocol.identity import PeerId
+from protocol.identity import PeerId, peer_id_text
 from protocol.inference import Accepted, AnswerOrder, Failed, Finished, InferenceRequest, Reply
 from protocol.membership import Standing
 from protocol.node import Node
@@ -40,6 +40,9 @@ REPORTS_MAX = 1024
 """Route reports kept for `explain`: the last few minutes of a busy node; 20 MiB where each names 64 candidates."""
 MODELS_SEEN_MAX = 4096
 """Model ids whose first sight is remembered: more than any mesh serves, so that inventing names costs no memory."""
+
+NAME_CHARACTERS = 8
+"""Last characters of a peer id that a message names it by: as in the command line, and enough to tell nodes of a mesh apart."""
 
 
 @dataclass(slots=True)
@@ -436,13 +439,18 @@ def _explained(ticket: _Ticket, code: ErrorCode, message: str) -> Failed:
         return Failed(code, f"no node of this mesh serves the model {ticket.request.model!r}")
     refusals = {candidate.refusal for candidate in serving}
     hopeful = next((refusal for refusal in _HOPEFUL if refusal in refusals), code)
-    return Failed(hopeful, f"{message}: {'; '.join(dict.fromkeys(c.reason for c in serving))}")
+    nodes_by_reason: dict[str, list[str]] = {}
+    for candidate in serving:
+        nodes_by_reason.setdefault(candidate.reason, []).append(f"…{peer_id_text(candidate.peer_id)[-NAME_CHARACTERS:]}")
+    told = "; ".join(f"{reason} ({', '.join(nodes)})" for reason, nodes in nodes_by_reason.items())
+    return Failed(hopeful, f"{message}: {told}")
 
 
 _HOPEFUL = (
     ErrorCode.OVERLOADED,
     ErrorCode.UNREACHABLE,
     ErrorCode.DRAINING,
+    ErrorCode.INSUFFICIENT_MEMORY,
     ErrorCode.BAD_REQUEST,
     ErrorCode.FEATURE_NOT_SUPPORTED,
 )

@@ -41,6 +41,7 @@ class ErrorCode(IntEnum):
     HOPS_EXCEEDED = 0x107  # the request came round in a loop or too far
     DRAINING = 0x108  # the node is leaving; retry elsewhere
     UNREACHABLE = 0x109  # no connection to the peer could be had
+    INSUFFICIENT_MEMORY = 0x10A  # the node has less memory than the request asks for; may be tried elsewhere
 
 
 RETRYABLE = frozenset(
@@ -52,6 +53,7 @@ RETRYABLE = frozenset(
         ErrorCode.ENGINE_FAILED,
         ErrorCode.DRAINING,
         ErrorCode.UNREACHABLE,
+        ErrorCode.INSUFFICIENT_MEMORY,
     }
 )
 """Codes after which the next candidate may still answer, provided that nothing was delivered to the caller yet."""

@@ -56,6 +56,8 @@ class InferenceRequest:
         deadline_s: seconds left when the request was handed over; relative, so that clocks need not agree.
         hops_left: how many further forwards are allowed; 0 means "answer it yourself".
         stream: whether the caller wants the text as it comes.
+        memory_bytes: least accelerator or host memory that the executing node must have, 0 for any.
+        output_tokens: most tokens wanted of one output, 0 when unknown.
     """
 
     request_id: bytes
@@ -66,6 +68,8 @@ class InferenceRequest:
     deadline_s: float = 60.0
     hops_left: int = 1
     stream: bool = False
+    memory_bytes: int = 0
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

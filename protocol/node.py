@@ -249,7 +249,14 @@ class Node:
             from_peer: the peer that forwarded it, who is not asked again.
         """
         excluded: frozenset[PeerId] = frozenset() if from_peer is None else frozenset({from_peer})
-        requirement = Requirement(request.model, request.feature, stream=request.stream, excluded=excluded)
+        requirement = Requirement(
+            model=request.model,
+            feature=request.feature,
+            memory_bytes=request.memory_bytes,
+            output_tokens=request.output_tokens,
+            stream=request.stream,
+            excluded=excluded,
+        )
         candidates = [self._own_candidate()]
         if request.hops_left > 0:  # otherwise nobody else may be asked
             candidates.extend(self._candidate(view) for view in self.peers(now))

@@ -16,7 +16,8 @@ and a lost packet costs one probe timeout of QUIC. A peer that is not connected 
 
 Queue: with n requests before this one, c slots and mean service time S, the wait is (n - c + 1) S / c when n >= c and nothing
 otherwise, which is the mean of an M/M/c queue for a request that finds n in the system. n is what the peer's beat says or
-what this node itself has in flight there, whichever is more, because the beat may be older than our last requests.
+what this node itself has in flight there, whichever is more, because the beat may be older than our last requests. S is that of
+ordinary requests: how many tokens this one wants says nothing of those before it.
 
 Service: this node's own measurements win over what the peer advertises. Few or old measurements count less: the estimate is
 drawn toward the median of all candidates, so that one slow first run does not banish a peer for good, and an unknown peer counts
@@ -113,7 +114,7 @@ class Requirement:
         feature: what it is asked for.
         memory_bytes: accelerator or host memory the candidate must have, 0 for any.
         context_tokens: input and output together, 0 when unknown.
-        output_tokens: how many tokens are expected, 0 when unknown.
+        output_tokens: most tokens that are wanted, 0 when unknown.
         stream: whether the answer is read as it comes.
         excluded: peers that must not be asked: the one the request came from.
     """
@@ -261,13 +262,15 @@ def rank(
         else:
             able.append((facts, offer))
     estimates = _service_of(able, requirement, services, config.service, now)
+    of_any = replace(requirement, output_tokens=0)
+    others = _service_of(able, of_any, services, config.service, now) if requirement.output_tokens > 0 else estimates
     scored = [
         _Scored(
-            _score(facts, requirement, estimate, config, services.failed_ago_s(facts.peer_id, requirement.model, now)),
+            _score(facts, requirement, own, ahead, config, services.failed_ago_s(facts.peer_id, requirement.model, now)),
             facts,
             services.demoted(facts.peer_id, requirement.model, now),
         )
-        for (facts, _), estimate in zip(able, estimates, strict=True)
+        for (facts, _), own, ahead in zip(able, estimates, others, strict=True)
     ]
     ordered = [entry.candidate for entry in _in_order(scored, config, luck)]
     unable.sort(key=lambda candidate: (candidate.rtt_s is None, candidate.rtt_s or 0.0, candidate.peer_id))
@@ -346,7 +349,7 @@ def _disqualification(
         return ErrorCode.DRAINING, "draining"
     if 0 < facts.memory_bytes < requirement.memory_bytes:
         needed = f"{requirement.memory_bytes / 1e9:.1f} GB needed"
-        return ErrorCode.BAD_REQUEST, f"has {facts.memory_bytes / 1e9:.1f} GB of memory, {needed}"
+        return ErrorCode.INSUFFICIENT_MEMORY, f"has {facts.memory_bytes / 1e9:.1f} GB of memory, {needed}"
     if 0 < offer.context_length < requirement.context_tokens:
         return ErrorCode.BAD_REQUEST, f"takes {offer.context_length} tokens, {requirement.context_tokens} needed"
     load = _load_of(facts, requirement.model)
@@ -381,8 +384,9 @@ def _advertised(load: ModelLoad | None, output_tokens: int, config: ServiceConfi
     if load is None:
         return None
     if output_tokens > 0 and load.tokens_per_s > 0.0:
-        service_s = min(output_tokens / load.tokens_per_s, config.service_s_max)
-        return ServiceEstimate(service_s, service_s / output_tokens, config.claim_samples)
+        mean_s = load.service_s if load.service_s > 0.0 else config.service_s_max
+        service_s = min(output_tokens / load.tokens_per_s, mean_s, config.service_s_max)
+        return ServiceEstimate(service_s, min(1.0 / load.tokens_per_s, service_s), config.claim_samples)
     if load.service_s > 0.0:
         service_s = min(load.service_s, config.service_s_max)
         return ServiceEstimate(service_s, service_s, config.claim_samples)
@@ -390,11 +394,16 @@ def _advertised(load: ModelLoad | None, output_tokens: int, config: ServiceConfi
 
 
 def _score(
-    facts: CandidateInput, requirement: Requirement, service: ServiceEstimate, config: RoutingConfig, failed_ago_s: float | None
+    facts: CandidateInput,
+    requirement: Requirement,
+    service: ServiceEstimate,
+    ahead: ServiceEstimate,
+    config: RoutingConfig,
+    failed_ago_s: float | None,
 ) -> Candidate:
-    """Predict one able candidate's time to answer."""
+    """Predict one able candidate's time to answer; `service` is that of this request, `ahead` that of those before it."""
     path_s = path_time(facts.path, config)
-    queue_s = queue_time(_load_of(facts, requirement.model), facts.in_flight, service.service_s)
+    queue_s = queue_time(_load_of(facts, requirement.model), facts.in_flight, ahead.service_s)
     predicted_s = path_s + queue_s + service.first_output_s
     total_s = path_s + queue_s + service.service_s
     if requirement.stream:

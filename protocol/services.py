@@ -164,7 +164,8 @@ class ServiceEstimates:
             peer: whom.
             model: the model's id.
             feature: what it is asked for.
-            output_tokens: how many tokens are expected; 0 asks for the mean of past requests whatever their length.
+            output_tokens: most tokens that are wanted, 0 when unknown. Answers end by themselves too, so that it can only lower
+                the estimate: the mean of past requests stands where they were shorter.
             now: monotonic time.
         """
         entry = self._entries.get((peer, model, feature))
@@ -172,7 +173,7 @@ class ServiceEstimates:
             return None
         service_s = entry.service_s
         if output_tokens > 0 and entry.per_token_s is not None:
-            service_s = min(entry.first_output_s + (output_tokens - 1) * entry.per_token_s, self._config.service_s_max)
+            service_s = min(service_s, entry.first_output_s + (output_tokens - 1) * entry.per_token_s)
         return ServiceEstimate(service_s, min(entry.first_output_s, service_s), self._worth(entry, now))
 
     def demoted(self, peer: PeerId, model: str, now: float) -> bool:

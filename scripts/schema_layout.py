@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 SCHEMAS = ROOT / "protocol" / "schemas"
 OUTPUT = ROOT / "protocol" / "wire" / "generated" / "layouts.py"
 
-# Inline size in bytes and `struct` format of each scalar the schemas may use. None is larger than an offset, so every table is
-# aligned to 4 bytes.
+# Inline size in bytes and `struct` format of each scalar the schemas may use. A table is aligned to the widest of its scalars and
+# to its offset to the vtable.
 SCALARS = {
     "bool": (1, "?"),
     "ubyte": (1, "B"),
@@ -28,6 +28,8 @@ SCALARS = {
     "short": (2, "h"),
     "uint": (4, "I"),
     "int": (4, "i"),
+    "ulong": (8, "Q"),
+    "long": (8, "q"),
 }
 
 TOKEN = re.compile(r'\s+|//[^\n]*|(?P<token>"[^"]*"|[A-Za-z_][A-Za-z0-9_.]*|-?[0-9]+|[{}()\[\]:;,=])')
@@ -185,7 +187,7 @@ def layout_of(declared: Field, slot: int, place: int, module: Module, numbers: d
         raise SchemaError(f"{declared.name}: every string and vector, and nothing else, has a bound")
     length_max = int(declared.attributes.get("max_length", 0))
     item_length_max = int(declared.attributes.get("max_item_length", 0))
-    alignment = max(4, int(declared.attributes.get("force_align", 4)))
+    alignment = max(4, size, int(declared.attributes.get("force_align", 4)))
     required = "required" in declared.attributes
     inline_size = size if kind == "SCALAR" else 4
     return (
@@ -197,11 +199,12 @@ def layout_of(declared: Field, slot: int, place: int, module: Module, numbers: d
 def table_of(name: str, fields: list[Field], module: Module, numbers: dict[str, int]) -> list[str]:
     """Return the lines of one `TableLayout`: its fields in order, each at its natural alignment, all of them always present."""
     lines: list[str] = []
-    code, place, slot = "<i", 4, 4
+    code, place, slot, alignment = "<i", 4, 4, 4
     places: list[int] = []
 
     def put(size: int, letter: str) -> None:
-        nonlocal code, place
+        nonlocal code, place, alignment
+        alignment = max(alignment, size)
         padding = -place % size
         code += "x" * padding + letter
         places.append(place + padding)
@@ -218,7 +221,7 @@ def table_of(name: str, fields: list[Field], module: Module, numbers: dict[str, 
         slot += 2
     padding = -place % 4
     vtable = struct.pack(f"<{2 + len(places)}H", 4 + 2 * len(places), place + padding, *places)
-    head = f'        TableLayout("{name}", bytes.fromhex("{vtable.hex()}"), Struct("{code}{"x" * padding}"), ('
+    head = f'        TableLayout("{name}", bytes.fromhex("{vtable.hex()}"), Struct("{code}{"x" * padding}"), {alignment}, ('
     return [head, *lines, "        )),"]
 
 

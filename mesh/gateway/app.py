@@ -7,7 +7,9 @@ Spec: docs/gateway.md.
 """
 
 import math
+import re
 from collections.abc import Callable
+from fractions import Fraction
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,12 +27,22 @@ from mesh.gateway.sanitise import Call, parse_call
 from mesh.gateway.views import model_json, models_json, offer_json, route_json
 from mesh.telemetry import Telemetry
 from protocol.inference import Feature, InferenceRequest
+from protocol.wire.inference import MEMORY_BYTES_MAX
 
 WHOLE_DEADLINE_HEADER = "x-request-timeout"
 """Seconds the client waits for the whole answer."""
 
 READ_DEADLINE_HEADER = "x-stainless-read-timeout"
 """Seconds the official clients wait between two reads: for an answer in one piece, the whole wait."""
+
+MEMORY_HEADER = "x-mesh-min-memory"
+"""Least accelerator or host memory that the executing node must have."""
+
+_MEMORY = re.compile(r"([0-9]{1,16}) ?(GB|GiB)?|([0-9]{1,7}\.[0-9]{1,9}) ?(GB|GiB)", re.ASCII)
+"""A number of bytes, or of gigabytes with their unit, which may have a fraction."""
+
+_UNIT_BYTES = {None: 1, "GB": 10**9, "GiB": 2**30}
+"""Bytes in one of each unit: SI's and IEC 80000-13's."""
 
 
 class Pages:
@@ -71,6 +83,8 @@ class Pages:
             body=call.body,
             deadline_s=self._deadline_s(request, call),
             stream=call.stream,
+            memory_bytes=_memory_bytes(request),
+            output_tokens=call.output_tokens,
         )
         return Exchange(call, wire_request, self._dispatcher, self._telemetry, self._config)
 
@@ -175,3 +189,24 @@ def _seconds(request: Request, header: str) -> float | None:
     except ValueError:
         return None
     return value if value > 0 and math.isfinite(value) else None
+
+
+def _memory_bytes(request: Request) -> int:
+    """What the memory header asks for, 0 where it is absent; a fraction of a byte counts as a byte.
+
+    Raises:
+        ApiError: status 400, for what is no size, is too large, or stands there twice.
+    """
+    told = request.headers.getlist(MEMORY_HEADER)
+    if not told:
+        return 0
+    match = _MEMORY.fullmatch(told[0].strip()) if len(told) == 1 else None
+    if match is not None:
+        needed = math.ceil(Fraction(match[1] or match[3]) * _UNIT_BYTES[match[2] or match[4]])
+        if needed <= MEMORY_BYTES_MAX:
+            return needed
+    message = (
+        f"Invalid value for the header {MEMORY_HEADER}: {', '.join(told)[:64]!r}; expected one number of bytes, or a number with "
+        f"the unit GB or GiB, of at most {MEMORY_BYTES_MAX} bytes."
+    )
+    raise ApiError(400, "invalid_value", message, param=MEMORY_HEADER, retry=False)

@@ -108,6 +108,7 @@ _RULES = {
     ErrorCode.CANCELLED: _Rule(499, "cancelled", retry=False),
     ErrorCode.DRAINING: _Rule(503, "draining"),
     ErrorCode.UNREACHABLE: _Rule(503, "unreachable"),
+    ErrorCode.INSUFFICIENT_MEMORY: _Rule(503, "insufficient_memory", retry=False),
     ErrorCode.ENGINE_FAILED: _Rule(502, "engine_failed"),
     ErrorCode.HOPS_EXCEEDED: _Rule(502, "hops_exceeded", retry=False),
     ErrorCode.INTERNAL: _Rule(500, "internal"),
@@ -115,7 +116,8 @@ _RULES = {
 """Codes that concern a request.
 
 A code that concerns a connection means that a peer failed us: 502. A deadline has no retry, since
-the client has waited as long as it wanted to; 504 and not 408, which reads as a slow upload."""
+the client has waited as long as it wanted to; 504 and not 408, which reads as a slow upload. Nor has a lack of memory:
+it does not pass in the time that a client waits between two attempts."""
 
 
 def failure_of(failed: Failed) -> ApiError:

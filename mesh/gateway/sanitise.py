@@ -48,6 +48,7 @@ class Call:
         include_usage: whether a stream ends with a chunk of token counts.
         choices: how many choices or embeddings the answer has.
         base64: whether embeddings are sent as base64 in place of numbers.
+        output_tokens: most tokens wanted of one choice, 0 where the client does not say.
         dropped: names that were taken out, fit for a header.
     """
 
@@ -58,6 +59,7 @@ class Call:
     include_usage: bool
     choices: int
     base64: bool
+    output_tokens: int
     dropped: tuple[str, ...]
 
 
@@ -98,8 +100,15 @@ def parse_call(feature: Feature, body: bytes, config: GatewayConfig) -> Call:
         include_usage=include_usage,
         choices=_count_choices(feature, kept, config),
         base64=kept.get("encoding_format") == "base64",
+        output_tokens=_output_tokens(kept),
         dropped=tuple(sorted(name for name in set(dropped) if _PLAIN_NAME.fullmatch(name))[:DROPPED_MAX]),
     )
+
+
+def _output_tokens(kept: Mapping[str, object]) -> int:
+    """The bound a client sets; where it gives both fields, the newer one counts, as at OpenAI."""
+    told = kept.get("max_completion_tokens", kept.get("max_tokens"))
+    return told if isinstance(told, int) else 0
 
 
 def _parse_object(body: bytes) -> Mapping[str, object]:

@@ -59,6 +59,12 @@ DURATION_MAX_S = 3600.0
 HOPS_MAX = 2
 """Most forwards a request may still make, unitless: the mesh allows two hops in all."""
 
+MEMORY_BYTES_MAX = 2**50
+"""Largest memory in bytes that a request can ask for: a pebibyte, a thousand times what any accelerator has today."""
+
+OUTPUT_TOKENS_MAX = 2**31
+"""Largest number of tokens that a request can say it wants: what engines count in 32 bits with a sign, and one more."""
+
 _MESSAGE_BYTES_MAX = 1024
 """Longest error message in bytes, as the schema says; longer ones are cut."""
 
@@ -101,7 +107,8 @@ def encode_request(request: InferenceRequest) -> bytes:
     """Write a request as one message, without a frame.
 
     Args:
-        request: its id has `REQUEST_ID_BYTES` bytes; 0 < deadline_s <= `DEADLINE_MAX_S`; 0 <= hops_left <= `HOPS_MAX`.
+        request: its id has `REQUEST_ID_BYTES` bytes; 0 < deadline_s <= `DEADLINE_MAX_S`; 0 <= hops_left <= `HOPS_MAX`;
+            0 <= memory_bytes <= `MEMORY_BYTES_MAX`; 0 <= output_tokens <= `OUTPUT_TOKENS_MAX`.
 
     Raises:
         LocalProtocolError: MALFORMED, for a value out of its range; TOO_LARGE, past a limit.
@@ -112,6 +119,8 @@ def encode_request(request: InferenceRequest) -> bytes:
     # A comparison with something that is not a number is false.
     _require(0 < deadline_s <= DEADLINE_MAX_S, f"a deadline of {deadline_s} s")
     _require(0 <= request.hops_left <= HOPS_MAX, f"{request.hops_left} hops left")
+    _require(0 <= request.memory_bytes <= MEMORY_BYTES_MAX, f"a need of {request.memory_bytes} bytes of memory")
+    _require(0 <= request.output_tokens <= OUTPUT_TOKENS_MAX, f"a wish for {request.output_tokens} tokens")
     values = (
         request.request_id,
         _FEATURE_NUMBERS[request.feature],
@@ -121,6 +130,8 @@ def encode_request(request: InferenceRequest) -> bytes:
         max(1, round(deadline_s * 1e6)),
         request.hops_left,
         request.stream,
+        request.memory_bytes,
+        request.output_tokens,
     )
     return _bounded(write_message(REQUEST, values), REQUEST_BYTES_MAX)
 
@@ -132,7 +143,8 @@ def decode_request(buffer: bytes | bytearray | memoryview) -> InferenceRequest:
         RemoteProtocolError: MALFORMED, TOO_LARGE or UNSUPPORTED, as the module says.
     """
     _check_bytes(buffer, REQUEST_BYTES_MAX)
-    request_id, feature, model, body, tensors, deadline_us, hops_left, stream = read_message(buffer, REQUEST)
+    values = read_message(buffer, REQUEST)
+    request_id, feature, model, body, tensors, deadline_us, hops_left, stream, memory_bytes, output_tokens = values
     if len(request_id) != REQUEST_ID_BYTES:
         raise _malformed(f"a request id of {len(request_id)} bytes")
     if not _is_model(model):
@@ -141,6 +153,10 @@ def decode_request(buffer: bytes | bytearray | memoryview) -> InferenceRequest:
         raise _malformed(f"a deadline of {deadline_us} us")
     if hops_left > HOPS_MAX:
         raise _malformed(f"{hops_left} hops left")
+    if memory_bytes > MEMORY_BYTES_MAX:
+        raise _malformed(f"a need of {memory_bytes} bytes of memory")
+    if output_tokens > OUTPUT_TOKENS_MAX:
+        raise _malformed(f"a wish for {output_tokens} tokens")
     if feature not in _FEATURES:
         raise _unsupported(f"feature {feature}")
     return InferenceRequest(
@@ -152,6 +168,8 @@ def decode_request(buffer: bytes | bytearray | memoryview) -> InferenceRequest:
         deadline_s=deadline_us / 1e6,
         hops_left=hops_left,
         stream=stream,
+        memory_bytes=memory_bytes,
+        output_tokens=output_tokens,
     )
 
 

@@ -58,11 +58,20 @@ class FieldLayout(NamedTuple):
 
 
 class TableLayout(NamedTuple):
-    """A table and its fields in the order of the schema; `vtable` and `inline` are what the writer writes."""
+    """A table and its fields in the order of the schema.
+
+    Attributes:
+        name: its name in the schema.
+        vtable: what the writer puts before the first table of this kind.
+        inline: how the writer packs the table itself.
+        alignment: to how many bytes of the message the writer aligns it: the size of its widest scalar, at least 4.
+        fields: in the order of the schema.
+    """
 
     name: str
     vtable: bytes
     inline: Struct
+    alignment: int
     fields: tuple[FieldLayout, ...]
 
 

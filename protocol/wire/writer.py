@@ -57,10 +57,10 @@ class _Message:
         """Append a table, and behind it what its fields hold; return its position."""
         vtable = self._vtables.get(layout.name)
         if vtable is None:
-            self._align(len(layout.vtable), 4)
+            self._align(len(layout.vtable), layout.alignment)
             vtable = self._vtables[layout.name] = self._append(layout.vtable)
         else:
-            self._align(0, 4)
+            self._align(0, layout.alignment)
         position = self._at
         index = len(self.parts)
         self.parts.append(b"")

@@ -150,6 +150,32 @@ def test_a_stream_that_is_generated_faster_than_read_counts_until_its_first_outp
     assert names(ranked(*candidates, requirement=replace(whole, stream=True), config=config)) == ["near", "fast", "slow"]
 
 
+def test_a_bound_on_tokens_says_nothing_of_the_requests_before() -> None:
+    services = ServiceEstimates(CONFIG.service)
+    for _ in range(9):
+        services.record(peer("a"), "m", Feature.CHAT, 100.0, 2.0, 0.1, 101)
+    busy = node("a", measured(0.05), load(running=1, slots=1))
+    (candidate,) = ranked(busy, services=services, requirement=replace(CHAT, output_tokens=11)).candidates
+    assert candidate.service_s == pytest.approx(0.29)
+    assert candidate.queue_s == pytest.approx(2.0)
+    (candidate,) = ranked(busy, services=services, requirement=replace(CHAT, output_tokens=100_000)).candidates
+    assert candidate.service_s == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "tokens", "service_s"),
+    [
+        (ModelLoad("m", 0, 0, 1, 0.0, 5.0, tokens_per_s=10.0), 20, 2.0),
+        (ModelLoad("m", 0, 0, 1, 0.0, 5.0, tokens_per_s=10.0), 1000, 5.0),
+        (ModelLoad("m", 0, 0, 1, 0.0, 0.0, tokens_per_s=10.0), 1000, 100.0),
+        (ModelLoad("m", 0, 0, 1, 0.0, 0.0, tokens_per_s=10.0), 10**6, 120.0),
+    ],
+)
+def test_a_bound_on_tokens_lowers_what_a_peer_says_of_itself(told: ModelLoad, tokens: int, service_s: float) -> None:
+    (candidate,) = ranked(node("a", measured(0.01), told), requirement=replace(CHAT, output_tokens=tokens)).candidates
+    assert candidate.service_s == pytest.approx(service_s)
+
+
 def test_the_prediction_of_a_chat_is_until_its_first_output() -> None:
     services = ServiceEstimates(CONFIG.service)
     for _ in range(9):
@@ -185,6 +211,14 @@ def test_failing_peers_come_last_and_are_still_asked() -> None:
 )
 def test_who_is_not_able_is_kept_with_the_reason(fields: dict[str, object], requirement: Requirement, reason: str) -> None:
     assert reason_of(node("a", measured(0.01), **fields), requirement) == reason
+
+
+def test_too_little_memory_has_a_code_of_its_own_and_enough_is_enough() -> None:
+    requirement = replace(CHAT, memory_bytes=16 * 10**9)
+    little, enough = (node(name, measured(0.01), memory_bytes=size) for name, size in (("a", 16 * 10**9 - 1), ("b", 16 * 10**9)))
+    report = ranked(little, enough, requirement=requirement)
+    assert report.qualified == (peer("b"),)
+    assert report.candidates[1].refusal is ErrorCode.INSUFFICIENT_MEMORY
 
 
 def test_unknown_memory_and_context_do_not_disqualify() -> None:

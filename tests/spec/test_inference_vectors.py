@@ -49,6 +49,8 @@ def request(told: dict) -> InferenceRequest:
         deadline_s=told["deadline_s"],
         hops_left=told["hops_left"],
         stream=told["stream"],
+        memory_bytes=told["memory_bytes"],
+        output_tokens=told["output_tokens"],
     )
 
 
@@ -126,6 +128,8 @@ def test_bounds_of_the_chapter_are_those_of_the_schemas() -> None:
     assert "| exactly 16;" in CHAPTER
     assert schemas["Request.model"] == inference.MODEL_BYTES_MAX == 256
     assert "1 to 256 bytes" in CHAPTER
+    assert f"0 to {inference.MEMORY_BYTES_MAX} (2^50)" in CHAPTER
+    assert f"0 to {inference.OUTPUT_TOKENS_MAX} (2^31)" in CHAPTER
 
 
 def test_numbers_of_the_chapter_are_those_of_the_code() -> None:

@@ -144,8 +144,22 @@ class Request(object):
             return bool(self._tab.Get(flatbuffers.number_types.BoolFlags, o + self._tab.Pos))
         return False
 
+    # Request
+    def MemoryBytes(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(20))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Uint64Flags, o + self._tab.Pos)
+        return 0
+
+    # Request
+    def OutputTokens(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(22))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
+        return 0
+
 def RequestStart(builder: flatbuffers.Builder):
-    builder.StartObject(8)
+    builder.StartObject(10)
 
 def RequestAddId(builder: flatbuffers.Builder, id: int):
     builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(id), 0)
@@ -179,6 +193,12 @@ def RequestAddHopsLeft(builder: flatbuffers.Builder, hopsLeft: int):
 
 def RequestAddStream(builder: flatbuffers.Builder, stream: bool):
     builder.PrependBoolSlot(7, stream, 0)
+
+def RequestAddMemoryBytes(builder: flatbuffers.Builder, memoryBytes: int):
+    builder.PrependUint64Slot(8, memoryBytes, 0)
+
+def RequestAddOutputTokens(builder: flatbuffers.Builder, outputTokens: int):
+    builder.PrependUint32Slot(9, outputTokens, 0)
 
 def RequestEnd(builder: flatbuffers.Builder) -> int:
     return builder.EndObject()

@@ -4,56 +4,56 @@ from struct import Struct
 
 from protocol.wire.layout import FieldLayout, Kind, MessageLayout, TableLayout
 
-SCHEMAS_HASH = "f7d4cdf55a4fcfae03755d53e9507fe8e627d0a4d24c8bbc5d78eab4c6161f82"
-GENERATED_HASH = "415cd7ce5ad6a530934cb3a97d09ae5782331bc2da8ac4c3baac79d15f6e1f2e"
+SCHEMAS_HASH = "3c22db012867587d8d344e0d5d08e2b0bea2cd6d7aa36514ff6852fcd868a7ea"
+GENERATED_HASH = "f2824e4ae260a11d12c3dae372da519e47436c95d94f6405cd09e63f9399f5b4"
 
 REPLY = MessageLayout(
     "Reply", b"ISIR", 7, (
-        TableLayout("Tensor", bytes.fromhex("0c001400040008000c001000"), Struct("<iIBxxxII"), (
+        TableLayout("Tensor", bytes.fromhex("0c001400040008000c001000"), Struct("<iIBxxxII"), 4, (
             FieldLayout("name", 4, Kind.STRING, 4, Struct("<I"), 256, 0, False, (), 4, 4),
             FieldLayout("dtype", 6, Kind.SCALAR, 1, Struct("<B"), 0, 0, False, (), 8, 4),
             FieldLayout("shape", 8, Kind.SCALARS, 4, Struct("<I"), 8, 0, False, (), 12, 4),
             FieldLayout("data", 10, Kind.BYTES, 4, Struct("<B"), 8388608, 0, True, (), 16, 16),
         )),
-        TableLayout("Accepted", bytes.fromhex("060008000400"), Struct("<iI"), (
+        TableLayout("Accepted", bytes.fromhex("060008000400"), Struct("<iI"), 4, (
             FieldLayout("queue_us", 4, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 4, 4),
         )),
-        TableLayout("TextDelta", bytes.fromhex("08000c0004000800"), Struct("<iIHxx"), (
+        TableLayout("TextDelta", bytes.fromhex("08000c0004000800"), Struct("<iIHxx"), 4, (
             FieldLayout("text", 4, Kind.STRING, 4, Struct("<I"), 8388608, 0, True, (), 4, 4),
             FieldLayout("index", 6, Kind.SCALAR, 2, Struct("<H"), 0, 0, False, (), 8, 4),
         )),
-        TableLayout("JsonDelta", bytes.fromhex("060008000400"), Struct("<iI"), (
+        TableLayout("JsonDelta", bytes.fromhex("060008000400"), Struct("<iI"), 4, (
             FieldLayout("payload", 4, Kind.BYTES, 4, Struct("<B"), 8388608, 0, True, (), 4, 4),
         )),
-        TableLayout("TensorsReady", bytes.fromhex("060008000400"), Struct("<iI"), (
+        TableLayout("TensorsReady", bytes.fromhex("060008000400"), Struct("<iI"), 4, (
             FieldLayout("tensors", 4, Kind.TABLES, 4, Struct("<I"), 32, 0, True, (0,), 4, 4),
         )),
-        TableLayout("Finished", bytes.fromhex("0e001800040008000c0010001400"), Struct("<iIIIII"), (
+        TableLayout("Finished", bytes.fromhex("0e001800040008000c0010001400"), Struct("<iIIIII"), 4, (
             FieldLayout("finish_reasons", 4, Kind.STRINGS, 4, Struct("<I"), 128, 32, False, (), 4, 4),
             FieldLayout("prompt_tokens", 6, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 8, 4),
             FieldLayout("completion_tokens", 8, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 12, 4),
             FieldLayout("queue_us", 10, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 16, 4),
             FieldLayout("service_us", 12, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 20, 4),
         )),
-        TableLayout("Failed", bytes.fromhex("0a001000040008000c00"), Struct("<iHxxII"), (
+        TableLayout("Failed", bytes.fromhex("0a001000040008000c00"), Struct("<iHxxII"), 4, (
             FieldLayout("code", 4, Kind.SCALAR, 2, Struct("<H"), 0, 0, False, (), 4, 4),
             FieldLayout("message", 6, Kind.STRING, 4, Struct("<I"), 1024, 0, False, (), 8, 4),
             FieldLayout("retry_after_ms", 8, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 12, 4),
         )),
-        TableLayout("Reply", bytes.fromhex("08000c0004000800"), Struct("<iBxxxI"), (
+        TableLayout("Reply", bytes.fromhex("08000c0004000800"), Struct("<iBxxxI"), 4, (
             FieldLayout("event", 6, Kind.UNION, 4, Struct("<I"), 0, 0, True, (1, 2, 3, 4, 5, 6), 8, 4),
         )),
     ),
 )
 REQUEST = MessageLayout(
     "Request", b"ISIQ", 1, (
-        TableLayout("Tensor", bytes.fromhex("0c001400040008000c001000"), Struct("<iIBxxxII"), (
+        TableLayout("Tensor", bytes.fromhex("0c001400040008000c001000"), Struct("<iIBxxxII"), 4, (
             FieldLayout("name", 4, Kind.STRING, 4, Struct("<I"), 256, 0, False, (), 4, 4),
             FieldLayout("dtype", 6, Kind.SCALAR, 1, Struct("<B"), 0, 0, False, (), 8, 4),
             FieldLayout("shape", 8, Kind.SCALARS, 4, Struct("<I"), 8, 0, False, (), 12, 4),
             FieldLayout("data", 10, Kind.BYTES, 4, Struct("<B"), 8388608, 0, True, (), 16, 16),
         )),
-        TableLayout("Request", bytes.fromhex("14002000040008000c001000140018001c001d00"), Struct("<iIBxxxIIIIB?xx"), (
+        TableLayout("Request", bytes.fromhex("18002c00040008000c001000140018001c001d0020002800"), Struct("<iIBxxxIIIIB?xxQI"), 8, (
             FieldLayout("id", 4, Kind.BYTES, 4, Struct("<B"), 16, 0, True, (), 4, 4),
             FieldLayout("feature", 6, Kind.SCALAR, 1, Struct("<B"), 0, 0, False, (), 8, 4),
             FieldLayout("model", 8, Kind.STRING, 4, Struct("<I"), 256, 0, True, (), 12, 4),
@@ -62,6 +62,8 @@ REQUEST = MessageLayout(
             FieldLayout("deadline_us", 14, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 24, 4),
             FieldLayout("hops_left", 16, Kind.SCALAR, 1, Struct("<B"), 0, 0, False, (), 28, 4),
             FieldLayout("stream", 18, Kind.SCALAR, 1, Struct("<?"), 0, 0, False, (), 29, 4),
+            FieldLayout("memory_bytes", 20, Kind.SCALAR, 8, Struct("<Q"), 0, 0, False, (), 32, 8),
+            FieldLayout("output_tokens", 22, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 40, 4),
         )),
     ),
 )

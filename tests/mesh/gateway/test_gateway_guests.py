@@ -356,6 +356,64 @@ async def test_deadline_is_the_clients(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "memory_bytes"),
+    [
+        (None, 0),
+        ("0", 0),
+        ("16000000001", 16_000_000_001),
+        ("16GB", 16 * 10**9),
+        ("16 GiB", 16 * 2**30),
+        ("0.5GiB", 2**29),
+        ("0.0000000001GB", None),
+        ("0.1GiB", 107_374_183),
+        ("1048576GiB", 2**50),
+        ("1048577GiB", None),
+        (str(2**50 + 1), None),
+        ("", None),
+        ("16.5", None),
+        ("16MB", None),
+        ("16gb", None),
+        ("-1", None),
+        ("1e9", None),
+        ("16GB, 32GB", None),
+        ("9" * 5000, None),
+    ],
+)
+async def test_memory_needed_is_a_size_or_refused(
+    running: Running, http: httpx.AsyncClient, told: str | None, memory_bytes
+) -> None:
+    answer = await http.post(CHAT, json=TALK, headers={} if told is None else {"x-mesh-min-memory": told})
+    if memory_bytes is not None:
+        assert answer.status_code == 200
+        assert running.engine.requests[-1].memory_bytes == memory_bytes
+        return
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", "x-mesh-min-memory")
+    assert "x-mesh-min-memory" in error["message"]
+    assert running.engine.requests == []
+
+
+async def test_memory_needed_may_be_told_once(running: Running, http: httpx.AsyncClient) -> None:
+    answer = await http.post(CHAT, json=TALK, headers=[("x-mesh-min-memory", "1GB"), ("x-mesh-min-memory", "2GB")])
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-mesh-min-memory")
+
+
+async def test_tokens_wanted_are_those_the_body_allows(running: Running, http: httpx.AsyncClient) -> None:
+    for fields, output_tokens in [
+        ({}, 0),
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 7}, 7),
+        ({"max_tokens": 5, "max_completion_tokens": 7}, 7),
+        ({"max_tokens": 5, "max_completion_tokens": None}, 5),
+        ({"max_tokens": 2**31 - 1}, 2**31 - 1),
+    ]:
+        assert (await http.post(CHAT, json={**TALK, **fields})).status_code == 200
+        assert running.engine.requests[-1].output_tokens == output_tokens
+    await http.post("/v1/completions", json={"model": "org/talk", "prompt": "x", "max_tokens": 3})
+    assert running.engine.requests[-1].output_tokens == 3
+
+
+@pytest.mark.parametrize(
     "rubbish",
     [
         TextDelta("x", index=1),

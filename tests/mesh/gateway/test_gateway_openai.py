@@ -133,6 +133,7 @@ async def test_overload_is_429_with_advice(running: Running) -> None:
         ("DEADLINE_EXCEEDED", 504, "false"),
         ("DRAINING", 503, None),
         ("UNREACHABLE", 503, None),
+        ("INSUFFICIENT_MEMORY", 503, "false"),
         ("ENGINE_FAILED", 502, None),
         ("INTERNAL", 500, None),
         ("BAD_SIGNATURE", 502, None),

@@ -2,9 +2,13 @@
 
 import openai
 import pytest
-from mesh_nodes import MESSAGES, MODEL, TEXT, WORDS, PlannedEngine, Start, introduced, text_of
+from mesh_nodes import MESSAGES, MODEL, TEXT, WORDS, PlannedEngine, Start, introduced, request, stranger_of, text_of
 
+from mesh.inference import request_over
+from protocol.errors import ErrorCode
 from protocol.identity import peer_id_text
+from protocol.inference import Failed
+from protocol.wire.inference import PROTOCOL_ID
 
 PAIRS = [("aioquic", "aioquic"), ("qh3", "qh3"), ("aioquic", "qh3"), ("qh3", "aioquic")]
 
@@ -46,3 +50,34 @@ async def test_a_model_nobody_serves_is_unknown_and_a_node_answers_its_own(start
     with pytest.raises(openai.NotFoundError) as caught:
         await a.chat(model="nobody/has-it")
     assert caught.value.code == "model_not_found"
+
+
+async def test_memory_that_nobody_has_is_told_and_refused_by_the_one_that_is_asked(start: Start) -> None:
+    engine = PlannedEngine()
+    b = await start(engine)
+    a = await start(join=(b,))
+    await introduced(a, b)
+
+    def ask(client: openai.OpenAI, needed: str):
+        headers = {"x-mesh-min-memory": needed}
+        return client.chat.completions.with_raw_response.create(
+            model=MODEL, messages=MESSAGES, max_tokens=9, extra_headers=headers
+        )
+
+    assert text_of(await a.ask(lambda client: ask(client, "1"))) == TEXT
+    assert [(asked.memory_bytes, asked.output_tokens) for asked in engine.requests] == [(1, 9)]
+    with pytest.raises(openai.InternalServerError) as caught:
+        await a.ask(lambda client: ask(client, "1000000GiB"))
+    assert (caught.value.status_code, caught.value.code) == (503, "insufficient_memory")
+    assert f"GB of memory, 1073741.8 GB needed (…{b.name[-8:]})" in caught.value.message
+    assert a.name[-8:] not in caught.value.message  # it does not serve the model, whatever its memory
+
+    # A peer that knows nothing of b's memory, and asks all the same.
+    async with stranger_of(9) as stranger:
+        stream = await (await stranger.dial(b.address)).open_stream(PROTOCOL_ID)
+        async with request_over(stream, request(memory_bytes=2**50)) as answer:
+            (refusal,) = [reply async for reply in answer]
+    assert isinstance(refusal, Failed)
+    assert refusal.code is ErrorCode.INSUFFICIENT_MEMORY
+    assert "GB needed" in refusal.message
+    assert len(engine.requests) == 1

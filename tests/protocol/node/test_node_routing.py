@@ -15,7 +15,7 @@ from protocol.errors import ErrorCode
 from protocol.forwarding import Ended, Forward, Outcome, RunLocally
 from protocol.identity import Identity
 from protocol.inference import Feature, Finished, Timing, Usage
-from protocol.records import Beat, Card, RecordKind, seal
+from protocol.records import Beat, Card, Gpu, RecordKind, seal
 from protocol.routing import RttSource
 
 STRANGER = Identity.from_seed(b"s" * 32)
@@ -121,6 +121,36 @@ def test_draining_node_is_chosen_by_nobody() -> None:
         assert not candidate.qualified
         assert candidate.reason == "draining"
     assert asker.node.rank(request(3), world.now).chosen == middle.peer_id
+
+
+def test_node_with_too_little_memory_is_passed_over_with_its_reason_and_refuses_it_itself() -> None:
+    world = World(1)
+    gpu = replace(HARDWARE, gpus=(Gpu("a", 4_000_000_000), Gpu("b", 24_000_000_000)))
+    asker = world.add(offers=())
+    near, far = (
+        world.add((place, 0.0), bootstrap=[asker.address], hardware=hardware)
+        for place, hardware in ((0.01, HARDWARE), (0.05, gpu))
+    )
+    world.run_until(world.all_know_all, 10.0)
+    world.run(world.now + 1.0)
+    assert asker.node.rank(request(), world.now).chosen == near.peer_id
+    needy = replace(request(2), memory_bytes=16_000_000_000)
+    report = asker.node.rank(needy, world.now)
+    assert report.qualified == (far.peer_id,)
+    passed = next(candidate for candidate in report.candidates if candidate.peer_id == near.peer_id)
+    assert (passed.refusal, passed.reason) == (ErrorCode.INSUFFICIENT_MEMORY, "has 8.0 GB of memory, 16.0 GB needed")
+    for executor, qualified in ((near, ()), (far, (far.peer_id,))):
+        report = executor.node.rank(replace(needy, hops_left=0), world.now, from_peer=asker.peer_id)
+        assert report.qualified == qualified
+    assert asker.node.rank(replace(needy, memory_bytes=25_000_000_000), world.now).qualified == ()
+
+
+def test_tokens_wanted_shorten_the_expected_answer() -> None:
+    world = line(0.0, 0.01)
+    asker, near = world.members
+    asker.node.services.record(near.peer_id, "echo", Feature.EMBEDDINGS, world.now, 2.0, 0.1, 101)
+    long, short = (asker.node.rank(replace(request(), output_tokens=n), world.now).candidates[0] for n in (0, 11))
+    assert short.service_s < 0.5 < long.service_s
 
 
 def test_new_model_is_known_everywhere_within_seconds() -> None:

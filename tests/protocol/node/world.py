@@ -52,6 +52,7 @@ class Member:
     bootstrap: tuple[Multiaddr, ...]
     clock_off_s: float
     config: NodeConfig
+    hardware: Hardware
     life: int = 0
     running: bool = False
     disk_works: bool = True
@@ -104,11 +105,12 @@ class World:
         clock_off_s: float = 0.0,
         disk_works: bool = True,
         config: NodeConfig | None = None,
+        hardware: Hardware = HARDWARE,
     ) -> Member:
         """Makes a process that starts at a time."""
         index = len(self.members)
         identity = Identity.from_seed(hashlib.sha256(b"member %d" % index).digest())
-        member = Member(index, identity, place, offers, tuple(bootstrap), clock_off_s, config or NodeConfig())
+        member = Member(index, identity, place, offers, tuple(bootstrap), clock_off_s, config or NodeConfig(), hardware)
         member.disk_works = disk_works
         self.members.append(member)
         self.by_id[member.peer_id] = member
@@ -125,7 +127,7 @@ class World:
         member.node = Node(member.config, member.identity, luck, Sequencer(member.reserved))
         wall_s = WALL_S + self.now + member.clock_off_s
         self._drained(member)
-        member.node.start((member.address,), HARDWARE, member.offers, wall_s, self.now)
+        member.node.start((member.address,), member.hardware, member.offers, wall_s, self.now)
         member.node.add_bootstrap(member.bootstrap, self.now)
         self.settle(member)
 

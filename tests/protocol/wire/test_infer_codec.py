@@ -56,6 +56,8 @@ requests = st.builds(
     deadline_s=st.integers(1, 3_600_000_000).map(lambda count: count / 1e6),
     hops_left=st.integers(0, 2),
     stream=st.booleans(),
+    memory_bytes=st.integers(0, 2**50),
+    output_tokens=st.integers(0, 2**31),
 )
 tokens = st.integers(0, 2**32 - 1)
 replies: st.SearchStrategy[Reply] = st.one_of(
@@ -97,6 +99,8 @@ REQUEST_VALUES: dict[str, Any] = {
     "deadline_us": 1_000_000,
     "hops_left": 1,
     "stream": False,
+    "memory_bytes": 0,
+    "output_tokens": 0,
 }
 TENSOR = ("x", 11, (2,), bytes(8))
 
@@ -117,6 +121,11 @@ TENSOR = ("x", 11, (2,), bytes(8))
         ({"deadline_us": 3_600_000_001}, ErrorCode.MALFORMED),
         ({"hops_left": 2}, None),
         ({"hops_left": 3}, ErrorCode.MALFORMED),
+        ({"memory_bytes": 2**50}, None),
+        ({"memory_bytes": 2**50 + 1}, ErrorCode.MALFORMED),
+        ({"memory_bytes": 2**64 - 1}, ErrorCode.MALFORMED),
+        ({"output_tokens": 2**31}, None),
+        ({"output_tokens": 2**31 + 1}, ErrorCode.MALFORMED),
         ({"tensors": [TENSOR] * 32}, None),
         ({"tensors": [("x", 0, (2,), bytes(8))]}, ErrorCode.UNSUPPORTED),
         ({"tensors": [("x", 13, (2,), bytes(8))]}, ErrorCode.UNSUPPORTED),
@@ -180,6 +189,10 @@ FLOATS = memoryview(bytes(8)).cast("f")
         ({"deadline_s": 3601.0}, ErrorCode.MALFORMED),
         ({"hops_left": 3}, ErrorCode.MALFORMED),
         ({"hops_left": -1}, ErrorCode.MALFORMED),
+        ({"memory_bytes": 2**50 + 1}, ErrorCode.MALFORMED),
+        ({"memory_bytes": -1}, ErrorCode.MALFORMED),
+        ({"output_tokens": 2**31 + 1}, ErrorCode.MALFORMED),
+        ({"output_tokens": -1}, ErrorCode.MALFORMED),
         ({"tensors": [Tensor("x", "f4", (3,), FLOATS)]}, ErrorCode.MALFORMED),
         ({"tensors": [Tensor("x", "c8", (1,), FLOATS)]}, ErrorCode.MALFORMED),
         ({"tensors": [Tensor("x", "f4", (-1, -2), FLOATS)]}, ErrorCode.MALFORMED),

@@ -45,7 +45,7 @@ def test_slots_are_where_flatc_puts_them(layout: Any) -> None:
 
 def test_flatc_code_reads_what_we_write() -> None:
     tensor = Tensor("x/y", "f4", (2, 3), memoryview(bytes(range(24))))
-    request = InferenceRequest(bytes(range(16)), Feature.TENSORS, "modèle", b"{}", (tensor, tensor), 2.5, 2, True)
+    request = InferenceRequest(bytes(range(16)), Feature.TENSORS, "modèle", b"{}", (tensor, tensor), 2.5, 2, True, 2**40 + 1, 77)
     data = encode_request(request)
     code = infer_request_generated.Request
     assert code.RequestBufferHasIdentifier(data, 0)
@@ -53,6 +53,7 @@ def test_flatc_code_reads_what_we_write() -> None:
     assert read.IdAsNumpy().tobytes() == request.request_id
     assert (read.Feature(), read.Model(), read.BodyAsNumpy().tobytes()) == (4, "modèle".encode(), b"{}")
     assert (read.DeadlineUs(), read.HopsLeft(), read.Stream(), read.TensorsLength()) == (2_500_000, 2, True, 2)
+    assert (read.MemoryBytes(), read.OutputTokens()) == (2**40 + 1, 77)
     for index in range(2):
         part = read.Tensors(index)
         assert (part.Name(), part.Dtype()) == (b"x/y", infer_tensor_generated.DataType.Float32)

@@ -123,6 +123,7 @@ TREE = MessageLayout(
             "Node",
             b"",
             struct.Struct("<i"),
+            4,
             (field("left", 4, Kind.TABLE, (0,)), field("right", 6, Kind.TABLE, (0,)), field("data", 8, Kind.BYTES)),
         ),
     ),
@@ -205,8 +206,8 @@ def test_the_number_of_tables_is_bounded(tables: int) -> None:
         b"LIST",
         0,
         (
-            TableLayout("List", b"", struct.Struct("<i"), (field("items", 4, Kind.TABLES, (1,)),)),
-            TableLayout("Item", b"", struct.Struct("<i"), ()),
+            TableLayout("List", b"", struct.Struct("<i"), 4, (field("items", 4, Kind.TABLES, (1,)),)),
+            TableLayout("Item", b"", struct.Struct("<i"), 4, ()),
         ),
     )
     buffer = struct.pack("<I4sHHHHiII", 16, b"LIST", 6, 8, 4, 0, 8, 4, tables)
