@@ -72,3 +72,13 @@ def test_nothing_names_the_machine_it_was_written_on() -> None:
     for path in [*SOURCES, *(ROOT / "docs").rglob("*.md"), *(ROOT / "scripts").rglob("*"), ROOT / "README.md"]:
         if path.is_file():
             assert not pattern.search(path.read_text(errors="ignore")), path
+
+
+def test_any_selection_of_test_folders_can_be_collected() -> None:
+    """Tests are no packages, so that their modules share one room: names stand once, and none imports a `conftest`."""
+    modules = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    names = [path.stem for path in modules]
+    assert sorted(names) == sorted(set(names))
+    for path in (ROOT / "tests").rglob("*.py"):
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not any(re.search(r"\bconftest\b", ast.unparse(node)) for node in imports), path

@@ -1,8 +1,9 @@
-"""The inference protocol over real QUIC connections on loopback, on each engine."""
+"""The inference protocol over real QUIC connections on loopback, on each engine and between the two."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import pytest
 import trio
@@ -20,6 +21,8 @@ from protocol.wire.inference import PROTOCOL_ID, encode_request
 REQUEST = InferenceRequest(bytes(16), Feature.CHAT, "m", b"hello", (), 10.0, 1, True)
 LISTEN = parse_multiaddr("/ip4/127.0.0.1/udp/0/quic-v1")
 Work = Callable[[InferenceRequest], AsyncGenerator[Reply, None]]
+PAIRS = list(product(ENGINE_NAMES, repeat=2))
+"""The engine of the node that asks and that of the one that answers."""
 
 
 @dataclass
@@ -38,7 +41,7 @@ class Pair:
 
 
 @asynccontextmanager
-async def connected(engine: str, work: Work) -> AsyncIterator[Pair]:
+async def connected(engines: tuple[str, str], work: Work) -> AsyncIterator[Pair]:
     @asynccontextmanager
     async def handle(request: InferenceRequest, peer_id: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:
         assert peer_id == asking.identity.peer_id
@@ -51,8 +54,9 @@ async def connected(engine: str, work: Work) -> AsyncIterator[Pair]:
     async def serve(stream: Stream) -> None:
         pair.served.append(await serve_stream(stream, handle))
 
-    answering = Transport(Identity.from_seed(bytes(32)), engine=choose_engine(engine), handlers={PROTOCOL_ID: serve})
-    asking = Transport(Identity.from_seed(bytes([1] * 32)), engine=choose_engine(engine))
+    asking_engine, answering_engine = map(choose_engine, engines)
+    answering = Transport(Identity.from_seed(bytes(32)), engine=answering_engine, handlers={PROTOCOL_ID: serve})
+    asking = Transport(Identity.from_seed(bytes([1] * 32)), engine=asking_engine)
     async with trio.open_nursery() as nursery:
         (address, *_) = await nursery.start(answering.run, [LISTEN])
         await nursery.start(asking.run, [LISTEN])
@@ -80,9 +84,9 @@ async def never_ends(request: InferenceRequest) -> AsyncGenerator[Reply, None]:
         yield TextDelta("x" * 60_000)
 
 
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
-async def test_text_and_tensors_travel(engine: str) -> None:
-    async with connected(engine, echo) as pair:
+@pytest.mark.parametrize("engines", PAIRS, ids="-".join)
+async def test_text_and_tensors_travel(engines: tuple[str, str]) -> None:
+    async with connected(engines, echo) as pair:
         async with request_over(await pair.open(), REQUEST) as answer:
             assert [reply async for reply in answer] == [TextDelta("hello"), Finished(("stop",))]
         tensor = Tensor("x", "f4", (512, 512), memoryview(bytes(range(256)) * 4096))
@@ -92,9 +96,9 @@ async def test_text_and_tensors_travel(engine: str) -> None:
             assert answer.fault is None
 
 
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
-async def test_leaving_early_stops_a_silent_engine(engine: str) -> None:
-    async with connected(engine, says_and_hangs) as pair:
+@pytest.mark.parametrize("engines", PAIRS, ids="-".join)
+async def test_leaving_early_stops_a_silent_engine(engines: tuple[str, str]) -> None:
+    async with connected(engines, says_and_hangs) as pair:
         async with request_over(await pair.open(), REQUEST) as answer:
             assert await anext(answer) == TextDelta("a")
             assert not pair.left.is_set()
@@ -102,9 +106,9 @@ async def test_leaving_early_stops_a_silent_engine(engine: str) -> None:
             await pair.left.wait()
 
 
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
-async def test_a_requester_that_vanishes_stops_a_silent_engine(engine: str) -> None:
-    async with connected(engine, says_and_hangs) as pair, request_over(await pair.open(), REQUEST) as answer:
+@pytest.mark.parametrize("engines", PAIRS, ids="-".join)
+async def test_a_requester_that_vanishes_stops_a_silent_engine(engines: tuple[str, str]) -> None:
+    async with connected(engines, says_and_hangs) as pair, request_over(await pair.open(), REQUEST) as answer:
         assert await anext(answer) == TextDelta("a")
         await pair.connection.close()
         with trio.fail_after(5):
@@ -114,9 +118,9 @@ async def test_a_requester_that_vanishes_stops_a_silent_engine(engine: str) -> N
     assert last.code is ErrorCode.UNREACHABLE
 
 
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
-async def test_an_answering_node_that_leaves_fails_the_answer(engine: str) -> None:
-    async with connected(engine, says_and_hangs) as pair, request_over(await pair.open(), REQUEST) as answer:
+@pytest.mark.parametrize("engines", PAIRS, ids="-".join)
+async def test_an_answering_node_that_leaves_fails_the_answer(engines: tuple[str, str]) -> None:
+    async with connected(engines, says_and_hangs) as pair, request_over(await pair.open(), REQUEST) as answer:
         assert await anext(answer) == TextDelta("a")
         await pair.answering.aclose()
         with trio.fail_after(5):
@@ -125,9 +129,9 @@ async def test_an_answering_node_that_leaves_fails_the_answer(engine: str) -> No
     assert last.code in {ErrorCode.UNREACHABLE, ErrorCode.DRAINING}
 
 
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
-async def test_a_requester_that_never_reads_costs_bounded_memory_and_time(engine: str) -> None:
-    async with connected(engine, never_ends) as pair:
+@pytest.mark.parametrize("engines", PAIRS, ids="-".join)
+async def test_a_requester_that_never_reads_costs_bounded_memory_and_time(engines: tuple[str, str]) -> None:
+    async with connected(engines, never_ends) as pair:
         stream = await pair.open()
         await stream.send_all(encode_frame(encode_request(replace(REQUEST, deadline_s=0.5))))
         with trio.fail_after(10):
@@ -139,9 +143,9 @@ async def test_a_requester_that_never_reads_costs_bounded_memory_and_time(engine
     assert all(served.end is None for served in pair.served)
 
 
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
-async def test_junk_gets_one_error_and_disturbs_nobody(engine: str) -> None:
-    async with connected(engine, echo) as pair:
+@pytest.mark.parametrize("engines", PAIRS, ids="-".join)
+async def test_junk_gets_one_error_and_disturbs_nobody(engines: tuple[str, str]) -> None:
+    async with connected(engines, echo) as pair:
         junk = await pair.open()
         await junk.send_all(encode_frame(b"\xff" * 1000))
         async with request_over(await pair.open(), REQUEST) as answer:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trio
-from conftest import chat, collect, make_request
+from engine_server import chat, collect, make_request
 
 from mesh.engines.base import SlotsConfig
 from mesh.engines.body import read_text_body

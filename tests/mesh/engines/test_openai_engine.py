@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import trio
-from conftest import CHAT_MODELS, OpenAIServer, chat, collect, make_request
+from engine_server import CHAT_MODELS, OpenAIServer, chat, collect, make_request
 
 from mesh.engines.openai import OpenAIConfig, OpenAIEngine
 from protocol.errors import ErrorCode

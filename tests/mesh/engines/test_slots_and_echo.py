@@ -5,7 +5,7 @@ import json
 import pytest
 import trio
 import trio.testing
-from conftest import chat, collect, make_request
+from engine_server import chat, collect, make_request
 
 from mesh.engines.base import EngineError, Slots, SlotsConfig
 from mesh.engines.echo import EchoConfig, EchoEngine

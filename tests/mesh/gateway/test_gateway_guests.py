@@ -13,7 +13,7 @@ import httpx
 import pytest
 import trio
 import trio.testing
-from conftest import LocalDispatcher, ModelEngine, Running, Start, connect, post
+from gateway_node import LocalDispatcher, ModelEngine, Running, Start, connect, post
 
 from mesh.gateway import Answer, Gateway, GatewayAddressError, GatewayConfig
 from mesh.gateway.server import listen

@@ -7,7 +7,7 @@ import openai
 import pytest
 import trio
 import trio.testing
-from conftest import PEER, WORDS, Running
+from gateway_node import PEER, WORDS, Running
 
 from protocol.identity import peer_id_text
 

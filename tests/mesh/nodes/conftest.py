@@ -1,24 +1,30 @@
-"""Starts nodes for a test and ends them with it."""
+"""Starts nodes for a test and ends them with it; every test runs on each QUIC engine and on both together."""
 
 from pathlib import Path
 
 import pytest
 import trio
-from mesh_nodes import MeshNode, PlannedEngine, Start
+from mesh_nodes import Start
+
+from protocol.errors import LocalProtocolError
+from protocol.quic import choose_engine
+
+QUIC_ENGINES = [("qh3",), ("aioquic",), ("qh3", "aioquic")]
+"""The engines that the nodes of one test take in turn."""
+
+
+@pytest.fixture(params=QUIC_ENGINES, ids="-".join)
+def quic_engines(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The engines of a test's nodes; a test that needs others, or the other order, names them as an indirect parameter."""
+    for name in request.param:
+        try:
+            choose_engine(name)
+        except LocalProtocolError as fault:
+            pytest.skip(f"the engine {name} cannot be used here: {fault}")
+    return request.param
 
 
 @pytest.fixture
-def start(nursery: trio.Nursery, tmp_path: Path) -> Start:
-    """Starts a node with the given engines; those that are to know each other are given the others as `join`."""
-    n_started = 0
-
-    async def start_one(*engines: PlannedEngine, join: tuple[MeshNode, ...] = (), **named) -> MeshNode:
-        nonlocal n_started
-        n_started += 1
-        state_dir = named.pop("state_dir", tmp_path / f"node{n_started}")
-        node = MeshNode(state_dir, engines, bootstrap=[other.address for other in join], **named)
-        with trio.fail_after(10):
-            await nursery.start(node.run)
-        return node
-
-    return start_one
+def start(nursery: trio.Nursery, tmp_path: Path, quic_engines: tuple[str, ...]) -> Start:
+    """Starts nodes."""
+    return Start(nursery, tmp_path, quic_engines)

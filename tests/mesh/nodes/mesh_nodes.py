@@ -3,9 +3,10 @@
 import json
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from io import StringIO
+from itertools import cycle
 from pathlib import Path
 
 import openai
@@ -252,14 +253,31 @@ def text_of(response) -> str:
     return response.parse().choices[0].message.content
 
 
-@asynccontextmanager
-async def stranger_of(seed: int, **handlers: Callable) -> AsyncIterator[Transport]:
-    """A libp2p peer that speaks ping, identify and what is given, but is no node."""
-    transport = Transport(Identity.from_seed(bytes([seed]) * 32), engine=choose_engine(), handlers=handlers)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(transport.run, [LOOPBACK])
-        yield transport
-        await transport.aclose()
+class Start:
+    """Starts nodes in one test: each takes the next of the test's QUIC engines, and so does each stranger."""
 
+    def __init__(self, nursery: trio.Nursery, folder: Path, quic_engines: Sequence[str]) -> None:
+        self._nursery = nursery
+        self._folder = folder
+        self._quic_engines = cycle(quic_engines)
+        self._n_started = 0
 
-Start = Callable[..., Awaitable[MeshNode]]
+    async def __call__(self, *engines: PlannedEngine, join: tuple[MeshNode, ...] = (), **named) -> MeshNode:
+        """Start a node with the given engines; those that are to know each other are given the others as `join`."""
+        self._n_started += 1
+        state_dir = named.pop("state_dir", self._folder / f"node{self._n_started}")
+        bootstrap = [other.address for other in join]
+        node = MeshNode(state_dir, engines, bootstrap=bootstrap, quic_engine=next(self._quic_engines), **named)
+        with trio.fail_after(10):
+            await self._nursery.start(node.run)
+        return node
+
+    @asynccontextmanager
+    async def stranger(self, seed: int, **handlers: Callable) -> AsyncIterator[Transport]:
+        """A libp2p peer that speaks ping, identify and what is given, but is no node."""
+        identity = Identity.from_seed(bytes([seed]) * 32)
+        transport = Transport(identity, engine=choose_engine(next(self._quic_engines)), handlers=handlers)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(transport.run, [LOOPBACK])
+            yield transport
+            await transport.aclose()

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from mesh_nodes import MODEL, TEXT, MeshNode, PlannedEngine, Start, eventually, introduced, request, stranger_of, text_of
+from mesh_nodes import MODEL, TEXT, MeshNode, PlannedEngine, Start, eventually, introduced, request, text_of
 
 from mesh.driver import GOSSIP_PROTOCOL
 from mesh.inference import ServeLimits
@@ -87,7 +87,7 @@ async def offence(start: Start, **named) -> AsyncIterator[Offender]:
         while await stream.receive_some():
             pass
 
-    async with stranger_of(SEED, **{GOSSIP_PROTOCOL: swallow}) as stranger:
+    async with start.stranger(SEED, **{GOSSIP_PROTOCOL: swallow}) as stranger:
         yield Offender(victim, honest, await stranger.dial(victim.address))
 
 

@@ -17,7 +17,6 @@ from mesh_nodes import (
     introduced,
     request,
     say_and_hang,
-    stranger_of,
     text_of,
 )
 
@@ -30,7 +29,6 @@ from protocol.errors import ErrorCode
 from protocol.gossip.messages import Entries, encode_message
 from protocol.inference import Finished, TextDelta
 from protocol.membership import Standing
-from protocol.quic import ENGINE_NAMES
 from protocol.records import RecordKind
 
 GONE_WITHIN_S = 3.0 + 1.5
@@ -81,13 +79,12 @@ async def test_a_client_that_stops_frees_the_slot_on_the_other_node(start: Start
     assert text_of(await a.chat()) == TEXT
 
 
-@pytest.mark.parametrize("quic_engine", ENGINE_NAMES)
-async def test_a_client_that_never_reads_stops_the_engine_on_the_other_node(start: Start, quic_engine: str) -> None:
+async def test_a_client_that_never_reads_stops_the_engine_on_the_other_node(start: Start) -> None:
     """It pauses where the QUIC engine gives credit by stream, and loses its answer where one stream would hold up the others."""
     flood = Flood()
     engine = PlannedEngine(Plan(flood))
-    b = await start(engine, quic_engine=quic_engine)
-    a = await start(join=(b,), quic_engine=quic_engine)
+    b = await start(engine)
+    a = await start(join=(b,))
     await introduced(a, b)
     body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"go"}]}'
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
@@ -176,8 +173,7 @@ async def test_a_node_that_stops_is_dropped_at_once_and_finishes_what_it_began(s
     assert (view.standing, view.why, view.connected) == (Standing.GONE, "said goodbye", False)
 
 
-@pytest.mark.parametrize("quic_engine", ENGINE_NAMES)
-async def test_a_stop_loses_nothing_of_a_long_answer_to_a_peer(start: Start, quic_engine: str) -> None:
+async def test_a_stop_loses_nothing_of_a_long_answer_to_a_peer(start: Start) -> None:
     """The answer is finished when it stands in the send buffer, which is long before it has arrived."""
 
     async def say_much_and_stop(_request):
@@ -185,8 +181,8 @@ async def test_a_stop_loses_nothing_of_a_long_answer_to_a_peer(start: Start, qui
         b.shutdown.set()
         yield Finished(("stop",))
 
-    b = await start(PlannedEngine(Plan(say_much_and_stop)), quic_engine=quic_engine)
-    a = await start(join=(b,), quic_engine=quic_engine)
+    b = await start(PlannedEngine(Plan(say_much_and_stop)))
+    a = await start(join=(b,))
     await introduced(a, b)
     async with a.service.dispatcher.submit(request(stream=True)) as answer:
         replies = [reply async for reply in answer]
@@ -282,7 +278,7 @@ async def test_a_damaged_key_stops_the_node_and_is_left_as_it_is(start: Start) -
 
 async def test_a_stranger_is_served_ping_and_identify_and_is_no_peer(start: Start) -> None:
     a = await start(PlannedEngine())
-    async with stranger_of(9) as stranger:
+    async with start.stranger(9) as stranger:
         connection = await stranger.dial(a.address)
         assert await connection.ping() > 0
         assert "/isochrone/gossip/1.0.0" in (await connection.identify()).protocols
@@ -314,7 +310,7 @@ async def test_peers_that_come_and_go_leave_nothing_behind(start: Start) -> None
             pass
 
     for seed in range(10, 22):
-        async with stranger_of(seed, **{GOSSIP_PROTOCOL: swallow}) as stranger:
+        async with start.stranger(seed, **{GOSSIP_PROTOCOL: swallow}) as stranger:
             connection = await stranger.dial(a.address)
             stream = await connection.open_stream(GOSSIP_PROTOCOL)
             await stream.confirmed()

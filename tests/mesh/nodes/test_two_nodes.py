@@ -2,7 +2,7 @@
 
 import openai
 import pytest
-from mesh_nodes import MESSAGES, MODEL, TEXT, WORDS, PlannedEngine, Start, introduced, request, stranger_of, text_of
+from mesh_nodes import MESSAGES, MODEL, TEXT, WORDS, PlannedEngine, Start, introduced, request, text_of
 
 from mesh.inference import request_over
 from protocol.errors import ErrorCode
@@ -10,14 +10,14 @@ from protocol.identity import peer_id_text
 from protocol.inference import Failed
 from protocol.wire.inference import PROTOCOL_ID
 
-PAIRS = [("aioquic", "aioquic"), ("qh3", "qh3"), ("aioquic", "qh3"), ("qh3", "aioquic")]
+PAIRS = [("aioquic",), ("qh3",), ("aioquic", "qh3"), ("qh3", "aioquic")]
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS)
-async def test_the_model_of_one_is_answered_through_the_other(start: Start, first: str, second: str) -> None:
+@pytest.mark.parametrize("quic_engines", PAIRS, ids="-".join, indirect=True)
+async def test_the_model_of_one_is_answered_through_the_other(start: Start) -> None:
     engine = PlannedEngine()
-    b = await start(engine, quic_engine=second)
-    a = await start(join=(b,), quic_engine=first)
+    b = await start(engine)
+    a = await start(join=(b,))
     await introduced(a, b)
 
     assert [model.id for model in await a.ask(lambda client: client.models.list().data)] == [MODEL]
@@ -73,7 +73,7 @@ async def test_memory_that_nobody_has_is_told_and_refused_by_the_one_that_is_ask
     assert a.name[-8:] not in caught.value.message  # it does not serve the model, whatever its memory
 
     # A peer that knows nothing of b's memory, and asks all the same.
-    async with stranger_of(9) as stranger:
+    async with start.stranger(9) as stranger:
         stream = await (await stranger.dial(b.address)).open_stream(PROTOCOL_ID)
         async with request_over(stream, request(memory_bytes=2**50)) as answer:
             (refusal,) = [reply async for reply in answer]
