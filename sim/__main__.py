@@ -98,7 +98,10 @@ def _table(result: Result) -> Table:
         ("speed against real time", f"{result.times_real_time:.2f}"),
         ("records accepted", f"{result.records_accepted}"),
         ("bytes sent per node and second", f"{result.bytes_per_node_per_s:.0f}"),
-        ("new card at 50 / 99 / 100 % of nodes", " / ".join(map(_ms, (result.spread_50_s, result.spread_99_s, result.spread_100_s)))),
+        (
+            "new card at 50 / 99 / 100 % of nodes",
+            " / ".join(map(_ms, (result.spread_50_s, result.spread_99_s, result.spread_100_s))),
+        ),
         ("coordinate error, median / 90 %", f"{_share(result.error_median)} / {_share(result.error_p90)}"),
         ("suspicions, of them false", f"{result.suspicions}, {result.false_suspicions}"),
         ("healed after", "-" if result.healed_after_s is None else f"{result.healed_after_s:.1f} s"),

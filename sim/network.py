@@ -217,7 +217,7 @@ class Network:
         if self.blocks and self.is_blocked(one, other):
             tally.blocked += 1
             return ()
-        if self.losses and any([lossy(now, one, other, True) for lossy in self.losses]):
+        if self.losses and any(lossy(now, one, other, True) for lossy in self.losses):
             tally.lost += 1
             return ()
         first_s = waits_s + self.path_s(one, other)
@@ -242,7 +242,7 @@ class Network:
             tally.overflowed += 1
             waits_s, late_s = self.config.uplink_queue_bytes / self._rate(one), timeout_s
         for _ in range(RETRANSMISSIONS_MAX):
-            if not any([lossy(now, one, other, False) for lossy in self.losses]):
+            if not any(lossy(now, one, other, False) for lossy in self.losses):
                 break
             tally.lost += 1
             late_s += timeout_s

@@ -52,7 +52,7 @@ class Process:
         paused: whether it is stopped (SIGSTOP); `held` is what came meanwhile.
         stalls: from when to when it was stopped, in this life.
         slow_s: how long it takes for each event.
-        heard: when it last took something in from each peer.
+        heard: when it last took in an echo of each peer, or was connected to it anew.
         bytes_sent: payload bytes given to the network.
     """
 

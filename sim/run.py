@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from protocol.node import Node
 from sim.checks import CheckFailedError, Safety, healed, unhealed
 from sim.faults import install, names_of, plan
 from sim.figures import Figures
 from sim.network import delays_named
-from sim.world import MakeNode, Node, World
+from sim.world import MakeNode, World
 
 FORM_SHARE = 0.25
 """Share of the time in which the mesh forms undisturbed."""
@@ -91,7 +92,7 @@ class Run:
         self.figures = Figures(self.world)
         starts, chooses = self.world.streams.of("starts"), self.world.streams.of("bootstrap")
         doors = max(BOOTSTRAPS, settings.nodes // 10)
-        for index in range(settings.nodes):
+        for _ in range(settings.nodes):
             known = self.world.processes[:doors]
             chosen = chooses.sample(known, min(BOOTSTRAPS, len(known)))
             self.world.add(bootstrap=[peer.address for peer in chosen], at=starts.uniform(0.0, START_WITHIN_S))

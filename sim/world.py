@@ -260,7 +260,8 @@ class World:
             case gossip.Send(peer_id, payload):
                 self._send_message(process, peer_id, payload)
                 return
-            case probe.SampleTaken():
+            case probe.SampleTaken(peer_id):
+                process.heard[peer_id] = self.now
                 return
             case membership.Connect(target, addresses):
                 self._dial(process, target, addresses)
@@ -291,7 +292,6 @@ class World:
 
         def take() -> None:
             if self._is_open(link, other):
-                other.heard[sender] = self.now
                 other.node.handle_datagram(sender, payload, self.now, self.now)
                 self.settle(other)
 
@@ -336,7 +336,7 @@ class World:
                 return
             node = receiver.node
             if not node.membership.is_connected(sender.peer_id):
-                receiver.heard[sender.peer_id] = self.now
+                self._note_greeting(receiver, sender)
                 node.handle_connected(sender.peer_id, self.now)
             node.handle_message(sender.peer_id, payload, self.now)
             self.settle(receiver)
@@ -410,6 +410,11 @@ class World:
         end.node.handle_replaced(peer.peer_id, self.now)
         self.settle(end)
 
+    def _note_greeting(self, end: Process, peer: Process) -> None:
+        """A greeting counts as hearing a peer that was not taken for alive; of the others only echoes count."""
+        if end.node.probe.liveness(peer.peer_id) is not probe.Liveness.ALIVE:
+            end.heard[peer.peer_id] = self.now
+
     def _greet_later(
         self, link: Link, end: Process, peer: Process, wait_s: float, target: membership.Target | None, since: float
     ) -> None:
@@ -430,7 +435,7 @@ class World:
         def greeted() -> None:
             if self._is_open(link, end):
                 link.speaking.add(end.peer_id)
-                end.heard[peer.peer_id] = self.now
+                self._note_greeting(end, peer)
                 end.node.handle_connected(peer.peer_id, self.now, target)
                 self.settle(end)
                 self._move(link, end, peer)
