@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench testnet schemas model format clean
+.PHONY: help setup demo test check bench testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,12 @@ bench: $(READY)-run ## Measure, beside what a user would pick instead; writes bu
 
 testnet: $(READY)-run ## A live five-node mesh to play with
 	@$(BIN)/isochrone testnet
+
+sim: $(READY)-run ## A hundred nodes on virtual time for a minute, in about ten; a table and a picture
+	@$(BIN)/python -m sim --nodes 100 --for 60 --seed 42
+
+soak: $(READY)-run ## A hundred seeds with faults; fails if one failed
+	@$(BIN)/python -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --json
 
 schemas: $(READY)-run ## Regenerate the FlatBuffers code from protocol/schemas
 	@scripts/schemas.sh

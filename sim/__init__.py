@@ -1,0 +1,1 @@
+"""The simulator: whole cores on virtual time, from one seed."""

@@ -1,0 +1,101 @@
+"""What happened in a world: a hash over every output of every core, and the last events for people to read.
+
+Source: TigerBeetle's VOPR and FoundationDB's simulator: one seed gives one history, and a hash of the history proves it.
+"""
+
+import hashlib
+import struct
+from collections import deque
+from collections.abc import Callable
+
+from protocol import gossip, membership, probe
+from protocol.identity import PeerId
+from protocol.node import Output
+
+EVENTS_KEPT = 200
+"""Events, a count: what fits a few screens and, at some forty events per node and second, the last moments of a small mesh."""
+
+_STAMP = struct.Struct("<dI")
+
+
+class Journal:
+    """Takes in every output in order; `watch` is called with a line of text for each when it is set."""
+
+    def __init__(self) -> None:
+        self.names: dict[PeerId, str] = {}
+        self.watch: Callable[[str], None] | None = None
+        self._hasher = hashlib.sha256()
+        self._last: deque[tuple[float, int, Output | str]] = deque(maxlen=EVENTS_KEPT)
+
+    def output(self, now: float, index: int, output: Output) -> None:
+        """Notes one output of the core of process `index`."""
+        self._hasher.update(_STAMP.pack(now, index) + _bytes_of(output))
+        self._last.append((now, index, output))
+        if self.watch is not None:
+            self.watch(self._line(now, index, output))
+
+    def note(self, now: float, index: int, text: str) -> None:
+        """Notes something the world did to process `index`, or to no process in particular (-1)."""
+        self._hasher.update(f"{now!r} {index} {text}\n".encode())
+        self._last.append((now, index, text))
+        if self.watch is not None:
+            self.watch(self._line(now, index, text))
+
+    def digest(self) -> str:
+        """The hash over everything noted so far."""
+        return self._hasher.hexdigest()
+
+    def last(self) -> list[str]:
+        """The last events as text, oldest first."""
+        return [self._line(*entry) for entry in self._last]
+
+    def _line(self, now: float, index: int, what: Output | str) -> str:
+        who = f"n{index}" if index >= 0 else "-"
+        return f"{now:12.6f} {who:>6} {what if isinstance(what, str) else self._described(what)}"
+
+    def _name(self, peer: PeerId) -> str:
+        return self.names.get(peer, peer.hex()[-8:])
+
+    def _described(self, output: Output) -> str:
+        kind = type(output).__name__
+        match output:
+            case gossip.Send(peer_id, payload) | probe.SendDatagram(peer_id, payload):
+                return f"{kind} to {self._name(peer_id)}, {len(payload)} bytes"
+            case gossip.RecordAccepted(record, from_peer):
+                who = self._name(record.peer_id)
+                return f"{kind} {record.kind} {record.sequence} of {who} from {self._name(from_peer)}"
+            case gossip.RecordExpired(record):
+                return f"{kind} {record.kind} {record.sequence} of {self._name(record.peer_id)}"
+            case membership.Connect(target, _):
+                return f"{kind} {target if isinstance(target, str) else self._name(target)}"
+            case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | gossip.RecordRefused(peer_id, code):
+                return f"{kind} {self._name(peer_id)} {code.name}"
+            case probe.Misbehaved(peer_id, code, detail):
+                return f"{kind} {self._name(peer_id)} {code.name}: {detail}"
+            case membership.PeerJoined(peer_id) | probe.PeerRecovered(peer_id):
+                return f"{kind} {self._name(peer_id)}"
+            case membership.PeerLeft(peer_id, reason):
+                return f"{kind} {self._name(peer_id)}: {reason}"
+            case probe.SampleTaken(peer_id, rtt_s):
+                return f"{kind} {self._name(peer_id)} {rtt_s * 1000.0:.3f} ms"
+            case probe.PeerSuspected(peer_id, since) | probe.PeerLost(peer_id, since):
+                return f"{kind} {self._name(peer_id)}, silent since {since:.6f}"
+            case _:
+                return kind
+
+
+def _bytes_of(output: Output) -> bytes:
+    """The content of an output; nothing in it stands in an order that differs from run to run."""
+    match output:
+        case probe.SendDatagram(peer_id, payload):
+            return b"d" + peer_id + payload
+        case gossip.Send(peer_id, payload):
+            return b"m" + peer_id + payload
+        case gossip.RecordAccepted(record, from_peer):
+            return b"a" + from_peer + record.envelope
+        case gossip.RecordExpired(record):
+            return b"x" + record.envelope
+        case gossip.Equivocated(kept, offered):
+            return b"e" + kept.envelope + offered.envelope
+        case _:
+            return repr(output).encode()

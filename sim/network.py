@@ -1,0 +1,262 @@
+"""The virtual network: delays between places, jitter, and uplinks with a rate and a bounded queue.
+
+Every node has one uplink that sends so many bytes a second and holds so many bytes; what does not fit is dropped. Behind it a
+packet takes the one-way delay of its path plus an exponential jitter. What faults add (loss, blocked paths, copies, packets that
+overtake one another) is asked of the hooks in the order in which they were put up. A datagram is delivered zero, one or two
+times; a piece of a stream always is, later by a retransmission timeout for every time it was lost.
+
+Source: RFC 9002 section 6.2 (probe timeouts double); PlanetLab and Seattle matrices of Ledlie et al. and of serf for the files.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+import numpy as np
+
+from sim.luck import Streams
+
+PACKET_OVERHEAD_BYTES = 60
+"""Bytes that IPv4 (20), UDP (8), QUIC's short header (about 14), its tag (16) and a frame header put round a payload."""
+
+RETRANSMISSION_S_MIN = 0.025
+"""Seconds. The shortest probe timeout: QUIC's default max_ack_delay, RFC 9002 section 6.2.1."""
+
+RETRANSMISSIONS_MAX = 8
+"""Losses of one piece of a stream in a row, a count: at 50 % loss one piece in 256 would meet more."""
+
+LAN_ONE_WAY_S = 0.00005
+"""Seconds. One way within one site: a switched LAN's round trip is about 0.1 ms."""
+
+LINE_STEP_S = 0.001
+"""Seconds. One way between neighbours on the line and the grid: a round trip of 2 ms, about 200 km of fibre."""
+
+REGION_RTT_MS = (
+    (2, 65, 120, 80, 170, 200),
+    (65, 2, 175, 140, 105, 140),
+    (120, 175, 2, 190, 260, 310),
+    (80, 140, 190, 2, 220, 260),
+    (170, 105, 260, 220, 2, 105),
+    (200, 140, 310, 260, 105, 2),
+)  # ms; North America east and west, South America, Europe, East Asia, Oceania: usual medians between public cloud regions
+
+
+class Delays(Protocol):
+    """How long light and routers take from one node to another."""
+
+    def one_way_s(self, one: int, other: int) -> float:
+        """Seconds from node `one` to node `other`, without queues and jitter."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Nodes on a line, equally far apart."""
+
+    step_s: float = LINE_STEP_S
+
+    def one_way_s(self, one: int, other: int) -> float:
+        """See `Delays`."""
+        return max(LAN_ONE_WAY_S, abs(one - other) * self.step_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Nodes on a square grid; a path follows its lines."""
+
+    width: int
+    step_s: float = LINE_STEP_S
+
+    def one_way_s(self, one: int, other: int) -> float:
+        """See `Delays`."""
+        (row, column), (other_row, other_column) = divmod(one, self.width), divmod(other, self.width)
+        return max(LAN_ONE_WAY_S, (abs(row - other_row) + abs(column - other_column)) * self.step_s)
+
+
+class Continents:
+    """Nodes in six regions, each behind an access link of its own."""
+
+    def __init__(self, luck: Random) -> None:
+        self._luck = luck
+        self._places: list[tuple[int, float]] = []
+
+    def one_way_s(self, one: int, other: int) -> float:
+        """See `Delays`."""
+        while len(self._places) <= max(one, other):
+            access_s = self._luck.uniform(0.0001, 0.004)  # a data centre to a fibre subscriber
+            self._places.append((self._luck.randrange(len(REGION_RTT_MS)), access_s))
+        (region, access_s), (other_region, other_access_s) = self._places[one], self._places[other]
+        return REGION_RTT_MS[region][other_region] / 2000.0 + access_s + other_access_s
+
+
+class Matrix:
+    """Measured round trips; when there are more nodes than rows, several nodes share a site."""
+
+    def __init__(self, rtt_ms: "np.typing.NDArray[np.float64]") -> None:
+        self.size = len(rtt_ms)
+        symmetric = np.fmax(rtt_ms, rtt_ms.T)
+        known = np.where(np.isfinite(symmetric), symmetric, np.nanmedian(symmetric))
+        self._one_way_s: list[list[float]] = np.maximum(known / 2000.0, LAN_ONE_WAY_S).tolist()
+
+    def one_way_s(self, one: int, other: int) -> float:
+        """See `Delays`."""
+        row, column = one % self.size, other % self.size
+        return LAN_ONE_WAY_S if row == column else self._one_way_s[row][column]
+
+
+def load_matrix(path: Path) -> Matrix:
+    """Reads round trips in milliseconds: `.npz` with `upper` (one or many triangles) and `n`, a square `.npy`, or a square CSV.
+
+    Raises:
+        ValueError: when the file holds no square matrix.
+    """
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            size, upper = int(archive["n"]), np.atleast_2d(archive["upper"])
+        rtt_ms = np.zeros((size, size))
+        rtt_ms[np.triu_indices(size, 1)] = np.nanmedian(upper, axis=0)
+        return Matrix(rtt_ms + rtt_ms.T)
+    loaded = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
+    if loaded.ndim != 2 or loaded.shape[0] != loaded.shape[1] or not len(loaded):
+        raise ValueError(f"{path} holds a matrix of shape {loaded.shape}, not a square one")
+    return Matrix(loaded.astype(np.float64))
+
+
+def delays_named(name: str, nodes: int, streams: Streams) -> Delays:
+    """The delays `line`, `grid`, `continents`, or of the file of that name.
+
+    Raises:
+        ValueError: for a name that is neither.
+    """
+    match name:
+        case "line":
+            return Line()
+        case "grid":
+            return Grid(max(1, round(nodes**0.5)))
+        case "continents":
+            return Continents(streams.of("places"))
+        case _:
+            if not Path(name).is_file():
+                raise ValueError(f"{name!r} is neither line, grid, continents nor a file")
+            return load_matrix(Path(name))
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """What every path and uplink is like.
+
+    Attributes:
+        jitter_s: mean of the exponential jitter of one packet, in seconds.
+        uplink_bytes_per_s: rate of a node's uplink; 12.5 MB/s is 100 Mbit/s.
+        uplink_queue_bytes: most bytes waiting in it: 20 ms at that rate.
+    """
+
+    jitter_s: float = 0.0002
+    uplink_bytes_per_s: float = 12_500_000.0
+    uplink_queue_bytes: int = 262_144
+
+
+Lossy = Callable[[float, int, int, bool], bool]
+"""Whether a packet is lost: seconds, sender, receiver, and whether it is a datagram (a piece of a stream comes again)."""
+
+Blocked = Callable[[int, int], bool]
+"""Whether nothing passes from one node to another."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What passed the network, counts."""
+
+    datagrams: int = 0
+    messages: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    reordered: int = 0
+    overflowed: int = 0
+    blocked: int = 0
+
+
+@dataclass
+class Network:
+    """See the module's docstring; the hooks are lists that faults add themselves to and take themselves from."""
+
+    delays: Delays
+    config: NetworkConfig
+    streams: Streams
+    losses: list[Lossy] = field(default_factory=list[Lossy])
+    blocks: list[Blocked] = field(default_factory=list[Blocked])
+    duplications: list[float] = field(default_factory=list[float])  # shares of datagrams that come twice
+    reorderings: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])  # (share, late by up to seconds)
+    rates: dict[int, float] = field(default_factory=dict[int, float])  # bytes/s of uplinks that differ from the others
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        self._free_at: dict[int, float] = {}
+        self._jitter = self.streams.of("jitter")
+        self._copies = self.streams.of("copies")
+
+    def is_blocked(self, one: int, other: int) -> bool:
+        """Whether nothing passes from `one` to `other` now."""
+        return any(blocked(one, other) for blocked in self.blocks)
+
+    def path_s(self, one: int, other: int) -> float:
+        """One trip of one packet that meets no queue."""
+        delay_s = self.delays.one_way_s(one, other)
+        return delay_s + self._jitter.expovariate(1.0 / self.config.jitter_s) if self.config.jitter_s else delay_s
+
+    def datagram(self, one: int, other: int, size_bytes: int, now: float) -> tuple[float, ...]:
+        """When a datagram arrives, in seconds from now: not at all, once, or twice."""
+        tally = self.tally
+        tally.datagrams += 1
+        waits_s = self._queue(one, size_bytes, now)
+        if waits_s is None:
+            tally.overflowed += 1
+            return ()
+        if self.blocks and self.is_blocked(one, other):
+            tally.blocked += 1
+            return ()
+        if self.losses and any(lossy(now, one, other, True) for lossy in self.losses):
+            tally.lost += 1
+            return ()
+        first_s = waits_s + self.path_s(one, other)
+        for share, late_s in self.reorderings:
+            if self._copies.random() < share:
+                tally.reordered += 1
+                first_s += self._copies.uniform(0.0, late_s)
+        for share in self.duplications:
+            if self._copies.random() < share:
+                tally.duplicated += 1
+                return (first_s, first_s + self.path_s(one, other))
+        return (first_s,)
+
+    def message(self, one: int, other: int, size_bytes: int, now: float) -> float:
+        """When a piece of a stream arrives, in seconds from now; blocked paths are the caller's to look at on arrival."""
+        tally = self.tally
+        tally.messages += 1
+        timeout_s = max(RETRANSMISSION_S_MIN, 3.0 * self.delays.one_way_s(one, other))
+        late_s = 0.0
+        waits_s = self._queue(one, size_bytes, now)
+        if waits_s is None:
+            tally.overflowed += 1
+            waits_s, late_s = self.config.uplink_queue_bytes / self._rate(one), timeout_s
+        for _ in range(RETRANSMISSIONS_MAX):
+            if not any(lossy(now, one, other, False) for lossy in self.losses):
+                break
+            tally.lost += 1
+            late_s += timeout_s
+            timeout_s *= 2.0
+        return waits_s + late_s + self.path_s(one, other)
+
+    def _rate(self, one: int) -> float:
+        return self.rates.get(one, self.config.uplink_bytes_per_s)
+
+    def _queue(self, one: int, size_bytes: int, now: float) -> float | None:
+        """How long a packet waits for the uplink and passes it; None when the queue is full."""
+        rate = self._rate(one)
+        free_at = max(now, self._free_at.get(one, 0.0))
+        if (free_at - now) * rate > self.config.uplink_queue_bytes:
+            return None
+        self._free_at[one] = free_at + (size_bytes + PACKET_OVERHEAD_BYTES) / rate
+        return self._free_at[one] - now

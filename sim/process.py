@@ -1,0 +1,98 @@
+"""One process of a world, and the connections between two of them, as values that the world changes."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protocol.identity import Identity, PeerId
+from protocol.multiaddr import Multiaddr
+from protocol.node import Node, NodeConfig
+from protocol.records import ModelOffer
+
+FIRST_PORT = 1000
+"""UDP port of process 0, a number: the ports tell the processes apart, so that there may be 64,000 of them."""
+
+HELD_MAX = 20_000
+"""Events a stopped process finds when it goes on, a count: about what two minutes bring in a mesh of 64 connections; the oldest
+give way, as they do in a full socket buffer."""
+
+LANE_MAX = 512
+"""Messages on their way on one stream, a count; the oldest that has not left gives way, as in the shell's bounded outbox."""
+
+
+@dataclass(eq=False, slots=True)
+class Link:
+    """One connection: which life of which process is at each end, and at which ends it is open.
+
+    Attributes:
+        lives: the lives of both processes when it was made.
+        open_at: the ends that have not closed it.
+        speaking: the ends whose gossip stream is open.
+        lanes: what each end has sent on its stream and has not arrived, with the earliest time of arrival.
+        moving: the ends whose lane has an event under way.
+    """
+
+    lives: dict[PeerId, int]
+    open_at: set[PeerId] = field(default_factory=set[PeerId])
+    speaking: set[PeerId] = field(default_factory=set[PeerId])
+    lanes: dict[PeerId, deque[tuple[float, bytes]]] = field(default_factory=dict[PeerId, deque[tuple[float, bytes]]])
+    moving: set[PeerId] = field(default_factory=set[PeerId])
+
+
+@dataclass(eq=False)
+class Process:
+    """One process: its core, what survives a crash, and what the world does to it.
+
+    Attributes:
+        index: its number, which is also its place in the network.
+        wall_off_s: how far its wall clock is from the true one.
+        life: how often it was started.
+        reserved: the sequence numbers on its disk.
+        paused: whether it is stopped (SIGSTOP); `held` is what came meanwhile.
+        stalls: from when to when it was stopped, in this life.
+        slow_s: how long it takes for each event.
+        heard: when it last took in an echo of each peer, or was connected to it anew.
+        bytes_sent: payload bytes given to the network.
+    """
+
+    index: int
+    identity: Identity
+    offers: tuple[ModelOffer, ...]
+    bootstrap: tuple[Multiaddr, ...]
+    config: NodeConfig
+    wall_off_s: float = 0.0
+    life: int = 0
+    running: bool = False
+    started_at: float = 0.0
+    reserved: int = 0
+    armed_for: float = math.inf
+    paused: bool = False
+    paused_at: float = 0.0
+    held: deque[Callable[[], None]] = field(default_factory=lambda: deque[Callable[[], None]](maxlen=HELD_MAX))
+    stalls: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    slow_s: float = 0.0
+    busy_until: float = 0.0
+    node: Node = field(init=False)
+    connections: dict[PeerId, Link] = field(default_factory=dict[PeerId, Link])
+    heard: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
+    bytes_sent: int = 0
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Its peer id."""
+        return self.identity.peer_id
+
+    @property
+    def address(self) -> Multiaddr:
+        """Where it listens."""
+        return Multiaddr("ip4", "192.0.2.1", FIRST_PORT + self.index, self.peer_id)
+
+    @property
+    def works(self) -> bool:
+        """Whether it runs and is not stopped."""
+        return self.running and not self.paused
+
+    def stalled_s(self, since: float, now: float) -> float:
+        """For how much of the time from `since` to `now` it was stopped."""
+        return sum(max(0.0, min(end, now) - max(begin, since)) for begin, end in self.stalls)

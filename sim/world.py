@@ -1,0 +1,469 @@
+"""The world: whole cores on virtual time, with one heap of events, one clock and one seed, and no tasks.
+
+It stands where the shell stands and behaves as the shell does: outputs are drained after every call, a core is woken when its
+timer is due or has moved to an earlier time, a gossip stream is greeted before it is spoken on, two dials of one pair end on one
+connection, and a connection that replaces another is reported as such. Whatever a fault does to a process (stop it, slow it
+down, kill it) is done at the one place where events enter a process, and whatever it does to a path is done in the network.
+
+Source: TigerBeetle, src/vopr.zig; FoundationDB, "Simulation and Testing"; the driver in mesh/driver.py is what it stands for.
+"""
+
+import hashlib
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import count
+
+from protocol import gossip, membership, probe
+from protocol.encoding import Luck
+from protocol.errors import ErrorCode
+from protocol.identity import Identity, PeerId
+from protocol.inference import Feature
+from protocol.multiaddr import Multiaddr
+from protocol.node import Node, NodeConfig, Output, ReserveSequences
+from protocol.records import Hardware, ModelOffer, Record, RecordKind, Sequencer
+from sim.journal import Journal
+from sim.luck import Streams
+from sim.network import Delays, Line, Network, NetworkConfig
+from sim.process import FIRST_PORT, LANE_MAX, Link, Process
+
+WALL_S = 1_800_000_000.0
+"""Wall-clock seconds since 1970 at virtual time 0: a round number in 2027."""
+
+DIAL_TIMEOUT_S = 5.0
+"""Seconds after which a dial into the void has failed, as in the shell."""
+
+IDLE_TIMEOUT_S = 30.0
+"""Seconds after which a greeting that never got through is given up, as QUIC's idle timeout does."""
+
+RETRY_S = 0.25
+"""Seconds between two tries of a stream to get through a blocked path: a probe timeout that has doubled a few times."""
+
+HANDSHAKE_BYTES = 1200
+"""Bytes of a handshake's first datagram: RFC 9000 section 14.1."""
+
+HARDWARE = Hardware("virtual", 1, 8_000_000_000, 1)
+ECHO = ModelOffer("echo", frozenset({Feature.EMBEDDINGS}), engine="echo")
+
+MakeNode = Callable[[NodeConfig, Identity, Luck, Sequencer], Node]
+"""How a core is made; tests plant their bugs here."""
+
+Watcher = Callable[[Process, Output], None]
+"""Who hears of every output that is a fact (everything but what is sent and sampled), after it was noted."""
+
+SealWatcher = Callable[[Process, Record], None]
+"""Who hears of every record that a process has sealed."""
+
+
+class World:
+    """See the module's docstring."""
+
+    def __init__(self, seed: int, delays: Delays | None = None, network: NetworkConfig | None = None) -> None:
+        """Makes an empty world.
+
+        Args:
+            seed: the one number that everything follows from.
+            delays: of the paths; a line when None.
+            network: uplinks and jitter.
+        """
+        self.seed = seed
+        self.streams = Streams(seed)
+        self.network = Network(delays or Line(), network or NetworkConfig(), self.streams)
+        self.journal = Journal()
+        self.now = 0.0
+        self.events = 0
+        self.processes: list[Process] = []
+        self.by_id: dict[PeerId, Process] = {}
+        self.watchers: list[Watcher] = []
+        self.seal_watchers: list[SealWatcher] = []
+        self.make_node: MakeNode = Node
+        self.faults_on: dict[int, str] = {}
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._sealed: dict[tuple[int, RecordKind], Record] = {}
+
+    # Processes
+
+    def add(
+        self,
+        *,
+        bootstrap: Iterable[Multiaddr] = (),
+        offers: tuple[ModelOffer, ...] = (ECHO,),
+        at: float = 0.0,
+        config: NodeConfig | None = None,
+    ) -> Process:
+        """Makes a process that starts at a time."""
+        index = len(self.processes)
+        identity = Identity.from_seed(hashlib.sha256(b"process %d" % index).digest())
+        process = Process(index, identity, offers, tuple(bootstrap), config or NodeConfig())
+        self.processes.append(process)
+        self.by_id[process.peer_id] = process
+        self.journal.names[process.peer_id] = f"n{index}"
+        self.at(at, lambda: self.start(process))
+        return process
+
+    def start(self, process: Process) -> None:
+        """Starts a process, anew or for the first time."""
+        assert not process.running
+        process.life += 1
+        process.running, process.paused = True, False
+        process.started_at = self.now
+        process.armed_for = math.inf
+        process.busy_until = 0.0
+        process.stalls, process.heard = [], {}
+        process.held.clear()
+        self.journal.note(self.now, process.index, f"starts, life {process.life}")
+        luck = self.streams.of(f"core {process.index}, life {process.life}")
+        process.node = self.make_node(process.config, process.identity, luck, Sequencer(process.reserved))
+        process.node.start((process.address,), HARDWARE, process.offers, self.wall_s(process), self.now)
+        self.settle(process)
+        process.node.add_bootstrap(process.bootstrap, self.now)
+        self.settle(process)
+
+    def kill(self, process: Process, *, keeps_disk: bool = True) -> None:
+        """Ends a process without a word; its peers' connections stay as they are."""
+        self.journal.note(self.now, process.index, "is killed" if keeps_disk else "is killed and loses its disk")
+        process.running = process.paused = False
+        process.connections = {}
+        process.held.clear()
+        if not keeps_disk:
+            process.reserved = 0
+
+    def leave(self, process: Process) -> None:
+        """Ends a process that says goodbye to its peers."""
+        for peer_id in list(process.connections):
+            self.hang_up(process, peer_id, ErrorCode.GOODBYE)
+        self.kill(process)
+
+    def pause(self, process: Process) -> None:
+        """Stops a process: it gets no event until it goes on, and then all of them, late."""
+        if process.works:
+            self.journal.note(self.now, process.index, "is stopped")
+            process.paused, process.paused_at = True, self.now
+
+    def resume(self, process: Process) -> None:
+        """Lets a stopped process go on: its timer first, as a loop that comes round does, then what has come meanwhile."""
+        if not process.paused:
+            return
+        self.journal.note(self.now, process.index, "goes on")
+        process.paused = False
+        process.stalls.append((process.paused_at, self.now))
+        held, process.held = list(process.held), process.held
+        process.held.clear()
+        if process.node.next_timer() <= self.now:
+            self._wake(process)
+        for action in held:
+            self._do(process, process.life, action)
+
+    def shift_clock(self, process: Process, off_s: float) -> None:
+        """Sets how far a process's wall clock is from the true one."""
+        process.wall_off_s = off_s
+        if process.running:
+            self.journal.note(self.now, process.index, f"has its wall clock {off_s:+.3f} s off")
+            process.node.handle_wall_clock(self.wall_s(process), self.now)
+
+    def wall_s(self, process: Process) -> float:
+        """What a process's wall clock shows, in seconds since 1970."""
+        return WALL_S + self.now + process.wall_off_s
+
+    def working(self) -> list[Process]:
+        """Those that run and are not stopped."""
+        return [process for process in self.processes if process.works]
+
+    # Time
+
+    def at(self, when: float, event: Callable[[], None]) -> None:
+        """Lets something happen at a time."""
+        heapq.heappush(self._heap, (max(when, self.now), next(self._order), event))
+
+    def run(self, until: float) -> None:
+        """Lets time pass."""
+        while self._heap and self._heap[0][0] <= until:
+            self.now, _, event = heapq.heappop(self._heap)
+            self.events += 1
+            event()
+        self.now = until
+
+    def run_until(self, reached: Callable[[], bool], limit: float, step_s: float = 0.1) -> bool:
+        """Lets time pass until something holds; False when it does not by the limit."""
+        while not reached():
+            if self.now >= limit:
+                return False
+            self.run(min(self.now + step_s, limit))
+        return True
+
+    # Into and out of a process
+
+    def _enter(self, process: Process, life: int, action: Callable[[], None]) -> None:
+        """The one way into a process; faults stop it or make it late here."""
+        if process.life != life or not process.running:
+            return
+        if process.paused:
+            process.held.append(action)
+        elif process.slow_s > 0.0 or process.busy_until > self.now:
+            process.busy_until = max(process.busy_until, self.now) + process.slow_s
+            self.at(process.busy_until, lambda: self._do(process, life, action))
+        else:
+            self._do(process, life, action)
+
+    def _do(self, process: Process, life: int, action: Callable[[], None]) -> None:
+        if process.life != life or not process.running:
+            return
+        if process.paused:
+            process.held.append(action)
+        else:
+            action()
+
+    def _arm(self, process: Process) -> None:
+        due = process.node.next_timer()
+        if due < process.armed_for:
+            process.armed_for = due
+            life = process.life
+            self.at(due, lambda: self._due(process, life, due))
+
+    def _due(self, process: Process, life: int, due: float) -> None:
+        if process.armed_for == due:
+            self._enter(process, life, lambda: self._wake(process))
+
+    def _wake(self, process: Process) -> None:
+        """What the driver's loop does when it comes round."""
+        process.armed_for = math.inf
+        process.node.handle_timer(self.now)
+        self.settle(process)
+        assert process.node.next_timer() > self.now, "the core wants to be woken in the past for ever"
+
+    def settle(self, process: Process) -> None:
+        """Drains a core and arms its timer; follows every call into it."""
+        self._note_sealed(process)
+        node, journal, now, index = process.node, self.journal, self.now, process.index
+        while (output := node.next_output()) is not None:
+            journal.output(now, index, output)
+            self._carry_out(process, output)
+        self._arm(process)
+
+    def _note_sealed(self, process: Process) -> None:
+        """Tells of what the core has sealed in the call that has just ended: at most one record of each kind."""
+        table = process.node.table
+        for kind in RecordKind:
+            record = table.get(process.peer_id, kind)
+            if record is not None and self._sealed.get((process.index, kind)) is not record:
+                self._sealed[process.index, kind] = record
+                for watcher in self.seal_watchers:
+                    watcher(process, record)
+
+    def _carry_out(self, process: Process, output: Output) -> None:
+        match output:
+            case probe.SendDatagram(peer_id, payload):
+                self._send_datagram(process, peer_id, payload)
+                return
+            case gossip.Send(peer_id, payload):
+                self._send_message(process, peer_id, payload)
+                return
+            case probe.SampleTaken(peer_id):
+                process.heard[peer_id] = self.now
+                return
+            case membership.Connect(target, addresses):
+                self._dial(process, target, addresses)
+            case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code):
+                life = process.life
+                self.at(self.now, lambda: self._enter(process, life, lambda: self.hang_up(process, peer_id, code)))
+            case ReserveSequences(upto):
+                process.reserved = upto
+                process.node.handle_reserved(upto, self.now)
+                self._note_sealed(process)
+            case _:
+                pass
+        for watcher in self.watchers:
+            watcher(process, output)
+
+    # Datagrams and streams
+
+    def _send_datagram(self, process: Process, peer_id: PeerId, payload: bytes) -> None:
+        link = process.connections.get(peer_id)
+        if link is None:
+            return
+        other, sender = self.by_id[peer_id], process.peer_id
+        process.bytes_sent += len(payload)
+
+        def arrive() -> None:
+            if self._is_open(link, other):
+                self._enter(other, link.lives[peer_id], take)
+
+        def take() -> None:
+            if self._is_open(link, other):
+                other.node.handle_datagram(sender, payload, self.now, self.now)
+                self.settle(other)
+
+        for late_s in self.network.datagram(process.index, other.index, len(payload), self.now):
+            self.at(self.now + late_s, arrive)
+
+    def _send_message(self, process: Process, peer_id: PeerId, payload: bytes) -> None:
+        link = process.connections.get(peer_id)
+        if link is None:
+            return
+        process.bytes_sent += len(payload)
+        lane = link.lanes.setdefault(process.peer_id, deque())
+        late_s = self.network.message(process.index, self.by_id[peer_id].index, len(payload), self.now)
+        if len(lane) >= LANE_MAX:
+            lane.popleft()
+        lane.append((self.now + late_s, payload))
+        self._move(link, process, self.by_id[peer_id])
+
+    def _move(self, link: Link, sender: Process, receiver: Process) -> None:
+        """Sees to it that the first message of a stream is on its way, once the stream is open."""
+        lane = link.lanes.get(sender.peer_id)
+        if lane and sender.peer_id in link.speaking and sender.peer_id not in link.moving:
+            link.moving.add(sender.peer_id)
+            self.at(lane[0][0], lambda: self._moved(link, sender, receiver))
+
+    def _moved(self, link: Link, sender: Process, receiver: Process) -> None:
+        """The first message of a stream arrives, or finds its path blocked and tries again; the next one follows."""
+        lane = link.lanes[sender.peer_id]
+        link.moving.discard(sender.peer_id)
+        if not self._is_open(link, receiver) or not lane:
+            lane.clear()
+            return
+        if self.network.is_blocked(sender.index, receiver.index):
+            if self._is_open(link, sender):
+                link.moving.add(sender.peer_id)
+                self.at(self.now + RETRY_S, lambda: self._moved(link, sender, receiver))
+            return
+        _, payload = lane.popleft()
+
+        def take() -> None:
+            if not self._is_open(link, receiver):
+                return
+            node = receiver.node
+            if not node.membership.is_connected(sender.peer_id):
+                self._note_greeting(receiver, sender)
+                node.handle_connected(sender.peer_id, self.now)
+            node.handle_message(sender.peer_id, payload, self.now)
+            self.settle(receiver)
+
+        self._enter(receiver, link.lives[receiver.peer_id], take)
+        self._move(link, sender, receiver)
+
+    def _is_open(self, link: Link, end: Process) -> bool:
+        return end.running and end.peer_id in link.open_at and link.lives[end.peer_id] == end.life
+
+    # Connections
+
+    def _dial(self, process: Process, target: membership.Target, addresses: tuple[Multiaddr, ...]) -> None:
+        """Tries the addresses in turn; each takes a round trip, or the timeout where nobody answers."""
+        life = process.life
+        if not addresses:
+            self.at(self.now, lambda: self._enter(process, life, lambda: self._dial_failed(process, target)))
+            return
+        other = self.processes[addresses[0].port - FIRST_PORT]
+        expected = addresses[0].peer_id
+
+        def reachable() -> bool:
+            blocked = self.network.is_blocked
+            return other.works and not (blocked(process.index, other.index) or blocked(other.index, process.index))
+
+        def answered() -> None:
+            if reachable() and expected in (None, other.peer_id):
+                self._established(process, other, target)
+            else:
+                self._dial(process, target, addresses[1:])
+
+        took_s = DIAL_TIMEOUT_S
+        if reachable():
+            there_s = self.network.message(process.index, other.index, HANDSHAKE_BYTES, self.now)
+            back_s = self.network.message(other.index, process.index, HANDSHAKE_BYTES, self.now)
+            took_s = min(there_s + back_s, DIAL_TIMEOUT_S)
+        self.at(self.now + took_s, lambda: self._enter(process, life, answered))
+
+    def _dial_failed(self, process: Process, target: membership.Target) -> None:
+        process.node.handle_dial_failed(target, self.now)
+        self.settle(process)
+
+    def _established(self, process: Process, other: Process, target: membership.Target) -> None:
+        if process is other:
+            process.node.handle_connected(process.peer_id, self.now, target)
+            self.settle(process)
+            return
+        rtt_s = self.network.path_s(process.index, other.index) + self.network.path_s(other.index, process.index)
+        link = process.connections.get(other.peer_id)
+        if link is not None and self._is_open(link, other):
+            if process.node.membership.is_connected(other.peer_id):
+                process.node.handle_connected(other.peer_id, self.now, target)
+                self.settle(process)
+            else:
+                self._greet_later(link, process, other, rtt_s, target, self.now)
+            return
+        link = Link({process.peer_id: process.life, other.peer_id: other.life})
+        for end, peer in ((process, other), (other, process)):
+            old = end.connections.get(peer.peer_id)
+            if old is not None:
+                old.open_at.discard(end.peer_id)
+            link.open_at.add(end.peer_id)
+            end.connections[peer.peer_id] = link
+            if old is not None:
+                self._enter(end, end.life, lambda end=end, peer=peer: self._replaced(end, peer))  # type: ignore[misc]
+        self._greet_later(link, process, other, rtt_s, target, self.now)
+        self._greet_later(link, other, process, rtt_s * 1.5, None, self.now)
+
+    def _replaced(self, end: Process, peer: Process) -> None:
+        end.heard[peer.peer_id] = self.now
+        end.node.handle_replaced(peer.peer_id, self.now)
+        self.settle(end)
+
+    def _note_greeting(self, end: Process, peer: Process) -> None:
+        """A greeting counts as hearing a peer that was not taken for alive; of the others only echoes count."""
+        if end.node.probe.liveness(peer.peer_id) is not probe.Liveness.ALIVE:
+            end.heard[peer.peer_id] = self.now
+
+    def _greet_later(
+        self, link: Link, end: Process, peer: Process, wait_s: float, target: membership.Target | None, since: float
+    ) -> None:
+        """Opens the gossip stream of one end; the other end has confirmed it after a round trip."""
+
+        def confirmed() -> None:
+            if not self._is_open(link, end):
+                return
+            blocked = self.network.is_blocked
+            if blocked(end.index, peer.index) or blocked(peer.index, end.index) or not self._is_open(link, peer):
+                if self.now - since < IDLE_TIMEOUT_S:
+                    self._greet_later(link, end, peer, RETRY_S, target, since)
+                else:
+                    self.hang_up(end, peer.peer_id, ErrorCode.IDLE)
+                return
+            self._enter(end, link.lives[end.peer_id], greeted)
+
+        def greeted() -> None:
+            if self._is_open(link, end):
+                link.speaking.add(end.peer_id)
+                self._note_greeting(end, peer)
+                end.node.handle_connected(peer.peer_id, self.now, target)
+                self.settle(end)
+                self._move(link, end, peer)
+
+        self.at(self.now + wait_s, confirmed)
+
+    def hang_up(self, process: Process, peer_id: PeerId, code: ErrorCode) -> None:
+        """Closes a connection; the other end hears of it when it lives and the path lets the word through."""
+        link = process.connections.pop(peer_id, None)
+        if link is None:
+            return
+        link.open_at.discard(process.peer_id)
+        process.node.handle_disconnected(peer_id, code, self.now)
+        self.settle(process)
+        other = self.by_id[peer_id]
+
+        def heard() -> None:
+            if self._is_open(link, other):
+                self._enter(other, link.lives[peer_id], closed)
+
+        def closed() -> None:
+            if not self._is_open(link, other):
+                return
+            link.open_at.discard(peer_id)
+            if other.connections.get(process.peer_id) is link:
+                del other.connections[process.peer_id]
+                other.node.handle_disconnected(process.peer_id, code, self.now)
+                self.settle(other)
+
+        for late_s in self.network.datagram(process.index, other.index, 0, self.now):
+            self.at(self.now + late_s, heard)
