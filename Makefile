@@ -38,8 +38,8 @@ bench: $(READY)-run ## Measure, beside what a user would pick instead; writes bu
 testnet: $(READY)-run ## A live five-node mesh to play with
 	@$(BIN)/isochrone testnet
 
-sim: $(READY)-run ## A hundred nodes on virtual time for a minute, in about ten; a table and a picture
-	@$(BIN)/python -m sim --nodes 100 --for 60 --seed 42
+sim: $(READY)-run ## Twenty nodes on virtual time for a minute; a table and a picture
+	@$(BIN)/python -m sim --nodes 20 --for 60 --seed 42
 
 soak: $(READY)-run ## A hundred seeds with faults; fails if one failed
 	@$(BIN)/python -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --json
