@@ -9,13 +9,13 @@ import trio
 from benchmarks.grpc_echo import GrpcEcho
 from benchmarks.harness import Row, alternate, report
 from benchmarks.node_process import NodeProcess
-from mesh.dispatch import INFER_PROTOCOL
 from mesh.inference import request_over
 from mesh.transport import Transport, TransportConfig
 from protocol.identity import Identity
 from protocol.inference import Failed, Feature, InferenceRequest, Tensor, TensorsReady
 from protocol.multiaddr import parse_multiaddr
 from protocol.quic import choose_engine
+from protocol.wire.inference import PROTOCOL_ID
 
 RUNS = 7
 CALLS = 200
@@ -46,7 +46,7 @@ class Hop:
             for number in range(count + count // 10):
                 request = InferenceRequest(os.urandom(16), Feature.TENSORS, "echo", b"", (tensor,), 10.0, 0)
                 started = time.perf_counter()
-                stream = await connection.open_stream(INFER_PROTOCOL)
+                stream = await connection.open_stream(PROTOCOL_ID)
                 async with request_over(stream, request) as replies:
                     async for reply in replies:
                         assert not isinstance(reply, Failed), reply

@@ -91,7 +91,6 @@ class Demo:
 
     def __init__(self, net: Testnet, console: Console) -> None:
         """Prepares a client of the first node's gateway."""
-        self._net = net
         self._console = console
         self._names = {node.peer_id: node.name for node in net.nodes}
         self._client = openai.OpenAI(base_url=f"{net.nodes[0].gateway}/v1", api_key="none", max_retries=0, timeout=30)

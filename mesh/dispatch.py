@@ -32,8 +32,8 @@ from protocol.membership import Standing
 from protocol.node import Node
 from protocol.records import ModelOffer
 from protocol.routing import RouteReport
+from protocol.wire.inference import PROTOCOL_ID
 
-INFER_PROTOCOL = "/isochrone/infer/1.0.0"
 REPLIES_BUFFERED_MAX = 8
 """Replies between the attempt and its reader: enough that neither waits for a task switch per token, little memory."""
 REPORTS_MAX = 1024
@@ -399,7 +399,7 @@ class Dispatcher:
         """Sends a request to a peer, dialling it when it is not connected."""
         try:
             connection = await self._connection_to(peer)
-            stream = await connection.open_stream(INFER_PROTOCOL)
+            stream = await connection.open_stream(PROTOCOL_ID)
         except (StreamReset, ConnectionLost) as error:
             async with refuse(ErrorCode.UNREACHABLE, str(error)) as refusal:
                 yield refusal

@@ -26,6 +26,8 @@ from protocol.node import Node, Output, ReserveSequences
 GOSSIP_PROTOCOL = "/isochrone/gossip/1.0.0"
 OUTBOX_MESSAGES_MAX = 256
 """Gossip messages waiting for one peer: a few seconds of a busy mesh; past it the oldest go, for newer ones replace them."""
+UNREACHED_MAX = 256
+"""Addresses remembered as unreachable, so that each is told once: four times the bootstrap addresses a node may have."""
 DIAL_TIMEOUT_S = 6.0
 """Longest dial in seconds: the transport's handshake timeout of 5 s and a little for name resolution."""
 GREETING_TIMEOUT_S = 5.0
@@ -70,6 +72,7 @@ class Driver:
         self._on_forwarding = on_forwarding
         self._outboxes: dict[PeerId, _Outbox] = {}
         self._targets: dict[PeerId, list[membership.Target]] = {}
+        self._unreached: set[str] = set()
         self._armed_for = float("inf")
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -131,6 +134,9 @@ class Driver:
                 | forwarding.Ended()
             ):
                 self._on_forwarding(output)
+            case probe.SampleTaken(peer_id, rtt_s):
+                quality = self._node.probe.quality(peer_id, self.now)
+                self._telemetry.sample_taken(peer_id, rtt_s, rtt_s if quality is None else quality.rtt_s)
             case _:
                 observe(self._telemetry, output)
 
@@ -158,14 +164,25 @@ class Driver:
                 with trio.fail_after(DIAL_TIMEOUT_S):
                     connection = await self._transport.dial(address)
             except (ConnectionLost, LocalProtocolError, trio.TooSlowError) as error:
-                self._telemetry.log.debug("dial failed", address=str(address), error=str(error))
+                self._tell_failed_dial(str(address), str(error))
                 continue
+            self._unreached.discard(str(address))
             if connection.peer_id in self._transport.connections:
                 self._targets.setdefault(connection.peer_id, []).append(target)
                 self._attend(connection.peer_id)
                 return
         self._node.handle_dial_failed(target, self.now)
         self.settle()
+
+    def _tell_failed_dial(self, address: str, error: str) -> None:
+        """Says once of an address that it cannot be reached, and again only after it could; the rest is for debugging."""
+        if address in self._unreached or len(self._unreached) >= UNREACHED_MAX:
+            self._telemetry.log.debug("dial failed", address=address, error=error)
+        else:
+            self._unreached.add(address)
+            self._telemetry.log.warning(
+                "address cannot be reached; it is tried again from time to time", address=address, error=error
+            )
 
     def _connected(self, connection: Connection) -> None:
         """Greets a new connection, whoever dialled it."""

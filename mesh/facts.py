@@ -21,8 +21,6 @@ def observe(telemetry: Telemetry, fact: object) -> None:
             telemetry.peer_faulted(peer_id, code, "gossip")
         case probe.Misbehaved(peer_id, code, detail):
             telemetry.peer_faulted(peer_id, code, detail)
-        case probe.SampleTaken(peer_id, rtt_s):
-            telemetry.sample_taken(peer_id, rtt_s, rtt_s)
         case probe.PeerSuspected(peer_id):
             telemetry.peer_state_changed(peer_id, "suspected")
         case membership.PeerJoined(peer_id):

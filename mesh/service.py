@@ -13,6 +13,7 @@ import os
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import trio
 
 from mesh.config import NodeConfig, Ready, StartError, default_cache_dir
-from mesh.dispatch import INFER_PROTOCOL, Dispatcher
+from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
 from mesh.engines.base import Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
@@ -38,6 +39,7 @@ from protocol.node import Node
 from protocol.node import NodeConfig as CoreConfig
 from protocol.quic import choose_engine
 from protocol.records import ModelOffer, Sequencer
+from protocol.wire.inference import PROTOCOL_ID
 
 LOAD_INTERVAL_S = 0.25
 """How often the engines are asked how busy they are; four times a beat, and asking costs microseconds."""
@@ -45,6 +47,8 @@ WATCH_RETRY_S = 5.0
 """Pause before an engine whose `watch` failed is watched again: a fault that stays fills no log."""
 FAREWELL_S = 1.0
 """How long a stopping node waits, once all answers are finished, until peers have taken the last bytes of theirs."""
+METRICS_INTERVAL_S = 1.0
+"""How often counted metrics are brought up to date, in seconds: well within the 15 s at which Prometheus usually asks."""
 CLOCK_INTERVAL_S = 5.0
 """How often the wall clock is compared with the monotonic one: a step is noticed long before a record would expire by it."""
 
@@ -154,7 +158,7 @@ class Service:
         self.dispatcher = Dispatcher(self.node, self.transport, engines, telemetry)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.dispatcher.attach(self.driver)
-        self.transport.add_handler(INFER_PROTOCOL, self._serve)
+        self.transport.add_handler(PROTOCOL_ID, self._serve)
         self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
         gateway = GatewayConfig(host=config.gateway.host, port=config.gateway.port, grace_s=config.grace_s)
         self.gateway = Gateway(gateway, self.dispatcher, telemetry)
@@ -172,6 +176,7 @@ class Service:
             self.driver.settle()
             nursery.start_soon(self._watch_engines)
             nursery.start_soon(self._watch_clock)
+            nursery.start_soon(self._watch_mesh)
             for engine in self._engines:
                 nursery.start_soon(self._watch, engine)
             url: str = await nursery.start(self._serve_gateway)
@@ -289,6 +294,17 @@ class Service:
         while True:
             self.node.handle_wall_clock(time.time(), self.transport.now())
             await trio.sleep(CLOCK_INTERVAL_S)
+
+    async def _watch_mesh(self) -> None:
+        """Keeps the metrics of the mesh and of the transport fresh."""
+        while True:
+            views = self.node.peers(self.transport.now())
+            self._telemetry.peers_counted(Counter(str(view.standing) for view in views))
+            self._telemetry.coordinate_moved(self.node.vivaldi.coordinate.error)
+            counters = self.transport.endpoint.counters
+            self._telemetry.datagrams_counted("in", counters.datagrams_in, counters.bytes_in)
+            self._telemetry.datagrams_counted("out", counters.datagrams_out, counters.bytes_out)
+            await trio.sleep(METRICS_INTERVAL_S)
 
 
 def worth_telling(addresses: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:

@@ -189,11 +189,11 @@ class Telemetry:
         self._rtt = Histogram(
             "isochrone_rtt_sample_seconds", "Round trips as measured by probes", buckets=RTT_BUCKETS_S, registry=registry
         )
-        self._probes_lost = Counter("isochrone_probes_lost", "Probes that were not answered", registry=registry)
         self._records_accepted = Counter("isochrone_records_accepted", "Records taken in", ["kind"], registry=registry)
         self._records_refused = Counter("isochrone_records_refused", "Records refused", ["code"], registry=registry)
         self._faults = Counter("isochrone_peer_faults", "Protocol errors of peers", ["code"], registry=registry)
         self._datagrams = Counter("isochrone_datagrams", "UDP datagrams", ["direction"], registry=registry)
+        self._told = {"in": (0, 0), "out": (0, 0)}
         self._datagram_bytes = Counter("isochrone_datagram_bytes", "Bytes in UDP datagrams", ["direction"], registry=registry)
         self._queue = Gauge("isochrone_engine_waiting", "Requests waiting for a slot here", ["model"], registry=registry)
         self._running = Gauge("isochrone_engine_running", "Requests in a slot here", ["model"], registry=registry)
@@ -297,10 +297,6 @@ class Telemetry:
             self._peers.add(peer_id)
             self._peer_rtt.labels(peer_id_text(peer_id)).set(filtered_s)
 
-    def probe_lost(self) -> None:
-        """A probe was not answered in time."""
-        self._probes_lost.inc()
-
     def coordinate_moved(self, error: float) -> None:
         """This node's coordinate moved; `error` is its relative error as it estimates it."""
         self._coordinate_error.set(error)
@@ -313,15 +309,12 @@ class Telemetry:
         """A record did not verify."""
         self._records_refused.labels(code.name.lower()).inc()
 
-    def datagram_received(self, size_bytes: int) -> None:
-        """A UDP datagram came in."""
-        self._datagrams.labels("in").inc()
-        self._datagram_bytes.labels("in").inc(size_bytes)
-
-    def datagram_sent(self, size_bytes: int) -> None:
-        """A UDP datagram went out."""
-        self._datagrams.labels("out").inc()
-        self._datagram_bytes.labels("out").inc(size_bytes)
+    def datagrams_counted(self, direction: Literal["in", "out"], datagrams: int, size_bytes: int) -> None:
+        """How many UDP datagrams, with how many bytes, went which way since the start; less than before counts as nothing new."""
+        told_datagrams, told_bytes = self._told[direction]
+        self._datagrams.labels(direction).inc(max(0, datagrams - told_datagrams))
+        self._datagram_bytes.labels(direction).inc(max(0, size_bytes - told_bytes))
+        self._told[direction] = datagrams, size_bytes
 
     def engine_crashed(self, model: str, error: Exception) -> None:
         """An engine raised what it should not have while it answered."""

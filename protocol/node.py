@@ -11,14 +11,13 @@ Source: docs/architecture.md, "The core".
 Spec: docs/spec/03-records.md and 04-gossip.md.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from protocol import forwarding, gossip, membership, probe
-from protocol.coordinates import Coordinate, CoordinateConfig, Vivaldi, estimate_rtt
+from protocol.coordinates import Coordinate, CoordinateConfig, Vivaldi, distance, estimate_rtt
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.forwarding import Forwarding, ForwardingConfig
@@ -537,7 +536,7 @@ class Node:
         told = self._told_coordinate
         if told is not None and not self._card_changed:
             own = self.vivaldi.coordinate
-            moved_s = math.dist(told.vector, own.vector) + abs(told.height_s - own.height_s)
+            moved_s = distance(told, own)
             moved = moved_s > max(self.config.coordinate_moved_s, self.config.coordinate_moved_share * rtt_s)
             self._card_changed = moved or abs(told.error - own.error) > self.config.coordinate_error_changed
 

@@ -97,17 +97,17 @@ def test_state_without_peers_disappears(telemetry: Telemetry) -> None:
 def test_mesh_facts_are_counted(telemetry: Telemetry, log: StringIO) -> None:
     telemetry.record_accepted(RecordKind.CARD)
     telemetry.record_refused(ErrorCode.BAD_SIGNATURE)
-    telemetry.datagram_received(100)
-    telemetry.datagram_sent(200)
-    telemetry.probe_lost()
+    telemetry.datagrams_counted("in", 2, 100)
+    telemetry.datagrams_counted("in", 5, 250)
+    telemetry.datagrams_counted("out", 1, 200)
     telemetry.coordinate_moved(0.25)
     telemetry.load_measured(ModelLoad("tiny", running=2, waiting=5, slots=2, queue_s=0.1, service_s=0.1))
     telemetry.peer_faulted(None, ErrorCode.MALFORMED, "bytes")
     assert value(telemetry, "isochrone_records_accepted_total", kind="card") == 1
     assert value(telemetry, "isochrone_records_refused_total", code="bad_signature") == 1
-    assert value(telemetry, "isochrone_datagram_bytes_total", direction="in") == 100
+    assert value(telemetry, "isochrone_datagram_bytes_total", direction="in") == 250
+    assert value(telemetry, "isochrone_datagrams_total", direction="in") == 5
     assert value(telemetry, "isochrone_datagrams_total", direction="out") == 1
-    assert value(telemetry, "isochrone_probes_lost_total") == 1
     assert value(telemetry, "isochrone_coordinate_error") == 0.25
     assert value(telemetry, "isochrone_engine_waiting", model="tiny") == 5
     assert value(telemetry, "isochrone_engine_running", model="tiny") == 2

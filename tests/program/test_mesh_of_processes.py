@@ -58,6 +58,7 @@ async def test_nearest_process_answers_and_the_next_takes_over_when_it_is_killed
         assert candidates[far.peer_id]["qualified"]
         assert not candidates[home.peer_id]["qualified"]
         assert candidates[near.peer_id]["rtt_s"] < candidates[far.peer_id]["rtt_s"]
+        assert 'isochrone_peers{state="alive"} 2.0' in await metrics(home)
         await near.kill()
         second = await ask(home)  # on its way before anybody can know
         assert second.headers["x-mesh-node"] == far.peer_id
@@ -66,6 +67,11 @@ async def test_nearest_process_answers_and_the_next_takes_over_when_it_is_killed
         assert third.headers["x-mesh-node"] == far.peer_id
         assert "gone" in str((await explain(home, third))[near.peer_id]["reason"])
         assert await far.terminate() == 0
+
+
+async def metrics(node: runner.RunningNode) -> str:
+    async with httpx.AsyncClient(base_url=node.gateway, trust_env=False, timeout=30) as client:
+        return (await client.get("/metrics")).raise_for_status().text
 
 
 async def distances_known(net: runner.Testnet) -> None:
