@@ -45,6 +45,10 @@ class TimerQueue(Generic[Key]):
         if len(self._heap) > 2 * len(self._due) + _SLACK_ENTRIES:
             self._rebuild()
 
+    def due_of(self, key: Key) -> float | None:
+        """When `key` is due, or None."""
+        return self._due.get(key)
+
     def next_due(self) -> float | None:
         """The earliest due time, or None when there is no key."""
         self._drop_outdated()

@@ -78,7 +78,11 @@ class Journal:
                 return f"{kind} {self._name(peer_id)}: {reason}"
             case probe.SampleTaken(peer_id, rtt_s):
                 return f"{kind} {self._name(peer_id)} {rtt_s * 1000.0:.3f} ms"
-            case probe.PeerSuspected(peer_id, since) | probe.PeerLost(peer_id, since):
+            case gossip.Grafted(peer_id) | gossip.Pruned(peer_id) | membership.PeerForgotten(peer_id):
+                return f"{kind} {self._name(peer_id)}"
+            case membership.PeerGone(peer_id, reason):
+                return f"{kind} {self._name(peer_id)}: {reason}"
+            case probe.PeerSuspected(peer_id, since):
                 return f"{kind} {self._name(peer_id)}, silent since {since:.6f}"
             case _:
                 return kind
