@@ -12,8 +12,8 @@ class GossipConfig:
     """The bounds of gossip. Budgets are per connected peer unless it says otherwise.
 
     Attributes:
-        degree: links of the mesh that a node wants, gossipsub's D. News is pushed over them; six give about 3.5 copies of each
-            record and keep a mesh of 10,000 whole when a third of its nodes vanish at once (docs/dissemination.md).
+        degree: links of the mesh that a node wants, gossipsub's D. News is pushed over them; more links cost a copy of each record
+            each and gain little speed (docs/dissemination.md).
         degree_min: fewer make it ask for more at the next heartbeat, gossipsub's D_lo.
         degree_max: more make it give some back, gossipsub's D_hi.
         degree_lazy: peers outside the mesh that are told at each heartbeat what was news, gossipsub's D_lazy.
@@ -56,9 +56,9 @@ class GossipConfig:
         beats_burst: how many at once.
     """
 
-    degree: int = 6
-    degree_min: int = 5
-    degree_max: int = 10
+    degree: int = 4
+    degree_min: int = 4
+    degree_max: int = 5
     degree_lazy: int = 6
     heartbeat_s: float = 1.0
     history_heartbeats: int = 3

@@ -63,12 +63,11 @@ from protocol.records import (
     Record,
     RecordHeader,
     RecordKind,
+    RecordReader,
     check_network_and_time,
     decode_payload,
     encode_payload,
     fit,
-    open_record,
-    peek,
     signed_bytes,
 )
 from protocol.table import BUCKETS, COMPARED, Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
@@ -112,6 +111,7 @@ class Gossip:
         self._table = table
         self._network_id = network_id
         self._luck = luck
+        self.reader = RecordReader()
         self._overlay = Overlay(config, luck)
         self._peers: dict[PeerId, _Peer] = {}
         self._order: list[PeerId] = []  # connected peers, sorted
@@ -285,7 +285,7 @@ class Gossip:
             if peer.misbehaved:
                 return
             try:
-                header = peek(envelope, self._table.config.records)
+                header = self.reader.peek(envelope, self._table.config.records)
             except RemoteProtocolError as error:
                 if error.code is not ErrorCode.UNSUPPORTED:
                     raise
@@ -328,7 +328,7 @@ class Gossip:
 
     def _verify(self, peer_id: PeerId, envelope: bytes, asked: bool, now: float, wall_s: float) -> None:
         try:
-            record = open_record(envelope, self._network_id, wall_s, self._table.config.records)
+            record = self.reader.open(envelope, self._network_id, wall_s, self._table.config.records)
         except RemoteProtocolError as error:
             self._remember_refused(envelope)
             if error.code is ErrorCode.BAD_SIGNATURE:
@@ -393,10 +393,16 @@ class Gossip:
                 del self._news[next(iter(self._news))]
 
     def _push_news(self) -> None:
+        if not self._pushing:
+            return
+        encoded: dict[tuple[bytes, ...], list[bytes]] = {}  # most peers are told the same
         for peer_id in self._pushing:
             peer = self._peers.get(peer_id)
             if peer is not None and peer.news:
-                self._send(peer_id, records_messages(peer.news))
+                news = tuple(peer.news)
+                if news not in encoded:
+                    encoded[news] = records_messages(news)
+                self._send(peer_id, encoded[news])
                 peer.news = []
         self._pushing.clear()
 

@@ -329,10 +329,12 @@ class Membership:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called, or None."""
-        timers = [self._declining.next_due(), self._under_way.next_due()]
-        if self._may_dial():
-            timers.append(self._waiting.next_due())
-        return min((timer for timer in timers if timer is not None), default=None)
+        due = self._declining.next_due()
+        for timers in (self._under_way, self._waiting) if self._may_dial() else (self._under_way,):
+            other = timers.next_due()
+            if other is not None and (due is None or other < due):
+                due = other
+        return due
 
     def handle_timer(self, now: float) -> None:
         """Starts the dials that are due, gives up those that take too long, and lets silent peers fall to their next stage."""

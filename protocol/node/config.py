@@ -10,7 +10,7 @@ from protocol.gossip import GossipConfig
 from protocol.identity import PeerId
 from protocol.membership import MembershipConfig, Standing
 from protocol.probe import PathQuality, ProbeConfig
-from protocol.records import Beat, Card
+from protocol.records import Beat, Card, Record
 from protocol.routing import RoutingConfig
 from protocol.suspicion import SuspicionConfig
 from protocol.table import TableConfig
@@ -48,6 +48,13 @@ class ReserveSequences:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordSealed:
+    """This node has signed a record and is about to tell it."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
 class PeerView:
     """What a node knows of one peer, for people and programs.
 
@@ -65,5 +72,5 @@ class PeerView:
 
 
 Output = (
-    gossip.Output | membership.Output | probe.Output | suspicion.Output | forwarding.Output | ReserveSequences
+    gossip.Output | membership.Output | probe.Output | suspicion.Output | forwarding.Output | RecordSealed | ReserveSequences
 )  # the commands and facts of every machine, as they are

@@ -27,7 +27,7 @@ from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
 from protocol.membership import Membership, Standing
 from protocol.multiaddr import Multiaddr
-from protocol.node.config import NodeConfig, Output, PeerView, ReserveSequences
+from protocol.node.config import NodeConfig, Output, PeerView, RecordSealed, ReserveSequences
 from protocol.probe import Liveness, Probe
 from protocol.records import (
     Accusation,
@@ -82,6 +82,7 @@ class Node:
         self.announcer = Announcer(config.announcer, config.agent)
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
+        self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
         self._wall_offset_s = 0.0
         self._outputs: deque[Output] = deque()
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
@@ -347,15 +348,12 @@ class Node:
 
     def next_timer(self) -> float:
         """When `handle_timer` wants to be called."""
-        timers = (
-            self.gossip.next_timer(),
-            self.membership.next_timer(),
-            self.probe.next_timer(),
-            self.suspicion.next_timer(),
-            self.forwarding.next_timer(),
-        )
         due = min(max(self.announcer.next_due(), self._unreserved_until), self._ranking_at)
-        return min([due, *(timer for timer in timers if timer is not None)])
+        for machine in self._timed:
+            timer = machine.next_timer()
+            if timer is not None and timer < due:
+                due = timer
+        return due
 
     def handle_timer(self, now: float) -> None:
         """Does what is due."""
@@ -428,21 +426,16 @@ class Node:
             wall_s + lifetime_s,
             self.config.table.records,
         )
+        self._outputs.append(RecordSealed(record))
         self.gossip.publish(record, now)
 
     # Cross-wiring
 
     def _settle(self, now: float) -> None:
         """Drains the machines, lets each hear what concerns it, and passes everything on."""
-        while True:
-            output = (
-                self.gossip.next_output()
-                or self.probe.next_output()
-                or self.membership.next_output()
-                or self.suspicion.next_output()
-            )
-            if output is None:
-                return
+        gossip_next, probe_next = self.gossip.next_output, self.probe.next_output
+        membership_next, suspicion_next = self.membership.next_output, self.suspicion.next_output
+        while (output := gossip_next() or probe_next() or membership_next() or suspicion_next()) is not None:
             match output:
                 case gossip.Send() | probe.SendDatagram():
                     pass

@@ -1,7 +1,7 @@
 """The records nodes tell one another, card, beat, edges and verdict, and the signed envelope round them."""
 
 from protocol.records.config import DEFAULT_RECORD_CONFIG, NETWORK_ID_BYTES_MAX, SEQUENCE_MAX, RecordConfig
-from protocol.records.envelope import check_network_and_time, open_record, peek, seal, signed_bytes
+from protocol.records.envelope import RecordReader, check_network_and_time, open_record, peek, seal, signed_bytes
 from protocol.records.fit import fit
 from protocol.records.mapping import decode_payload, encode_payload, kind_of
 from protocol.records.sequencer import SEQUENCE_BLOCK, Sequencer
@@ -43,6 +43,7 @@ __all__ = [
     "RecordConfig",
     "RecordHeader",
     "RecordKind",
+    "RecordReader",
     "Sequencer",
     "Verdict",
     "check_network_and_time",
