@@ -1,18 +1,19 @@
 """Probes: how far each connected peer is, and whether it still answers.
 
-A connected peer is sent a datagram with a fresh 64-bit nonce and returns it at once. The round trip is timed here, from the moment
-the probe was handed out to the moment its echo arrived; nothing a peer reports about time is used, so a liar can delay an echo and
-cannot hasten it. A nonce counts once, and only on the connection of the peer it was sent to.
+A connected peer is sent a datagram with a fresh 64-bit nonce and returns it at once. The round trip is timed here, from the
+moment the probe was handed out to the moment its echo arrived; nothing a peer reports about time is used, so a liar can delay
+an echo and cannot hasten it. A nonce counts once, and only on the connection of the peer it was sent to.
 
-The same datagrams tell whether the peer lives. Peers whose link belongs to the mesh are watched: each end probes the other every
-`interval_s`, by turns, so that each hears the other twice as often. Other peers are only measured, every `idle_interval_s`; who
-watches them tells when they fall silent, and then `handle_doubt` has them probed at once. A peer is in doubt when it should have
-been heard and was not, or when a probe stays without an echo; it is then probed every `burst_interval_s`. `suspect_after_s` in
-doubt make a suspicion, any later datagram a recovery; what becomes of a suspicion is for membership to say.
+The same datagrams tell whether the peer lives. Peers whose link belongs to the mesh are watched: each end probes the other
+every `interval_s`, by turns, so that each hears the other twice as often. Other peers are only measured, every
+`idle_interval_s`; who watches them tells when they fall silent, and then `handle_doubt` has them probed at once. A peer is in
+doubt when it should have been heard and was not, or when a probe stays without an echo; it is then probed every
+`burst_interval_s`. `suspect_after_s` in doubt make a suspicion, any later datagram a recovery; what becomes of a suspicion is
+for membership to say.
 
-A node that was itself held up blames nobody (Lifeguard's local health): when its own timer fires more than `lateness_s_max` late,
-the time it was not running is taken off everybody's silence, and it is more patient with everybody until it was in time for a
-while (invariant: no peer is declared dead by a node whose own loop lags).
+A node that was itself held up blames nobody (Lifeguard's local health): when its own timer fires more than `lateness_s_max`
+late, the time it was not running is taken off everybody's silence, and it is more patient with everybody until it was in time
+for a while (invariant: no peer is declared dead by a node whose own loop lags).
 
 A peer that floods is answered up to a budget; what is over it is dropped and told once a second as `Misbehaved`.
 
@@ -371,10 +372,7 @@ class Probe:
         """Wake for the next probe, for the beginning of doubt, or for its end, whichever is earliest."""
         due = self._probe_due_at(state)
         if state.liveness is Liveness.ALIVE:
-            if state.doubt_at is not None:
-                due = min(due, self._suspect_at(state))
-            else:
-                due = min(due, self._expected_at(state))
+            due = min(due, self._expected_at(state) if state.doubt_at is None else self._suspect_at(state))
         self._timers.set(peer, due)
 
     def _expected_at(self, state: _Peer) -> float:

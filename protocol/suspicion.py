@@ -1,14 +1,14 @@
 """What nodes say of peers that they watch: who is silent, who says so, and what this node says itself.
 
 Every node watches the peers at the other ends of its mesh links. When one falls silent it is accused in the node's verdict, a
-signed record that lists everybody the node holds for silent now; the newest verdict of a node replaces its earlier ones, so taking
-a name off the list takes the accusation back. Verdicts reach everyone. A peer that `confirmations` others accuse is doubted also
-by those who have no connection to it; one voice is not enough, so that no single liar takes a node out. Where enough others accuse
-a peer already, one's own voice is saved (Lifeguard's confirmations, turned to save traffic).
+signed record that lists everybody the node holds for silent now; the newest verdict of a node replaces its earlier ones, so
+taking a name off the list takes the accusation back. Verdicts reach everyone. A peer that `confirmations` others accuse is
+doubted also by those who have no connection to it; one voice is not enough, so that no single liar takes a node out. Where
+enough others accuse a peer already, one's own voice is saved (Lifeguard's confirmations, turned to save traffic).
 
-An accusation names an incarnation of its subject, a number on the subject's card. A node that hears itself accused waits a moment,
-for those who hear it again take their accusations back by themselves, and then publishes a card with a greater incarnation, which
-makes all that was said against earlier ones void (SWIM's refutation).
+An accusation names an incarnation of its subject, a number on the subject's card. A node that hears itself accused waits a
+moment, for those who hear it again take their accusations back by themselves, and then publishes a card with a greater
+incarnation, which makes all that was said against earlier ones void (SWIM's refutation).
 
 Here as on the wire peers are named by the keys of their cards: an accusation may be heard before the card of its subject.
 
@@ -33,7 +33,7 @@ class SuspicionConfig:
     confirmations: int = 2
     """Accusers that make a peer doubted where there is no connection to it: one liar is not enough."""
     voices_max: int = 4
-    """Where so many others accuse a peer, this node saves its own voice: two more than needed, for some may be wrong or vanish."""
+    """Where so many others accuse a peer, this node saves its own voice: two more than needed, as some may vanish."""
     hold_back_s: float = 0.2
     """Up to this long an accusation waits at random, so that the first voices are heard by the others and save theirs."""
     tell_interval_s: float = 0.25

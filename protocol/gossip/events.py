@@ -12,8 +12,8 @@ class GossipConfig:
     """The bounds of gossip. Budgets are per connected peer unless it says otherwise.
 
     Attributes:
-        degree: links of the mesh that a node wants, gossipsub's D. News is pushed over them; more links cost a copy of each record
-            each and gain little speed (docs/dissemination.md).
+        degree: links of the mesh that a node wants, gossipsub's D. News is pushed over them; each further link costs a copy of
+            every record and gains little speed (docs/dissemination.md).
         degree_min: fewer make it ask for more at the next heartbeat, gossipsub's D_lo.
         degree_max: more make it give some back, gossipsub's D_hi.
         degree_lazy: peers outside the mesh that are told at each heartbeat what was news, gossipsub's D_lazy.

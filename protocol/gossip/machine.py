@@ -1,14 +1,15 @@
 """The gossip machine: news is pushed over a mesh of links, and tables are compared with one peer after another.
 
-A record that is news here is pushed over the links of the mesh (`overlay`), not to where it came from. A card that says what the one before said, issued anew so that it does not expire, is no news: it is
-announced at the next heartbeat and asked for by who lacks it. What was news is announced to some peers outside the mesh. Now and
-then, and first of all when a connection begins, two nodes compare what they hold: one hash, the hashes of buckets where it
-differs, the entries of buckets that differ. Each asks for what it lacks, so what comes by comparison was asked for, and only what
-comes unasked counts against a peer's budget. Edges and signed beats concern neighbours: they are pushed one hop and not compared.
+A record that is news here is pushed over the links of the mesh (`overlay`), not to where it came from. A card that says what
+the one before said, issued anew so that it does not expire, is no news: it is announced at the next heartbeat and asked for by
+who lacks it. What was news is announced to some peers outside the mesh. Now and then, and first of all when a connection
+begins, two nodes compare what they hold: one hash, the hashes of buckets where it differs, the entries of buckets that differ.
+Each asks for what it lacks, so what comes by comparison was asked for, and only what comes unasked counts against a peer's
+budget. Edges and signed beats concern neighbours: they are pushed one hop and not compared.
 
-A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature last.
-Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped. What a
-peer passes on in good faith (a record that just expired, a payload of a later version) is refused without blame.
+A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature
+last. Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped.
+What a peer passes on in good faith (a record that just expired, a payload of a later version) is refused without blame.
 
 Source: gossipsub v1.1 and v1.2 (libp2p/specs): mesh, lazy push, IDONTWANT; Demers et al., "Epidemic algorithms
 for replicated database maintenance" (PODC 1987): anti-entropy.

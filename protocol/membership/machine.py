@@ -1,21 +1,22 @@
 """Who is in the mesh right now, and whom to connect to.
 
 The machine learns addresses from the bootstrap list and from cards. While the mesh is small a node connects to everybody; in a
-larger one to a few peers at random (far links, which keep the mesh in one piece) and to those that are nearest (near links, over
-which beats travel), as `handle_ranking` names them now and then. A connection that neither end wants to keep is closed when there
-are too many. Dials that fail are tried again with exponential back-off.
+larger one to a few peers at random (far links, which keep the mesh in one piece) and to those that are nearest (near links,
+over which beats travel), as `handle_ranking` names them now and then. A connection that neither end wants to keep is closed
+when there are too many. Dials that fail are tried again with exponential back-off.
 
 Of each peer the machine says whether work may be sent to it. What this node measures itself comes first: a connected peer is
-alive while it answers, suspected when it does not, and gone `gone_after_s` later; the connection is kept for `linger_s` more, so
-that a path that heals heals at once. A peer without a connection is alive while its card is known, nobody doubts it and it could
-be reached when it was last dialled. Who said goodbye is gone at once. Who has been gone for `forget_after_s` is forgotten.
+alive while it answers, suspected when it does not, and gone `gone_after_s` later; the connection is kept for `linger_s` more,
+so that a path that heals heals at once. A peer without a connection is alive while its card is known, nobody doubts it and it
+could be reached when it was last dialled. Who said goodbye is gone at once. Who has been gone for `forget_after_s` is
+forgotten.
 
 When two peers learn of each other at once, both would dial. The one with the smaller peer id dials first and the other waits
 `dial_polite_s`, so that in the common case only one connection is made. A peer whose connections do not last is dialled as
 seldom as one that cannot be reached. Dials that are due while no connection is free wait without being looked at.
 
-Source: A. Das, I. Gupta, A. Motivala, "SWIM", DSN 2002 (suspicion before death, detection apart from dissemination); J. Leitão, J.
-Pereira, L. Rodrigues, "HyParView", DSN 2007 (few random connections keep an overlay whole).
+Source: A. Das, I. Gupta, A. Motivala, "SWIM", DSN 2002 (suspicion before death, detection apart from dissemination); J.
+Leitão, J. Pereira, L. Rodrigues, "HyParView", DSN 2007 (few random connections keep an overlay whole).
 Spec: docs/spec/07-membership.md.
 """
 

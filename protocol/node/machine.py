@@ -1,9 +1,10 @@
 """The core of one node: gossip, membership, suspicion, probes, coordinates, routing and forwarding, composed.
 
 The machines below this module do not know each other; here they meet. A card that gossip accepts tells membership where a peer
-is, a verdict tells suspicion whom others have lost; a round trip that the probe takes moves the coordinate; coordinate, probes,
-beats and the outcomes of earlier requests rank the candidates of the next one. The shell hands in what happened (`handle_*`), asks when to come back
-(`next_timer`) and carries out what comes out (`next_output`, drained after every call until it is None).
+is, a verdict tells suspicion whom others have lost; a round trip that the probe takes moves the coordinate; coordinate,
+probes, beats and the outcomes of earlier requests rank the candidates of the next one. The shell hands in what happened
+(`handle_*`), asks when to come back (`next_timer`) and carries out what comes out (`next_output`, drained after every call
+until it is None).
 
 Time is monotonic seconds; `handle_wall_clock` tells how far the wall clock is from it, which only signed records need.
 
