@@ -45,8 +45,8 @@ class Formation:
         nodes: how many.
         seed: everything follows from it.
         delays: as `--delays` of `python -m sim`.
-        links_max: most links per node; None for as many as the core opens by itself.
-        far_share: share of the links that lead anywhere; the others lead to the nearest.
+        far_share: share of the links that lead anywhere; the others lead to the nearest. There are as many per node as the core
+            opens by itself.
         start_within_s: in which all processes start; None for half of a card's lifetime, after which it is renewed.
         config: of every core.
         network: jitter and uplinks.
@@ -55,21 +55,26 @@ class Formation:
     nodes: int
     seed: int
     delays: str = "continents"
-    links_max: int | None = None
     far_share: float = 0.25
     start_within_s: float | None = None
     config: NodeConfig = field(default_factory=NodeConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
 
-def formed(formation: Formation, progress: Progress = lambda _share: None) -> World:
+def formed(
+    formation: Formation,
+    progress: Progress = lambda _share: None,
+    prepare: Callable[[World], object] = lambda _world: None,
+) -> World:
     """Makes a mesh in which everybody holds everybody's card and the links are open.
 
     Args:
         formation: what it is like.
         progress: called now and then.
+        prepare: called with the world while it is empty: for watchers that have to see everything, as `sim.checks.Safety`.
     """
     world = World(formation.seed, network=formation.network)
+    prepare(world)
     world.network.delays = delays_named(formation.delays, formation.nodes, world.streams)
     starts = world.streams.of("starts")
     within_s = formation.start_within_s
@@ -113,7 +118,7 @@ def formed(formation: Formation, progress: Progress = lambda _share: None) -> Wo
 def choose_links(world: World, formation: Formation) -> list[tuple[int, int]]:
     """Pairs of nodes that are connected: each with its nearest and a few anywhere, none with more than it opens by itself."""
     nodes = len(world.processes)
-    most = formation.config.membership.connections_max if formation.links_max is None else formation.links_max
+    most = formation.config.membership.connections_max
     if nodes - 1 <= most:
         return [(one, other) for one in range(nodes) for other in range(one + 1, nodes)]
     luck, delays = world.streams.of("links"), world.network.delays
@@ -123,7 +128,7 @@ def choose_links(world: World, formation: Formation) -> list[tuple[int, int]]:
     luck.shuffle(order)
     for one in order:
         others = luck.sample(range(nodes), min(nodes, CANDIDATES_MAX))
-        for other in sorted(others, key=lambda other: (delays.one_way_s(one, other), other)):  # noqa: B023 - used at once
+        for other in sorted(others, key=lambda other: (delays.one_way_s(one, other), other)):
             if len(linked[one]) >= near:
                 break
             if other != one and len(linked[other]) < near:
