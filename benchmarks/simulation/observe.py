@@ -21,6 +21,12 @@ PACKET_PAYLOAD_BYTES = 1200
 ENVELOPES_REMEMBERED_MAX = 50_000
 """Envelopes whose kind is remembered, a count: each is looked at once and not with every copy."""
 
+BEGINNING_BYTES = 256
+"""Bytes by which a message of records is remembered: its first envelope's header is shorter."""
+
+LOAD_KINDS = frozenset({"beat", "beats", "load", "loads"})
+"""Names of messages that tell the load of their sender."""
+
 SEALED_WITHIN_S = 10.0
 """Seconds within which a core that got a new model has signed its new card; the shortest time between two cards is 2 s."""
 
@@ -116,7 +122,7 @@ class Traffic:
         return sum(count for kind, count in self.messages.items() if kind not in NO_CONTROL)
 
 
-NO_CONTROL = frozenset({"probe", "beat", "load", *(f"records: {kind}" for kind in RecordKind)})
+NO_CONTROL = frozenset({"probe", *LOAD_KINDS, *(f"records: {kind}" for kind in RecordKind)})
 """Kinds of traffic that carry facts themselves."""
 
 
@@ -138,14 +144,15 @@ class Kinds:
 
     def _of_records(self, payload: bytes) -> str:
         """Most messages of records are one record, many times over."""
-        kind = self._records.get(payload)
+        begins = payload[:BEGINNING_BYTES]
+        kind = self._records.get(begins)
         if kind is None:
             message = decode_message(payload)
             assert isinstance(message, Records)
             kind = f"records: {peek(message.envelopes[0]).kind}" if message.envelopes else "records: none"
             if len(self._records) >= ENVELOPES_REMEMBERED_MAX:
                 self._records.clear()
-            self._records[payload] = kind
+            self._records[begins] = kind
         return kind
 
 
@@ -216,6 +223,6 @@ class Beats:
 
     def _arrived(self, receiver: Process, sender: Process, payload: bytes, datagram: bool) -> None:
         """A beat that is a message was sent one trip ago."""
-        if not datagram and self._kinds.of(payload) == "beat":
+        if not datagram and self._kinds.of(payload) in LOAD_KINDS:
             trip_s = self.world.network.delays.one_way_s(sender.index, receiver.index)
             self.sent_at[receiver.index, sender.index] = self.world.now - trip_s

@@ -24,6 +24,8 @@ SHORT_S = 3.0
 """Seconds below which a stall must have no consequence."""
 AFTER_S = 30.0
 """Seconds after the last stall in which late declarations are still counted."""
+QUICK_AFTER_S = 6.0
+"""The same in a quick run: until the last one has gone on."""
 
 PLAIN = SwimConfig()
 FAST = SwimConfig(period_s=0.7, timeout_s=0.35, suspicion_mult=1.0)
@@ -63,16 +65,17 @@ class Tally:
 def measure(nodes: int, seed: int, options: Options) -> list[Figure]:
     """Runs this mesh and three kinds of SWIM under the same plan of stalls."""
     lasts_s = QUICK_S if options.quick else HOUR_S
+    until_s = lasts_s + (QUICK_AFTER_S if options.quick else AFTER_S)
     plan = StallPlan(nodes, 0.0, lasts_s, Streams(seed).of("stalls"))
-    ours = _ours(nodes, seed, plan, lasts_s, options.part(0.0, 0.9))
+    ours = _ours(nodes, seed, plan, until_s, options.part(0.0, 0.9))
     theirs = {}
     for number, (name, config) in enumerate((("plain", PLAIN), ("fast", FAST), ("lifeguard", LIFEGUARD))):
-        theirs[name] = _swim(nodes, seed, config, plan, lasts_s, options.delays)
+        theirs[name] = _swim(nodes, seed, config, plan, until_s, options.delays)
         options.progress(0.9 + 0.1 * (number + 1) / 3)
     return _figures(nodes, ours, theirs, len(plan.stalls), goal_nodes=NEVER if options.quick else 100)
 
 
-def _ours(nodes: int, seed: int, plan: StallPlan, lasts_s: float, options: Options) -> Tally:
+def _ours(nodes: int, seed: int, plan: StallPlan, until_s: float, options: Options) -> Tally:
     world = rested(nodes, seed, options)
     tally, began = Tally(plan), world.now
 
@@ -85,7 +88,7 @@ def _ours(nodes: int, seed: int, plan: StallPlan, lasts_s: float, options: Optio
     Standings(world, changed)
     for stall in plan.stalls:
         _stop(world, stall, began)
-    run_with_progress(world, began + lasts_s + AFTER_S, options.part(FORMING_SHARE, 1.0), steps=200)
+    run_with_progress(world, began + until_s, options.part(FORMING_SHARE, 1.0), steps=200)
     return tally
 
 
@@ -95,7 +98,7 @@ def _stop(world: World, stall: Stall, began: float) -> None:
     world.at(began + stall.end_s, lambda: world.resume(process))
 
 
-def _swim(nodes: int, seed: int, config: SwimConfig, plan: StallPlan, lasts_s: float, delays: str) -> Tally:
+def _swim(nodes: int, seed: int, config: SwimConfig, plan: StallPlan, until_s: float, delays: str) -> Tally:
     tally = Tally(plan)
 
     def declared(at: float, _observer: int, subject: int, state: State) -> None:
@@ -109,7 +112,7 @@ def _swim(nodes: int, seed: int, config: SwimConfig, plan: StallPlan, lasts_s: f
         member = mesh.members[stall.index]
         mesh.at(stall.begin_s, member.pause)
         mesh.at(stall.end_s, member.resume)
-    mesh.run(lasts_s + AFTER_S)
+    mesh.run(until_s)
     return tally
 
 

@@ -53,6 +53,7 @@ def measure(nodes: int, seed: int, options: Options) -> list[Figure]:
     return [
         *_received(nodes, traffic, window_s, quick=options.quick),
         *_stale(nodes, staleness, quick=options.quick),
+        *_parts(nodes, world),
         Figure(
             NAME,
             "memory of a core in the mesh",
@@ -81,6 +82,24 @@ def _speed(world: World, lasts_s: float) -> float:
     began = time.process_time()
     world.run(world.now + lasts_s)
     return lasts_s / max(1e-9, time.process_time() - began)
+
+
+def _parts(nodes: int, world: World) -> list[Figure]:
+    """What the machines of one core hold, each by itself; what two of them share is counted for both."""
+    node = world.processes[0].node
+    return [
+        Figure(
+            NAME,
+            f"memory of a core in the mesh: {name}",
+            reachable_bytes(part) / MIB,
+            "MiB",
+            nodes,
+            "the share of one machine.",
+            detail=True,
+        )
+        for name, part in sorted(vars(node).items())
+        if type(part).__module__.startswith("protocol.") and name not in ("config", "identity")
+    ]
 
 
 def _received(nodes: int, traffic: Traffic, window_s: float, *, quick: bool) -> list[Figure]:
