@@ -42,14 +42,14 @@ class Tally:
     suspected: int = 0
     short: int = 0
     long: int = 0
-    unstalled: int = 0
+    awake: int = 0
     subjects: dict[Stall, None] = field(default_factory=dict[Stall, None])  # long stalls that ended in somebody's declaration
 
     def note(self, at: float, subject: int) -> None:
         """One observer has declared a living process dead."""
         stall = self.plan.blamed(subject, at)
         if stall is None:
-            self.unstalled += 1
+            self.awake += 1
         elif stall.lasts_s < SHORT_S:
             self.short += 1
         else:
@@ -59,7 +59,7 @@ class Tally:
     @property
     def in_vain(self) -> int:
         """Declarations that no long stall excuses."""
-        return self.short + self.unstalled
+        return self.short + self.awake
 
 
 def measure(nodes: int, seed: int, options: Options) -> list[Figure]:
@@ -184,7 +184,7 @@ def _figures(nodes: int, ours: Tally, theirs: dict[str, Tally], stalls: int, goa
     ]
     for work, own, other in (
         ("false deaths after stalls below 3 s", ours.short, fast.short),
-        ("false deaths of processes not stopped", ours.unstalled, fast.unstalled),
+        ("false deaths of processes not stopped", ours.awake, fast.awake),
     ):
         figures.append(
             Figure(NAME, work, float(own), "", nodes, "a part of the first.", "SWIM, as fast as ours", float(other), detail=True)
