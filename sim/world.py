@@ -56,6 +56,9 @@ Watcher = Callable[[Process, Output], None]
 SealWatcher = Callable[[Process, Record], None]
 """Who hears of every record that a process has sealed."""
 
+Arrival = Callable[[Process, Process, bytes, bool], None]
+"""Who hears of every payload that enters a core: receiver, sender, the payload, and whether it is a datagram."""
+
 
 class World:
     """See the module's docstring."""
@@ -79,6 +82,7 @@ class World:
         self.watchers: list[Watcher] = []
         self.seal_watchers: list[SealWatcher] = []
         self.reader = SharedReader()
+        self.arrival_watchers: list[Arrival] = []
         self.make_node: MakeNode = Node
         self.faults_on: dict[int, str] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -157,6 +161,10 @@ class World:
             self._wake(process)
         for action in held:
             self._do(process, process.life, action)
+
+    def connect(self, process: Process, other: Process) -> None:
+        """Connects two processes that run as if a dial had just succeeded; the greetings take their time as ever."""
+        self._established(process, other, other.peer_id)
 
     def shift_clock(self, process: Process, off_s: float) -> None:
         """Sets how far a process's wall clock is from the true one."""
@@ -286,6 +294,8 @@ class World:
 
         def take() -> None:
             if self._is_open(link, other):
+                for watcher in self.arrival_watchers:
+                    watcher(other, process, payload, True)
                 other.node.handle_datagram(sender, payload, self.now, self.now)
                 self.settle(other)
 
@@ -328,6 +338,8 @@ class World:
         def take() -> None:
             if not self._is_open(link, receiver):
                 return
+            for watcher in self.arrival_watchers:
+                watcher(receiver, sender, payload, False)
             node = receiver.node
             if not node.membership.is_connected(sender.peer_id):
                 self._note_greeting(receiver, sender)

@@ -254,19 +254,21 @@ class Gossip:
 
     def next_timer(self) -> float | None:
         """When to call `handle_timer`, in monotonic seconds; None before the first call that told the time."""
-        return None if self._round_at is None else min(self._round_at, self._heartbeat_at)
+        if self._round_at is None:
+            return None
+        return min(self._round_at, self._heartbeat_at) if self._peers else self._expire_at
 
     def handle_timer(self, now: float, wall_s: float) -> None:
         """Look after the mesh and announce what was news; drop what expired; compare tables with one peer at random."""
         if self._round_at is None:
             return
-        if now >= self._heartbeat_at:
+        if now >= self._heartbeat_at and self._peers:
             self._heartbeat_at = now + self._config.heartbeat_s
             self._heartbeat(now)
         if now >= self._expire_at:
             self._expire_at = now + self._config.expire_s
             self._outputs.extend(RecordExpired(record) for record in self._table.expire(wall_s))
-        if now < self._round_at:
+        if now < self._round_at or not self._peers:
             return
         self._schedule_round(now)
         for key in [key for key, want in self._wants.items() if now >= want.give_up_at]:
@@ -580,6 +582,7 @@ class Gossip:
         if self._round_at is None:
             self._schedule_round(now)
             self._heartbeat_at = now + self._config.heartbeat_s * self._luck.uniform(0.5, 1.0)
+            self._expire_at = now + self._config.expire_s
 
     def _schedule_round(self, now: float) -> None:
         share = self._luck.uniform(1.0 - self._config.round_jitter, 1.0 + self._config.round_jitter)
