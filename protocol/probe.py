@@ -62,8 +62,9 @@ class ProbeConfig:
             answers.
         quiet_s: silence in seconds after which a watched peer is in doubt: a little more than half of the longest interval.
         echo_s: seconds after which a probe without an echo puts a peer in doubt: twice the longest round trip on land.
-        suspect_after_s: seconds in doubt until a peer is suspected. Ten probes follow in them; where a fifth of all datagrams is
-            lost, none of them is answered once in 30,000 times, and a suspicion is taken back by any datagram.
+        suspect_after_s: seconds in doubt, and a round trip more, until a peer is suspected. Eight probes are sent in them; where a
+            fifth of all datagrams is lost, none of them is answered once in 3,500 times, and a suspicion is taken back by any
+            echo.
         lateness_s_max: how late, in seconds, the own timer may fire before this node holds itself to be unwell.
         health_max: how unwell a node may hold itself to be: each step adds `suspect_after_s` once more. Lifeguard's 8.
         health_back_s: seconds in time that take one step back.
@@ -82,9 +83,9 @@ class ProbeConfig:
     interval_spread: float = 0.1
     burst_probes: int = 4
     burst_interval_s: float = 0.05
-    quiet_s: float = 1.25
+    quiet_s: float = 1.2
     echo_s: float = 0.65
-    suspect_after_s: float = 0.5
+    suspect_after_s: float = 0.4
     lateness_s_max: float = 0.25
     health_max: int = 8
     health_back_s: float = 10.0
@@ -385,7 +386,7 @@ class Probe:
     def _suspect_at(self, state: _Peer) -> float:
         """When a peer in doubt becomes suspected; later the more unwell this node is."""
         assert state.doubt_at is not None
-        return state.doubt_at + self._config.suspect_after_s * (1 + self._unwell)
+        return state.doubt_at + self._config.suspect_after_s * (1 + self._unwell) + (state.last_rtt_s or 0.0)
 
     def _probe_due_at(self, state: _Peer) -> float:
         """When the next probe goes out: sooner while the peer is in doubt."""

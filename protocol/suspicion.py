@@ -34,7 +34,7 @@ class SuspicionConfig:
     """Accusers that make a peer doubted where there is no connection to it: one liar is not enough."""
     voices_max: int = 4
     """Where so many others accuse a peer, this node saves its own voice: two more than needed, as some may vanish."""
-    hold_back_s: float = 0.2
+    hold_back_s: float = 0.1
     """Up to this long an accusation waits at random, so that the first voices are heard by the others and save theirs."""
     tell_interval_s: float = 0.25
     """Shortest time between two verdicts of this node: a cut network takes many peers at once, and one verdict names them all."""

@@ -62,6 +62,7 @@ class _Peer:
     failures: int = 0  # dials that failed and connections that did not last, in a row
     suspected_since: float | None = None  # by this node's own probes
     doubted_since: float | None = None  # by others
+    in_question: bool = False  # doubted while connected, and not heard since
     gone_because: str | None = None
     link: _Link = _Link.NONE
     kept_by_peer: bool = False
@@ -165,7 +166,7 @@ class Membership:
                 self._choose_link(peer_id, peer, dialled=target is not None)
             elif peer.link is not _Link.NONE:
                 self._outputs.append(KeepLink(peer_id, keeps=True))  # a new stream, or another life of the peer
-            peer.suspected_since, peer.gone_because = None, None
+            peer.suspected_since, peer.gone_because, peer.in_question = None, None, False
             self._declining.discard(peer_id)
             self._judge(peer_id, peer, now)
         self._advance(now)
@@ -178,7 +179,7 @@ class Membership:
         lasted_s = now - peer.connected_at
         surplus = code is ErrorCode.SURPLUS and peer.suspected_since is None
         peer.wanted = peer.link is not _Link.NONE and not surplus
-        peer.connected_at, peer.link = None, _Link.NONE
+        peer.connected_at, peer.link, peer.in_question = None, _Link.NONE, False
         self._connected.discard(peer_id)
         if surplus:
             peer.shunned_until = now + self._config.shunned_s
@@ -217,7 +218,7 @@ class Membership:
         """Notes that a suspected peer answers again."""
         peer = self._peers.get(peer_id)
         if peer is not None and peer.connected:
-            peer.suspected_since, peer.gone_because = None, None
+            peer.suspected_since, peer.gone_because, peer.in_question = None, None, False
             self._declining.discard(peer_id)
             self._drop_dial(peer_id)
             self._judge(peer_id, peer, now)
@@ -227,8 +228,16 @@ class Membership:
         peer = self._peers.get(peer_id)
         if peer is not None and peer.doubted_since is None:
             peer.doubted_since = now
+            peer.in_question = peer.connected
             if not peer.connected and peer.gone_because is None:
                 self._declining.set(peer_id, now + self._config.gone_after_s)
+            self._judge(peer_id, peer, now)
+
+    def handle_heard(self, peer_id: PeerId, now: float) -> None:
+        """Notes that a connected peer has just answered a probe, whatever others say."""
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.in_question:
+            peer.in_question = False
             self._judge(peer_id, peer, now)
 
     def handle_cleared(self, peer_id: PeerId, now: float) -> None:
@@ -236,7 +245,7 @@ class Membership:
         peer = self._peers.get(peer_id)
         if peer is None or peer.doubted_since is None:
             return
-        peer.doubted_since = None
+        peer.doubted_since, peer.in_question = None, False
         if not peer.connected:
             peer.gone_because, peer.failures = None, 0
             self._declining.discard(peer_id)
@@ -301,6 +310,8 @@ class Membership:
             return Standing.GONE, peer.gone_because
         if peer.suspected_since is not None:
             return Standing.SUSPECTED, f"no answer to probes, suspected for {now - peer.suspected_since:.1f} s"
+        if peer.in_question:
+            return Standing.SUSPECTED, "others hear nothing of it, and it is being probed"
         if peer.connected:
             return Standing.ALIVE, "connected"
         if peer.doubted_since is not None:

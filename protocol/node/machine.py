@@ -441,6 +441,7 @@ class Node:
                 case gossip.Send() | probe.SendDatagram():
                     pass
                 case probe.SampleTaken(peer, rtt_s):
+                    self.membership.handle_heard(peer, now)
                     self._take_sample(peer, rtt_s)
                 case probe.PeerSuspected() | probe.PeerRecovered():
                     self._take_liveness(output, now)
