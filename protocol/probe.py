@@ -8,7 +8,7 @@ The same datagrams tell whether the peer lives. Peers whose link belongs to the 
 `interval_s`, by turns, so that each hears the other twice as often. Other peers are only measured, every `idle_interval_s`; who
 watches them tells when they fall silent, and then `handle_doubt` has them probed at once. A peer is in doubt when it should have
 been heard and was not, or when a probe stays without an echo; it is then probed every `burst_interval_s`. `suspect_after_s` in
-doubt make a suspicion, any later datagram a recovery; what becomes of a suspicion is for membership to say.
+doubt make a suspicion, any later echo a recovery; what becomes of a suspicion is for membership to say.
 
 A node that was itself held up blames nobody (Lifeguard's local health): when its own timer fires more than `lateness_s_max` late,
 the time it was not running is taken off everybody's silence, and it is more patient with everybody until it was in time for a
@@ -62,7 +62,7 @@ class ProbeConfig:
         quiet_s: silence in seconds after which a watched peer is in doubt: a little more than half of the longest interval.
         echo_s: seconds after which a probe without an echo puts a peer in doubt: twice the longest round trip on land.
         suspect_after_s: seconds in doubt until a peer is suspected. Ten probes follow in them; where a fifth of all datagrams is
-            lost, none of them is answered once in 30,000 times, and a suspicion is taken back by any datagram.
+            lost, none of them is answered once in 30,000 times, and a suspicion is taken back by any echo.
         lateness_s_max: how late, in seconds, the own timer may fire before this node holds itself to be unwell.
         health_max: how unwell a node may hold itself to be: each step adds `suspect_after_s` once more. Lifeguard's 8.
         health_back_s: seconds in time that take one step back.
@@ -354,8 +354,8 @@ class Probe:
         self._outputs.append(SendDatagram(peer, bytes((KIND_PROBE,)) + nonce.to_bytes(PROBE_BYTES - 1, "big")))
         if state.unanswered_at is None:
             state.unanswered_at = now
-        if state.burst_left > 1:
-            state.burst_left -= 1
+        state.burst_left -= state.burst_left > 0
+        if state.burst_left > 0:
             state.next_probe_at = now + self._config.burst_interval_s
         else:
             spread = self._config.interval_spread
@@ -403,6 +403,7 @@ class Probe:
         self.health(now)
         if state.doubt_at is not None and now >= self._suspect_at(state):
             state.liveness = Liveness.SUSPECTED
+            state.next_probe_at = min(state.next_probe_at, now + self._interval_s(state))  # the path may heal soon
             self._outputs.append(PeerSuspected(peer, state.heard_at))
 
     def _excuse_everybody(self, lateness_s: float, now: float) -> None:
@@ -430,14 +431,20 @@ class Probe:
         self._outputs.append(SendDatagram(peer, bytes((KIND_ECHO,)) + payload[1:]))
         if state.liveness is not Liveness.ALIVE:
             state.next_probe_at = min(state.next_probe_at, now)  # it speaks; whether it hears us its echo tells
-        elif state.watched and state.unanswered_at is None:
-            # by turns: the next probe of this end comes half an interval after that of the other
-            turn_at = now + config.interval_s / 2
-            state.next_probe_at = max(state.next_probe_at, turn_at) if state.next_probe_at > now else state.next_probe_at
+        elif state.watched and state.burst_left == 0 and state.next_probe_at > now:
+            state.next_probe_at = self._turn_at(state, now)
         state.heard_at = max(state.heard_at, received_at)
         if state.unanswered_at is None:
             state.doubt_at = None
         self._schedule(peer, state)
+
+    def _turn_at(self, state: _Peer, now: float) -> float:
+        """When a watched peer, whose probe has come, is probed next: half an interval later, so that the ends take turns."""
+        interval_s = self._config.interval_s
+        if state.unanswered_at is not None:  # the probes crossed, and would again: chance says who begins
+            return now + interval_s * self._luck.uniform(0.25, 0.75)
+        turn_at = min(now + interval_s / 2, state.probed_at + 1.5 * interval_s)  # who probes often is still measured
+        return max(state.next_probe_at, turn_at)
 
     def _take_echo(self, peer: PeerId, state: _Peer, nonce: int, received_at: float) -> None:
         sent = state.sent.get(nonce)
