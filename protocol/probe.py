@@ -8,7 +8,7 @@ The same datagrams tell whether the peer lives. Peers whose link belongs to the 
 every `interval_s`, by turns, so that each hears the other twice as often. Other peers are only measured, every
 `idle_interval_s`; who watches them tells when they fall silent, and then `handle_doubt` has them probed at once. A peer is in
 doubt when it should have been heard and was not, or when a probe stays without an echo; it is then probed every
-`burst_interval_s`. `suspect_after_s` in doubt make a suspicion, any later datagram a recovery; what becomes of a suspicion is
+`burst_interval_s`. `suspect_after_s` in doubt make a suspicion, any later echo a recovery; what becomes of a suspicion is
 for membership to say.
 
 A node that was itself held up blames nobody (Lifeguard's local health): when its own timer fires more than `lateness_s_max`
@@ -356,8 +356,8 @@ class Probe:
         self._outputs.append(SendDatagram(peer, bytes((KIND_PROBE,)) + nonce.to_bytes(PROBE_BYTES - 1, "big")))
         if state.unanswered_at is None:
             state.unanswered_at = now
-        if state.burst_left > 1:
-            state.burst_left -= 1
+        state.burst_left -= state.burst_left > 0
+        if state.burst_left > 0:
             state.next_probe_at = now + self._config.burst_interval_s
         else:
             spread = self._config.interval_spread
@@ -402,6 +402,7 @@ class Probe:
         self.health(now)
         if state.doubt_at is not None and now >= self._suspect_at(state):
             state.liveness = Liveness.SUSPECTED
+            state.next_probe_at = min(state.next_probe_at, now + self._interval_s(state))  # the path may heal soon
             self._outputs.append(PeerSuspected(peer, state.heard_at))
 
     def _excuse_everybody(self, lateness_s: float, now: float) -> None:
@@ -429,14 +430,20 @@ class Probe:
         self._outputs.append(SendDatagram(peer, bytes((KIND_ECHO,)) + payload[1:]))
         if state.liveness is not Liveness.ALIVE:
             state.next_probe_at = min(state.next_probe_at, now)  # it speaks; whether it hears us its echo tells
-        elif state.watched and state.unanswered_at is None:
-            # by turns: the next probe of this end comes half an interval after that of the other
-            turn_at = now + config.interval_s / 2
-            state.next_probe_at = max(state.next_probe_at, turn_at) if state.next_probe_at > now else state.next_probe_at
+        elif state.watched and state.burst_left == 0 and state.next_probe_at > now:
+            state.next_probe_at = self._turn_at(state, now)
         state.heard_at = max(state.heard_at, received_at)
         if state.unanswered_at is None:
             state.doubt_at = None
         self._schedule(peer, state)
+
+    def _turn_at(self, state: _Peer, now: float) -> float:
+        """When a watched peer, whose probe has come, is probed next: half an interval later, so that the ends take turns."""
+        interval_s = self._config.interval_s
+        if state.unanswered_at is not None:  # the probes crossed, and would again: chance says who begins
+            return now + interval_s * self._luck.uniform(0.25, 0.75)
+        turn_at = min(now + interval_s / 2, state.probed_at + 1.5 * interval_s)  # who probes often is still measured
+        return max(state.next_probe_at, turn_at)
 
     def _take_echo(self, peer: PeerId, state: _Peer, nonce: int, received_at: float) -> None:
         sent = state.sent.get(nonce)

@@ -127,8 +127,7 @@ class Membership:
         moved = addresses != peer.addresses
         peer.addresses = addresses
         if renewed and not peer.connected and peer.gone_because is not None:
-            peer.gone_because, peer.failures = None, 0
-            self._declining.discard(peer_id)
+            self._absolve(peer_id, peer)
         if (
             self._is_small()
             and addresses
@@ -247,8 +246,7 @@ class Membership:
             return
         peer.doubted_since, peer.in_question = None, False
         if not peer.connected:
-            peer.gone_because, peer.failures = None, 0
-            self._declining.discard(peer_id)
+            self._absolve(peer_id, peer)
         self._judge(peer_id, peer, now)
 
     def handle_kept(self, peer_id: PeerId, *, keeps: bool) -> None:
@@ -397,6 +395,13 @@ class Membership:
         else:
             self._outputs.append(PeerForgotten(peer_id))
             self.forget(peer_id)
+
+    def _absolve(self, peer_id: PeerId, peer: _Peer) -> None:
+        """Holds nothing against a peer that is away any more, a dial that failed before it came back included."""
+        peer.gone_because, peer.failures = None, 0
+        self._declining.discard(peer_id)
+        if peer_id in self._failures:
+            self._failures[peer_id] = 0
 
     def _is_small(self) -> bool:
         """Whether everybody who becomes known is dialled."""

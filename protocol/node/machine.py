@@ -449,7 +449,9 @@ class Node:
                     self.gossip.tell_kept(peer, keeps=keeps)
                 case membership.PeerForgotten(peer):
                     self.suspicion.acquit(record_key(peer, RecordKind.CARD), now)
-                    self._outputs.extend(gossip.RecordExpired(record) for record in self.table.remove(peer))
+                    for record in self.table.remove(peer):
+                        self._take_gossip(gossip.RecordExpired(record), now)
+                        self._outputs.append(gossip.RecordExpired(record))
                 case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict() | suspicion.Refute():
                     self._take_suspicion(output, now)
                 case membership.Connect() | membership.Disconnect() | membership.PeerJoined() | membership.PeerLeft():

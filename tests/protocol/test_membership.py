@@ -6,7 +6,17 @@ import pytest
 
 from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
-from protocol.membership import Connect, Disconnect, Membership, MembershipConfig, PeerJoined, PeerLeft, Standing
+from protocol.membership import (
+    Connect,
+    Disconnect,
+    Membership,
+    MembershipConfig,
+    PeerForgotten,
+    PeerGone,
+    PeerJoined,
+    PeerLeft,
+    Standing,
+)
 from protocol.multiaddr import Multiaddr, parse_multiaddr
 
 IDS = sorted(Identity.from_seed(bytes([n]) * 32).peer_id for n in range(1, 6))
@@ -27,6 +37,19 @@ def drain(membership: Membership) -> list[object]:
     while (output := membership.next_output()) is not None:
         outputs.append(output)
     return outputs
+
+
+def drained(membership: Membership, kind: type) -> list[object]:
+    return [output for output in drain(membership) if isinstance(output, kind)]
+
+
+def wait(membership: Membership, until: float) -> list[tuple[float, object]]:
+    """Lets time pass; what came out, and when."""
+    came = []
+    while (due := membership.next_timer()) is not None and due <= until:
+        membership.handle_timer(due)
+        came += [(due, output) for output in drain(membership)]
+    return came
 
 
 def test_bootstrap_address_is_dialled_at_once_and_again_after_the_backoff() -> None:
@@ -76,8 +99,8 @@ def test_smaller_id_dials_first() -> None:
     small, large = machine(OWN), machine(OTHER)
     small.handle_card(OTHER, (address(2),), 0.0)
     large.handle_card(OWN, (address(1),), 0.0)
-    assert drain(small) == [Connect(OTHER, (address(2),))]
-    assert drain(large) == []
+    assert drained(small, Connect) == [Connect(OTHER, (address(2),))]
+    assert drained(large, Connect) == []
     large.handle_timer(CONFIG.dial_polite_s)
     assert drain(large) == [Connect(OWN, (address(1),))]
 
@@ -85,39 +108,150 @@ def test_smaller_id_dials_first() -> None:
 def test_connected_peer_is_alive_until_its_probes_fail() -> None:
     membership = machine()
     membership.handle_connected(OTHER, 0.0)
-    assert drain(membership) == [PeerJoined(OTHER)]
+    assert drained(membership, PeerJoined) == [PeerJoined(OTHER)]
     membership.handle_suspected(OTHER, 1.0)
     (left,) = drain(membership)
     assert isinstance(left, PeerLeft)
     assert membership.standing(OTHER, 1.5)[0] is Standing.SUSPECTED
     membership.handle_recovered(OTHER, 2.0)
     assert drain(membership) == [PeerJoined(OTHER)]
-    membership.handle_lost(OTHER, 3.0)
-    assert Disconnect(OTHER, ErrorCode.IDLE) in drain(membership)
-    assert membership.standing(OTHER, 3.0)[0] is Standing.GONE
+    assert wait(membership, 500.0) == []
+
+
+def test_silent_peer_is_suspected_then_gone_then_disconnected_then_forgotten() -> None:
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 0.0, OTHER)
+    membership.handle_suspected(OTHER, 10.0)
+    drain(membership)
+    stages = wait(membership, 10.0 + CONFIG.gone_after_s)
+    assert [output for _, output in stages] == [PeerGone(OTHER, "stopped answering")]
+    assert membership.standing(OTHER, 15.0) == (Standing.GONE, "stopped answering")
+    assert membership.is_connected(OTHER)
+    closed_at = 10.0 + CONFIG.gone_after_s + CONFIG.linger_s
+    stages = wait(membership, closed_at)
+    assert [(at, output) for at, output in stages if isinstance(output, Disconnect)] == [
+        (closed_at, Disconnect(OTHER, ErrorCode.IDLE))
+    ]
+    assert {output for _, output in stages if isinstance(output, Connect)} == {Connect(OTHER, (address(2),), afresh=True)}
+    membership.handle_disconnected(OTHER, ErrorCode.IDLE, closed_at)
+    stages = wait(membership, 1000.0)
+    assert [(at, output) for at, output in stages if isinstance(output, PeerForgotten)] == [
+        (closed_at + CONFIG.forget_after_s, PeerForgotten(OTHER))
+    ]
+    assert membership.standing(OTHER, 1000.0)[0] is Standing.UNKNOWN
+    assert membership.next_timer() is None  # and it is dialled no more
+
+
+def test_peer_that_was_started_again_is_found_by_a_fresh_dial_while_the_old_connection_lingers() -> None:
+    """The old life's connection says nothing, and the new life does not know of it."""
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 0.0, OTHER)
+    membership.handle_suspected(OTHER, 10.0)
+    drain(membership)
+    dials = [output for _, output in wait(membership, 16.0) if isinstance(output, Connect)]
+    assert dials == [Connect(OTHER, (address(2),), afresh=True)]
+    membership.handle_connected(OTHER, 16.0, OTHER)
+    assert membership.standing(OTHER, 16.0) == (Standing.ALIVE, "connected")
+    assert PeerJoined(OTHER) in drain(membership)
+    assert wait(membership, 500.0) == []
+
+
+def test_peer_that_answers_again_while_its_connection_lingers_is_back_at_once() -> None:
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 0.0, OTHER)
+    membership.handle_suspected(OTHER, 10.0)
+    wait(membership, 50.0)
+    membership.handle_recovered(OTHER, 50.0)
+    assert drain(membership) == [PeerJoined(OTHER)]
+    assert wait(membership, 500.0) == []
 
 
 @pytest.mark.parametrize("code", [ErrorCode.GOODBYE, ErrorCode.IDLE, ErrorCode.INTERNAL])
-def test_late_beats_do_not_bring_back_who_has_left(code: ErrorCode) -> None:
+def test_late_cards_do_not_bring_back_who_has_left(code: ErrorCode) -> None:
+    """Cards may still be under way; only a greater incarnation, or a connection, brings a peer back."""
     membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
     membership.handle_connected(OTHER, 0.0)
     membership.handle_disconnected(OTHER, code, 1.0)
-    membership.handle_beat(OTHER, 1.1)
+    membership.handle_card(OTHER, (address(3),), 1.1)
     assert membership.standing(OTHER, 1.2)[0] is Standing.GONE
+    drain(membership)
+    membership.handle_card(OTHER, (address(3),), 1.3, renewed=True)
+    assert membership.standing(OTHER, 1.4) == (Standing.ALIVE, "known by its card")
+    assert PeerJoined(OTHER) in drain(membership)
     membership.handle_connected(OTHER, 2.0)
-    assert membership.standing(OTHER, 2.0)[0] is Standing.ALIVE
+    membership.handle_disconnected(OTHER, code, 3.0)
+    membership.handle_connected(OTHER, 4.0)
+    assert membership.standing(OTHER, 4.0) == (Standing.ALIVE, "connected")
 
 
-def test_unconnected_peer_lives_by_its_beats() -> None:
+def test_connection_that_is_noted_without_a_card_does_not_outlive_itself() -> None:
     membership = machine()
-    membership.handle_beat(OTHER, 0.0)
+    membership.handle_connected(OTHER, 0.0)
+    membership.handle_disconnected(OTHER, ErrorCode.INTERNAL, 10.0)
+    assert membership.standing(OTHER, 10.0)[0] is Standing.GONE
+    drain(membership)
+    assert [output for _, output in wait(membership, 500.0)] == [PeerForgotten(OTHER)]
+
+
+def test_unconnected_peer_is_alive_by_its_card_until_others_doubt_it() -> None:
+    membership = machine(config=MembershipConfig(small_mesh=0))
+    membership.handle_card(OTHER, (address(2),), 0.0)
     assert drain(membership) == [PeerJoined(OTHER)]
-    due = membership.next_timer()
-    assert due == CONFIG.beat_fresh_s
-    membership.handle_timer(due)
+    assert wait(membership, 5000.0) == []
+    membership.handle_doubted(OTHER, 5000.0)
     (left,) = drain(membership)
     assert isinstance(left, PeerLeft)
-    assert membership.next_timer() is None
+    assert membership.standing(OTHER, 5001.0)[0] is Standing.SUSPECTED
+    membership.handle_cleared(OTHER, 5002.0)
+    assert drain(membership) == [PeerJoined(OTHER)]
+    assert wait(membership, 9000.0) == []
+
+
+def test_unconnected_peer_that_stays_doubted_is_gone_and_then_forgotten() -> None:
+    membership = machine(config=MembershipConfig(small_mesh=0))
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_doubted(OTHER, 10.0)
+    drain(membership)
+    gone_at = 10.0 + CONFIG.gone_after_s
+    assert wait(membership, 5000.0) == [
+        (gone_at, PeerGone(OTHER, "others have lost it")),
+        (gone_at + CONFIG.forget_after_s, PeerForgotten(OTHER)),
+    ]
+
+
+def test_what_others_say_of_a_connected_peer_decides_nothing() -> None:
+    """Two liars, or a cut between others: the peer answers this node's own probes."""
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 0.0)
+    drain(membership)
+    membership.handle_doubted(OTHER, 1.0)
+    assert wait(membership, 500.0) == []
+    assert drain(membership) == []
+    assert membership.standing(OTHER, 500.0) == (Standing.ALIVE, "connected")
+
+
+def test_doubt_that_is_cleared_brings_back_who_was_gone() -> None:
+    membership = machine(config=MembershipConfig(small_mesh=0))
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_doubted(OTHER, 10.0)
+    wait(membership, 30.0)
+    membership.handle_cleared(OTHER, 30.0)
+    assert drain(membership) == [PeerJoined(OTHER)]
+    assert wait(membership, 5000.0) == []
+
+
+def test_peer_that_cannot_be_reached_is_given_no_work() -> None:
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    assert PeerJoined(OTHER) in drain(membership)
+    membership.handle_dial_failed(OTHER, 5.0)
+    assert drain(membership) == [PeerLeft(OTHER, "could not be reached")]
+    assert membership.standing(OTHER, 5.0) == (Standing.SUSPECTED, "could not be reached")
 
 
 def test_tables_and_dials_stay_within_their_bounds() -> None:
@@ -174,7 +308,7 @@ def test_dials_wait_without_being_looked_at_while_no_connection_is_free() -> Non
     membership.handle_connected(IDS[1], 0.0)
     for index in (2, 3):
         membership.handle_card(IDS[index], (address(index),), 0.0)
-    assert [output for output in drain(membership) if isinstance(output, Connect)] == []
+    assert drained(membership, Connect) == []
     assert membership.next_timer() is None
     membership.handle_disconnected(IDS[1], ErrorCode.IDLE, 10.0)
     (connect,) = [output for output in drain(membership) if isinstance(output, Connect)]
@@ -279,13 +413,15 @@ def test_peer_whose_card_expired_while_connected_is_not_dialled_when_it_leaves()
     membership.handle_connected(OTHER, 0.1, OTHER)
     membership.forget(OTHER)
     assert membership.standing(OTHER, 1.0)[0] is Standing.ALIVE
+    drain(membership)
     membership.handle_disconnected(OTHER, ErrorCode.IDLE, 10.0)
-    assert membership.next_timer() is None
+    drain(membership)
+    assert [output for _, output in wait(membership, 500.0)] == [PeerForgotten(OTHER)]
 
 
 def test_forgotten_peer_is_unknown() -> None:
     membership = machine()
-    membership.handle_beat(OTHER, 0.0)
+    membership.handle_card(OTHER, (address(2),), 0.0)
     membership.forget(OTHER)
     assert drain(membership)[-1] == PeerLeft(OTHER, "its card expired")
     assert membership.standing(OTHER, 0.0)[0] is Standing.UNKNOWN

@@ -20,7 +20,7 @@ from protocol.identity import Identity, PeerId
 from protocol.inference import Feature, InferenceRequest
 from protocol.membership import PeerJoined, PeerLeft, Standing
 from protocol.multiaddr import Multiaddr
-from protocol.node import Node, NodeConfig, Output, ReserveSequences
+from protocol.node import Node, NodeConfig, Output, RecordSealed, ReserveSequences
 from protocol.records import Hardware, ModelOffer, RecordKind, Sequencer
 
 WALL_S = 1_800_000_000.0
@@ -377,7 +377,7 @@ class World:
 def _described(output: Output) -> str:
     """A text of an output in which no set stands, whose order would differ from run to run."""
     match output:
-        case gossip.RecordAccepted(record) | gossip.RecordExpired(record):
+        case gossip.RecordAccepted(record) | gossip.RecordExpired(record) | RecordSealed(record):
             return f"{type(output).__name__} {record.envelope.hex()}"
         case _:
             return repr(output)
