@@ -175,7 +175,8 @@ class Gossip:
 
     def handle_heard(self, peer_id: PeerId, now: float) -> None:
         """Compare tables with a peer that answers again: both may have missed much."""
-        if peer_id in self._peers:
+        peer = self._peers.get(peer_id)
+        if peer is not None and not peer.misbehaved:
             self._overlay.handle_heard(peer_id)
             self._greet(peer_id, now)
 
@@ -192,13 +193,11 @@ class Gossip:
         records = self._table.config.records
         message = encode_message(BeatTold(encode_payload(fit(beat, records), records)))
         for peer_id in peers:
-            if peer_id in self._peers:
-                self._send(peer_id, [message])
+            self._send(peer_id, [message])
 
     def tell_kept(self, peer_id: PeerId, *, keeps: bool) -> None:
         """Tell a connected peer whether this node wants to keep the connection and hear its beats."""
-        if peer_id in self._peers:
-            self._send(peer_id, [encode_message(Keep(keeps))])
+        self._send(peer_id, [encode_message(Keep(keeps))])
 
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float, wall_s: float) -> None:
         """Take one message as it came from a connected peer.
@@ -576,7 +575,9 @@ class Gossip:
                 self._outputs.append(Pruned(peer_id))
 
     def _send(self, peer_id: PeerId, messages: Iterable[bytes]) -> None:
-        self._outputs.extend(Send(peer_id, message) for message in messages)
+        peer = self._peers.get(peer_id)
+        if peer is not None and not peer.misbehaved:
+            self._outputs.extend(Send(peer_id, message) for message in messages)
 
     def _start_clock(self, now: float) -> None:
         if self._round_at is None:
