@@ -223,8 +223,12 @@ class Gossip:
                         self._handle_exchange(peer_id, peer, message, now)
                 case BeatTold():
                     self._handle_beat(peer_id, peer, message, now)
-                case Graft() | Prune() | DontWant() | Keep():
-                    self._handle_link(peer_id, peer, message, now)
+                case DontWant(entries=entries):
+                    if self._within(peer_id, peer.records, 1, now):
+                        self._note_has(peer, entries)
+                case Graft() | Prune() | Keep():
+                    if self._within(peer_id, peer.exchanges, 1, now):
+                        self._handle_link(peer_id, message, now)
                 case None:
                     pass  # of a later version
                 case _:
@@ -429,7 +433,7 @@ class Gossip:
                 fresh = [(key, sequence) for key, sequence in told if self._peers[peer_id].has.get(key, 0) < sequence]
                 self._send(peer_id, answer_messages(fresh))
 
-    def _handle_link(self, peer_id: PeerId, peer: _Peer, message: Graft | Prune | DontWant | Keep, now: float) -> None:
+    def _handle_link(self, peer_id: PeerId, message: Graft | Prune | Keep, now: float) -> None:
         match message:
             case Graft():
                 known = peer_id in self._overlay
@@ -440,9 +444,6 @@ class Gossip:
             case Prune():
                 if self._overlay.handle_prune(peer_id, now):
                     self._outputs.append(Pruned(peer_id))
-            case DontWant(entries=entries):
-                if self._within(peer_id, peer.records, 1, now):
-                    self._note_has(peer, entries)
             case Keep(keeps=keeps):
                 self._outputs.append(LinkKept(peer_id, keeps))
             case _:
