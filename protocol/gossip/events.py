@@ -34,7 +34,8 @@ class GossipConfig:
         records_burst: how many such records may come at once: when a network of 1,000 nodes is cut or mended, as many verdicts
             come within a second over a handful of links.
         records_debt_max: how many more may be refused before the peer counts as flooding.
-        exchanges_per_s: digests, entries and wants answered; an exchange takes three messages.
+        exchanges_per_s: digests, entries and wants answered, of which an exchange takes three, and links asked for, given back
+            and kept.
         exchanges_burst: how many may come at once.
         exchanges_debt_max: how many more may be ignored before the peer counts as flooding.
         bytes_per_s: bytes received, records that were asked for not counted.

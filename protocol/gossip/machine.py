@@ -175,7 +175,8 @@ class Gossip:
 
     def handle_heard(self, peer_id: PeerId, now: float) -> None:
         """Compare tables with a peer that answers again: both may have missed much."""
-        if peer_id in self._peers:
+        peer = self._peers.get(peer_id)
+        if peer is not None and not peer.misbehaved:
             self._overlay.handle_heard(peer_id)
             self._greet(peer_id, now)
 
@@ -192,13 +193,11 @@ class Gossip:
         records = self._table.config.records
         message = encode_message(BeatTold(encode_payload(fit(beat, records), records)))
         for peer_id in peers:
-            if peer_id in self._peers:
-                self._send(peer_id, [message])
+            self._send(peer_id, [message])
 
     def tell_kept(self, peer_id: PeerId, *, keeps: bool) -> None:
         """Tell a connected peer whether this node wants to keep the connection and hear its beats."""
-        if peer_id in self._peers:
-            self._send(peer_id, [encode_message(Keep(keeps))])
+        self._send(peer_id, [encode_message(Keep(keeps))])
 
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float, wall_s: float) -> None:
         """Take one message as it came from a connected peer.
@@ -224,8 +223,12 @@ class Gossip:
                         self._handle_exchange(peer_id, peer, message, now)
                 case BeatTold():
                     self._handle_beat(peer_id, peer, message, now)
-                case Graft() | Prune() | DontWant() | Keep():
-                    self._handle_link(peer_id, peer, message, now)
+                case DontWant(entries=entries):
+                    if self._within(peer_id, peer.records, 1, now):
+                        self._note_has(peer, entries)
+                case Graft() | Prune() | Keep():
+                    if self._within(peer_id, peer.exchanges, 1, now):
+                        self._handle_link(peer_id, message, now)
                 case None:
                     pass  # of a later version
                 case _:
@@ -430,7 +433,7 @@ class Gossip:
                 fresh = [(key, sequence) for key, sequence in told if self._peers[peer_id].has.get(key, 0) < sequence]
                 self._send(peer_id, answer_messages(fresh))
 
-    def _handle_link(self, peer_id: PeerId, peer: _Peer, message: Graft | Prune | DontWant | Keep, now: float) -> None:
+    def _handle_link(self, peer_id: PeerId, message: Graft | Prune | Keep, now: float) -> None:
         match message:
             case Graft():
                 known = peer_id in self._overlay
@@ -441,9 +444,6 @@ class Gossip:
             case Prune():
                 if self._overlay.handle_prune(peer_id, now):
                     self._outputs.append(Pruned(peer_id))
-            case DontWant(entries=entries):
-                if self._within(peer_id, peer.records, 1, now):
-                    self._note_has(peer, entries)
             case Keep(keeps=keeps):
                 self._outputs.append(LinkKept(peer_id, keeps))
             case _:
@@ -576,7 +576,9 @@ class Gossip:
                 self._outputs.append(Pruned(peer_id))
 
     def _send(self, peer_id: PeerId, messages: Iterable[bytes]) -> None:
-        self._outputs.extend(Send(peer_id, message) for message in messages)
+        peer = self._peers.get(peer_id)
+        if peer is not None and not peer.misbehaved:
+            self._outputs.extend(Send(peer_id, message) for message in messages)
 
     def _start_clock(self, now: float) -> None:
         if self._round_at is None:
