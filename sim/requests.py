@@ -294,3 +294,10 @@ class Requests:
                 ask.first_failed = ask.first_failed or (ask.attempts == 1 and step.failed is not None)
             case _:
                 pass
+
+
+def failure_of(ask: Ask) -> str:
+    """Why a request was not answered, for a table."""
+    if isinstance(ask.end, Failed):
+        return ask.end.code.name.lower().replace("_", " ")
+    return "its node died"

@@ -307,5 +307,5 @@ def test_what_the_caller_sees_of_a_second_answer_is_found_too() -> None:
     ask = requests.ask(processes[0], "m", 500, deadline_s=20.0)
     world.run(6.0)
     world.kill(world.by_id[ask.answered_by])
-    with pytest.raises(CheckFailedError, match="I4: .* got token 0 where"):
+    with pytest.raises(CheckFailedError, match=r"I4: .* got token 0 where"):
         world.run(26.0)
