@@ -11,6 +11,7 @@ from sim.engines import EngineConfig
 from sim.faults import install, names_of, plan, split
 from sim.promises import Promises
 from sim.requests import Requests
+from sim.run import Run, Settings
 from sim.world import World
 
 MODEL = EngineConfig("m", slots=2, first_token_s=0.1, tokens_per_s=50.0)
@@ -309,3 +310,15 @@ def test_what_the_caller_sees_of_a_second_answer_is_found_too() -> None:
     world.kill(world.by_id[ask.answered_by])
     with pytest.raises(CheckFailedError, match=r"I4: .* got token 0 where"):
         world.run(26.0)
+
+
+def test_a_run_has_requests_when_it_is_told_so() -> None:
+    def result(make_node=Node):
+        return Run(Settings(nodes=5, duration_s=15.0, seed=2, faults="crash,partition", requests_per_s=6.0), make_node).simulate()
+
+    fine = result()
+    assert fine.failure == ""
+    assert fine.requests > 50
+    assert 0.4 * fine.requests < fine.answered < fine.requests
+    assert result().digest == fine.digest
+    assert result(with_forwarding(KeepsFailuresToItself)).failure.startswith("I3")
