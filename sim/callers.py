@@ -1,7 +1,8 @@
 """Callers of every kind at the nodes of a run, so that a swarm of faults meets requests.
 
-Requests are streamed and whole, short and long, with one hop and two; callers are patient and not. Two nodes in three serve one model with few slots and a short queue, so that requests also wait, are refused and move on. What is
-promised to callers is looked at all the while.
+Requests are streamed and whole, short and long, with one hop and two; callers are patient and not. Two nodes in three serve one
+model with few slots and a short queue, so that requests also wait, are refused and move on. What is promised to callers is looked
+at all the while.
 
 Source: docs/simulation.md, "Requests".
 """

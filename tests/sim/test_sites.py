@@ -224,6 +224,23 @@ def test_ctrl_c_ends_early_and_shows_what_was_seen() -> None:
     assert "Ended early by Ctrl-C" in page(simulation.plan, outcome)
 
 
+def test_ctrl_c_before_the_load_has_begun_shows_that_nothing_was_seen() -> None:
+    simulation = Simulation(changed(), 1, 60.0)
+    outcome = simulation.run(lambda _share: signal.raise_signal(signal.SIGINT))
+    assert (outcome.load_s, outcome.sites[0].requests, outcome.sites[0].first_p50_s) == (0.0, 0, None)
+    assert "callers at" in page(simulation.plan, outcome)
+
+
+def test_one_site_that_serves_itself_is_a_plan() -> None:
+    site = {"name": "home", "models": [{"name": "m", "first_token_ms": 50, "tokens_per_s": 40}]}
+    load = {"site": "home", "model": "m", "requests_per_s": 1, "tokens": 10}
+    simulation = Simulation(plan_of({"sites": [site], "load": [load]}), 1, 10.0)
+    outcome = simulation.run()
+    assert outcome.sites[0].answered_at == {"home": outcome.sites[0].requests}
+    assert 0.03 < outcome.sites[0].first_p50_s < 0.08
+    assert "none serves" not in page(simulation.plan, outcome)
+
+
 def test_the_command_shows_a_table_and_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(SMALL)
