@@ -111,6 +111,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         plan = self.plan
+        self._site_of_node = plan.site_of
         world = self.world = World(self.seed, SiteDelays(plan.site_of, plan.rtt_s))
         world.network.jitter_of = self._jitter_s
         if any(site.loss for site in plan.sites):
@@ -168,13 +169,13 @@ class Simulation:
     # What happens
 
     def _jitter_s(self, one: int, other: int) -> float:
-        sites, site_of = self.plan.sites, self.plan.site_of
+        sites, site_of = self.plan.sites, self._site_of_node
         if site_of[one] == site_of[other]:
             return LAN_ONE_WAY_S / 10.0
         return sites[site_of[one]].jitter_s + sites[site_of[other]].jitter_s
 
     def _loss(self, one: int, other: int) -> float:
-        sites, site_of = self.plan.sites, self.plan.site_of
+        sites, site_of = self.plan.sites, self._site_of_node
         if site_of[one] == site_of[other]:
             return 0.0
         return 1.0 - (1.0 - sites[site_of[one]].loss) * (1.0 - sites[site_of[other]].loss)
@@ -183,7 +184,7 @@ class Simulation:
         """Lets the callers of one entry come."""
         name = f"{self.plan.sites[load.site].name} {load.model}"
         callers, lengths = self.world.streams.of(f"callers {name}"), self.world.streams.of(f"lengths {name}")
-        nodes = [index for index, site in enumerate(self.plan.site_of) if site == load.site]
+        nodes = [index for index, site in enumerate(self._site_of_node) if site == load.site]
 
         def come() -> None:
             running = [self.world.processes[index] for index in nodes if self.world.processes[index].works]
@@ -235,7 +236,7 @@ class Simulation:
     def _site_of(self, ask: Ask) -> str:
         """The site of the peer that answered."""
         assert ask.answered_by is not None
-        return self.plan.sites[self.plan.site_of[self.world.by_id[ask.answered_by].index]].name
+        return self.plan.sites[self._site_of_node[self.world.by_id[ask.answered_by].index]].name
 
     def _site_result(self, site: str, load_s: float) -> SiteResult:
         asks = [ask for ask in self.requests.asks if ask.label == site and ask.over]
