@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench testnet sim soak schemas model format clean
+.PHONY: help setup demo test check bench bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ check: $(READY)-check ## Format, lint, types, import contracts, spelling
 bench: $(READY)-run ## Measure, beside what a user would pick instead; writes build/bench
 	@$(BIN)/pip install --quiet -e '.[bench]'
 	@$(BIN)/python -m benchmarks
+
+bench-sim: $(READY)-run ## The mesh at scale on virtual time (hours); writes build/bench/simulation.json and docs/measurements.md
+	@$(BIN)/python -m benchmarks.simulation
 
 testnet: $(READY)-run ## A live five-node mesh to play with
 	@$(BIN)/isochrone testnet

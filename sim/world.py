@@ -21,12 +21,13 @@ from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
 from protocol.inference import Feature
 from protocol.multiaddr import Multiaddr
-from protocol.node import Node, NodeConfig, Output, ReserveSequences
-from protocol.records import Hardware, ModelOffer, Record, RecordKind, Sequencer
+from protocol.node import Node, NodeConfig, Output, RecordSealed, ReserveSequences
+from protocol.records import Hardware, ModelOffer, Record, Sequencer
 from sim.journal import Journal
 from sim.luck import Streams
 from sim.network import Delays, Line, Network, NetworkConfig
 from sim.process import FIRST_PORT, LANE_MAX, Link, Process
+from sim.reader import SharedReader
 
 WALL_S = 1_800_000_000.0
 """Wall-clock seconds since 1970 at virtual time 0: a round number in 2027."""
@@ -58,6 +59,9 @@ ForwardingTaker = Callable[[Process, forwarding.Output], None]
 SealWatcher = Callable[[Process, Record], None]
 """Who hears of every record that a process has sealed."""
 
+Arrival = Callable[[Process, Process, bytes, bool], None]
+"""Who hears of every payload that enters a core: receiver, sender, the payload, and whether it is a datagram."""
+
 
 class World:
     """See the module's docstring."""
@@ -82,11 +86,12 @@ class World:
         self.seal_watchers: list[SealWatcher] = []
         self.life_watchers: list[Callable[[Process], None]] = []  # hear of every start and of every end
         self.on_forwarding: ForwardingTaker | None = None
+        self.reader = SharedReader()
+        self.arrival_watchers: list[Arrival] = []
         self.make_node: MakeNode = Node
         self.faults_on: dict[int, str] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._sealed: dict[tuple[int, RecordKind], Record] = {}
 
     # Processes
 
@@ -121,6 +126,7 @@ class World:
         self.journal.note(self.now, process.index, f"starts, life {process.life}")
         luck = self.streams.of(f"core {process.index}, life {process.life}")
         process.node = self.make_node(process.config, process.identity, luck, Sequencer(process.reserved))
+        process.node.gossip.reader = self.reader
         process.node.start((process.address,), HARDWARE, process.offers, self.wall_s(process), self.now)
         self.settle(process)
         process.node.add_bootstrap(process.bootstrap, self.now)
@@ -164,6 +170,10 @@ class World:
             self._wake(process)
         for action in held:
             self._do(process, process.life, action)
+
+    def connect(self, process: Process, other: Process) -> None:
+        """Connects two processes that run as if a dial had just succeeded; the greetings take their time as ever."""
+        self._established(process, other, other.peer_id)
 
     def shift_clock(self, process: Process, off_s: float) -> None:
         """Sets how far a process's wall clock is from the true one."""
@@ -249,22 +259,11 @@ class World:
 
     def settle(self, process: Process) -> None:
         """Drains a core and arms its timer; follows every call into it."""
-        self._note_sealed(process)
         node, journal, now, index = process.node, self.journal, self.now, process.index
         while (output := node.next_output()) is not None:
             journal.output(now, index, output)
             self._carry_out(process, output)
         self._arm(process)
-
-    def _note_sealed(self, process: Process) -> None:
-        """Tells of what the core has sealed in the call that has just ended: at most one record of each kind."""
-        table = process.node.table
-        for kind in RecordKind:
-            record = table.get(process.peer_id, kind)
-            if record is not None and self._sealed.get((process.index, kind)) is not record:
-                self._sealed[process.index, kind] = record
-                for watcher in self.seal_watchers:
-                    watcher(process, record)
 
     def _carry_out(self, process: Process, output: Output) -> None:
         match output:
@@ -294,7 +293,10 @@ class World:
             case ReserveSequences(upto):
                 process.reserved = upto
                 process.node.handle_reserved(upto, self.now)
-                self._note_sealed(process)
+            case RecordSealed(record):
+                for seal_watcher in self.seal_watchers:
+                    seal_watcher(process, record)
+                return
             case _:
                 pass
         for watcher in self.watchers:
@@ -315,6 +317,8 @@ class World:
 
         def take() -> None:
             if self._is_open(link, other):
+                for watcher in self.arrival_watchers:
+                    watcher(other, process, payload, True)
                 other.node.handle_datagram(sender, payload, self.now, self.now)
                 self.settle(other)
 
@@ -357,6 +361,8 @@ class World:
         def take() -> None:
             if not self._is_open(link, receiver):
                 return
+            for watcher in self.arrival_watchers:
+                watcher(receiver, sender, payload, False)
             node = receiver.node
             if not node.membership.is_connected(sender.peer_id):
                 self._note_greeting(receiver, sender)

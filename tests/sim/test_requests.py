@@ -9,6 +9,7 @@ from protocol.node import Node
 from sim.checks import CheckFailedError
 from sim.engines import EngineConfig
 from sim.faults import install, names_of, plan, split
+from sim.network import Line
 from sim.promises import Promises
 from sim.requests import Requests
 from sim.run import Run, Settings
@@ -18,7 +19,7 @@ MODEL = EngineConfig("m", slots=2, first_token_s=0.1, tokens_per_s=50.0)
 
 
 def mesh(engines, seed=1, formed_s=5.0, make_node=Node):
-    world = World(seed)
+    world = World(seed, Line(0.01))
     world.make_node = make_node
     requests = Requests(world)
     processes = []
@@ -229,7 +230,13 @@ def swarm(seed, make_node=Node, faults="partition,crash,isolation,loss,pause", u
         tokens, stream = luck.randint(1, 40), luck.random() < 0.7
         requests.ask(process, "m", tokens, deadline_s=luck.uniform(0.5, 4.0), hops=hops, stream=stream, patience_s=patience_s)
 
+    def hang_up():
+        process = luck.choice(world.working())
+        if process.connections:
+            world.hang_up(process, luck.choice(list(process.connections)), ErrorCode.DUPLICATE)
+
     requests.arrive("callers", 5.0, until - 5.0, ask)
+    world.at(5.0, lambda: requests.arrive("hang-ups", 1.0, 18.0, hang_up))
     try:
         world.run(until)
     except CheckFailedError as error:
@@ -282,7 +289,7 @@ class AsksTheSameAgain(Forwarding):
 def with_forwarding(kind):
     def make_node(config, identity, luck, sequencer):
         node = Node(config, identity, luck, sequencer)
-        node.forwarding = kind(config.forwarding)
+        node.forwarding.__class__ = kind  # in place: the node holds it under more than one name
         return node
 
     return make_node
@@ -307,7 +314,7 @@ def test_what_the_caller_sees_of_a_second_answer_is_found_too() -> None:
     del requests.step_watchers[1:]  # the promises about work are not looked at
     ask = requests.ask(processes[0], "m", 500, deadline_s=20.0)
     world.run(6.0)
-    world.kill(world.by_id[ask.answered_by])
+    world.hang_up(processes[0], ask.answered_by, ErrorCode.DUPLICATE)
     with pytest.raises(CheckFailedError, match=r"I4: .* got token 0 where"):
         world.run(26.0)
 
