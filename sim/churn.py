@@ -112,9 +112,9 @@ class Churn:
         self._engines = [EngineConfig(f"model-{number}", slots=4, first_token_s=0.05) for number in range(settings.models)]
         self._up: list[Process] = []  # those that run and are not about to leave, oldest first
         doors = max(BOOTSTRAPS, settings.nodes // 10)
-        for index in range(settings.nodes):
-            engine = self._engines[index % len(self._engines)]
-            self._add(engine, self._up[:doors], self._luck.uniform(0.0, START_WITHIN_S))
+        # In order, so that whoever joins finds those it joins by running and waits for no dial to time out.
+        for index, at in enumerate(sorted(self._luck.uniform(0.0, START_WITHIN_S) for _ in range(settings.nodes))):
+            self._add(self._engines[index % len(self._engines)], self._up[:doors], at)
         world.at(settings.form_s, self._begin)
 
     def run(self, progress: Callable[[float], None] | None = None) -> ChurnResult:

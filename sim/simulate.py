@@ -115,16 +115,18 @@ class Simulation:
         world = self.world = World(self.seed, SiteDelays(plan.site_of, plan.rtt_s))
         world.network.jitter_of = self._jitter_s
         if any(site.loss for site in plan.sites):
-            luck = world.streams.of("loss of lines")
-            world.network.losses.append(lambda _now, one, other, _datagram: luck.random() < self._loss(one, other))
+            losing = world.streams.of("loss of lines")
+            world.network.losses.append(lambda _now, one, other, _datagram: losing.random() < self._loss(one, other))
         self.requests = Requests(world)
         self.promises = Promises(self.requests)
-        starts = world.streams.of("starts")
+        luck = world.streams.of("starts")
+        # In order, so that whoever joins finds those it joins by running.
+        starts = sorted(luck.uniform(0.0, START_WITHIN_S) for _ in plan.site_of)
         doors: list[Process] = []
         for index, site_index in enumerate(plan.site_of):
             site = plan.sites[site_index]
             known = [door.address for door in doors]
-            process = self.requests.add(site.models, bootstrap=known, at=starts.uniform(0.0, START_WITHIN_S))
+            process = self.requests.add(site.models, bootstrap=known, at=starts[index])
             if index == plan.site_of.index(site_index) and len(doors) < DOORS:
                 doors.append(process)
         for load in plan.loads:
