@@ -45,7 +45,7 @@ sim: $(READY)-run ## Twenty nodes on virtual time for a minute; a table and a pi
 	@$(BIN)/python -m sim --nodes 20 --for 60 --seed 42
 
 soak: $(READY)-run ## A hundred seeds with faults; fails if one failed
-	@$(BIN)/python -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --json
+	@$(BIN)/python -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --requests 6 --json
 
 schemas: $(READY)-run ## Regenerate the FlatBuffers code from protocol/schemas
 	@scripts/schemas.sh
