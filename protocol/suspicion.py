@@ -20,6 +20,7 @@ Spec: docs/spec/07-membership.md, section "Verdicts".
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 
 from protocol.encoding import Luck
 from protocol.table import RecordKey
@@ -36,14 +37,16 @@ class SuspicionConfig:
     """Where so many others accuse a peer, this node saves its own voice: two more than needed, as some may vanish."""
     hold_back_s: float = 0.1
     """Up to this long an accusation waits at random, so that the first voices are heard by the others and save theirs."""
+    hold_back_idle_s: float = 2.0
+    """The same, after half of it, for a peer that this node does not watch: those who do will say it, if they live themselves."""
     tell_interval_s: float = 0.25
     """Shortest time between two verdicts of this node: a cut network takes many peers at once, and one verdict names them all."""
     renew_s: float = 120.0
     """A verdict that still names somebody is told anew after this long; half of its lifetime."""
-    refute_min_s: float = 0.6
-    refute_max_s: float = 1.2
+    refute_min_s: float = 1.5
+    refute_max_s: float = 2.5
     """A node that hears itself accused waits so long at random before it refutes: a round of probes, in which most accusations
-    are taken back."""
+    are taken back by themselves."""
     accusers_max: int = 16_384
     """Accusers remembered: as many as peers."""
     subjects_max: int = 128
@@ -76,6 +79,15 @@ class Refute:
     """Publish a card with a greater incarnation: others hold this node for silent."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """One peer that this node does not hear: when it says so, and how many others' voices make its own needless."""
+
+    incarnation: int
+    speak_at: float
+    voices_enough: int
+
+
 Output = Doubted | Cleared | TellVerdict | Refute
 
 _TELL, _REFUTE = "tell", "refute"
@@ -101,7 +113,7 @@ class Suspicion:
         self._incarnation_of = incarnation_of
         self._named: dict[RecordKey, tuple[tuple[RecordKey, int], ...]] = {}  # by accuser: whom its newest verdict names
         self._accusers: dict[RecordKey, dict[RecordKey, int]] = {}  # by subject: who accuses which incarnation
-        self._mine: dict[RecordKey, int] = {}  # whom this node holds for silent itself
+        self._mine: dict[RecordKey, _Finding] = {}  # whom this node holds for silent itself
         self._told: tuple[tuple[RecordKey, int], ...] = ()
         self._told_at = float("-inf")
         self._doubted: set[RecordKey] = set()
@@ -131,20 +143,32 @@ class Suspicion:
     def handle_incarnation(self, peer: RecordKey, now: float) -> None:
         """Learns that a newer card of a peer is known; what was said against an earlier incarnation is void."""
         mine = self._mine.get(peer)
-        if mine is not None and (self._incarnation_of(peer) or 0) > mine:
+        if mine is not None and (self._incarnation_of(peer) or 0) > mine.incarnation:
             self.acquit(peer, now)
         if peer in self._accusers:
             self._judge(peer, now)
 
     # What this node finds itself
 
-    def accuse(self, peer: RecordKey, now: float) -> None:
-        """Holds a peer for silent from now on, and says so unless enough others do."""
+    def accuse(self, peer: RecordKey, now: float, *, watched: bool = True) -> None:
+        """Holds a peer for silent from now on, and says so unless enough others do.
+
+        Args:
+            peer: who is silent.
+            now: monotonic seconds.
+            watched: whether the link to the peer belongs to the mesh; others who watch it come first otherwise.
+        """
+        config = self._config
         incarnation = self._incarnation_of(peer)
-        if incarnation is None or peer in self._mine or len(self._mine) >= self._config.subjects_max:
+        if incarnation is None or peer in self._mine or len(self._mine) >= config.subjects_max:
             return
-        self._mine[peer] = incarnation
-        self._tell_at(now + self._luck.uniform(0.0, self._config.hold_back_s))
+        if watched:
+            wait_s, enough = self._luck.uniform(0.0, config.hold_back_s), config.voices_max
+        else:
+            wait_s = self._luck.uniform(config.hold_back_idle_s / 2, config.hold_back_idle_s)
+            enough = config.confirmations
+        self._mine[peer] = _Finding(incarnation, now + wait_s, enough)
+        self._tell_at(now + wait_s)
 
     def acquit(self, peer: RecordKey, now: float) -> None:
         """Hears a peer again, or has forgotten it: takes back what was said."""
@@ -218,10 +242,13 @@ class Suspicion:
         """Says whom this node holds for silent, where that is news or runs out; whom many others accuse is left out at first."""
         told_before = dict(self._told)
         accused = tuple(
-            (subject, incarnation)
-            for subject, incarnation in sorted(self._mine.items())
-            if subject in told_before or self.voices(subject) < self._config.voices_max
+            (subject, finding.incarnation)
+            for subject, finding in sorted(self._mine.items(), key=itemgetter(0))
+            if subject in told_before or (now >= finding.speak_at and self.voices(subject) < finding.voices_enough)
         )
+        held_back = [finding.speak_at for finding in self._mine.values() if finding.speak_at > now]
+        if held_back:
+            self._tell_at(min(held_back))
         if accused == self._told and (not accused or now < self._told_at + self._config.renew_s):
             return
         self._told, self._told_at = accused, now

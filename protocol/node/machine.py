@@ -161,7 +161,8 @@ class Node:
     def handle_disconnected(self, peer_id: PeerId, code: ErrorCode, now: float) -> None:
         """Notes that a connection has ended."""
         if code in _FALLEN_SILENT and self.membership.is_connected(peer_id):
-            self.suspicion.accuse(record_key(peer_id, RecordKind.CARD), now)
+            key = record_key(peer_id, RecordKind.CARD)
+            self.suspicion.accuse(key, now, watched=self.gossip.in_mesh(peer_id))
         self._beats.pop(peer_id, None)
         self.gossip.handle_disconnected(peer_id, now)
         self.probe.handle_disconnected(peer_id, now)
@@ -447,16 +448,21 @@ class Node:
                     self._take_liveness(output, now)
                 case membership.KeepLink(peer, keeps):
                     self.gossip.tell_kept(peer, keeps=keeps)
+                case membership.PeerGone(peer):
+                    self.forwarding.handle_gone(peer, now)
+                case membership.PeerLeft(peer):
+                    self.forwarding.handle_left(peer)
+                case membership.PeerJoined(peer):
+                    self.forwarding.handle_joined(peer)
                 case membership.PeerForgotten(peer):
+                    self.forwarding.handle_joined(peer)
                     self.suspicion.acquit(record_key(peer, RecordKind.CARD), now)
                     for record in self.table.remove(peer):
                         self._take_gossip(gossip.RecordExpired(record), now)
                         self._outputs.append(gossip.RecordExpired(record))
                 case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict() | suspicion.Refute():
                     self._take_suspicion(output, now)
-                case membership.Connect() | membership.Disconnect() | membership.PeerJoined() | membership.PeerLeft():
-                    pass
-                case membership.PeerGone() | probe.Misbehaved():
+                case membership.Connect() | membership.Disconnect() | probe.Misbehaved():
                     pass
                 case _:
                     self._take_gossip(output, now)
@@ -493,10 +499,10 @@ class Node:
         """Lets the other machines know that a connected peer has fallen silent, or answers again."""
         peer, key = output.peer, record_key(output.peer, RecordKind.CARD)
         if isinstance(output, probe.PeerSuspected):
+            self.suspicion.accuse(key, now, watched=self.gossip.in_mesh(peer))
             self.membership.handle_suspected(peer, now)
             self.forwarding.handle_suspected(peer, now)
             self.gossip.handle_silent(peer)
-            self.suspicion.accuse(key, now)
         else:
             self.membership.handle_recovered(peer, now)
             self.gossip.handle_heard(peer, now)
