@@ -119,8 +119,8 @@ class Driver:
                 connection = self._transport.connections.get(peer_id)
                 if connection is not None:
                     connection.send_datagram(payload)
-            case membership.Connect(target, addresses):
-                self._start(self._dial, target, addresses)
+            case membership.Connect(target, addresses, afresh):
+                self._start(self._dial, target, addresses, afresh)
             case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code):
                 observe(self._telemetry, output)
                 self._start(self._hang_up, peer_id, code)
@@ -157,12 +157,12 @@ class Driver:
 
     # Connections
 
-    async def _dial(self, target: membership.Target, addresses: Iterable[Multiaddr]) -> None:
+    async def _dial(self, target: membership.Target, addresses: Iterable[Multiaddr], afresh: bool) -> None:
         """Tries the addresses in turn and tells the core how it went."""
         for address in addresses:
             try:
                 with trio.fail_after(DIAL_TIMEOUT_S):
-                    connection = await self._transport.dial(address)
+                    connection = await self._transport.dial(address, afresh=afresh)
             except (ConnectionLost, LocalProtocolError, trio.TooSlowError) as error:
                 self._tell_failed_dial(str(address), str(error))
                 continue

@@ -37,6 +37,10 @@ _TOGETHER_S = 1e-6
 """Seconds. Points nearer than this have no direction between them: Serf's zeroThreshold, a hundredth of a LAN's round trip."""
 
 
+_LIMIT_SAMPLES = 8
+"""Samples, a count, for which the limit on differences is used before it is worked out again: an eighth of its window."""
+
+
 @dataclass(frozen=True, slots=True)
 class Coordinate:
     """A place in latency space.
@@ -116,7 +120,9 @@ def plausible_coordinate(coordinate: Coordinate, config: CoordinateConfig) -> bo
     """Whether every part of `coordinate` is finite and within its range, and the number of dimensions fits."""
     return (
         len(coordinate.vector) == config.dimensions
-        and all(-config.rtt_s_max <= component <= config.rtt_s_max for component in coordinate.vector)
+        and -config.rtt_s_max <= min(coordinate.vector)
+        and max(coordinate.vector) <= config.rtt_s_max
+        and not any(map(math.isnan, coordinate.vector))
         and 0.0 <= coordinate.height_s <= config.rtt_s_max
         and 0.0 <= coordinate.error <= config.error_max
     )
@@ -168,7 +174,8 @@ def update(own: Coordinate, other: Coordinate, rtt_s: float, config: CoordinateC
     force_s = max(-config.force_s_max, min(config.force_s_max, force_s))
     direction, distance_s = _direction(other.vector, own.vector, luck)
     flat = distance_s / predicted_s if distance_s > 0.0 else 1.0  # the part of the force that stays in the Euclidean space
-    vector = tuple(place + force_s * flat * part for place, part in zip(own.vector, direction, strict=True))
+    pull_s = force_s * flat
+    vector = tuple([place + pull_s * part for place, part in zip(own.vector, direction, strict=True)])
     height_s = max(own.height_s + force_s * (1.0 - flat), config.height_s_min)
     moved = Coordinate(vector, height_s, min(error, config.error_max))
     return moved if plausible_coordinate(moved, config) else origin(config)
@@ -183,7 +190,7 @@ def attract(own: Coordinate, config: CoordinateConfig) -> Coordinate:
     if distance_s <= _TOGETHER_S:
         return own
     keep = 1.0 - min(1.0, (distance_s / config.gravity_s) ** 2 / distance_s)
-    return Coordinate(tuple(place * keep for place in own.vector), own.height_s, own.error)
+    return Coordinate(tuple([place * keep for place in own.vector]), own.height_s, own.error)
 
 
 class LatencyFilter:
@@ -212,6 +219,8 @@ class Vivaldi:
         self._coordinate = origin(config)
         self._filters: OrderedDict[PeerId, LatencyFilter] = OrderedDict()
         self._residuals: deque[float] = deque(maxlen=config.residuals_max)
+        self._limit_s = math.inf
+        self._limit_age = 0  # samples since it was worked out
 
     @property
     def coordinate(self) -> Coordinate:
@@ -271,9 +280,14 @@ class Vivaldi:
         config = self._config
         if len(self._residuals) < config.residuals_min:
             return math.inf
+        self._limit_age += 1
+        if self._limit_s < math.inf and self._limit_age < _LIMIT_SAMPLES:
+            return self._limit_s
+        self._limit_age = 0
         middle = median(self._residuals)
         deviation = median(abs(residual - middle) for residual in self._residuals)
-        return max(config.residual_s_floor, middle + config.residual_deviations * deviation)
+        self._limit_s = max(config.residual_s_floor, middle + config.residual_deviations * deviation)
+        return self._limit_s
 
 
 def _direction(start: tuple[float, ...], end: tuple[float, ...], luck: Luck) -> tuple[list[float], float]:

@@ -1,13 +1,19 @@
 """Probes: how far each connected peer is, and whether it still answers.
 
-Every `interval_s` each connected peer is sent a datagram with a fresh 64-bit nonce and returns it at once. The round trip is
-timed here, from the moment the probe was handed out to the moment its echo arrived; nothing a peer reports about time is used,
-so a liar can delay an echo and cannot hasten it. A nonce counts once, and only on the connection of the peer it was sent to.
+A connected peer is sent a datagram with a fresh 64-bit nonce and returns it at once. The round trip is timed here, from the
+moment the probe was handed out to the moment its echo arrived; nothing a peer reports about time is used, so a liar can delay
+an echo and cannot hasten it. A nonce counts once, and only on the connection of the peer it was sent to.
 
-The same echoes tell whether the peer lives: `suspect_after_s` of silence makes a suspicion, `lost_after_s` a loss, any later
-echo a recovery. Lost datagrams are no silence: from `doubt_after_s` on a peer is probed every `burst_interval_s`, until it
-answers or is lost. A node that was itself held up blames nobody: when its own timer fires more than `lateness_s_max` late, the
-time it was not running is taken off everybody's silence (invariant: no peer is declared dead by a node whose own loop lags).
+The same datagrams tell whether the peer lives. Peers whose link belongs to the mesh are watched: each end probes the other
+every `interval_s`, by turns, so that each hears the other twice as often. Other peers are only measured, every
+`idle_interval_s`; who watches them tells when they fall silent, and then `handle_doubt` has them probed at once. A peer is in
+doubt when it should have been heard and was not, or when a probe stays without an echo; it is then probed every
+`burst_interval_s`. `suspect_after_s` in doubt make a suspicion, any later datagram a recovery; what becomes of a suspicion is
+for membership to say.
+
+A node that was itself held up blames nobody (Lifeguard's local health): when its own timer fires more than `lateness_s_max`
+late, the time it was not running is taken off everybody's silence, and it is more patient with everybody until it was in time
+for a while (invariant: no peer is declared dead by a node whose own loop lags).
 
 A peer that floods is answered up to a budget; what is over it is dropped and told once a second as `Misbehaved`.
 
@@ -47,35 +53,44 @@ class ProbeConfig:
     """Intervals and bounds.
 
     Attributes:
-        interval_s: seconds between probes of one peer; 9 bytes each way twice a second cost a peer below 200 B/s with headers.
+        interval_s: seconds between probes of one watched peer. The other end probes as often, half an interval later, so that
+            each hears the other every second.
+        idle_interval_s: seconds between probes of a peer that is only measured: a distance is fresh for half a minute.
         interval_spread: each interval is varied by this share, so that a mesh does not probe in step.
         burst_probes: probes sent soon after a peer connects, so that its distance is known within a round trip.
-        burst_interval_s: seconds between those; 20 probes a second are what every node answers.
-        doubt_after_s: silence in seconds after which a peer is probed as often as at first: a little more than the longest
-            interval, so that it begins when an echo is missing. Until a suspicion 17 probes follow; where a fifth of all
-            datagrams is lost, none of them is answered once in 10^7 times.
-        suspect_after_s: silence in seconds until a peer is suspected: three intervals (SWIM's k).
-        lost_after_s: silence in seconds until a peer is lost; below 3 s, the time in which a dead peer must leave the routing
-            set.
+        burst_interval_s: seconds between those, and between probes of a peer in doubt; 20 probes a second are what every node
+            answers.
+        quiet_s: silence in seconds after which a watched peer is in doubt: a little more than half of the longest interval.
+        echo_s: seconds after which a probe without an echo puts a peer in doubt: twice the longest round trip on land.
+        suspect_after_s: seconds in doubt until a peer is suspected. Ten probes follow in them; where a fifth of all datagrams is
+            lost, none of them is answered once in 30,000 times, and a suspicion is taken back by any datagram.
         lateness_s_max: how late, in seconds, the own timer may fire before this node holds itself to be unwell.
+        health_max: how unwell a node may hold itself to be: each step adds `suspect_after_s` once more. Lifeguard's 8.
+        health_back_s: seconds in time that take one step back.
         rtt_s_max: longest round trip in seconds that counts as a sample.
-        window_probes: probes kept per peer, the outstanding ones included; 64 cover 32 s and any round trip up to `rtt_s_max`.
-        median_samples: the newest samples that `PathQuality.rtt_s` is the median of; 8 cover 4 s, so that a change shows soon.
-        answers_per_s: probes of one peer that are answered per second in the long run; ours send two.
+        window_probes: probes kept per peer, the outstanding ones included; 64 cover two minutes and any round trip up to
+            `rtt_s_max`.
+        overdue_s: seconds after which a probe without an echo counts as lost in `PathQuality.loss`.
+        median_samples: the newest samples that `PathQuality.rtt_s` is the median of; 8 cover 16 s, so that a change shows soon.
+        answers_per_s: probes of one peer that are answered per second in the long run; ours send less than one.
         answers_burst: and at once.
         peers_max: connected peers that are probed.
     """
 
-    interval_s: float = 0.5
+    interval_s: float = 2.0
+    idle_interval_s: float = 30.0
     interval_spread: float = 0.1
     burst_probes: int = 4
     burst_interval_s: float = 0.05
-    doubt_after_s: float = 0.65
-    suspect_after_s: float = 1.5
-    lost_after_s: float = 2.5
+    quiet_s: float = 1.25
+    echo_s: float = 0.65
+    suspect_after_s: float = 0.5
     lateness_s_max: float = 0.25
+    health_max: int = 8
+    health_back_s: float = 10.0
     rtt_s_max: float = 10.0
     window_probes: int = 64
+    overdue_s: float = 2.5
     median_samples: int = 8
     answers_per_s: float = 20.0
     answers_burst: int = 40
@@ -107,16 +122,8 @@ class PeerSuspected:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerLost:
-    """The peer has been silent for too long; it is still probed while it stays connected."""
-
-    peer: PeerId
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
 class PeerRecovered:
-    """A suspected or lost peer has answered."""
+    """A suspected peer has answered."""
 
     peer: PeerId
 
@@ -130,7 +137,7 @@ class Misbehaved:
     detail: str
 
 
-Output = SendDatagram | SampleTaken | PeerSuspected | PeerLost | PeerRecovered | Misbehaved
+Output = SendDatagram | SampleTaken | PeerSuspected | PeerRecovered | Misbehaved
 """What the machine wants done, and what it found out."""
 
 
@@ -139,7 +146,6 @@ class Liveness(StrEnum):
 
     ALIVE = "alive"
     SUSPECTED = "suspected"
-    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +181,7 @@ class _Sent:
 class _Peer:
     """What is kept of one connected peer."""
 
-    heard_at: float
+    heard_at: float  # any datagram of the peer
     probed_at: float
     next_probe_at: float
     burst_left: int
@@ -183,6 +189,9 @@ class _Peer:
     allowance_at: float
     warned_at: float | None = None
     liveness: Liveness = Liveness.ALIVE
+    watched: bool = False
+    unanswered_at: float | None = None  # when the first probe went out since the last echo
+    doubt_at: float | None = None  # since when it is in doubt
     sent: OrderedDict[int, _Sent] = field(default_factory=OrderedDict[int, _Sent])
     jitter_s: float = 0.0
     last_rtt_s: float | None = None
@@ -200,6 +209,8 @@ class Probe:
         self._timers: TimerQueue[PeerId] = TimerQueue()
         self._outputs: deque[Output] = deque()
         self._stalls = 0
+        self._unwell = 0
+        self._unwell_at = 0.0
 
     @property
     def stalls(self) -> int:
@@ -214,9 +225,11 @@ class Probe:
         Returns:
             False when `peers_max` are probed already; the peer is then neither measured nor answered.
         """
-        if peer not in self._peers and len(self._peers) >= self._config.peers_max:
+        known = self._peers.get(peer)
+        if known is None and len(self._peers) >= self._config.peers_max:
             return False
         state = _Peer(now, now, now, self._config.burst_probes, float(self._config.answers_burst), now)
+        state.watched = known is not None and known.watched
         self._peers[peer] = state
         self._send_probe(peer, state, now)
         self._schedule(peer, state)
@@ -227,6 +240,24 @@ class Probe:
         del now
         self._peers.pop(peer, None)
         self._timers.discard(peer)
+
+    def handle_watched(self, peer: PeerId, now: float, *, watched: bool) -> None:
+        """Begin or end to watch a connected peer closely, because its link joined or left the mesh."""
+        state = self._peers.get(peer)
+        if state is None or state.watched is watched:
+            return
+        state.watched = watched
+        if watched:
+            state.heard_at = max(state.heard_at, now - self._config.quiet_s / 2)  # it was not expected to speak so far
+            state.next_probe_at = min(state.next_probe_at, now + self._luck.uniform(0.0, self._config.interval_s / 2))
+        self._schedule(peer, state)
+
+    def handle_doubt(self, peer: PeerId, now: float) -> None:
+        """Probe a connected peer at once and often, because somebody else does not hear it."""
+        state = self._peers.get(peer)
+        if state is not None and state.liveness is Liveness.ALIVE and state.doubt_at is None:
+            state.doubt_at = now
+            self._schedule(peer, state)
 
     def handle_datagram(self, peer: PeerId, payload: bytes, received_at: float, now: float) -> None:
         """Take in one datagram of a connected peer.
@@ -246,7 +277,7 @@ class Probe:
             detail = f"a datagram of {len(payload)} bytes is no probe, which has {PROBE_BYTES}"
             self._complain(peer, state, ErrorCode.MALFORMED, detail, now)
         elif payload[0] == KIND_PROBE:
-            self._answer(peer, state, payload, now)
+            self._answer(peer, state, payload, min(received_at, now), now)
         else:
             self._take_echo(peer, state, int.from_bytes(payload[1:], "big"), min(received_at, now))
 
@@ -280,16 +311,29 @@ class Probe:
         return state.liveness if state else None
 
     def silent_since(self, peer: PeerId) -> float | None:
-        """When a suspected or lost peer was last heard, as a monotonic time; None for all others."""
+        """When a suspected peer was last heard, as a monotonic time; None for all others."""
         state = self._peers.get(peer)
         return state.heard_at if state and state.liveness is not Liveness.ALIVE else None
+
+    def health(self, now: float) -> int:
+        """How unwell this node holds itself to be: 0 is well."""
+        config = self._config
+        while self._unwell > 0 and now >= self._unwell_at + config.health_back_s:
+            self._unwell -= 1
+            self._unwell_at += config.health_back_s
+        return self._unwell
+
+    def rtt_s(self, peer: PeerId) -> float | None:
+        """The newest round trip to the peer in seconds, or None."""
+        state = self._peers.get(peer)
+        return state.last_rtt_s if state else None
 
     def quality(self, peer: PeerId, now: float) -> PathQuality | None:
         """What the probes tell of the path to the peer, or None before its first echo."""
         state = self._peers.get(peer)
         if state is None or state.last_rtt_s is None:
             return None
-        overdue_at = now - self._config.lost_after_s
+        overdue_at = now - self._config.overdue_s
         answered = [sent.rtt_s for sent in state.sent.values() if sent.rtt_s is not None]
         samples = [rtt_s for rtt_s in answered if rtt_s > 0.0] or [state.last_rtt_s]
         unanswered = sum(1 for sent in state.sent.values() if sent.rtt_s is None and sent.sent_at < overdue_at)
@@ -309,45 +353,70 @@ class Probe:
         if len(state.sent) > self._config.window_probes:
             state.sent.popitem(last=False)
         self._outputs.append(SendDatagram(peer, bytes((KIND_PROBE,)) + nonce.to_bytes(PROBE_BYTES - 1, "big")))
+        if state.unanswered_at is None:
+            state.unanswered_at = now
         if state.burst_left > 1:
             state.burst_left -= 1
             state.next_probe_at = now + self._config.burst_interval_s
         else:
             spread = self._config.interval_spread
-            state.next_probe_at = now + self._config.interval_s * self._luck.uniform(1.0 - spread, 1.0 + spread)
+            state.next_probe_at = now + self._interval_s(state) * self._luck.uniform(1.0 - spread, 1.0 + spread)
+
+    def _interval_s(self, state: _Peer) -> float:
+        """Seconds between two probes of a peer that answers, or is suspected and may come back."""
+        if state.liveness is Liveness.SUSPECTED:
+            return self._config.interval_s / 2
+        return self._config.interval_s if state.watched else self._config.idle_interval_s
 
     def _schedule(self, peer: PeerId, state: _Peer) -> None:
-        """Wake for the next probe or for the end of the peer's grace, whichever is earlier."""
+        """Wake for the next probe, for the beginning of doubt, or for its end, whichever is earliest."""
         due = self._probe_due_at(state)
         if state.liveness is Liveness.ALIVE:
-            due = min(due, state.heard_at + self._config.suspect_after_s)
-        elif state.liveness is Liveness.SUSPECTED:
-            due = min(due, state.heard_at + self._config.lost_after_s)
+            due = min(due, self._expected_at(state) if state.doubt_at is None else self._suspect_at(state))
         self._timers.set(peer, due)
+
+    def _expected_at(self, state: _Peer) -> float:
+        """When a peer that is not in doubt comes into it, if nothing is heard."""
+        expected_at = state.heard_at + self._config.quiet_s if state.watched else float("inf")
+        if state.unanswered_at is not None:
+            expected_at = min(expected_at, state.unanswered_at + self._config.echo_s)
+        return expected_at
+
+    def _suspect_at(self, state: _Peer) -> float:
+        """When a peer in doubt becomes suspected; later the more unwell this node is."""
+        assert state.doubt_at is not None
+        return state.doubt_at + self._config.suspect_after_s * (1 + self._unwell)
 
     def _probe_due_at(self, state: _Peer) -> float:
         """When the next probe goes out: sooner while the peer is in doubt."""
-        if state.liveness is Liveness.LOST:
+        if state.doubt_at is None or state.liveness is not Liveness.ALIVE:
             return state.next_probe_at
-        config = self._config
-        doubt_at = max(state.heard_at + config.doubt_after_s, state.probed_at + config.burst_interval_s)
-        return min(state.next_probe_at, doubt_at)
+        return min(state.next_probe_at, max(state.doubt_at, state.probed_at + self._config.burst_interval_s))
 
     def _judge(self, peer: PeerId, state: _Peer, now: float) -> None:
-        if state.liveness is Liveness.ALIVE and now >= state.heard_at + self._config.suspect_after_s:
+        if state.liveness is not Liveness.ALIVE:
+            return
+        if state.doubt_at is None and now >= self._expected_at(state):
+            state.doubt_at = now
+        self.health(now)
+        if state.doubt_at is not None and now >= self._suspect_at(state):
             state.liveness = Liveness.SUSPECTED
             self._outputs.append(PeerSuspected(peer, state.heard_at))
-        if state.liveness is Liveness.SUSPECTED and now >= state.heard_at + self._config.lost_after_s:
-            state.liveness = Liveness.LOST
-            self._outputs.append(PeerLost(peer, state.heard_at))
 
     def _excuse_everybody(self, lateness_s: float, now: float) -> None:
         """Take the time in which this node did not run off everybody's silence: echoes may be waiting in our own buffers."""
         self._stalls += 1
-        for state in self._peers.values():
+        self._unwell = min(self._config.health_max, self.health(now) + 1)
+        self._unwell_at = now
+        for peer, state in self._peers.items():
             state.heard_at = min(now, state.heard_at + lateness_s)
+            if state.unanswered_at is not None:
+                state.unanswered_at = min(now, state.unanswered_at + lateness_s)
+            if state.doubt_at is not None:
+                state.doubt_at = min(now, state.doubt_at + lateness_s)
+            self._schedule(peer, state)
 
-    def _answer(self, peer: PeerId, state: _Peer, payload: bytes, now: float) -> None:
+    def _answer(self, peer: PeerId, state: _Peer, payload: bytes, received_at: float, now: float) -> None:
         config = self._config
         refill = max(0.0, now - state.allowance_at) * config.answers_per_s
         state.allowance = min(float(config.answers_burst), state.allowance + refill)
@@ -357,6 +426,16 @@ class Probe:
             return
         state.allowance -= 1.0
         self._outputs.append(SendDatagram(peer, bytes((KIND_ECHO,)) + payload[1:]))
+        if state.liveness is not Liveness.ALIVE:
+            state.next_probe_at = min(state.next_probe_at, now)  # it speaks; whether it hears us its echo tells
+        elif state.watched and state.unanswered_at is None:
+            # by turns: the next probe of this end comes half an interval after that of the other
+            turn_at = now + config.interval_s / 2
+            state.next_probe_at = max(state.next_probe_at, turn_at) if state.next_probe_at > now else state.next_probe_at
+        state.heard_at = max(state.heard_at, received_at)
+        if state.unanswered_at is None:
+            state.doubt_at = None
+        self._schedule(peer, state)
 
     def _take_echo(self, peer: PeerId, state: _Peer, nonce: int, received_at: float) -> None:
         sent = state.sent.get(nonce)
@@ -373,8 +452,10 @@ class Probe:
         else:
             sent.rtt_s = -1.0  # two clocks disagree about the moment, or the echo took absurdly long: it lives, and no more
         state.heard_at = max(state.heard_at, received_at)
+        state.unanswered_at = state.doubt_at = None
         if state.liveness is not Liveness.ALIVE:
             state.liveness = Liveness.ALIVE
+            state.next_probe_at = min(state.next_probe_at, received_at + self._interval_s(state))
             self._outputs.append(PeerRecovered(peer))
         self._schedule(peer, state)
 

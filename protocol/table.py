@@ -5,8 +5,9 @@ goes leaves a tombstone, the sequence number it had, for as long as an older rec
 old comes back. Two different records with one sequence number are an equivocation; the first one stays, and a newer one replaces
 it as usual.
 
-For reconciliation each (peer, kind) has a key of 8 bytes, and keys fall into buckets, beats apart from what changes rarely.
-Tables that hold the same sequence numbers have the same bucket hashes.
+For reconciliation each (peer, kind) has a key of 8 bytes. The keys of cards and verdicts, which concern everyone, fall into
+buckets; beats and edges concern neighbours alone and are compared with nobody. Tables that hold the same sequence numbers have
+the same bucket hashes, and the same root over them.
 
 The table takes verified records only. Times named `wall_s` are wall-clock seconds since 1970; `now` is monotonic.
 
@@ -15,6 +16,7 @@ Spec: docs/spec/03-records.md, section "Peer table"; docs/spec/04-gossip.md, sec
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -29,11 +31,11 @@ RecordKey = NewType("RecordKey", bytes)
 RECORD_KEY_BYTES = 8
 """Length of a record key in bytes: among 4,096 keys two are equal by chance once in 10^12, and no harm is done."""
 
-BUCKETS_PER_GROUP = 64
-"""Buckets of one group, a count: 1,000 peers make about 16 beats a bucket."""
+BUCKETS = 256
+"""Buckets in all, a count: 10,000 cards make about 40 a bucket, 640 bytes of entries for one that is missing."""
 
-BUCKETS = 2 * BUCKETS_PER_GROUP
-"""Buckets in all, a count: 0 to 63 hold beats, 64 to 127 cards and edges, so that beats do not make everything look new."""
+COMPARED = frozenset((RecordKind.CARD, RecordKind.VERDICT))
+"""The kinds of record that everyone is to hold."""
 
 BUCKET_HASH_BYTES = 8
 """Length of a bucket's hash in bytes; an unnoticed difference costs one more round."""
@@ -53,8 +55,8 @@ class TableConfig:
         records: the bounds of records.
     """
 
-    peers_max: int = 1024
-    tombstones_max: int = 8192
+    peers_max: int = 16_384
+    tombstones_max: int = 16_384
     evictable_after_s: float = 60.0
     records: RecordConfig = DEFAULT_RECORD_CONFIG
 
@@ -124,6 +126,8 @@ class PeerTable:
         self._by_key: dict[RecordKey, _Entry] = {}
         self._buckets: list[dict[RecordKey, int]] = [{} for _ in range(BUCKETS)]
         self._hashes: list[bytes | None] = [None] * BUCKETS
+        self._root: bytes | None = None
+        self._expires_s = math.inf  # no record expires sooner
         self._heard: dict[PeerId, float] = {}  # when a record of the peer was last accepted, the longest unheard first
         self._tombstones: dict[RecordKey, _Tombstone] = {}
         self._order: list[tuple[PeerId, RecordKind]] | None = None  # sorted; None when it has to be sorted again
@@ -136,6 +140,11 @@ class PeerTable:
     def __iter__(self) -> Iterator[Record]:
         """All records, in order."""
         return iter([self._entries[place].record for place in self._ordered()])
+
+    @property
+    def compared(self) -> int:
+        """How many records a comparison looks at."""
+        return sum(map(len, self._buckets))
 
     def get(self, peer_id: PeerId, kind: RecordKind) -> Record | None:
         """The newest record of a peer and kind."""
@@ -195,8 +204,12 @@ class PeerTable:
         for key in gone:
             del self._tombstones[key]
         skew_s = self.config.records.skew_s
+        if wall_s < self._expires_s + skew_s:
+            return []
         expired = [place for place in self._ordered() if wall_s >= self._entries[place].record.expires_s + skew_s]
-        return [self._drop(place) for place in expired]
+        dropped = [self._drop(place) for place in expired]
+        self._expires_s = min((entry.record.expires_s for entry in self._entries.values()), default=math.inf)
+        return dropped
 
     def remove(self, peer_id: PeerId) -> list[Record]:
         """Drop all records of a peer that said goodbye or died; only newer records bring it back."""
@@ -220,6 +233,12 @@ class PeerTable:
             found.append(fresh)
         return found
 
+    def root_hash(self) -> bytes:
+        """One hash of `BUCKET_HASH_BYTES` over all bucket hashes; equal where two tables hold the same."""
+        if self._root is None:
+            self._root = hashlib.sha256(b"".join(self.bucket_hashes())).digest()[:BUCKET_HASH_BYTES]
+        return self._root
+
     def sequence_of(self, key: RecordKey) -> int:
         """The greatest sequence number known under a key, held or remembered; 0 when none is."""
         entry = self._by_key.get(key)
@@ -242,10 +261,12 @@ class PeerTable:
         if record.kind is RecordKind.CARD:
             self._cards = None
         self._entries[place] = entry
+        self._expires_s = min(self._expires_s, record.expires_s)
         self._by_key[key] = entry
-        bucket = bucket_of(key, record.kind)
-        self._buckets[bucket][key] = record.sequence
-        self._hashes[bucket] = None
+        if record.kind in COMPARED:
+            bucket = bucket_of(key)
+            self._buckets[bucket][key] = record.sequence
+            self._hashes[bucket] = self._root = None
 
     def _drop(self, place: tuple[PeerId, RecordKind]) -> Record:
         entry = self._entries.pop(place)
@@ -254,9 +275,10 @@ class PeerTable:
         key, kind = entry.key, entry.record.kind
         if self._by_key.get(key) is entry:
             del self._by_key[key]
-        bucket = bucket_of(key, kind)
-        self._buckets[bucket].pop(key, None)
-        self._hashes[bucket] = None
+        if kind in COMPARED:
+            bucket = bucket_of(key)
+            self._buckets[bucket].pop(key, None)
+            self._hashes[bucket] = self._root = None
         if not any((place[0], other) in self._entries for other in _KINDS):
             del self._heard[place[0]]
         self._tombstones[key] = _Tombstone(entry.record.sequence, entry.forget_at_s)
@@ -294,9 +316,9 @@ def record_key(peer_id: PeerId, kind: RecordKind) -> RecordKey:
     return RecordKey(hashlib.sha256(kind.encode() + b":" + peer_id).digest()[:RECORD_KEY_BYTES])
 
 
-def bucket_of(key: RecordKey, kind: RecordKind) -> int:
-    """The bucket of a record: the low six bits of the key's first byte, in the group of its kind."""
-    return key[0] % BUCKETS_PER_GROUP + (0 if kind is RecordKind.BEAT else BUCKETS_PER_GROUP)
+def bucket_of(key: RecordKey) -> int:
+    """The bucket of a record: its key's first byte."""
+    return key[0]
 
 
 def _hash_of(bucket: dict[RecordKey, int]) -> bytes:

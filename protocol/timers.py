@@ -45,13 +45,25 @@ class TimerQueue(Generic[Key]):
         if len(self._heap) > 2 * len(self._due) + _SLACK_ENTRIES:
             self._rebuild()
 
+    def due_of(self, key: Key) -> float | None:
+        """When `key` is due, or None."""
+        return self._due.get(key)
+
     def next_due(self) -> float | None:
         """The earliest due time, or None when there is no key."""
+        heap = self._heap
+        if not heap:
+            return None
+        due, _, key = heap[0]
+        if self._due.get(key) == due:
+            return due
         self._drop_outdated()
         return self._heap[0][0] if self._heap else None
 
     def pop_due(self, now: float) -> tuple[Key, float] | None:
         """Take the earliest key that is due at `now`, with its due time, or None."""
+        if not self._heap or self._heap[0][0] > now:  # what is outdated may only hide what is due later
+            return None
         self._drop_outdated()
         if not self._heap or self._heap[0][0] > now:
             return None

@@ -58,7 +58,7 @@ class Safety:
         match output:
             case gossip.RecordAccepted(record):
                 self._look_at_record(process, record)
-            case probe.PeerSuspected(peer) | probe.PeerLost(peer):
+            case probe.PeerSuspected(peer):
                 self._look_at_silence(process, peer)
             case _:
                 pass
@@ -77,7 +77,7 @@ class Safety:
         if heard is None or process.slow_s > 0.0 or process.busy_until >= heard:
             return  # a slow process takes in late what came in time
         silent_s = self.world.now - heard - process.stalled_s(heard, self.world.now)
-        limit_s = process.config.probe.suspect_after_s - SLACK_S
+        limit_s = process.config.probe.echo_s + process.config.probe.suspect_after_s - SLACK_S
         if silent_s < limit_s:
             who = self.world.journal.names.get(peer)
             raise CheckFailedError("I5", f"n{process.index} suspects {who} after {silent_s:.3f} s of silence in its own time")

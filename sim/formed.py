@@ -45,8 +45,6 @@ class Formation:
         nodes: how many.
         seed: everything follows from it.
         delays: as `--delays` of `python -m sim`.
-        far_share: share of the links that lead anywhere; the others lead to the nearest. There are as many per node as the core
-            opens by itself.
         start_within_s: in which all processes start; None for half of a card's lifetime, after which it is renewed.
         config: of every core.
         network: jitter and uplinks.
@@ -55,7 +53,6 @@ class Formation:
     nodes: int
     seed: int
     delays: str = "continents"
-    far_share: float = 0.25
     start_within_s: float | None = None
     config: NodeConfig = field(default_factory=NodeConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -78,7 +75,7 @@ def formed(
     world.network.delays = delays_named(formation.delays, formation.nodes, world.streams)
     starts = world.streams.of("starts")
     within_s = formation.start_within_s
-    within_s = formation.config.card_lifetime_s / 2 if within_s is None else within_s
+    within_s = formation.config.announcer.card_lifetime_s / 2 if within_s is None else within_s
     for _ in range(formation.nodes):
         world.add(at=starts.uniform(0.0, within_s), config=formation.config)
     links = choose_links(world, formation)
@@ -116,30 +113,30 @@ def formed(
 
 
 def choose_links(world: World, formation: Formation) -> list[tuple[int, int]]:
-    """Pairs of nodes that are connected: each with its nearest and a few anywhere, none with more than it opens by itself."""
+    """Pairs of nodes that are connected: each with a few anywhere, which come first, and with its nearest."""
     nodes = len(world.processes)
-    most = formation.config.membership.connections_max
-    if nodes - 1 <= most:
+    membership = formation.config.membership
+    if nodes - 1 <= membership.near_max:
         return [(one, other) for one in range(nodes) for other in range(one + 1, nodes)]
     luck, delays = world.streams.of("links"), world.network.delays
     linked: list[dict[int, None]] = [{} for _ in range(nodes)]
-    near = most - round(most * formation.far_share)
     order = list(range(nodes))
     luck.shuffle(order)
+    far: list[tuple[int, int]] = []
+    for one in order:
+        for other in luck.sample(range(nodes), min(nodes, membership.far_max + 1))[: membership.far_max]:
+            if other != one and other not in linked[one]:
+                linked[one][other] = linked[other][one] = None
+                far.append((one, other))
+    near: list[tuple[int, int]] = []
     for one in order:
         others = luck.sample(range(nodes), min(nodes, CANDIDATES_MAX))
-        for other in sorted(others, key=lambda other: (delays.one_way_s(one, other), other)):
-            if len(linked[one]) >= near:
-                break
-            if other != one and len(linked[other]) < near:
+        others.sort(key=lambda other: (delays.one_way_s(one, other), other))
+        for other in others[: membership.near_max + 1]:
+            if other != one and other not in linked[one]:
                 linked[one][other] = linked[other][one] = None
-    for one in order:
-        for other in luck.sample(range(nodes), min(nodes, 4 * most)):
-            if len(linked[one]) >= most:
-                break
-            if other != one and len(linked[other]) < most:
-                linked[one][other] = linked[other][one] = None
-    return [(one, other) for one in range(nodes) for other in sorted(linked[one]) if one < other]
+                near.append((one, other))
+    return far + near
 
 
 def find_places(world: World, links: list[tuple[int, int]], config: NodeConfig) -> list[Vivaldi]:

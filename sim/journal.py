@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from protocol import gossip, membership, probe
 from protocol.identity import PeerId
-from protocol.node import Output
+from protocol.node import Output, RecordSealed
 
 EVENTS_KEPT = 200
 """Events, a count: what fits a few screens and, at some forty events per node and second, the last moments of a small mesh."""
@@ -64,7 +64,7 @@ class Journal:
             case gossip.RecordAccepted(record, from_peer):
                 who = self._name(record.peer_id)
                 return f"{kind} {record.kind} {record.sequence} of {who} from {self._name(from_peer)}"
-            case gossip.RecordExpired(record):
+            case gossip.RecordExpired(record) | RecordSealed(record):
                 return f"{kind} {record.kind} {record.sequence} of {self._name(record.peer_id)}"
             case membership.Connect(target, _):
                 return f"{kind} {target if isinstance(target, str) else self._name(target)}"
@@ -78,7 +78,11 @@ class Journal:
                 return f"{kind} {self._name(peer_id)}: {reason}"
             case probe.SampleTaken(peer_id, rtt_s):
                 return f"{kind} {self._name(peer_id)} {rtt_s * 1000.0:.3f} ms"
-            case probe.PeerSuspected(peer_id, since) | probe.PeerLost(peer_id, since):
+            case gossip.Grafted(peer_id) | gossip.Pruned(peer_id) | membership.PeerForgotten(peer_id):
+                return f"{kind} {self._name(peer_id)}"
+            case membership.PeerGone(peer_id, reason):
+                return f"{kind} {self._name(peer_id)}: {reason}"
+            case probe.PeerSuspected(peer_id, since):
                 return f"{kind} {self._name(peer_id)}, silent since {since:.6f}"
             case _:
                 return kind
@@ -95,6 +99,8 @@ def _bytes_of(output: Output) -> bytes:
             return b"a" + from_peer + record.envelope
         case gossip.RecordExpired(record):
             return b"x" + record.envelope
+        case RecordSealed(record):
+            return b"s" + record.envelope
         case gossip.Equivocated(kept, offered):
             return b"e" + kept.envelope + offered.envelope
         case _:

@@ -74,14 +74,13 @@ class Process:
     slow_s: float = 0.0
     busy_until: float = 0.0
     node: Node = field(init=False)
+    peer_id: PeerId = field(init=False)
     connections: dict[PeerId, Link] = field(default_factory=dict[PeerId, Link])
     heard: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
     bytes_sent: int = 0
 
-    @property
-    def peer_id(self) -> PeerId:
-        """Its peer id."""
-        return self.identity.peer_id
+    def __post_init__(self) -> None:
+        self.peer_id = self.identity.peer_id
 
     @property
     def address(self) -> Multiaddr:

@@ -21,12 +21,13 @@ from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
 from protocol.inference import Feature
 from protocol.multiaddr import Multiaddr
-from protocol.node import Node, NodeConfig, Output, ReserveSequences
-from protocol.records import Hardware, ModelOffer, Record, RecordKind, Sequencer
+from protocol.node import Node, NodeConfig, Output, RecordSealed, ReserveSequences
+from protocol.records import Hardware, ModelOffer, Record, Sequencer
 from sim.journal import Journal
 from sim.luck import Streams
 from sim.network import Delays, Line, Network, NetworkConfig
 from sim.process import FIRST_PORT, LANE_MAX, Link, Process
+from sim.reader import SharedReader
 
 WALL_S = 1_800_000_000.0
 """Wall-clock seconds since 1970 at virtual time 0: a round number in 2027."""
@@ -80,12 +81,12 @@ class World:
         self.by_id: dict[PeerId, Process] = {}
         self.watchers: list[Watcher] = []
         self.seal_watchers: list[SealWatcher] = []
+        self.reader = SharedReader()
         self.arrival_watchers: list[Arrival] = []
         self.make_node: MakeNode = Node
         self.faults_on: dict[int, str] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._sealed: dict[tuple[int, RecordKind], Record] = {}
 
     # Processes
 
@@ -120,6 +121,7 @@ class World:
         self.journal.note(self.now, process.index, f"starts, life {process.life}")
         luck = self.streams.of(f"core {process.index}, life {process.life}")
         process.node = self.make_node(process.config, process.identity, luck, Sequencer(process.reserved))
+        process.node.gossip.reader = self.reader
         process.node.start((process.address,), HARDWARE, process.offers, self.wall_s(process), self.now)
         self.settle(process)
         process.node.add_bootstrap(process.bootstrap, self.now)
@@ -243,22 +245,11 @@ class World:
 
     def settle(self, process: Process) -> None:
         """Drains a core and arms its timer; follows every call into it."""
-        self._note_sealed(process)
         node, journal, now, index = process.node, self.journal, self.now, process.index
         while (output := node.next_output()) is not None:
             journal.output(now, index, output)
             self._carry_out(process, output)
         self._arm(process)
-
-    def _note_sealed(self, process: Process) -> None:
-        """Tells of what the core has sealed in the call that has just ended: at most one record of each kind."""
-        table = process.node.table
-        for kind in RecordKind:
-            record = table.get(process.peer_id, kind)
-            if record is not None and self._sealed.get((process.index, kind)) is not record:
-                self._sealed[process.index, kind] = record
-                for watcher in self.seal_watchers:
-                    watcher(process, record)
 
     def _carry_out(self, process: Process, output: Output) -> None:
         match output:
@@ -279,7 +270,10 @@ class World:
             case ReserveSequences(upto):
                 process.reserved = upto
                 process.node.handle_reserved(upto, self.now)
-                self._note_sealed(process)
+            case RecordSealed(record):
+                for seal_watcher in self.seal_watchers:
+                    seal_watcher(process, record)
+                return
             case _:
                 pass
         for watcher in self.watchers:

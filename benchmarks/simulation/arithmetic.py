@@ -55,12 +55,16 @@ class Costs:
 
 def rates_at(nodes: int, config: NodeConfig) -> dict[str, float]:
     """Per second, how many things of each kind a node is told of that has so many peers; copies not counted."""
-    linked = min(nodes - 1, config.membership.connections_max)
+    linked = min(nodes - 1, config.membership.near_max + 2 * config.membership.far_max)
+    watched = min(linked, config.gossip.degree)
+    cards_per_s = (nodes - 1) / (config.announcer.card_lifetime_s / 2.0)
     return {
-        "probe": linked * 2.0 / config.probe.interval_s,  # theirs, and the echoes of ours
-        "records: card": (nodes - 1) / (config.card_lifetime_s / 2.0),
-        "records: beat": (nodes - 1) / config.beat_interval_s,
-        "records: edges": (nodes - 1) / config.edges_interval_s,
+        # theirs, and the echoes of ours
+        "probe": watched * 2.0 / config.probe.interval_s + (linked - watched) * 2.0 / config.probe.idle_interval_s,
+        "records: card": cards_per_s,
+        "entries": cards_per_s,  # a card that is renewed is announced over every link of the mesh
+        "want": cards_per_s,
+        "beattold": min(linked, config.membership.near_max),
     }
 
 

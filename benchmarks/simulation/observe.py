@@ -24,7 +24,7 @@ ENVELOPES_REMEMBERED_MAX = 50_000
 BEGINNING_BYTES = 256
 """Bytes by which a message of records is remembered: its first envelope's header is shorter."""
 
-LOAD_KINDS = frozenset({"beat", "beats", "load", "loads"})
+LOAD_KINDS = frozenset({"beattold"})
 """Names of messages that tell the load of their sender."""
 
 SEALED_WITHIN_S = 10.0

@@ -214,8 +214,12 @@ class Transport:
 
     # Dialling.
 
-    async def dial(self, address: Multiaddr) -> Connection:
+    async def dial(self, address: Multiaddr, *, afresh: bool = False) -> Connection:
         """Return a connection to a peer, dialling it unless it is connected; calls at the same time share one attempt.
+
+        Args:
+            address: where to dial, with the peer id that has to answer there, or without.
+            afresh: dial also a peer that is connected, because nothing is heard over that connection.
 
         Raises:
             ConnectionLost: UNREACHABLE, IDLE after the handshake timeout, WRONG_PEER, BAD_CERTIFICATE, or what the peer said.
@@ -223,7 +227,7 @@ class Transport:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._nursery is None or self._closing:
             raise ConnectionLost(ErrorCode.UNREACHABLE, "the transport does not run")
-        if address.peer_id is not None and address.peer_id in self.connections:
+        if not afresh and address.peer_id is not None and address.peer_id in self.connections:
             return self.connections[address.peer_id]
         key: object = (address.peer_id, address.host, address.port) if address.peer_id is None else address.peer_id
         dial = self._dials.get(key)

@@ -1,11 +1,15 @@
-"""Gossip: how records spread, by pushing news and by comparing digests."""
+"""Gossip: how records spread over a mesh of links, and are compared where something was missed."""
 
 from protocol.gossip.events import (
+    BeatHeard,
     Equivocated,
     GossipConfig,
+    Grafted,
+    LinkKept,
     Misbehaved,
     Output,
     OwnRecordHeard,
+    Pruned,
     RecordAccepted,
     RecordExpired,
     RecordRefused,
@@ -16,12 +20,16 @@ from protocol.gossip.messages import MESSAGE_BYTES_MAX
 
 __all__ = [
     "MESSAGE_BYTES_MAX",
+    "BeatHeard",
     "Equivocated",
     "Gossip",
     "GossipConfig",
+    "Grafted",
+    "LinkKept",
     "Misbehaved",
     "Output",
     "OwnRecordHeard",
+    "Pruned",
     "RecordAccepted",
     "RecordExpired",
     "RecordRefused",

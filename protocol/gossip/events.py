@@ -1,10 +1,10 @@
 """What gossip is bounded by, and what comes out of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
-from protocol.records import Record
+from protocol.records import Beat, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,14 +12,27 @@ class GossipConfig:
     """The bounds of gossip. Budgets are per connected peer unless it says otherwise.
 
     Attributes:
-        fanout: connected peers that a newly accepted record is pushed to. With 3, a rumour reaches about 94 % of a large mesh
-            and all of a mesh of five; digests bring it to the rest.
+        degree: links of the mesh that a node wants, gossipsub's D. News is pushed over them; each further link costs a copy of
+            every record and gains little speed (docs/dissemination.md).
+        degree_min: fewer make it ask for more at the next heartbeat, gossipsub's D_lo.
+        degree_max: more make it give some back, gossipsub's D_hi.
+        degree_lazy: peers outside the mesh that are told at each heartbeat what was news, gossipsub's D_lazy.
+        heartbeat_s: seconds between two looks at the mesh; gossipsub's.
+        history_heartbeats: heartbeats for which what was news is told on to peers outside the mesh, gossipsub's mcache_gossip.
+        prune_backoff_s: seconds in which a peer that gave back a link is not asked for one again. gossipsub's 60 s would leave a
+            small mesh torn for a minute.
+        dont_want_bytes_min: records of at least so many bytes are announced as received, so that others do not send them again;
+            for shorter ones the announcement costs as much as the copy.
         round_s: mean time between digest exchanges with one random peer, in seconds: a node that missed everything is whole again
             after a few.
         round_jitter: each round is so much shorter or longer at random, as a share of `round_s`, so that nodes fall out of step.
+        greetings_per_s: digest exchanges begun because a connection began or came back, all peers together; what is over it waits
+            for the rounds.
+        greetings_burst: how many at once.
         peers_max: connected peers gossiped with; more are ignored.
         records_per_s: records verified that were not asked for; 20 a second keep a flooder below 0.4 % of a core.
-        records_burst: how many such records may come at once.
+        records_burst: how many such records may come at once: when a network of 1,000 nodes is cut or mended, as many verdicts
+            come within a second over a handful of links.
         records_debt_max: how many more may be refused before the peer counts as flooding.
         exchanges_per_s: digests, entries and wants answered; an exchange takes three messages.
         exchanges_burst: how many may come at once.
@@ -34,17 +47,30 @@ class GossipConfig:
         repeats_per_s: of all peers together, records that came because they were asked for and are pushed on; so a newcomer's
             card spreads at once, and a node that fetches a whole table does not push it to everybody who has it.
         repeats_burst: how many at once.
-        direct_entries_max: a table of at most so many records is told entry by entry, without comparing hashes first: the
-            hashes take as much room as 64 entries, and a round trip.
+        direct_entries_max: a table of at most so many records is told entry by entry, without comparing bucket hashes first: the
+            hashes take as much room as 128 entries, and a round trip.
         refused_max: hashes of refused envelopes remembered, all peers together, so that no fault is verified twice.
+        history_max: records remembered as news, and as not wanted by one peer.
+        expire_s: seconds between two looks for records that have expired; their expiry is minutes away and has a minute's slack.
+        beats_per_s: beats taken from one peer.
+        beats_burst: how many at once.
     """
 
-    fanout: int = 3
+    degree: int = 4
+    degree_min: int = 4
+    degree_max: int = 5
+    degree_lazy: int = 6
+    heartbeat_s: float = 1.0
+    history_heartbeats: int = 3
+    prune_backoff_s: float = 10.0
+    dont_want_bytes_min: int = 1024
     round_s: float = 2.0
     round_jitter: float = 0.2
+    greetings_per_s: float = 2.0
+    greetings_burst: int = 8
     peers_max: int = 256
     records_per_s: float = 20.0
-    records_burst: int = 100
+    records_burst: int = 1000
     records_debt_max: int = 400
     exchanges_per_s: float = 5.0
     exchanges_burst: int = 30
@@ -60,6 +86,10 @@ class GossipConfig:
     repeats_burst: int = 64
     direct_entries_max: int = 128
     refused_max: int = 1024
+    history_max: int = 4096
+    expire_s: float = 10.0
+    beats_per_s: float = 5.0
+    beats_burst: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +102,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class RecordAccepted:
-    """A verified record is news and stands in the table."""
+    """A verified record is news and stands in the table, in place of `replaced`."""
 
     record: Record
     from_peer: PeerId
+    replaced: Record | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,5 +151,47 @@ class OwnRecordHeard:
     sequence: int
 
 
-Output = Send | RecordAccepted | RecordExpired | RecordRefused | Misbehaved | Equivocated | OwnRecordHeard
+@dataclass(frozen=True, slots=True)
+class BeatHeard:
+    """A connected peer has told how it is doing."""
+
+    peer_id: PeerId
+    beat: Beat
+
+
+@dataclass(frozen=True, slots=True)
+class LinkKept:
+    """A connected peer has said whether it wants to keep the connection and hear this node's beats."""
+
+    peer_id: PeerId
+    keeps: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grafted:
+    """The link to the peer belongs to the mesh now: news goes over it, and both ends watch one another closely."""
+
+    peer_id: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """The link to the peer belongs to the mesh no more; it stays connected."""
+
+    peer_id: PeerId
+
+
+Output = (
+    BeatHeard
+    | LinkKept
+    | Grafted
+    | Pruned
+    | Send
+    | RecordAccepted
+    | RecordExpired
+    | RecordRefused
+    | Misbehaved
+    | Equivocated
+    | OwnRecordHeard
+)
 """One thing to do, or one thing that happened."""

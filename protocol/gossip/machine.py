@@ -1,15 +1,18 @@
-"""The gossip machine: news is pushed to a few peers at random, and tables are compared with one peer after another.
+"""The gossip machine: news is pushed over a mesh of links, and tables are compared with one peer after another.
 
-A record that is news here is pushed to `fanout` connected peers, not to the one it came from. Now and then, and first of all
-when a connection begins, two nodes compare what they hold: entry by entry while tables are small, else first by the hashes of
-buckets. Each asks for what it lacks, so what comes by comparison was asked for, and only what comes unasked counts against a
-peer's budget.
+A record that is news here is pushed over the links of the mesh (`overlay`), not to where it came from. A card that says what
+the one before said, issued anew so that it does not expire, is no news: it is announced at the next heartbeat and asked for by
+who lacks it. What was news is announced to some peers outside the mesh. Now and then, and first of all when a connection
+begins, two nodes compare what they hold: one hash, the hashes of buckets where it differs, the entries of buckets that differ.
+Each asks for what it lacks, so what comes by comparison was asked for, and only what comes unasked counts against a peer's
+budget. Edges and signed beats concern neighbours: they are pushed one hop and not compared.
 
-A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature last.
-Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped. What a
-peer passes on in good faith (a record that just expired, a payload of a later version) is refused without blame.
+A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature
+last. Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped.
+What a peer passes on in good faith (a record that just expired, a payload of a later version) is refused without blame.
 
-Source: Demers et al., "Epidemic algorithms for replicated database maintenance" (PODC 1987): rumour mongering and anti-entropy.
+Source: gossipsub v1.1 and v1.2 (libp2p/specs): mesh, lazy push, IDONTWANT; Demers et al., "Epidemic algorithms
+for replicated database maintenance" (PODC 1987): anti-entropy.
 Spec: docs/spec/04-gossip.md.
 """
 
@@ -24,19 +27,28 @@ from protocol.encoding import Luck
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip.budget import Budget, Verdict
 from protocol.gossip.events import (
+    BeatHeard,
     Equivocated,
     GossipConfig,
+    Grafted,
+    LinkKept,
     Misbehaved,
     Output,
     OwnRecordHeard,
+    Pruned,
     RecordAccepted,
     RecordExpired,
     RecordRefused,
     Send,
 )
 from protocol.gossip.messages import (
+    BeatTold,
     Digest,
+    DontWant,
     Entries,
+    Graft,
+    Keep,
+    Prune,
     Records,
     Want,
     answer_messages,
@@ -45,9 +57,21 @@ from protocol.gossip.messages import (
     entries_messages,
     records_messages,
 )
+from protocol.gossip.overlay import Overlay
 from protocol.identity import PeerId
-from protocol.records import Record, RecordHeader, check_network_and_time, open_record, peek, signed_bytes
-from protocol.table import BUCKETS, Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
+from protocol.records import (
+    Beat,
+    Record,
+    RecordHeader,
+    RecordKind,
+    RecordReader,
+    check_network_and_time,
+    decode_payload,
+    encode_payload,
+    fit,
+    signed_bytes,
+)
+from protocol.table import BUCKETS, COMPARED, Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
 
 _REFUSED_HASH_BYTES = 16
 """Length in bytes of the hash by which a refused envelope is remembered: none is found twice by chance or on purpose."""
@@ -59,9 +83,11 @@ class _Peer:
     exchanges: Budget
     received: Budget
     served: Budget
+    beats: Budget
     wants: int = 0  # asked for and neither come nor given up
     misbehaved: bool = False
     news: list[bytes] = field(default_factory=list[bytes])  # to be pushed when the present call ends
+    has: dict[RecordKey, int] = field(default_factory=dict[RecordKey, int])  # what it said it has, oldest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +112,37 @@ class Gossip:
         self._table = table
         self._network_id = network_id
         self._luck = luck
+        self.reader = RecordReader()
+        self._overlay = Overlay(config, luck)
         self._peers: dict[PeerId, _Peer] = {}
         self._order: list[PeerId] = []  # connected peers, sorted
+        self._pushing: list[PeerId] = []  # who has news to be pushed when the present call ends
         self._wants: dict[RecordKey, _Want] = {}
         self._refused: dict[bytes, None] = {}  # hashes, oldest first
+        self._news: dict[RecordKey, tuple[int, int]] = {}  # what was news, oldest first: sequence number and heartbeats left
+        self._renewed: dict[RecordKey, int] = {}  # what says nothing new, to be announced at the next heartbeat
         self._repeats: Budget | None = None
+        self._greetings: Budget | None = None
         self._round_at: float | None = None
+        self._heartbeat_at = self._expire_at = 0.0
         self._outputs: deque[Output] = deque()
 
-    def handle_connected(self, peer_id: PeerId, now: float) -> None:
-        """Begin with a peer: tell it what is held. A peer over the limit is left as it is.
+    def handle_connected(self, peer_id: PeerId, now: float, *, far: bool = True) -> None:
+        """Begin with a peer: compare what is held. A peer over the limit is left as it is.
 
         A peer that is connected already is told again, for its stream is a new one and what was said on the old one may be lost.
+
+        Args:
+            peer_id: who is connected.
+            now: monotonic seconds.
+            far: whether the peer was chosen at random, and not because it is near.
         """
         self._start_clock(now)
         known = self._peers.get(peer_id)
         if known is not None and not known.misbehaved:
-            self._start_exchange(peer_id)
+            self._greet(peer_id, now)
+            if peer_id in self._overlay:
+                self._send(peer_id, [encode_message(Graft())])
         if known is not None or peer_id == self._table.own or len(self._peers) >= self._config.peers_max:
             return
         config = self._config
@@ -111,9 +151,12 @@ class Gossip:
             exchanges=Budget(config.exchanges_per_s, config.exchanges_burst, config.exchanges_debt_max, now),
             received=Budget(config.bytes_per_s, config.bytes_burst, config.bytes_debt_max, now),
             served=Budget(config.served_bytes_per_s, config.served_burst, 0.0, now),
+            beats=Budget(config.beats_per_s, config.beats_burst, 0.0, now),
         )
         insort(self._order, peer_id)
-        self._start_exchange(peer_id)
+        self._greet(peer_id, now)
+        if self._overlay.handle_connected(peer_id, now, far=far):
+            self._graft(peer_id)
 
     def handle_disconnected(self, peer_id: PeerId, now: float) -> None:
         """Forget a peer's connection; what it was asked for may be asked for elsewhere."""
@@ -121,6 +164,41 @@ class Gossip:
         if self._peers.pop(peer_id, None) is not None:
             self._order.remove(peer_id)
             self._wants = {key: want for key, want in self._wants.items() if want.peer_id != peer_id}
+            if self._overlay.handle_disconnected(peer_id):
+                self._outputs.append(Pruned(peer_id))
+
+    def handle_silent(self, peer_id: PeerId) -> None:
+        """Push no news to a connected peer that does not answer; another takes its place at the next heartbeat."""
+        if peer_id in self._peers and self._overlay.handle_silent(peer_id):
+            self._send(peer_id, [encode_message(Prune())])
+            self._outputs.append(Pruned(peer_id))
+
+    def handle_heard(self, peer_id: PeerId, now: float) -> None:
+        """Compare tables with a peer that answers again: both may have missed much."""
+        if peer_id in self._peers:
+            self._overlay.handle_heard(peer_id)
+            self._greet(peer_id, now)
+
+    def in_mesh(self, peer_id: PeerId) -> bool:
+        """Whether news is pushed over the link to the peer."""
+        return peer_id in self._overlay
+
+    def mesh(self) -> tuple[PeerId, ...]:
+        """The peers to which news is pushed, in the order of their ids."""
+        return tuple(self._overlay.members)
+
+    def tell_beat(self, beat: Beat, peers: Iterable[PeerId]) -> None:
+        """Tell connected peers how this node is doing."""
+        records = self._table.config.records
+        message = encode_message(BeatTold(encode_payload(fit(beat, records), records)))
+        for peer_id in peers:
+            if peer_id in self._peers:
+                self._send(peer_id, [message])
+
+    def tell_kept(self, peer_id: PeerId, *, keeps: bool) -> None:
+        """Tell a connected peer whether this node wants to keep the connection and hear its beats."""
+        if peer_id in self._peers:
+            self._send(peer_id, [encode_message(Keep(keeps))])
 
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float, wall_s: float) -> None:
         """Take one message as it came from a connected peer.
@@ -144,6 +222,10 @@ class Gossip:
                 case Digest() | Entries() | Want():
                     if self._within(peer_id, peer.exchanges, 1, now):
                         self._handle_exchange(peer_id, peer, message, now)
+                case BeatTold():
+                    self._handle_beat(peer_id, peer, message, now)
+                case Graft() | Prune() | DontWant() | Keep():
+                    self._handle_link(peer_id, peer, message, now)
                 case None:
                     pass  # of a later version
                 case _:
@@ -164,19 +246,31 @@ class Gossip:
         outcome = self._table.offer(record, now, record.issued_s)
         if not isinstance(outcome, Accepted):
             raise LocalProtocolError(ErrorCode.MALFORMED, f"sequence number {record.sequence} is not newer than the last")
-        self._tell(record, except_for=())
+        if record.kind in COMPARED and _says_the_same(outcome):
+            self._renewed[record_key(record.peer_id, record.kind)] = record.sequence
+            return
+        self._tell(record, self._overlay.members, except_for=())
         self._push_news()
 
     def next_timer(self) -> float | None:
         """When to call `handle_timer`, in monotonic seconds; None before the first call that told the time."""
-        return self._round_at
+        if self._round_at is None:
+            return None
+        return min(self._round_at, self._heartbeat_at) if self._peers else self._expire_at
 
     def handle_timer(self, now: float, wall_s: float) -> None:
-        """Drop what expired, and compare tables with one peer at random, if the time has come."""
-        if self._round_at is None or now < self._round_at:
+        """Look after the mesh and announce what was news; drop what expired; compare tables with one peer at random."""
+        if self._round_at is None:
+            return
+        if now >= self._heartbeat_at and self._peers:
+            self._heartbeat_at = now + self._config.heartbeat_s
+            self._heartbeat(now)
+        if now >= self._expire_at:
+            self._expire_at = now + self._config.expire_s
+            self._outputs.extend(RecordExpired(record) for record in self._table.expire(wall_s))
+        if now < self._round_at or not self._peers:
             return
         self._schedule_round(now)
-        self._outputs.extend(RecordExpired(record) for record in self._table.expire(wall_s))
         for key in [key for key, want in self._wants.items() if now >= want.give_up_at]:
             self._forget_want(key)
         partners = [peer_id for peer_id in self._order if not self._peers[peer_id].misbehaved]
@@ -194,7 +288,7 @@ class Gossip:
             if peer.misbehaved:
                 return
             try:
-                header = peek(envelope, self._table.config.records)
+                header = self.reader.peek(envelope, self._table.config.records)
             except RemoteProtocolError as error:
                 if error.code is not ErrorCode.UNSUPPORTED:
                     raise
@@ -237,7 +331,7 @@ class Gossip:
 
     def _verify(self, peer_id: PeerId, envelope: bytes, asked: bool, now: float, wall_s: float) -> None:
         try:
-            record = open_record(envelope, self._network_id, wall_s, self._table.config.records)
+            record = self.reader.open(envelope, self._network_id, wall_s, self._table.config.records)
         except RemoteProtocolError as error:
             self._remember_refused(envelope)
             if error.code is ErrorCode.BAD_SIGNATURE:
@@ -251,9 +345,8 @@ class Gossip:
         match outcome:
             case Accepted(evicted=evicted):
                 self._outputs.extend(RecordExpired(old) for old in evicted)
-                self._outputs.append(RecordAccepted(record, peer_id))
-                if not asked or self._may_repeat(now):
-                    self._tell(record, except_for=(peer_id, record.peer_id))
+                self._outputs.append(RecordAccepted(record, peer_id, outcome.replaced))
+                self._pass_on(record, peer_id, outcome, asked, now)
             case Equivocation(kept=kept, offered=offered):
                 self._remember_refused(envelope)
                 self._outputs.append(Equivocated(kept, offered))
@@ -269,20 +362,116 @@ class Gossip:
             self._repeats = Budget(self._config.repeats_per_s, self._config.repeats_burst, 0.0, now)
         return self._repeats.take(1, now) is Verdict.GRANTED
 
-    def _tell(self, record: Record, except_for: Iterable[PeerId]) -> None:
-        """Choose who hears of a record when the present call ends."""
-        passed_over = set(except_for)
-        others = [peer_id for peer_id in self._order if peer_id not in passed_over and not self._peers[peer_id].misbehaved]
-        chosen = others if len(others) <= self._config.fanout else self._luck.sample(others, self._config.fanout)
-        for peer_id in chosen:
-            self._peers[peer_id].news.append(record.envelope)
+    def _pass_on(self, record: Record, from_peer: PeerId, outcome: Accepted, asked: bool, now: float) -> None:
+        """Push a record that was news here, or have it announced where it says nothing new."""
+        if record.kind not in COMPARED:
+            return
+        key = record_key(record.peer_id, record.kind)
+        if _says_the_same(outcome):
+            self._renewed[key] = record.sequence
+            return
+        if asked and not self._may_repeat(now):
+            return
+        if len(record.envelope) >= self._config.dont_want_bytes_min:
+            had = encode_message(DontWant(((key, record.sequence),)))
+            for peer_id in self._overlay.members:
+                if peer_id != from_peer:
+                    self._send(peer_id, [had])
+        self._tell(record, self._overlay.members, except_for=(from_peer, record.peer_id))
+
+    def _tell(self, record: Record, peers: Iterable[PeerId], except_for: tuple[PeerId, ...]) -> None:
+        """Have peers told of a record when the present call ends, and others at the next heartbeats."""
+        key = record_key(record.peer_id, record.kind)
+        for peer_id in peers:
+            peer = self._peers[peer_id]
+            if peer_id in except_for or peer.misbehaved or peer.has.get(key, 0) >= record.sequence:
+                continue
+            if not peer.news:
+                self._pushing.append(peer_id)
+            peer.news.append(record.envelope)
+        if record.kind in COMPARED:
+            self._news.pop(key, None)
+            self._news[key] = (record.sequence, self._config.history_heartbeats)
+            if len(self._news) > self._config.history_max:
+                del self._news[next(iter(self._news))]
 
     def _push_news(self) -> None:
-        for peer_id in self._order:
-            peer = self._peers[peer_id]
-            if peer.news:
-                self._send(peer_id, records_messages(peer.news))
+        if not self._pushing:
+            return
+        encoded: dict[tuple[bytes, ...], list[bytes]] = {}  # most peers are told the same
+        for peer_id in self._pushing:
+            peer = self._peers.get(peer_id)
+            if peer is not None and peer.news:
+                news = tuple(peer.news)
+                if news not in encoded:
+                    encoded[news] = records_messages(news)
+                self._send(peer_id, encoded[news])
                 peer.news = []
+        self._pushing.clear()
+
+    # The mesh
+
+    def _heartbeat(self, now: float) -> None:
+        """Ask for links or give some back, and announce what was news."""
+        change = self._overlay.heartbeat(now)
+        for peer_id in change.grafted:
+            self._graft(peer_id)
+        for peer_id in change.pruned:
+            self._prune(peer_id)
+        if self._news:
+            told = [(key, sequence) for key, (sequence, _) in self._news.items()]
+            for peer_id in self._overlay.outside(self._config.degree_lazy):
+                self._send(peer_id, answer_messages(told))
+            self._news = {key: (sequence, left - 1) for key, (sequence, left) in self._news.items() if left > 1}
+        if self._renewed:
+            told = list(self._renewed.items())
+            self._renewed = {}
+            for peer_id in self._overlay.members:
+                fresh = [(key, sequence) for key, sequence in told if self._peers[peer_id].has.get(key, 0) < sequence]
+                self._send(peer_id, answer_messages(fresh))
+
+    def _handle_link(self, peer_id: PeerId, peer: _Peer, message: Graft | Prune | DontWant | Keep, now: float) -> None:
+        match message:
+            case Graft():
+                known = peer_id in self._overlay
+                if not self._overlay.handle_graft(peer_id, now):
+                    self._send(peer_id, [encode_message(Prune())])
+                elif not known:
+                    self._outputs.append(Grafted(peer_id))
+            case Prune():
+                if self._overlay.handle_prune(peer_id, now):
+                    self._outputs.append(Pruned(peer_id))
+            case DontWant(entries=entries):
+                if self._within(peer_id, peer.records, 1, now):
+                    self._note_has(peer, entries)
+            case Keep(keeps=keeps):
+                self._outputs.append(LinkKept(peer_id, keeps))
+            case _:
+                assert_never(message)
+
+    def _handle_beat(self, peer_id: PeerId, peer: _Peer, message: BeatTold, now: float) -> None:
+        if peer.beats.take(1, now) is not Verdict.GRANTED:
+            self._outputs.append(RecordRefused(peer_id, ErrorCode.FLOODING))
+            return
+        beat = decode_payload(RecordKind.BEAT, message.payload, self._table.config.records)
+        assert isinstance(beat, Beat)
+        self._outputs.append(BeatHeard(peer_id, beat))
+
+    def _note_has(self, peer: _Peer, entries: Iterable[tuple[RecordKey, int]]) -> None:
+        """Remember what a peer has, so that it is not sent; what is forgotten costs one copy."""
+        for key, sequence in entries:
+            peer.has.pop(key, None)
+            peer.has[key] = sequence
+        while len(peer.has) > self._config.history_max:
+            del peer.has[next(iter(peer.has))]
+
+    def _graft(self, peer_id: PeerId) -> None:
+        self._send(peer_id, [encode_message(Graft())])
+        self._outputs.append(Grafted(peer_id))
+
+    def _prune(self, peer_id: PeerId) -> None:
+        self._send(peer_id, [encode_message(Prune())])
+        self._outputs.append(Pruned(peer_id))
 
     def _remember_refused(self, envelope: bytes) -> None:
         self._refused[_hash_of(envelope)] = None
@@ -291,15 +480,22 @@ class Gossip:
 
     # Digests
 
+    def _greet(self, peer_id: PeerId, now: float) -> None:
+        """Compare tables with a peer that is connected anew, unless many came at once: then the rounds see to it."""
+        if self._greetings is None:
+            self._greetings = Budget(self._config.greetings_per_s, self._config.greetings_burst, 0.0, now)
+        if self._greetings.take(1, now) is Verdict.GRANTED:
+            self._start_exchange(peer_id)
+
     def _start_exchange(self, peer_id: PeerId) -> None:
-        """Tell a peer what is held, by entries or by hashes, whichever is shorter."""
-        if len(self._table) <= self._config.direct_entries_max:
-            self._send(peer_id, entries_messages(self._told(range(BUCKETS))))
-        else:
-            self._send(peer_id, [encode_message(Digest(tuple(self._table.bucket_hashes())))])
+        """Tell a peer the hash of everything that is held."""
+        self._send(peer_id, [encode_message(Digest((self._table.root_hash(),)))])
 
     def _handle_exchange(self, peer_id: PeerId, peer: _Peer, message: Digest | Entries | Want, now: float) -> None:
         match message:
+            case Digest(hashes=(root,)):
+                if root != self._table.root_hash():
+                    self._send(peer_id, self._summary())
             case Digest(hashes=hashes):
                 own = self._table.bucket_hashes()
                 self._send(
@@ -308,11 +504,18 @@ class Gossip:
             case Entries(entries=entries, buckets=buckets):
                 table = self._table
                 self._ask(peer_id, peer, [key for key, sequence in entries if table.sequence_of(key) < sequence], now)
-                theirs = dict(entries)
-                newer = [(key, sequence) for key, sequence in table.digest(buckets) if theirs.get(key, 0) < sequence]
-                self._send(peer_id, answer_messages(newer))
+                if buckets:
+                    theirs = dict(entries)
+                    newer = [(key, sequence) for key, sequence in table.digest(buckets) if theirs.get(key, 0) < sequence]
+                    self._send(peer_id, answer_messages(newer))
             case Want(keys=keys):
                 self._serve(peer_id, peer, keys, now)
+
+    def _summary(self) -> list[bytes]:
+        """What is held, by entries or by hashes, whichever is shorter."""
+        if self._table.compared <= self._config.direct_entries_max:
+            return entries_messages(self._told(range(BUCKETS)))
+        return [encode_message(Digest(tuple(self._table.bucket_hashes())))]
 
     def _told(self, buckets: Iterable[int]) -> list[tuple[int, Sequence[tuple[RecordKey, int]]]]:
         return [(bucket, self._table.digest([bucket])) for bucket in buckets]
@@ -369,6 +572,8 @@ class Gossip:
             peer.misbehaved = True
             peer.news = []
             self._outputs.append(Misbehaved(peer_id, code))
+            if self._overlay.handle_silent(peer_id):
+                self._outputs.append(Pruned(peer_id))
 
     def _send(self, peer_id: PeerId, messages: Iterable[bytes]) -> None:
         self._outputs.extend(Send(peer_id, message) for message in messages)
@@ -376,10 +581,18 @@ class Gossip:
     def _start_clock(self, now: float) -> None:
         if self._round_at is None:
             self._schedule_round(now)
+            self._heartbeat_at = now + self._config.heartbeat_s * self._luck.uniform(0.5, 1.0)
+            self._expire_at = now + self._config.expire_s
 
     def _schedule_round(self, now: float) -> None:
         share = self._luck.uniform(1.0 - self._config.round_jitter, 1.0 + self._config.round_jitter)
         self._round_at = now + self._config.round_s * share
+
+
+def _says_the_same(outcome: Accepted) -> bool:
+    """Whether a card only takes the place of one that would expire. A verdict is news even then: silence goes on."""
+    replaced = outcome.replaced
+    return replaced is not None and replaced.kind is RecordKind.CARD and replaced.payload == outcome.record.payload
 
 
 def _hash_of(envelope: bytes) -> bytes:

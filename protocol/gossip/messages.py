@@ -1,8 +1,9 @@
-"""The four messages of gossip and their msgpack.
+"""The messages of gossip and their msgpack.
 
-Each is an array whose first element tells which: records pushed or asked for; a digest of bucket hashes; entries of buckets;
-wants. Keys and sequence numbers are packed into one byte string, 8 and 8 bytes big-endian: there may be thousands of them.
-Elements after the known ones are ignored, and so are messages of unknown types: later versions may send them.
+Each is an array whose first element tells which: records pushed or asked for; a digest of hashes; entries of buckets, or of
+what is news; wants; a link asked for or given back; records not wanted any more; a beat; whether the connection is kept. Keys
+and sequence numbers are packed into one byte string, 8 and 8 bytes big-endian: there may be thousands of them. Elements after
+the known ones are ignored, and so are messages of unknown types: later versions may send them.
 
 Spec: docs/spec/04-gossip.md, section "Messages".
 """
@@ -38,7 +39,7 @@ _MESSAGE_OVERHEAD_BYTES = 8
 
 _LIMITS = PackingLimits(size_bytes_max=MESSAGE_BYTES_MAX, depth_max=6, values_max=ENVELOPES_MAX + 64)
 
-_RECORDS, _DIGEST, _ENTRIES, _WANT = 1, 2, 3, 4
+_RECORDS, _DIGEST, _ENTRIES, _WANT, _GRAFT, _PRUNE, _DONT_WANT, _BEAT, _KEEP = 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,11 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """One hash for each bucket of the sender's table; the answer is the entries of those that differ."""
+    """What the sender's table hashes to: one hash over everything, or one for each bucket.
+
+    The answer to the first, when it differs, is the second or all entries; the answer to the second the entries of those buckets
+    that differ.
+    """
 
     hashes: tuple[bytes, ...]
 
@@ -76,7 +81,38 @@ class Want:
     keys: tuple[RecordKey, ...]
 
 
-Message = Records | Digest | Entries | Want
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """The sender pushes news over this link from now on, and asks for the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """The sender pushes no news over this link any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class DontWant:
+    """Records that the sender has, with their sequence numbers, and need not be sent."""
+
+    entries: tuple[tuple[RecordKey, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeatTold:
+    """How the sender is doing: the payload of a beat, packed. The connection proves who says so."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Whether the sender wants to keep the connection, and hear beats over it."""
+
+    keeps: bool
+
+
+Message = Records | Digest | Entries | Want | Graft | Prune | DontWant | BeatTold | Keep
 
 
 def encode_message(message: Message) -> bytes:
@@ -88,10 +124,19 @@ def encode_message(message: Message) -> bytes:
             value = [_DIGEST, b"".join(message.hashes)]
         case Entries():
             told = sum(1 << bucket for bucket in set(message.buckets)).to_bytes(BUCKETS // 8, "little")
-            packed = b"".join(key + sequence.to_bytes(_SEQUENCE_BYTES, "big") for key, sequence in message.entries)
-            value = [_ENTRIES, told, packed]
+            value = [_ENTRIES, told, _packed_entries(message.entries)]
         case Want():
             value = [_WANT, b"".join(message.keys)]
+        case Graft():
+            value = [_GRAFT, None]
+        case Prune():
+            value = [_PRUNE, None]
+        case DontWant():
+            value = [_DONT_WANT, _packed_entries(message.entries)]
+        case BeatTold():
+            value = [_BEAT, message.payload]
+        case Keep():
+            value = [_KEEP, message.keeps]
     return pack(value, _LIMITS)
 
 
@@ -108,11 +153,28 @@ def decode_message(payload: bytes) -> Message | None:
         case 1:
             return _records(value[1])
         case 2:
-            return Digest(tuple(_split(value[1], BUCKET_HASH_BYTES, BUCKETS, BUCKETS)))
+            hashes = tuple(_split(value[1], BUCKET_HASH_BYTES, 1, BUCKETS))
+            if len(hashes) not in (1, BUCKETS):
+                raise RemoteProtocolError(ErrorCode.MALFORMED, f"a digest of {len(hashes)} hashes")
+            return Digest(hashes)
         case 3:
             return _entries(value)
         case 4:
             return Want(tuple(RecordKey(key) for key in _split(value[1], RECORD_KEY_BYTES, 1, WANTS_MAX)))
+        case 5:
+            return Graft()
+        case 6:
+            return Prune()
+        case 7:
+            return DontWant(_split_entries(value[1]))
+        case 8:
+            if not isinstance(value[1], bytes):
+                raise RemoteProtocolError(ErrorCode.MALFORMED, "a beat that is not bytes")
+            return BeatTold(value[1])
+        case 9:
+            if not isinstance(value[1], bool):
+                raise RemoteProtocolError(ErrorCode.MALFORMED, "neither kept nor not")
+            return Keep(value[1])
         case _:
             return None
 
@@ -177,14 +239,22 @@ def _entries(value: list[Plain]) -> Entries:
     if len(value) < 3 or not isinstance(told, bytes) or len(told) != BUCKETS // 8:
         raise RemoteProtocolError(ErrorCode.MALFORMED, "entries without their buckets")
     bits = int.from_bytes(told, "little")
-    pieces = _split(value[2], RECORD_KEY_BYTES + _SEQUENCE_BYTES, 0, ENTRIES_MAX)
+    return Entries(
+        entries=_split_entries(value[2]),
+        buckets=tuple(bucket for bucket in range(BUCKETS) if bits >> bucket & 1),
+    )
+
+
+def _packed_entries(entries: Iterable[tuple[RecordKey, int]]) -> bytes:
+    return b"".join(key + sequence.to_bytes(_SEQUENCE_BYTES, "big") for key, sequence in entries)
+
+
+def _split_entries(value: Plain) -> tuple[tuple[RecordKey, int], ...]:
+    pieces = _split(value, RECORD_KEY_BYTES + _SEQUENCE_BYTES, 0, ENTRIES_MAX)
     entries = tuple((RecordKey(piece[:RECORD_KEY_BYTES]), int.from_bytes(piece[RECORD_KEY_BYTES:], "big")) for piece in pieces)
     if not all(1 <= sequence <= SEQUENCE_MAX for _, sequence in entries):
         raise RemoteProtocolError(ErrorCode.MALFORMED, "a sequence number out of range")
-    return Entries(
-        entries=entries,
-        buckets=tuple(bucket for bucket in range(BUCKETS) if bits >> bucket & 1),
-    )
+    return entries
 
 
 def _split(value: Plain, size: int, count_min: int, count_max: int) -> list[bytes]:

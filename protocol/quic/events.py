@@ -43,7 +43,7 @@ class EndpointConfig:
     handshakes_max: int = 128
     handshakes_per_prefix_max: int = 64
     handshake_timeout_s: float = 5.0
-    keep_alive_s: float = 2.5
+    keep_alive_s: float = 15.0
     prompt_ping_s: float = 0.15
     send_buffer_bytes_max: int = 1024 * 1024
     stream_unread_bytes_max: int = 2 * 1024 * 1024

@@ -56,7 +56,8 @@ class EngineConfig:
     """The limits one connection announces and keeps.
 
     Attributes:
-        idle_timeout_s: the connection ends when nothing is heard for this long; below rust-libp2p's and go-libp2p's patience.
+        idle_timeout_s: the connection ends when nothing is heard for this long. The mesh notices a silent peer within two seconds
+            by itself; the connection outlives a cut of most of a minute, so that it need not be made again.
         datagram_bytes_max: UDP payload sent before the path is probed; 1,350 passes every usual tunnel over a 1,500-byte link.
         frame_bytes_max: the largest QUIC DATAGRAM frame accepted; 65,535 as RFC 9221 section 3 recommends.
         stream_window_bytes: credit per stream beyond what the application consumed.
@@ -69,7 +70,7 @@ class EngineConfig:
         frames_pending_max: unsent DATAGRAM frames; more are dropped, as a full queue in the network would.
     """
 
-    idle_timeout_s: float = 12.0
+    idle_timeout_s: float = 60.0
     datagram_bytes_max: int = 1350
     frame_bytes_max: int = 65535
     stream_window_bytes: int = 1024 * 1024

@@ -1,11 +1,12 @@
-"""The records nodes tell one another, card, beat and edges, and the signed envelope round them."""
+"""The records nodes tell one another, card, beat, edges and verdict, and the signed envelope round them."""
 
 from protocol.records.config import DEFAULT_RECORD_CONFIG, NETWORK_ID_BYTES_MAX, SEQUENCE_MAX, RecordConfig
-from protocol.records.envelope import check_network_and_time, open_record, peek, seal, signed_bytes
+from protocol.records.envelope import RecordReader, check_network_and_time, open_record, peek, seal, signed_bytes
 from protocol.records.fit import fit
-from protocol.records.mapping import kind_of
+from protocol.records.mapping import decode_payload, encode_payload, kind_of
 from protocol.records.sequencer import SEQUENCE_BLOCK, Sequencer
 from protocol.records.values import (
+    Accusation,
     Beat,
     Card,
     Edge,
@@ -19,6 +20,7 @@ from protocol.records.values import (
     Record,
     RecordHeader,
     RecordKind,
+    Verdict,
 )
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "NETWORK_ID_BYTES_MAX",
     "SEQUENCE_BLOCK",
     "SEQUENCE_MAX",
+    "Accusation",
     "Beat",
     "Card",
     "Edge",
@@ -40,8 +43,12 @@ __all__ = [
     "RecordConfig",
     "RecordHeader",
     "RecordKind",
+    "RecordReader",
     "Sequencer",
+    "Verdict",
     "check_network_and_time",
+    "decode_payload",
+    "encode_payload",
     "fit",
     "kind_of",
     "open_record",

@@ -35,6 +35,10 @@ SIZE_MAX = 2**53 - 1
 """Largest size in bytes, tokens or Mbit/s: what every JSON reader holds exactly."""
 
 
+SUBJECT_BYTES = 8
+"""Length in bytes of the key by which an accusation names its subject: the key of its card."""
+
+
 @dataclass(frozen=True, slots=True)
 class RecordConfig:
     """Every bound of a record; the defaults are the specification.
@@ -43,9 +47,11 @@ class RecordConfig:
         card_bytes_max: whole envelope of a card. A usual card has 500 to 900 bytes; 4 KiB hold about 35 models.
         beat_bytes_max: whole envelope of a beat, which everybody repeats every second; 1 KiB holds about 13 busy models.
         edges_bytes_max: whole envelope of edges; 128 edges of 62 bytes and the longest header take 8,096 bytes.
+        verdict_bytes_max: whole envelope of a verdict; 128 accusations of 21 bytes take 2,700.
         card_lifetime_s_max: from issue to expiry of a card; an address is believed for a day at most.
         beat_lifetime_s_max: from issue to expiry of a beat; after half a minute load is no longer news.
         edges_lifetime_s_max: from issue to expiry of edges; paths keep for about an hour.
+        verdict_lifetime_s_max: from issue to expiry of a verdict; who is not heard for so long is forgotten anyway.
         skew_s: how far the clocks of two nodes may be apart: a record may come from so far in the future, and is kept so long
             after its expiry.
         depth_max: arrays and maps inside one another in a payload.
@@ -56,6 +62,7 @@ class RecordConfig:
         nics_max: network interfaces of a card.
         loads_max: model loads of a beat.
         edges_max: measured paths of an edges record.
+        accused_max: accusations of a verdict; a node watches a dozen peers and hears of more only when a network is cut.
         features_max: features of one model; later versions know more than this one.
         extra_max: unknown fields of one map.
         name_bytes_max: text that names something: a model, a CPU, a GPU, an interface, an engine, an agent.
@@ -68,9 +75,11 @@ class RecordConfig:
     card_bytes_max: int = 4096
     beat_bytes_max: int = 1024
     edges_bytes_max: int = 8192
+    verdict_bytes_max: int = 4096
     card_lifetime_s_max: float = 86_400.0
     beat_lifetime_s_max: float = 30.0
     edges_lifetime_s_max: float = 3_600.0
+    verdict_lifetime_s_max: float = 600.0
     skew_s: float = 60.0
     depth_max: int = 8
     values_max: int = 1024
@@ -80,6 +89,7 @@ class RecordConfig:
     nics_max: int = 32
     loads_max: int = 64
     edges_max: int = 128
+    accused_max: int = 128
     features_max: int = 16
     extra_max: int = 32
     name_bytes_max: int = 256
@@ -91,7 +101,7 @@ class RecordConfig:
     @property
     def bytes_max(self) -> int:
         """The longest envelope of any kind, in bytes."""
-        return max(self.card_bytes_max, self.beat_bytes_max, self.edges_bytes_max)
+        return max(self.card_bytes_max, self.beat_bytes_max, self.edges_bytes_max, self.verdict_bytes_max)
 
     def bytes_max_of(self, kind: RecordKind) -> int:
         """The longest envelope of `kind`, in bytes."""
@@ -102,6 +112,8 @@ class RecordConfig:
                 return self.beat_bytes_max
             case RecordKind.EDGES:
                 return self.edges_bytes_max
+            case RecordKind.VERDICT:
+                return self.verdict_bytes_max
 
     def lifetime_s_max_of(self, kind: RecordKind) -> float:
         """The longest time from issue to expiry of a record of `kind`, in seconds."""
@@ -112,6 +124,8 @@ class RecordConfig:
                 return self.beat_lifetime_s_max
             case RecordKind.EDGES:
                 return self.edges_lifetime_s_max
+            case RecordKind.VERDICT:
+                return self.verdict_lifetime_s_max
 
     def payload_limits(self, kind: RecordKind) -> PackingLimits:
         """What the msgpack of a payload of `kind` may hold; the envelope is the tighter bound on its size."""

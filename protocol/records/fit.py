@@ -8,14 +8,14 @@ from typing import TypeVar
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.records.config import DEFAULT_RECORD_CONFIG, RecordConfig
 from protocol.records.mapping import encode_payload, kind_of
-from protocol.records.values import Beat, Card, Edges, Payload
+from protocol.records.values import Beat, Card, Edges, Payload, Verdict
 
 _Item = TypeVar("_Item")
-_P = TypeVar("_P", Card, Beat, Edges)
+_P = TypeVar("_P", Card, Beat, Edges, Verdict)
 
 
 def fit(payload: Payload, config: RecordConfig = DEFAULT_RECORD_CONFIG) -> Payload:
-    """Leave out what does not fit: of a card the last models, of a beat the idlest loads, of edges the longest paths.
+    """Leave out what does not fit: the last models, the idlest loads, the longest paths, the last accusations.
 
     Args:
         payload: a payload whose parts are each within their range.
@@ -42,6 +42,10 @@ def fit(payload: Payload, config: RecordConfig = DEFAULT_RECORD_CONFIG) -> Paylo
                 return payload
             nearest = sorted(payload.edges, key=lambda edge: edge.rtt_s)[: config.edges_max]
             return _longest(nearest, lambda kept: replace(payload, edges=tuple(kept)), config)
+        case Verdict():
+            if len(payload.accused) <= config.accused_max and _packs(payload, config):
+                return payload
+            return _longest(payload.accused[: config.accused_max], lambda kept: replace(payload, accused=tuple(kept)), config)
 
 
 def _longest(items: Sequence[_Item], build: Callable[[Sequence[_Item]], _P], config: RecordConfig) -> _P:

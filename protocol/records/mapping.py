@@ -14,8 +14,9 @@ from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import peer_id_from_bytes
 from protocol.inference import Feature
 from protocol.multiaddr import MULTIADDR_BYTES_MAX, Multiaddr
-from protocol.records.config import COUNT_MAX, SAMPLES_MAX, SIZE_MAX, RecordConfig
+from protocol.records.config import COUNT_MAX, SAMPLES_MAX, SEQUENCE_MAX, SIZE_MAX, SUBJECT_BYTES, RecordConfig
 from protocol.records.values import (
+    Accusation,
     Beat,
     Card,
     Edge,
@@ -27,6 +28,7 @@ from protocol.records.values import (
     Nic,
     Payload,
     RecordKind,
+    Verdict,
 )
 from protocol.wire import Plain, pack, unpack
 
@@ -42,6 +44,8 @@ def kind_of(payload: Payload) -> RecordKind:
             return RecordKind.BEAT
         case Edges():
             return RecordKind.EDGES
+        case Verdict():
+            return RecordKind.VERDICT
 
 
 def encode_payload(payload: Payload, config: RecordConfig) -> bytes:
@@ -55,8 +59,12 @@ def encode_payload(payload: Payload, config: RecordConfig) -> bytes:
             value = _card_to_plain(payload)
         case Beat():
             value = {**payload.extra, "draining": payload.draining, "loads": [_load_to_plain(load) for load in payload.loads]}
+            if payload.coordinate is not None:
+                value["coordinate"] = _coordinate_to_plain(payload.coordinate)
         case Edges():
             value = {**payload.extra, "edges": [_edge_to_plain(edge) for edge in payload.edges]}
+        case Verdict():
+            value = {**payload.extra, "accused": [[item.subject, item.incarnation] for item in payload.accused]}
     return pack(value, config.payload_limits(kind_of(payload)))
 
 
@@ -72,10 +80,19 @@ def decode_payload(kind: RecordKind, packed: bytes, config: RecordConfig) -> Pay
             return _card_from_plain(fields, config)
         case RecordKind.BEAT:
             loads = tuple(_load_from_plain(item, config) for item in fields.items("loads", config.loads_max))
-            return Beat(draining=fields.truth("draining"), loads=loads, extra=fields.rest())
+            coordinate = fields.perhaps("coordinate")
+            return Beat(
+                draining=fields.truth("draining"),
+                loads=loads,
+                coordinate=None if coordinate is None else _coordinate_from_plain(coordinate, config),
+                extra=fields.rest(),
+            )
         case RecordKind.EDGES:
             edges = tuple(_edge_from_plain(item, config) for item in fields.items("edges", config.edges_max))
             return Edges(edges=edges, extra=fields.rest())
+        case RecordKind.VERDICT:
+            accused = tuple(_accusation_from_plain(item) for item in fields.items("accused", config.accused_max))
+            return Verdict(accused=accused, extra=fields.rest())
 
 
 def _card_to_plain(card: Card) -> dict[str, object]:
@@ -108,6 +125,7 @@ def _card_to_plain(card: Card) -> dict[str, object]:
         ],
         "coordinate": None if card.coordinate is None else _coordinate_to_plain(card.coordinate),
         "agent": card.agent,
+        **({"incarnation": card.incarnation} if card.incarnation else {}),
     }
 
 
@@ -120,6 +138,7 @@ def _card_from_plain(fields: "_Fields", config: RecordConfig) -> Card:
         models=tuple(_offer_from_plain(item, config) for item in fields.items("models", config.models_max)),
         coordinate=None if coordinate is None else _coordinate_from_plain(coordinate, config),
         agent=fields.text("agent"),
+        incarnation=_integer(fields.perhaps("incarnation") or 0, "card.incarnation", SEQUENCE_MAX),
         extra=fields.rest(),
     )
 
@@ -245,6 +264,13 @@ def _edge_from_plain(value: Plain, config: RecordConfig) -> Edge:
     )
 
 
+def _accusation_from_plain(value: Plain) -> Accusation:
+    subject, incarnation = _elements(value, 2, "an accusation")
+    if not isinstance(subject, bytes) or len(subject) != SUBJECT_BYTES:
+        raise _malformed("an accusation of nobody")
+    return Accusation(subject, _integer(incarnation, "an incarnation", SEQUENCE_MAX))
+
+
 class _Fields:
     """A map from which known fields are taken one by one; what is left over belongs to later versions."""
 
@@ -260,6 +286,10 @@ class _Fields:
         if name not in self._left:
             raise _malformed(f"{self._what} lacks {name}")
         return self._left.pop(name)
+
+    def perhaps(self, name: str) -> Plain:
+        """The value of a field that may be missing; nil then."""
+        return self._left.pop(name, None)
 
     def text(self, name: str) -> str:
         """A text of at most `name_bytes_max` bytes."""

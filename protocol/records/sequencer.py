@@ -48,6 +48,11 @@ class Sequencer:
         """Whether `next` has a number that is safe to use."""
         return self._last < self._reserved
 
+    @property
+    def upcoming(self) -> int:
+        """The number that `next` returns next."""
+        return self._last + 1
+
     def next(self) -> int:
         """Return the next number.
 

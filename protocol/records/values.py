@@ -1,4 +1,4 @@
-"""The records nodes tell one another: card, beat and edges, as values.
+"""The records nodes tell one another: card, beat, edges and verdict, as values.
 
 `extra` holds the fields of later versions: they are kept when a record is decoded and written again when a value is sealed.
 
@@ -16,11 +16,12 @@ from protocol.multiaddr import Multiaddr
 
 
 class RecordKind(StrEnum):
-    """The three records; they differ in how fast they change and whom they concern."""
+    """The four records; they differ in how fast they change and whom they concern."""
 
     CARD = "card"
     BEAT = "beat"
     EDGES = "edges"
+    VERDICT = "verdict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +80,17 @@ class ModelOffer:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Who a node is: changes rarely, reaches everyone."""
+    """Who a node is: changes rarely, reaches everyone.
+
+    `incarnation` grows when the node starts and when it refutes that it is gone; what was said against an earlier one is void.
+    """
 
     addresses: tuple[Multiaddr, ...]
     hardware: Hardware
     models: tuple[ModelOffer, ...]
     coordinate: Coordinate | None
     agent: str
+    incarnation: int = 0
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
@@ -104,10 +109,11 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """How a node is doing now: short-lived; hearing it also says that the node is alive."""
+    """How a node is doing now, told to the peers it is connected to; `coordinate` is None where it has not moved since."""
 
     draining: bool
     loads: tuple[ModelLoad, ...]
+    coordinate: Coordinate | None = None
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
@@ -129,7 +135,23 @@ class Edges:
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
-Payload = Card | Beat | Edges
+@dataclass(frozen=True, slots=True)
+class Accusation:
+    """One peer that does not answer: `subject` is the first 8 bytes of its card's key, `incarnation` the one that fell silent."""
+
+    subject: bytes
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The peers that a node watched and found silent, all of them; the newest verdict of a node replaces its earlier ones."""
+
+    accused: tuple[Accusation, ...]
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+Payload = Card | Beat | Edges | Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,35 +125,37 @@ def _no_extension(code: int, _data: bytes) -> object:
 
 
 def _check(value: object, limits: PackingLimits) -> None:
-    """Refuse what the other side could not read, or could read in two ways."""
+    """Refuse what the other side could not read, or could read in two ways.
+
+    Level by level and without a call for each value: every message passes here.
+    """
     level: list[Any] = [value]
     count = 1
     for _depth in range(limits.depth_max + 1):
         below: list[Any] = []
         for item in level:
-            children = _children(item)
-            count += len(children)
-            if count > limits.values_max:
-                raise _UnacceptableError(ErrorCode.TOO_LARGE, f"more than {limits.values_max} values")
-            below.extend(children)
+            kind = type(item)
+            if kind is bytes or kind is str or kind is bool or item is None:
+                continue
+            if kind is int:
+                if not -INT_MAX <= item <= INT_MAX:
+                    raise _UnacceptableError(ErrorCode.MALFORMED, "an integer beyond 63 bits")
+            elif kind is float:
+                if not math.isfinite(item):
+                    raise _UnacceptableError(ErrorCode.MALFORMED, "a float that is no number")
+            else:
+                below.extend(_children(item))
+                if count + len(below) > limits.values_max:
+                    raise _UnacceptableError(ErrorCode.TOO_LARGE, f"more than {limits.values_max} values")
         if not below:
             return
+        count += len(below)
         level = below
     raise _UnacceptableError(ErrorCode.TOO_LARGE, f"more than {limits.depth_max} levels")
 
 
 def _children(item: Any) -> list[Any]:
     """The values directly inside `item`; refuses `item` itself when it is of no plain kind."""
-    if item is None or isinstance(item, bool | str | bytes):
-        return []
-    if isinstance(item, int):
-        if not -INT_MAX <= item <= INT_MAX:
-            raise _UnacceptableError(ErrorCode.MALFORMED, "an integer beyond 63 bits")
-        return []
-    if isinstance(item, float):
-        if not math.isfinite(item):
-            raise _UnacceptableError(ErrorCode.MALFORMED, "a float that is no number")
-        return []
     if isinstance(item, list | tuple):
         return list(cast("list[Any]", item))
     if isinstance(item, dict):
@@ -161,4 +163,6 @@ def _children(item: Any) -> list[Any]:
         if not all(isinstance(key, str) for key in fields):
             raise _UnacceptableError(ErrorCode.MALFORMED, "a map key that is not text")
         return list(fields.values())
+    if isinstance(item, str | bytes):  # an enumeration of text
+        return []
     raise _UnacceptableError(ErrorCode.MALFORMED, f"a value of type {type(item).__name__}")

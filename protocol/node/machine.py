@@ -1,9 +1,10 @@
-"""The core of one node: gossip, membership, probes, coordinates, routing and forwarding, composed.
+"""The core of one node: gossip, membership, suspicion, probes, coordinates, routing and forwarding, composed.
 
-The machines below this module do not know each other; here they meet. A record that gossip accepts tells membership where a
-peer is and that it lives; a round trip that the probe takes moves the coordinate; coordinate, probes, beats and the outcomes of
-earlier requests rank the candidates of the next one. The shell hands in what happened (`handle_*`), asks when to come back
-(`next_timer`) and carries out what comes out (`next_output`, drained after every call until it is None).
+The machines below this module do not know each other; here they meet. A card that gossip accepts tells membership where a peer
+is, a verdict tells suspicion whom others have lost; a round trip that the probe takes moves the coordinate; coordinate,
+probes, beats and the outcomes of earlier requests rank the candidates of the next one. The shell hands in what happened
+(`handle_*`), asks when to come back (`next_timer`) and carries out what comes out (`next_output`, drained after every call
+until it is None).
 
 Time is monotonic seconds; `handle_wall_clock` tells how far the wall clock is from it, which only signed records need.
 
@@ -11,23 +12,26 @@ Source: docs/architecture.md, "The core".
 Spec: docs/spec/03-records.md and 04-gossip.md.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import assert_never
 
-from protocol import forwarding, gossip, membership, probe
-from protocol.coordinates import Coordinate, CoordinateConfig, Vivaldi, distance, estimate_rtt
+from protocol import forwarding, gossip, membership, probe, suspicion
+from protocol.announcer import Announcer
+from protocol.coordinates import Coordinate, Vivaldi, estimate_rtt
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
-from protocol.forwarding import Forwarding, ForwardingConfig
-from protocol.gossip import Gossip, GossipConfig
+from protocol.forwarding import Forwarding
+from protocol.gossip import Gossip
 from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
-from protocol.membership import Membership, MembershipConfig, Standing
+from protocol.membership import Membership, Standing
 from protocol.multiaddr import Multiaddr
-from protocol.probe import Liveness, PathQuality, Probe, ProbeConfig
+from protocol.node.config import NodeConfig, Output, PeerView, RecordSealed, ReserveSequences
+from protocol.probe import Liveness, Probe
 from protocol.records import (
+    Accusation,
     Beat,
     Card,
     Edge,
@@ -39,75 +43,17 @@ from protocol.records import (
     Record,
     RecordKind,
     Sequencer,
+    Verdict,
     fit,
     seal,
 )
-from protocol.routing import CandidateInput, Path, Requirement, RouteReport, RoutingConfig, RttSource, rank
+from protocol.routing import CandidateInput, Path, Requirement, RouteReport, RttSource, rank
 from protocol.services import ServiceEstimates
-from protocol.table import PeerTable, TableConfig
+from protocol.suspicion import Suspicion
+from protocol.table import PeerTable, RecordKey, record_key
 
-
-@dataclass(frozen=True, slots=True)
-class NodeConfig:
-    """Everything a core can be told; seconds unless the name says otherwise."""
-
-    network_id: str = "isochrone"
-    agent: str = "isochrone/0.1.0"
-    card_lifetime_s: float = 600.0
-    """A capability claim is good for ten minutes (security: claims expire soon) and renewed at half of that."""
-    card_interval_min_s: float = 2.0
-    """Shortest time between two cards, however fast things change: a card reaches everyone."""
-    coordinate_moved_s: float = 0.001
-    coordinate_moved_share: float = 0.1
-    """A coordinate that moved less than a millisecond, or less than a tenth of the round trip that moved it, is no news."""
-    coordinate_error_changed: float = 0.2
-    """An error estimate that changed by less is no news: peers weigh this node by it, and a fresh one (1.5) counts for little."""
-    beat_interval_s: float = 1.0
-    """Load is told this often; three missed beats take a peer out that is not connected."""
-    beat_lifetime_s: float = 30.0
-    """Slack for clocks that disagree; freshness is judged by the receiver's own clock."""
-    edges_interval_s: float = 30.0
-    edges_lifetime_s: float = 300.0
-    reserve_retry_s: float = 1.0
-    """A disk that refused to keep a reservation is asked again after this long; until then nothing is signed."""
-    edges_max: int = 64
-    """Measured paths told to others, nearest first."""
-    membership: MembershipConfig = field(default_factory=MembershipConfig)
-    gossip: GossipConfig = field(default_factory=GossipConfig)
-    table: TableConfig = field(default_factory=TableConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    coordinates: CoordinateConfig = field(default_factory=CoordinateConfig)
-    routing: RoutingConfig = field(default_factory=RoutingConfig)
-    forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class ReserveSequences:
-    """Persist that sequence numbers below `upto` may have been used, then call `handle_reserved`."""
-
-    upto: int
-
-
-@dataclass(frozen=True, slots=True)
-class PeerView:
-    """What a node knows of one peer, for people and programs.
-
-    `rtt_s` is the best estimate; `rtt_source` says whether it was measured, derived from coordinates, or is unknown.
-    """
-
-    peer_id: PeerId
-    standing: Standing
-    why: str
-    connected: bool
-    card: Card | None
-    beat: Beat | None
-    quality: PathQuality | None
-    coordinate_rtt_s: float | None
-
-
-Output = (
-    gossip.Output | membership.Output | probe.Output | forwarding.Output | ReserveSequences
-)  # the commands and facts of every machine, as they are
+_FALLEN_SILENT = frozenset((ErrorCode.NO_ERROR, ErrorCode.INTERNAL, ErrorCode.IDLE, ErrorCode.GOODBYE))
+"""Codes of connections that end because a peer has left or is not heard; others end a connection between peers that live."""
 
 
 class Node:
@@ -134,17 +80,16 @@ class Node:
         self._identity = identity
         self._luck = luck
         self._sequencer = sequencer
+        self.announcer = Announcer(config.announcer, config.agent)
+        self._own_key = record_key(identity.peer_id, RecordKind.CARD)
+        self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
+        self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
         self._wall_offset_s = 0.0
         self._outputs: deque[Output] = deque()
-        self._addresses: tuple[Multiaddr, ...] = ()
-        self._hardware: Hardware | None = None
-        self._offers: tuple[ModelOffer, ...] = ()
-        self._loads: tuple[ModelLoad, ...] = ()
-        self._draining = False
-        self._card_changed = False
-        self._told_coordinate: Coordinate | None = None
-        self._card_at = self._beat_at = self._edges_at = self._unreserved_until = float("-inf")
-        self._started = False
+        self._beats: dict[PeerId, Beat] = {}  # of connected peers
+        self._unreserved_until = float("-inf")
+        self._ranking_at = float("inf")
+        self._ranking_wait_s = config.ranking_min_s
 
     # This node's own facts
 
@@ -152,9 +97,8 @@ class Node:
         self, addresses: tuple[Multiaddr, ...], hardware: Hardware, offers: tuple[ModelOffer, ...], wall_s: float, now: float
     ) -> None:
         """Begins to tell others about this node."""
-        self._addresses, self._hardware, self._offers = addresses, hardware, offers
-        self._started = True
-        self._card_changed = True
+        self.announcer.start(addresses, hardware, offers)
+        self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.5, 1.5)
         self.handle_wall_clock(wall_s, now)
         self.handle_timer(now)
 
@@ -164,21 +108,32 @@ class Node:
 
     def handle_offers(self, offers: tuple[ModelOffer, ...], now: float) -> None:
         """Takes over which models this node serves."""
-        if offers != self._offers:
-            self._offers = offers
-            self._card_changed = True
-            self.handle_timer(now)
+        self.announcer.handle_offers(offers)
+        self.handle_timer(now)
 
     def handle_load(self, loads: tuple[ModelLoad, ...]) -> None:
-        """Takes over how busy this node's engines are; told with the next beat."""
-        self._loads = loads
+        """Takes over how busy this node's engines are; told with the next beat, soon if it changed much."""
+        self.announcer.handle_load(loads)
 
     def drain(self, now: float) -> None:
         """Tells everyone, at once, that this node takes no more work."""
-        self._draining = True
-        if self._started and self._may_sign(now):
-            self._publish_beat(now)
-            self._settle(now)
+        self.announcer.drain()
+        self._publish(now)
+        self._settle(now)
+
+    def handle_slept(self, slept_s: float, now: float) -> None:
+        """Learns that the machine was suspended: others have given this node up meanwhile, and its connections are dead.
+
+        Args:
+            slept_s: for how long; the monotonic clock did not count it.
+            now: monotonic seconds.
+        """
+        if slept_s < self.config.membership.gone_after_s:
+            return
+        self.announcer.refute()
+        for peer_id in self.membership.connected():
+            self.probe.handle_doubt(peer_id, now)
+        self.handle_timer(now)
 
     def handle_reserved(self, upto: int, now: float) -> None:
         """Learns that sequence numbers below `upto` are safe to use."""
@@ -197,13 +152,17 @@ class Node:
         """Notes a connection to a peer that speaks the mesh's protocols; a new stream on it, or a dial that ends on it, again."""
         self.membership.handle_connected(peer_id, now, target)
         if peer_id != self.peer_id:
-            self.gossip.handle_connected(peer_id, now)
+            self.gossip.handle_connected(peer_id, now, far=self.membership.is_far(peer_id))
+            self.suspicion.acquit(record_key(peer_id, RecordKind.CARD), now)
             if self.probe.liveness(peer_id) is not Liveness.ALIVE:
                 self.probe.handle_connected(peer_id, now)
         self._settle(now)
 
     def handle_disconnected(self, peer_id: PeerId, code: ErrorCode, now: float) -> None:
         """Notes that a connection has ended."""
+        if code in _FALLEN_SILENT and self.membership.is_connected(peer_id):
+            self.suspicion.accuse(record_key(peer_id, RecordKind.CARD), now)
+        self._beats.pop(peer_id, None)
         self.gossip.handle_disconnected(peer_id, now)
         self.probe.handle_disconnected(peer_id, now)
         self.membership.handle_disconnected(peer_id, code, now)
@@ -218,7 +177,8 @@ class Node:
             return
         self.membership.handle_connected(peer_id, now)
         self.gossip.handle_disconnected(peer_id, now)
-        self.gossip.handle_connected(peer_id, now)
+        self.gossip.handle_connected(peer_id, now, far=self.membership.is_far(peer_id))
+        self.suspicion.acquit(record_key(peer_id, RecordKind.CARD), now)
         self.probe.handle_connected(peer_id, now)
         self._settle(now)
 
@@ -331,9 +291,9 @@ class Node:
         return CandidateInput(
             peer_id=self.peer_id,
             path=Path(RttSource.SELF),
-            offers=self._offers,
-            beat=Beat(self._draining, self._loads),
-            memory_bytes=_memory_bytes(self._hardware),
+            offers=self.announcer.offers,
+            beat=Beat(self.announcer.draining, self.announcer.loads),
+            memory_bytes=_memory_bytes(self.announcer.hardware),
             in_flight=self.forwarding.in_flight(self.peer_id),
         )
 
@@ -372,17 +332,15 @@ class Node:
         """What is known of one peer."""
         standing, why = self.membership.standing(peer_id, now)
         card = self._payload(peer_id, RecordKind.CARD)
-        beat = self._payload(peer_id, RecordKind.BEAT)
         assert card is None or isinstance(card, Card)
-        assert beat is None or isinstance(beat, Beat)
-        place = None if card is None else card.coordinate
+        place = self._place_of(peer_id)
         return PeerView(
             peer_id=peer_id,
             standing=standing,
             why=why,
             connected=self.membership.is_connected(peer_id),
             card=card,
-            beat=beat,
+            beat=self._beats.get(peer_id),
             quality=self.probe.quality(peer_id, now),
             coordinate_rtt_s=None if place is None else estimate_rtt(self.vivaldi.coordinate, place),
         )
@@ -391,16 +349,23 @@ class Node:
 
     def next_timer(self) -> float:
         """When `handle_timer` wants to be called."""
-        timers = [self.gossip.next_timer(), self.membership.next_timer(), self.probe.next_timer(), self.forwarding.next_timer()]
-        return min([self._next_publication(), *(timer for timer in timers if timer is not None)])
+        due = min(max(self.announcer.next_due(), self._unreserved_until), self._ranking_at)
+        for machine in self._timed:
+            timer = machine.next_timer()
+            if timer is not None and timer < due:
+                due = timer
+        return due
 
     def handle_timer(self, now: float) -> None:
         """Does what is due."""
         self.gossip.handle_timer(now, self.wall(now))
         self.membership.handle_timer(now)
         self.probe.handle_timer(now)
+        self.suspicion.handle_timer(now)
         self.forwarding.handle_timer(now)
         self._publish(now)
+        if now >= self._ranking_at:
+            self._rank_nearest(now)
         self._settle(now)
 
     def next_output(self) -> Output | None:
@@ -411,32 +376,20 @@ class Node:
 
     # Publishing
 
-    def _next_publication(self) -> float:
-        """When the next record of this node's own is due."""
-        if not self._started:
-            return float("inf")
-        config = self.config
-        card_at = self._card_at + (config.card_interval_min_s if self._card_changed else config.card_lifetime_s / 2)
-        due = min(card_at, self._beat_at + config.beat_interval_s, self._edges_at + config.edges_interval_s)
-        return max(due, self._unreserved_until)
-
     def _publish(self, now: float) -> None:
         """Signs and spreads what is due."""
-        if not self._started or now < self._next_publication() or not self._may_sign(now):
+        beat = self.announcer.beat(self.vivaldi.coordinate, now)
+        if beat is not None:
+            self.gossip.tell_beat(beat, self.membership.listeners())
+        if now < max(self.announcer.next_due(), self._unreserved_until) or not self._may_sign(now):
             return
-        config = self.config
-        card_interval_s = config.card_interval_min_s if self._card_changed else config.card_lifetime_s / 2
-        for due, publish in (
-            (self._card_at + card_interval_s, self._publish_card),
-            (self._beat_at + config.beat_interval_s, self._publish_beat),
-            (self._edges_at + config.edges_interval_s, self._publish_edges),
-        ):
-            if now < due:
-                continue
-            if not self._sequencer.is_ready:  # the record before took the last number
-                self._unreserved_until = now + config.reserve_retry_s
-                return
-            publish(now)
+        card = self.announcer.card(self.vivaldi.coordinate, self._sequencer.upcoming, now)
+        if card is not None:
+            self._spread(card, self.config.announcer.card_lifetime_s, now)
+        if not self._sequencer.is_ready:  # the record before took the last number
+            self._unreserved_until = now + self.config.reserve_retry_s
+        elif self.announcer.edges_due(now):
+            self._publish_edges(now)
 
     def _may_sign(self, now: float) -> bool:
         """Whether a sequence number is safe to use; asks for more in good time, and again when the disk refused."""
@@ -447,27 +400,20 @@ class Node:
         self._unreserved_until = now + self.config.reserve_retry_s
         return False
 
-    def _publish_card(self, now: float) -> None:
-        """Tells who this node is."""
-        assert self._hardware is not None
-        self._card_at, self._card_changed = now, False
-        self._told_coordinate = self.vivaldi.coordinate
-        card = Card(self._addresses, self._hardware, self._offers, self._told_coordinate, self.config.agent)
-        self._spread(card, self.config.card_lifetime_s, now)
-
-    def _publish_beat(self, now: float) -> None:
-        """Tells how this node is doing."""
-        self._beat_at = now
-        self._spread(Beat(self._draining, self._loads), self.config.beat_lifetime_s, now)
+    def _publish_verdict(self, accused: Iterable[tuple[RecordKey, int]], now: float) -> None:
+        """Tells whom this node holds for silent; where that cannot be signed now, others say it."""
+        if self._may_sign(now):
+            named = tuple(Accusation(subject, incarnation) for subject, incarnation in accused)
+            self._spread(Verdict(named), self.config.verdict_lifetime_s, now)
 
     def _publish_edges(self, now: float) -> None:
         """Tells what this node has measured, nearest first."""
-        self._edges_at = now
         measured = [(peer_id, self.probe.quality(peer_id, now)) for peer_id in self.membership.connected()]
         edges = [Edge(peer_id, q.rtt_s, q.jitter_s, q.samples) for peer_id, q in measured if q is not None]
         edges.sort(key=lambda edge: (edge.rtt_s, edge.peer_id))
         if edges:
-            self._spread(Edges(tuple(edges[: self.config.edges_max])), self.config.edges_lifetime_s, now)
+            announcer = self.config.announcer
+            self._spread(Edges(tuple(edges[: announcer.edges_max])), announcer.edges_lifetime_s, now)
 
     def _spread(self, payload: Payload, lifetime_s: float, now: float) -> None:
         """Seals a record and gives it to gossip."""
@@ -481,64 +427,164 @@ class Node:
             wall_s + lifetime_s,
             self.config.table.records,
         )
+        self._outputs.append(RecordSealed(record))
         self.gossip.publish(record, now)
 
     # Cross-wiring
 
     def _settle(self, now: float) -> None:
         """Drains the machines, lets each hear what concerns it, and passes everything on."""
-        while True:
-            output = self.gossip.next_output() or self.probe.next_output() or self.membership.next_output()
-            if output is None:
-                return
+        gossip_next, probe_next = self.gossip.next_output, self.probe.next_output
+        membership_next, suspicion_next = self.membership.next_output, self.suspicion.next_output
+        while (output := gossip_next() or probe_next() or membership_next() or suspicion_next()) is not None:
             match output:
-                case gossip.RecordAccepted(record):
-                    self._take_record(record, now)
-                case gossip.RecordExpired(record):
-                    if record.kind is RecordKind.CARD or self.table.heard_at(record.peer_id) is None:
-                        self.membership.forget(record.peer_id)
-                case gossip.OwnRecordHeard(sequence):
-                    self._sequencer.observe(sequence)
-                    self._card_changed = True
+                case gossip.Send() | probe.SendDatagram():
+                    pass
                 case probe.SampleTaken(peer, rtt_s):
                     self._take_sample(peer, rtt_s)
-                case probe.PeerSuspected(peer):
-                    self.membership.handle_suspected(peer, now)
-                    self.forwarding.handle_suspected(peer, now)
-                case probe.PeerRecovered(peer):
-                    self.membership.handle_recovered(peer, now)
-                case probe.PeerLost(peer):
-                    self.membership.handle_lost(peer, now)
-                case _:
+                case probe.PeerSuspected() | probe.PeerRecovered():
+                    self._take_liveness(output, now)
+                case membership.KeepLink(peer, keeps):
+                    self.gossip.tell_kept(peer, keeps=keeps)
+                case membership.PeerForgotten(peer):
+                    self.suspicion.acquit(record_key(peer, RecordKind.CARD), now)
+                    self._outputs.extend(gossip.RecordExpired(record) for record in self.table.remove(peer))
+                case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict() | suspicion.Refute():
+                    self._take_suspicion(output, now)
+                case membership.Connect() | membership.Disconnect() | membership.PeerJoined() | membership.PeerLeft():
                     pass
+                case membership.PeerGone() | probe.Misbehaved():
+                    pass
+                case _:
+                    self._take_gossip(output, now)
             self._outputs.append(output)
 
-    def _take_record(self, record: Record, now: float) -> None:
-        """Lets membership know what a peer's record says."""
+    def _take_gossip(self, output: gossip.Output, now: float) -> None:
+        """Lets the other machines hear what gossip has brought."""
+        match output:
+            case gossip.RecordAccepted(record, _, replaced):
+                self._take_record(record, replaced, now)
+            case gossip.RecordExpired(record):
+                if record.kind is RecordKind.CARD or self.table.heard_at(record.peer_id) is None:
+                    self.membership.forget(record.peer_id)
+                if record.kind is RecordKind.VERDICT:
+                    self.suspicion.handle_verdict(record_key(record.peer_id, RecordKind.CARD), (), now)
+            case gossip.OwnRecordHeard(sequence):
+                self._sequencer.observe(sequence)
+                self.announcer.renew()
+                self.suspicion.handle_forgotten_self(now)
+            case gossip.BeatHeard(peer, beat):
+                self._take_beat(peer, beat)
+            case gossip.LinkKept(peer, keeps):
+                self.membership.handle_kept(peer, keeps=keeps)
+                if keeps:
+                    self.gossip.tell_beat(self.announcer.whole_beat(), [peer])
+            case gossip.Grafted(peer):
+                self.probe.handle_watched(peer, now, watched=True)
+            case gossip.Pruned(peer):
+                self.probe.handle_watched(peer, now, watched=False)
+            case _:
+                pass
+
+    def _take_liveness(self, output: probe.PeerSuspected | probe.PeerRecovered, now: float) -> None:
+        """Lets the other machines know that a connected peer has fallen silent, or answers again."""
+        peer, key = output.peer, record_key(output.peer, RecordKind.CARD)
+        if isinstance(output, probe.PeerSuspected):
+            self.membership.handle_suspected(peer, now)
+            self.forwarding.handle_suspected(peer, now)
+            self.gossip.handle_silent(peer)
+            self.suspicion.accuse(key, now)
+        else:
+            self.membership.handle_recovered(peer, now)
+            self.gossip.handle_heard(peer, now)
+            self.suspicion.acquit(key, now)
+
+    def _take_suspicion(self, output: suspicion.Output, now: float) -> None:
+        """Acts on what is said of peers."""
+        match output:
+            case suspicion.Doubted(key):
+                if (peer := self._peer_of(key)) is not None:
+                    self.probe.handle_doubt(peer, now)
+                    self.membership.handle_doubted(peer, now)
+            case suspicion.Cleared(key):
+                if (peer := self._peer_of(key)) is not None:
+                    self.membership.handle_cleared(peer, now)
+            case suspicion.TellVerdict(accused):
+                self._publish_verdict(accused, now)
+            case suspicion.Refute():
+                self.announcer.refute()
+                self._publish(now)
+
+    def _take_record(self, record: Record, replaced: Record | None, now: float) -> None:
+        """Lets the other machines know what a peer's record says."""
         if record.peer_id == self.peer_id:
             return
         match record.payload:
-            case Card(addresses=addresses):
-                self.membership.handle_card(record.peer_id, addresses, now)
-            case Beat():
-                self.membership.handle_beat(record.peer_id, now)
-            case Edges():
+            case Card(addresses=addresses, incarnation=incarnation):
+                key = record_key(record.peer_id, RecordKind.CARD)
+                before = replaced.payload.incarnation if replaced and isinstance(replaced.payload, Card) else -1
+                self.membership.handle_card(record.peer_id, addresses, now, renewed=incarnation > before)
+                self.suspicion.handle_incarnation(key, now)
+                if self.suspicion.is_doubted(key):  # the accusations came before the card
+                    self.membership.handle_doubted(record.peer_id, now)
+            case Verdict(accused=accused):
+                named = ((RecordKey(item.subject), item.incarnation) for item in accused)
+                self.suspicion.handle_verdict(record_key(record.peer_id, RecordKind.CARD), named, now)
+            case Beat() | Edges():
                 pass
             case _:
                 assert_never(record.payload)
 
-    def _take_sample(self, peer: PeerId, rtt_s: float) -> None:
-        """Moves the coordinate, and has a new card made when it has moved far enough to matter."""
-        card = self._payload(peer, RecordKind.CARD)
-        if not isinstance(card, Card) or card.coordinate is None:
+    def _take_beat(self, peer: PeerId, beat: Beat) -> None:
+        """Keeps how a connected peer is doing; where the beat holds no coordinate, the last one still counts."""
+        if not self.membership.is_connected(peer):
             return
-        self.vivaldi.handle_sample(peer, rtt_s, card.coordinate)
-        told = self._told_coordinate
-        if told is not None and not self._card_changed:
-            own = self.vivaldi.coordinate
-            moved_s = distance(told, own)
-            moved = moved_s > max(self.config.coordinate_moved_s, self.config.coordinate_moved_share * rtt_s)
-            self._card_changed = moved or abs(told.error - own.error) > self.config.coordinate_error_changed
+        known = self._beats.get(peer)
+        if beat.coordinate is None and known is not None:
+            beat = Beat(beat.draining, beat.loads, known.coordinate, beat.extra)
+        self._beats[peer] = beat
+
+    def _take_sample(self, peer: PeerId, rtt_s: float) -> None:
+        """Moves the coordinate."""
+        place = self._place_of(peer)
+        if place is not None:
+            self.vivaldi.handle_sample(peer, rtt_s, place)
+            self.announcer.handle_moved(self.vivaldi.coordinate, rtt_s)
+
+    def _rank_nearest(self, now: float) -> None:
+        """Tells membership who is nearest, by measurement where there is one and by coordinates elsewhere."""
+        config = self.config
+        self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.8, 1.2)
+        self._ranking_wait_s = min(2.0 * self._ranking_wait_s, config.ranking_max_s)
+        own = self.vivaldi.coordinate
+        distances: list[tuple[float, PeerId]] = []
+        for record in self.table.cards():
+            place = self._place_of(record.peer_id)
+            if record.peer_id != self.peer_id and place is not None:
+                rtt_s = self.probe.rtt_s(record.peer_id)
+                distances.append((estimate_rtt(own, place) if rtt_s is None else rtt_s, record.peer_id))
+        nearest = heapq.nsmallest(config.membership.near_max, distances)
+        self.membership.handle_ranking([peer_id for _, peer_id in nearest], self.gossip.mesh(), now)
+
+    def _place_of(self, peer: PeerId) -> Coordinate | None:
+        """Where a peer says it is: its beats are fresher than its card."""
+        beat = self._beats.get(peer)
+        if beat is not None and beat.coordinate is not None:
+            return beat.coordinate
+        card = self._payload(peer, RecordKind.CARD)
+        return card.coordinate if isinstance(card, Card) else None
+
+    def _incarnation_of(self, key: RecordKey) -> int | None:
+        """The newest incarnation known of the peer whose card has this key."""
+        if key == self._own_key:
+            return self.announcer.incarnation
+        record = self.table.record_of(key)
+        return record.payload.incarnation if record is not None and isinstance(record.payload, Card) else None
+
+    def _peer_of(self, key: RecordKey) -> PeerId | None:
+        """Whose card has this key; None when it is not known."""
+        record = self.table.record_of(key)
+        return None if record is None else record.peer_id
 
     def _payload(self, peer_id: PeerId, kind: RecordKind) -> Payload | None:
         """What a peer's newest record of a kind says."""

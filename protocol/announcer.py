@@ -1,0 +1,206 @@
+"""What a node tells of itself, and when: its card, its beats, its edges.
+
+A card reaches everyone, so it is told when something on it changes and renewed before it expires. A coordinate that moves is a
+change that can wait: each card that says nothing else makes the next of its kind wait four times as long. A beat
+reaches the peers that this node is connected to, so it is told as soon as the load has changed enough to matter, at most every
+`beat_interval_s`, and now and then when nothing has changed. Edges are told to neighbours, seldom.
+
+The machine decides and counts time; sealing and sending are for the node.
+
+Spec: docs/spec/03-records.md, section "When records are told".
+"""
+
+from dataclasses import dataclass
+
+from protocol.coordinates import Coordinate, distance
+from protocol.multiaddr import Multiaddr
+from protocol.records import Beat, Card, Hardware, ModelLoad, ModelOffer
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncerConfig:
+    """Intervals and thresholds; seconds unless the name says otherwise."""
+
+    card_lifetime_s: float = 7200.0
+    """A card is good for two hours and renewed after one: with 10,000 nodes that is 1.4 kB/s for each of them. Who dies is taken
+    out within seconds by those who watch it, not by its card's expiry."""
+    card_interval_s: float = 2.0
+    """Shortest time between two cards, however fast things change: a card reaches everyone."""
+    moved_s: float = 0.002
+    moved_share: float = 0.1
+    """A coordinate that moved by less than two milliseconds, or than a tenth of the round trip that moved it, is no news."""
+    error_changed: float = 0.2
+    """An error estimate that changed by less is no news: peers weigh this node by it, and a fresh one (1.5) counts for little."""
+    moves_wait_s: float = 10.0
+    """A card that only tells a new coordinate waits so long after the card before, and four times as long each further time."""
+    moves_wait_s_max: float = 640.0
+    """And at most so long; peers that are near hear of it by beats."""
+    beat_interval_s: float = 2.0
+    """Shortest time between two beats: a load known for two seconds is still good, and 64 peers hear each."""
+    beat_moves_s: float = 15.0
+    """Shortest time between two beats of which the second only tells a new coordinate."""
+    beat_floor_s: float = 30.0
+    """Longest time between two beats: a beat may have been lost in a full queue."""
+    load_changed_share: float = 0.2
+    """A load that changed by no more of the slots, or of a time, is no news: what routing makes of it hardly changes."""
+    edges_interval_s: float = 300.0
+    edges_lifetime_s: float = 1800.0
+    edges_max: int = 16
+    """Measured paths told to neighbours, nearest first."""
+
+
+class Announcer:
+    """The machine; see the module's docstring. Times are monotonic."""
+
+    def __init__(self, config: AnnouncerConfig, agent: str) -> None:
+        """Nothing is due before `start`."""
+        self.draining = False
+        self.offers: tuple[ModelOffer, ...] = ()
+        self.loads: tuple[ModelLoad, ...] = ()
+        self.hardware: Hardware | None = None
+        self._config = config
+        self._agent = agent
+        self._addresses: tuple[Multiaddr, ...] = ()
+        self._incarnation = 0
+        self._card_changed = self._card_moved = self._beat_changed = self._beat_moved = self._reborn = False
+        self._card_at = self._beat_at = self._edges_at = float("-inf")
+        self._moves_wait_s = config.moves_wait_s
+        self._told_place: Coordinate | None = None  # by the last card
+        self._told_near: Coordinate | None = None  # by the last beat that held one
+        self._told_loads: tuple[ModelLoad, ...] = ()
+        self._started = False
+        self._due: float | None = None  # None when it has to be worked out anew
+
+    @property
+    def incarnation(self) -> int:
+        """The incarnation on this node's newest card; 0 before the first."""
+        return self._incarnation
+
+    def start(self, addresses: tuple[Multiaddr, ...], hardware: Hardware, offers: tuple[ModelOffer, ...]) -> None:
+        """Has everything told for the first time."""
+        self._due = None
+        self._addresses, self.hardware, self.offers = addresses, hardware, offers
+        self._started = self._card_changed = self._beat_changed = self._reborn = True
+
+    # What changes
+
+    def handle_offers(self, offers: tuple[ModelOffer, ...]) -> None:
+        """Takes over which models this node serves."""
+        self._due = None
+        self._card_changed = self._card_changed or offers != self.offers
+        self.offers = offers
+
+    def handle_load(self, loads: tuple[ModelLoad, ...]) -> None:
+        """Takes over how busy this node's engines are."""
+        self._due = None
+        self.loads = loads
+        self._beat_changed = self._beat_changed or _load_changed(self._told_loads, loads, self._config.load_changed_share)
+
+    def handle_moved(self, place: Coordinate, rtt_s: float) -> None:
+        """Takes over where this node is, after a round trip of `rtt_s` moved it."""
+        self._due = None
+        self._card_moved = self._card_moved or self._is_news(self._told_place, place, rtt_s)
+        self._beat_moved = self._beat_moved or self._is_news(self._told_near, place, rtt_s)
+
+    def drain(self) -> None:
+        """Has everyone told that this node takes no more work."""
+        self._due = None
+        self.draining = self._beat_changed = True
+        self._beat_at = float("-inf")
+
+    def renew(self) -> None:
+        """Has the card told again, as it is, because the mesh holds an older one for the newest."""
+        self._due = None
+        self._card_changed = self._reborn = True
+
+    def refute(self) -> None:
+        """Has a card of a greater incarnation told at once: others hold this node for dead."""
+        self._due = None
+        self._card_changed = self._reborn = True
+        self._card_at = float("-inf")
+
+    # What is due
+
+    def next_due(self) -> float:
+        """When something is to be told next."""
+        if not self._started:
+            return float("inf")
+        if self._due is None:
+            self._due = min(self._card_due(), self._beat_due(), self._edges_at + self._config.edges_interval_s)
+        return self._due
+
+    def card(self, place: Coordinate, sequence: int, now: float) -> Card | None:
+        """The card to be sealed with this sequence number, if one is due."""
+        if not self._started or now < self._card_due():
+            return None
+        self._due = None
+        assert self.hardware is not None
+        if self._card_changed or not self._card_moved:
+            self._moves_wait_s = self._config.moves_wait_s
+        else:
+            self._moves_wait_s = min(4.0 * self._moves_wait_s, self._config.moves_wait_s_max)
+        if self._reborn:
+            self._incarnation = sequence
+        if self._card_changed or self._card_moved or self._told_place is None:
+            self._told_place = place
+        self._card_at, self._card_changed, self._card_moved, self._reborn = now, False, False, False
+        return Card(self._addresses, self.hardware, self.offers, self._told_place, self._agent, self._incarnation)
+
+    def beat(self, place: Coordinate, now: float) -> Beat | None:
+        """The beat to be told, if one is due; with the coordinate where that has moved."""
+        if not self._started or now < self._beat_due():
+            return None
+        self._due = None
+        self._beat_at, self._beat_changed, self._beat_moved = now, False, False
+        self._told_loads = self.loads
+        moved = self._is_news(self._told_near, place, 0.0)
+        self._told_near = place if moved else self._told_near
+        return Beat(self.draining, self.loads, place if moved else None)
+
+    def whole_beat(self) -> Beat:
+        """What somebody is told who has heard no beat of this node yet."""
+        return Beat(self.draining, self.loads, self._told_near)
+
+    def edges_due(self, now: float) -> bool:
+        """Whether edges are to be told now; they count as told then."""
+        if not self._started or now < self._edges_at + self._config.edges_interval_s:
+            return False
+        self._due = None
+        self._edges_at = now
+        return True
+
+    # Helpers
+
+    def _card_due(self) -> float:
+        config = self._config
+        if self._card_changed:
+            return self._card_at + config.card_interval_s
+        renewed_at = self._card_at + config.card_lifetime_s / 2
+        return min(renewed_at, self._card_at + self._moves_wait_s) if self._card_moved else renewed_at
+
+    def _beat_due(self) -> float:
+        config = self._config
+        if self._beat_changed:
+            return self._beat_at + config.beat_interval_s
+        return self._beat_at + (config.beat_moves_s if self._beat_moved else config.beat_floor_s)
+
+    def _is_news(self, told: Coordinate | None, place: Coordinate, rtt_s: float) -> bool:
+        if told is None:
+            return True
+        moved = distance(told, place) > max(self._config.moved_s, self._config.moved_share * rtt_s)
+        return moved or abs(told.error - place.error) > self._config.error_changed
+
+
+def _load_changed(told: tuple[ModelLoad, ...], loads: tuple[ModelLoad, ...], share: float) -> bool:
+    """Whether any model's load has changed enough to be told."""
+    if told == loads:
+        return False
+    if [load.model for load in told] != [load.model for load in loads]:
+        return True
+    return any(
+        abs(old.running + old.waiting - new.running - new.waiting) > share * max(1, new.slots)
+        or old.slots != new.slots
+        or abs(old.queue_s - new.queue_s) > share * max(old.queue_s, new.queue_s)
+        or abs(old.service_s - new.service_s) > share * max(old.service_s, new.service_s)
+        for old, new in zip(told, loads, strict=True)
+    )

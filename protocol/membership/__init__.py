@@ -1,0 +1,31 @@
+"""Membership: who is in the mesh right now, and whom to connect to."""
+
+from protocol.membership.events import (
+    Connect,
+    Disconnect,
+    KeepLink,
+    MembershipConfig,
+    Output,
+    PeerForgotten,
+    PeerGone,
+    PeerJoined,
+    PeerLeft,
+    Standing,
+    Target,
+)
+from protocol.membership.machine import Membership
+
+__all__ = [
+    "Connect",
+    "Disconnect",
+    "KeepLink",
+    "Membership",
+    "MembershipConfig",
+    "Output",
+    "PeerForgotten",
+    "PeerGone",
+    "PeerJoined",
+    "PeerLeft",
+    "Standing",
+    "Target",
+]

@@ -1,0 +1,507 @@
+"""Who is in the mesh right now, and whom to connect to.
+
+The machine learns addresses from the bootstrap list and from cards. While the mesh is small a node connects to everybody; in a
+larger one to a few peers at random (far links, which keep the mesh in one piece) and to those that are nearest (near links,
+over which beats travel), as `handle_ranking` names them now and then. A connection that neither end wants to keep is closed
+when there are too many. Dials that fail are tried again with exponential back-off.
+
+Of each peer the machine says whether work may be sent to it. What this node measures itself comes first: a connected peer is
+alive while it answers, suspected when it does not, and gone `gone_after_s` later; the connection is kept for `linger_s` more,
+so that a path that heals heals at once. A peer without a connection is alive while its card is known, nobody doubts it and it
+could be reached when it was last dialled. Who said goodbye is gone at once. Who has been gone for `forget_after_s` is
+forgotten.
+
+When two peers learn of each other at once, both would dial. The one with the smaller peer id dials first and the other waits
+`dial_polite_s`, so that in the common case only one connection is made. A peer whose connections do not last is dialled as
+seldom as one that cannot be reached. Dials that are due while no connection is free wait without being looked at.
+
+Source: A. Das, I. Gupta, A. Motivala, "SWIM", DSN 2002 (suspicion before death, detection apart from dissemination); J.
+Leitão, J. Pereira, L. Rodrigues, "HyParView", DSN 2007 (few random connections keep an overlay whole).
+Spec: docs/spec/07-membership.md.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from protocol.encoding import Luck
+from protocol.errors import ErrorCode
+from protocol.identity import PeerId
+from protocol.membership.events import (
+    Connect,
+    Disconnect,
+    KeepLink,
+    MembershipConfig,
+    Output,
+    PeerForgotten,
+    PeerGone,
+    PeerJoined,
+    PeerLeft,
+    Standing,
+    Target,
+)
+from protocol.multiaddr import Multiaddr
+from protocol.timers import TimerQueue
+
+
+class _Link(StrEnum):
+    """Why this node keeps a connection."""
+
+    NONE = "none"
+    NEAR = "near"
+    FAR = "far"
+
+
+@dataclass(slots=True)
+class _Peer:
+    """Everything remembered of one peer."""
+
+    addresses: tuple[Multiaddr, ...] = ()
+    connected_at: float | None = None
+    failures: int = 0  # dials that failed and connections that did not last, in a row
+    suspected_since: float | None = None  # by this node's own probes
+    doubted_since: float | None = None  # by others
+    gone_because: str | None = None
+    link: _Link = _Link.NONE
+    kept_by_peer: bool = False
+    shunned_until: float = 0.0
+    wanted: bool = False  # dialled on purpose, also where not everybody is
+    joined: bool = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open."""
+        return self.connected_at is not None
+
+
+class Membership:
+    """The machine; see the module's docstring."""
+
+    def __init__(self, config: MembershipConfig, own: PeerId, luck: Luck) -> None:
+        """Starts with no peers.
+
+        Args:
+            config: bounds and intervals.
+            own: this node's peer id, never dialled.
+            luck: randomness for the jitter of the back-off and for far links.
+        """
+        self._config = config
+        self._own = own
+        self._luck = luck
+        self._peers: dict[PeerId, _Peer] = {}
+        self._connected: set[PeerId] = set()
+        self._failures: dict[Target, int] = {}  # of every target that waits to be dialled or is being dialled
+        self._waiting: TimerQueue[Target] = TimerQueue()
+        self._under_way: TimerQueue[Target] = TimerQueue()  # with the time at which the dial is given up
+        self._declining: TimerQueue[PeerId] = TimerQueue()  # when a silent peer falls to its next stage
+        self._bootstrap: dict[str, Multiaddr] = {}  # by their texts as given; the peer id is added when it is known
+        self._outputs: deque[Output] = deque()
+
+    # What happened
+
+    def add_bootstrap(self, addresses: Iterable[Multiaddr], now: float) -> None:
+        """Adds addresses to join by; they are dialled until connected, for as long as the node runs."""
+        for address in addresses:
+            if address.peer_id == self._own or len(self._bootstrap) >= self._config.bootstrap_max:
+                continue
+            self._bootstrap.setdefault(str(address), address)
+            target = address.peer_id or str(address)
+            if target not in self._failures and target not in self._connected:
+                self._wait(target, now, 0)
+        self._advance(now)
+
+    def handle_card(self, peer_id: PeerId, addresses: tuple[Multiaddr, ...], now: float, *, renewed: bool = False) -> None:
+        """Learns where a peer can be reached.
+
+        Args:
+            peer_id: whose card it is.
+            addresses: where it can be dialled.
+            now: monotonic seconds.
+            renewed: whether the card shows a greater incarnation than was known: whoever was gone is back.
+        """
+        peer = self._peer(peer_id)
+        if peer is None:
+            return
+        moved = addresses != peer.addresses
+        peer.addresses = addresses
+        if renewed and not peer.connected and peer.gone_because is not None:
+            peer.gone_because, peer.failures = None, 0
+            self._declining.discard(peer_id)
+        if (
+            self._is_small()
+            and addresses
+            and not peer.connected
+            and peer_id not in self._under_way
+            and (moved or renewed or peer_id not in self._waiting)
+        ):
+            self._waiting.discard(peer_id)
+            spread_s: float = self._luck.uniform(0.0, self._config.dial_spread_s * len(self._waiting))
+            self._wait(peer_id, now + self._polite_s(peer_id) + spread_s, peer.failures)
+        self._judge(peer_id, peer, now)
+        self._advance(now)
+
+    def handle_connected(self, peer_id: PeerId, now: float, target: Target | None = None) -> None:
+        """Notes an open connection; the same one may be noted again, with the target of a dial that ended on it.
+
+        Args:
+            peer_id: who is at the other end, as TLS has proven.
+            now: monotonic seconds.
+            target: the target of the `Connect` that led here; None when the peer dialled.
+        """
+        failures = 0 if target is None else self._drop_dial(target)
+        if isinstance(target, str) and target in self._bootstrap:
+            if peer_id == self._own:
+                del self._bootstrap[target]
+            else:
+                self._bootstrap[target] = self._bootstrap[target].with_peer(peer_id)
+        peer = self._peer(peer_id)
+        if peer is not None:
+            failures = max(failures, self._drop_dial(peer_id))
+            if peer.connected_at is None:
+                peer.connected_at, peer.failures = now, max(peer.failures, failures)
+                peer.kept_by_peer = False
+                self._connected.add(peer_id)
+                self._choose_link(peer_id, peer, dialled=target is not None)
+            elif peer.link is not _Link.NONE:
+                self._outputs.append(KeepLink(peer_id, keeps=True))  # a new stream, or another life of the peer
+            peer.suspected_since, peer.gone_because = None, None
+            self._declining.discard(peer_id)
+            self._judge(peer_id, peer, now)
+        self._advance(now)
+
+    def handle_disconnected(self, peer_id: PeerId, code: ErrorCode, now: float) -> None:
+        """Notes that the connection is no more; a goodbye takes the peer out at once, a surplus connection says nothing."""
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.connected_at is None:
+            return
+        lasted_s = now - peer.connected_at
+        surplus = code is ErrorCode.SURPLUS and peer.suspected_since is None
+        peer.wanted = peer.link is not _Link.NONE and not surplus
+        peer.connected_at, peer.link = None, _Link.NONE
+        self._connected.discard(peer_id)
+        if surplus:
+            peer.shunned_until = now + self._config.shunned_s
+            self._judge(peer_id, peer, now)
+            self._advance(now)
+            return
+        peer.suspected_since = None
+        if code is ErrorCode.GOODBYE:
+            peer.gone_because = "said goodbye"
+        elif peer.gone_because is None:
+            peer.gone_because = "connection closed"
+        peer.failures = 0 if lasted_s >= self._config.settled_s else peer.failures + 1
+        if code is ErrorCode.GOODBYE:
+            peer.failures = max(peer.failures, self._config.goodbye_failures)
+        self._declining.set(peer_id, now + self._config.forget_after_s)
+        if self._addresses(peer_id):
+            self._wait(peer_id, now + self._backoff(peer.failures), peer.failures)
+        self._judge(peer_id, peer, now)
+        self._advance(now)
+
+    def handle_dial_failed(self, target: Target, now: float) -> None:
+        """Notes a dial that led nowhere; the next try comes after the back-off."""
+        if target in self._under_way:
+            self._give_up(target, now)
+            self._advance(now)
+
+    def handle_suspected(self, peer_id: PeerId, now: float) -> None:
+        """Notes that the peer's probes went unanswered for a while."""
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.suspected_since is None:
+            peer.suspected_since = now
+            self._declining.set(peer_id, now + self._config.gone_after_s)
+            self._judge(peer_id, peer, now)
+
+    def handle_recovered(self, peer_id: PeerId, now: float) -> None:
+        """Notes that a suspected peer answers again."""
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.connected:
+            peer.suspected_since, peer.gone_because = None, None
+            self._declining.discard(peer_id)
+            self._drop_dial(peer_id)
+            self._judge(peer_id, peer, now)
+
+    def handle_doubted(self, peer_id: PeerId, now: float) -> None:
+        """Notes that enough others hold the peer for silent; of a connected peer this node's own probes decide."""
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.doubted_since is None:
+            peer.doubted_since = now
+            if not peer.connected and peer.gone_because is None:
+                self._declining.set(peer_id, now + self._config.gone_after_s)
+            self._judge(peer_id, peer, now)
+
+    def handle_cleared(self, peer_id: PeerId, now: float) -> None:
+        """Notes that the others hear the peer again: who could not be reached here is tried again."""
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.doubted_since is None:
+            return
+        peer.doubted_since = None
+        if not peer.connected:
+            peer.gone_because, peer.failures = None, 0
+            self._declining.discard(peer_id)
+        self._judge(peer_id, peer, now)
+
+    def handle_kept(self, peer_id: PeerId, *, keeps: bool) -> None:
+        """Notes whether the other end wants to keep a connection."""
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.connected:
+            peer.kept_by_peer = keeps
+
+    def handle_ranking(self, nearest: Sequence[PeerId], in_mesh: Collection[PeerId], now: float) -> None:
+        """Moves the connections toward the nearest peers.
+
+        Args:
+            nearest: the nearest peers by the best estimates, this node not among them, the nearest first.
+            in_mesh: the connected peers whose links belong to gossip's mesh, which are kept.
+            now: monotonic seconds.
+        """
+        config = self._config
+        near = dict.fromkeys(nearest[: config.near_max])
+        for peer_id in sorted(self._connected):
+            peer = self._peers[peer_id]
+            if peer.link is not _Link.FAR:
+                self._set_link(peer_id, peer, _Link.NEAR if peer_id in near or self._is_small() else _Link.NONE)
+        if not self._is_small():
+            self._dial_some(near, now)
+        kept = sum(peer.link is not _Link.NONE for peer in map(self._peers.__getitem__, sorted(self._connected)))
+        surplus = [
+            peer_id
+            for peer_id in sorted(self._connected)
+            if self._is_surplus(self._peers[peer_id], now) and peer_id not in in_mesh
+        ]
+        too_many = len(self._connected) - max(kept, config.near_max + config.far_max)
+        for peer_id in self._luck.sample(surplus, max(0, min(len(surplus), config.surplus_at_once, too_many))):
+            self._outputs.append(Disconnect(peer_id, ErrorCode.SURPLUS))
+        self._advance(now)
+
+    def forget(self, peer_id: PeerId) -> None:
+        """Drops a peer whose card has expired; of one that is connected, its addresses alone."""
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            return
+        peer.addresses = ()
+        if peer.connected:
+            return
+        if peer.joined:
+            self._outputs.append(PeerLeft(peer_id, "its card expired"))
+        del self._peers[peer_id]
+        self._declining.discard(peer_id)
+        if not self._addresses(peer_id):  # a bootstrap peer is dialled for as long as the node runs
+            self._drop_dial(peer_id)
+
+    # What is known
+
+    def standing(self, peer_id: PeerId, now: float) -> tuple[Standing, str]:
+        """Says what this node thinks of a peer, with the reason in words."""
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            return Standing.UNKNOWN, "never heard of"
+        if peer.gone_because is not None:
+            return Standing.GONE, peer.gone_because
+        if peer.suspected_since is not None:
+            return Standing.SUSPECTED, f"no answer to probes, suspected for {now - peer.suspected_since:.1f} s"
+        if peer.connected:
+            return Standing.ALIVE, "connected"
+        if peer.doubted_since is not None:
+            return Standing.SUSPECTED, f"others have heard nothing for {now - peer.doubted_since:.1f} s"
+        if peer.failures or self._failures.get(peer_id):
+            return Standing.SUSPECTED, "could not be reached"
+        return (Standing.ALIVE, "known by its card") if peer.addresses else (Standing.UNKNOWN, "no card")
+
+    def is_connected(self, peer_id: PeerId) -> bool:
+        """Whether a connection to the peer is open."""
+        return peer_id in self._connected
+
+    def connected(self) -> list[PeerId]:
+        """The connected peers, in the order of their ids."""
+        return sorted(self._connected)
+
+    def listeners(self) -> list[PeerId]:
+        """The connected peers that want to hear this node's beats, in the order of their ids."""
+        return sorted(peer_id for peer_id in self._connected if self._peers[peer_id].kept_by_peer)
+
+    def is_far(self, peer_id: PeerId) -> bool:
+        """Whether a connected peer was chosen at random; in a small mesh everybody counts as that."""
+        peer = self._peers.get(peer_id)
+        return peer is not None and (peer.link is _Link.FAR or len(self._peers) <= self._config.small_mesh)
+
+    # Time and outputs
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` wants to be called, or None."""
+        due = self._declining.next_due()
+        for timers in (self._under_way, self._waiting) if self._may_dial() else (self._under_way,):
+            other = timers.next_due()
+            if other is not None and (due is None or other < due):
+                due = other
+        return due
+
+    def handle_timer(self, now: float) -> None:
+        """Starts the dials that are due, gives up those that take too long, and lets silent peers fall to their next stage."""
+        while (silent := self._declining.pop_due(now)) is not None:
+            self._decline(silent[0], now)
+        while (overdue := self._under_way.pop_due(now)) is not None:
+            self._give_up(overdue[0], now)
+        self._advance(now)
+
+    def next_output(self) -> Output | None:
+        """The next thing to do or to know, or None."""
+        return self._outputs.popleft() if self._outputs else None
+
+    # Helpers
+
+    def _peer(self, peer_id: PeerId) -> _Peer | None:
+        """Finds or makes the entry of a peer; None for this node itself and when the table is full."""
+        if peer_id == self._own:
+            return None
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            if len(self._peers) >= self._config.peers_max and not self._make_room():
+                return None
+            peer = self._peers[peer_id] = _Peer()
+        return peer
+
+    def _make_room(self) -> bool:
+        """Drops the longest known of the peers that are away, if there is one."""
+        away = (peer_id for peer_id, peer in self._peers.items() if not (peer.connected or peer.joined))
+        oldest = next((peer_id for peer_id in away if peer_id not in self._under_way), None)
+        if oldest is not None:
+            self.forget(oldest)
+        return oldest is not None
+
+    def _decline(self, peer_id: PeerId, now: float) -> None:
+        """Suspected, gone, disconnected, forgotten: the next of these stages of a peer that stays silent."""
+        peer, config = self._peers[peer_id], self._config
+        if peer.gone_because is None:
+            peer.gone_because = "stopped answering" if peer.connected else "others have lost it"
+            self._outputs.append(PeerGone(peer_id, peer.gone_because))
+            self._declining.set(peer_id, now + (config.linger_s if peer.connected else config.forget_after_s))
+            if peer.connected and self._addresses(peer_id):  # it may have been started again, and know nothing of the connection
+                self._wait(peer_id, now + self._backoff(0), 0)
+            self._judge(peer_id, peer, now)
+        elif peer.connected:
+            self._outputs.append(Disconnect(peer_id, ErrorCode.IDLE))
+            self._declining.set(peer_id, now + config.linger_s)
+        else:
+            self._outputs.append(PeerForgotten(peer_id))
+            self.forget(peer_id)
+
+    def _is_small(self) -> bool:
+        """Whether everybody who becomes known is dialled."""
+        return len(self._connected) + len(self._under_way) < self._config.small_mesh
+
+    def _polite_s(self, peer_id: PeerId) -> float:
+        return 0.0 if self._own < peer_id else self._config.dial_polite_s
+
+    def _choose_link(self, peer_id: PeerId, peer: _Peer, *, dialled: bool) -> None:
+        """Decides why a new connection is kept: the first that this node made are far links, for whom it knew first is chance."""
+        far = sum(self._peers[other].link is _Link.FAR for other in self._connected)
+        if dialled and far < self._config.far_max:
+            self._set_link(peer_id, peer, _Link.FAR)
+        elif dialled or len(self._connected) <= self._config.small_mesh:
+            self._set_link(peer_id, peer, _Link.NEAR)
+
+    def _set_link(self, peer_id: PeerId, peer: _Peer, link: _Link) -> None:
+        if (peer.link is _Link.NONE) is not (link is _Link.NONE):
+            self._outputs.append(KeepLink(peer_id, keeps=link is not _Link.NONE))
+        peer.link = link
+
+    def _is_surplus(self, peer: _Peer, now: float) -> bool:
+        """Whether neither end wants to keep a connection that had its time."""
+        if peer.connected_at is None or now < peer.connected_at + self._config.surplus_after_s:
+            return False
+        return peer.suspected_since is None and peer.link is _Link.NONE and not peer.kept_by_peer
+
+    def _dial_some(self, near: Collection[PeerId], now: float) -> None:
+        """Dials a few of the near peers that are not connected, and a random one when far links are missing."""
+        chosen = [peer_id for peer_id in near if self._may_be_chosen(peer_id, now)][: self._config.surplus_at_once]
+        far = sum(self._peers[other].link is _Link.FAR for other in self._connected)
+        if far < self._config.far_max:
+            others = [peer_id for peer_id in sorted(self._peers) if peer_id not in near and self._may_be_chosen(peer_id, now)]
+            if others:
+                chosen.append(self._luck.choice(others))
+        for peer_id in chosen:
+            self._peers[peer_id].wanted = True
+            self._wait(peer_id, now + self._polite_s(peer_id), 0)
+
+    def _may_be_chosen(self, peer_id: PeerId, now: float) -> bool:
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.connected or peer_id in self._failures or now < peer.shunned_until:
+            return False
+        return self.standing(peer_id, now)[0] is Standing.ALIVE
+
+    def _judge(self, peer_id: PeerId, peer: _Peer, now: float) -> None:
+        """Says so when a peer comes into or falls out of the set that may be given work."""
+        standing, why = self.standing(peer_id, now)
+        alive = standing is Standing.ALIVE
+        if alive and not peer.joined:
+            peer.joined = True
+            self._outputs.append(PeerJoined(peer_id))
+        elif peer.joined and not alive:
+            peer.joined = False
+            self._outputs.append(PeerLeft(peer_id, why))
+
+    def _backoff(self, failures: int) -> float:
+        """Exponential, with full jitter over its upper half so that peers do not dial in step."""
+        ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2.0 ** min(failures, 16))
+        return ceiling * self._luck.uniform(0.5, 1.0)
+
+    def _wait(self, target: Target, until: float, failures: int) -> None:
+        """Has a target dialled at a time, in place of whatever is under way."""
+        self._failures[target] = failures
+        self._under_way.discard(target)
+        self._waiting.set(target, until)
+
+    def _drop_dial(self, target: Target) -> int:
+        """Dials a target no more; returns how many dials of it have failed in a row."""
+        self._waiting.discard(target)
+        self._under_way.discard(target)
+        return self._failures.pop(target, 0)
+
+    def _give_up(self, target: Target, now: float) -> None:
+        """Has a target that was not reached dialled again later."""
+        failures = self._failures[target] + 1
+        self._wait(target, now + self._backoff(failures), failures)
+        if not isinstance(target, str) and (peer := self._peers.get(target)) is not None:
+            peer.failures = max(peer.failures, failures)
+            self._judge(target, peer, now)
+        if isinstance(target, str) or failures < self._config.pinned_failures:
+            return
+        for text, address in self._bootstrap.items():
+            if address.peer_id == target and text != str(address):
+                self._bootstrap[text] = address.with_peer(None)
+                self._wait(text, now + self._backoff(failures), failures)
+
+    def _may_dial(self) -> bool:
+        """Whether one more dial is within the bounds."""
+        under_way = len(self._under_way)
+        return under_way < self._config.dials_max and under_way + len(self._connected) < self._config.connections_max
+
+    def _advance(self, now: float) -> None:
+        """Starts every dial that is due, within the bounds."""
+        while self._may_dial() and (due := self._waiting.pop_due(now)) is not None:
+            target = due[0]
+            addresses = self._addresses(target)
+            if addresses and self._is_worth_a_dial(target):
+                self._under_way.set(target, now + self._config.dial_address_s * len(addresses))
+                self._outputs.append(Connect(target, addresses, afresh=target in self._connected))
+            else:
+                del self._failures[target]
+
+    def _is_worth_a_dial(self, target: Target) -> bool:
+        """Whether a target is still to be dialled: not every peer that became known while the mesh was small is."""
+        peer = None if isinstance(target, str) else self._peers.get(target)
+        if peer is None or peer.wanted or peer.gone_because is not None or peer.failures or self._is_small():
+            return True
+        return any(address.peer_id == target for address in self._bootstrap.values())
+
+    def _addresses(self, target: Target) -> tuple[Multiaddr, ...]:
+        """All addresses known for a target, the peer's own word first."""
+        if isinstance(target, str):
+            known = self._bootstrap.get(target)
+            return () if known is None else (known,)
+        peer = self._peers.get(target)
+        own_word = peer.addresses if peer is not None else ()
+        told = tuple(address for address in self._bootstrap.values() if address.peer_id == target)
+        return own_word + tuple(address for address in told if address not in own_word)

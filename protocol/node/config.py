@@ -1,0 +1,76 @@
+"""What a core is told, what comes out of it, and how it shows its peers."""
+
+from dataclasses import dataclass, field
+
+from protocol import forwarding, gossip, membership, probe, suspicion
+from protocol.announcer import AnnouncerConfig
+from protocol.coordinates import CoordinateConfig
+from protocol.forwarding import ForwardingConfig
+from protocol.gossip import GossipConfig
+from protocol.identity import PeerId
+from protocol.membership import MembershipConfig, Standing
+from protocol.probe import PathQuality, ProbeConfig
+from protocol.records import Beat, Card, Record
+from protocol.routing import RoutingConfig
+from protocol.suspicion import SuspicionConfig
+from protocol.table import TableConfig
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Everything a core can be told; seconds unless the name says otherwise."""
+
+    network_id: str = "isochrone"
+    agent: str = "isochrone/0.1.0"
+    verdict_lifetime_s: float = 240.0
+    """A verdict is told anew every two minutes while it names somebody; whoever is named so long is forgotten anyway."""
+    reserve_retry_s: float = 1.0
+    """A disk that refused to keep a reservation is asked again after this long; until then nothing is signed."""
+    ranking_min_s: float = 5.0
+    ranking_max_s: float = 60.0
+    """The nearest peers are looked for anew after so long: often while coordinates settle, each time after twice as long."""
+    announcer: AnnouncerConfig = field(default_factory=AnnouncerConfig)
+    suspicion: SuspicionConfig = field(default_factory=SuspicionConfig)
+    membership: MembershipConfig = field(default_factory=MembershipConfig)
+    gossip: GossipConfig = field(default_factory=GossipConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    coordinates: CoordinateConfig = field(default_factory=CoordinateConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveSequences:
+    """Persist that sequence numbers below `upto` may have been used, then call `handle_reserved`."""
+
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSealed:
+    """This node has signed a record and is about to tell it."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """What a node knows of one peer, for people and programs.
+
+    `rtt_s` is the best estimate; `rtt_source` says whether it was measured, derived from coordinates, or is unknown.
+    """
+
+    peer_id: PeerId
+    standing: Standing
+    why: str
+    connected: bool
+    card: Card | None
+    beat: Beat | None
+    quality: PathQuality | None
+    coordinate_rtt_s: float | None
+
+
+Output = (
+    gossip.Output | membership.Output | probe.Output | suspicion.Output | forwarding.Output | RecordSealed | ReserveSequences
+)  # the commands and facts of every machine, as they are

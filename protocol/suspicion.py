@@ -1,0 +1,230 @@
+"""What nodes say of peers that they watch: who is silent, who says so, and what this node says itself.
+
+Every node watches the peers at the other ends of its mesh links. When one falls silent it is accused in the node's verdict, a
+signed record that lists everybody the node holds for silent now; the newest verdict of a node replaces its earlier ones, so
+taking a name off the list takes the accusation back. Verdicts reach everyone. A peer that `confirmations` others accuse is
+doubted also by those who have no connection to it; one voice is not enough, so that no single liar takes a node out. Where
+enough others accuse a peer already, one's own voice is saved (Lifeguard's confirmations, turned to save traffic).
+
+An accusation names an incarnation of its subject, a number on the subject's card. A node that hears itself accused waits a
+moment, for those who hear it again take their accusations back by themselves, and then publishes a card with a greater
+incarnation, which makes all that was said against earlier ones void (SWIM's refutation).
+
+Here as on the wire peers are named by the keys of their cards: an accusation may be heard before the card of its subject.
+
+Source: A. Das, I. Gupta, A. Motivala, "SWIM", DSN 2002, sections 4.2 (suspicion, incarnations); A. Dadgar, J. Phillips, J.
+Currey, "Lifeguard", 2017 (confirmations).
+Spec: docs/spec/07-membership.md, section "Verdicts".
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from protocol.encoding import Luck
+from protocol.table import RecordKey
+from protocol.timers import TimerQueue
+
+
+@dataclass(frozen=True, slots=True)
+class SuspicionConfig:
+    """Bounds and intervals; seconds unless the name says otherwise."""
+
+    confirmations: int = 2
+    """Accusers that make a peer doubted where there is no connection to it: one liar is not enough."""
+    voices_max: int = 4
+    """Where so many others accuse a peer, this node saves its own voice: two more than needed, as some may vanish."""
+    hold_back_s: float = 0.2
+    """Up to this long an accusation waits at random, so that the first voices are heard by the others and save theirs."""
+    tell_interval_s: float = 0.25
+    """Shortest time between two verdicts of this node: a cut network takes many peers at once, and one verdict names them all."""
+    renew_s: float = 120.0
+    """A verdict that still names somebody is told anew after this long; half of its lifetime."""
+    refute_min_s: float = 0.6
+    refute_max_s: float = 1.2
+    """A node that hears itself accused waits so long at random before it refutes: a round of probes, in which most accusations
+    are taken back."""
+    accusers_max: int = 16_384
+    """Accusers remembered: as many as peers."""
+    subjects_max: int = 128
+    """Peers that one verdict names: the bound of the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubted:
+    """Enough others hold the peer for silent."""
+
+    peer: RecordKey
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """The peer is doubted no more: accusations were taken back, or it refuted them."""
+
+    peer: RecordKey
+
+
+@dataclass(frozen=True, slots=True)
+class TellVerdict:
+    """Publish a verdict that names these peers with the incarnations that fell silent; none takes back all that was said."""
+
+    accused: tuple[tuple[RecordKey, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refute:
+    """Publish a card with a greater incarnation: others hold this node for silent."""
+
+
+Output = Doubted | Cleared | TellVerdict | Refute
+
+_TELL, _REFUTE = "tell", "refute"
+
+
+class Suspicion:
+    """The machine; see the module's docstring."""
+
+    def __init__(
+        self, config: SuspicionConfig, own: RecordKey, luck: Luck, incarnation_of: Callable[[RecordKey], int | None]
+    ) -> None:
+        """Starts with nobody accused.
+
+        Args:
+            config: bounds and intervals.
+            own: this node.
+            luck: for the waits.
+            incarnation_of: the newest incarnation known of a peer, this node included; None for a stranger.
+        """
+        self._config = config
+        self._own = own
+        self._luck = luck
+        self._incarnation_of = incarnation_of
+        self._named: dict[RecordKey, tuple[tuple[RecordKey, int], ...]] = {}  # by accuser: whom its newest verdict names
+        self._accusers: dict[RecordKey, dict[RecordKey, int]] = {}  # by subject: who accuses which incarnation
+        self._mine: dict[RecordKey, int] = {}  # whom this node holds for silent itself
+        self._told: tuple[tuple[RecordKey, int], ...] = ()
+        self._told_at = float("-inf")
+        self._doubted: set[RecordKey] = set()
+        self._timers: TimerQueue[str] = TimerQueue()
+        self._outputs: deque[Output] = deque()
+
+    # What others say
+
+    def handle_verdict(self, accuser: RecordKey, accused: Iterable[tuple[RecordKey, int]], now: float) -> None:
+        """Takes the newest verdict of a node in place of its earlier ones."""
+        if accuser == self._own or (accuser not in self._named and len(self._named) >= self._config.accusers_max):
+            return
+        before = self._named.pop(accuser, ())
+        named = tuple(accused)[: self._config.subjects_max]
+        if named:
+            self._named[accuser] = named
+        for subject, _ in before:
+            voices = self._accusers.get(subject, {})
+            voices.pop(accuser, None)
+            if not voices:
+                self._accusers.pop(subject, None)
+        for subject, incarnation in named:
+            self._accusers.setdefault(subject, {})[accuser] = incarnation
+        for subject in dict.fromkeys(subject for subject, _ in (*before, *named)):
+            self._judge(subject, now)
+
+    def handle_incarnation(self, peer: RecordKey, now: float) -> None:
+        """Learns that a newer card of a peer is known; what was said against an earlier incarnation is void."""
+        mine = self._mine.get(peer)
+        if mine is not None and (self._incarnation_of(peer) or 0) > mine:
+            self.acquit(peer, now)
+        if peer in self._accusers:
+            self._judge(peer, now)
+
+    # What this node finds itself
+
+    def accuse(self, peer: RecordKey, now: float) -> None:
+        """Holds a peer for silent from now on, and says so unless enough others do."""
+        incarnation = self._incarnation_of(peer)
+        if incarnation is None or peer in self._mine or len(self._mine) >= self._config.subjects_max:
+            return
+        self._mine[peer] = incarnation
+        self._tell_at(now + self._luck.uniform(0.0, self._config.hold_back_s))
+
+    def acquit(self, peer: RecordKey, now: float) -> None:
+        """Hears a peer again, or has forgotten it: takes back what was said."""
+        if self._mine.pop(peer, None) is not None and any(subject == peer for subject, _ in self._told):
+            self._tell_soon(now)
+
+    def handle_forgotten_self(self, now: float) -> None:
+        """Hears a record of an earlier life of this node: a verdict of that life may still be believed, and is taken back."""
+        if self._told_at == float("-inf"):
+            self._told = ((self._own, 0),)
+            self._tell_soon(now)
+
+    def voices(self, peer: RecordKey) -> int:
+        """How many others accuse the newest incarnation of a peer."""
+        accusers = self._accusers.get(peer)
+        if accusers is None:
+            return 0
+        newest = self._incarnation_of(peer) or 0
+        return sum(incarnation >= newest for incarnation in accusers.values())
+
+    def is_doubted(self, peer: RecordKey) -> bool:
+        """Whether enough others hold the peer for silent."""
+        return peer in self._doubted
+
+    # Time and outputs
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` wants to be called, or None."""
+        return self._timers.next_due()
+
+    def handle_timer(self, now: float) -> None:
+        """Publishes the verdict or the refutation that is due."""
+        while (due := self._timers.pop_due(now)) is not None:
+            if due[0] == _TELL:
+                self._tell(now)
+            elif self.voices(self._own) >= self._config.confirmations:
+                self._outputs.append(Refute())
+
+    def next_output(self) -> Output | None:
+        """The next thing to do or to know, or None."""
+        return self._outputs.popleft() if self._outputs else None
+
+    # Helpers
+
+    def _judge(self, subject: RecordKey, now: float) -> None:
+        enough = self.voices(subject) >= self._config.confirmations
+        if subject == self._own:
+            if enough and self._timers.due_of(_REFUTE) is None:
+                self._timers.set(_REFUTE, now + self._luck.uniform(self._config.refute_min_s, self._config.refute_max_s))
+        elif enough and subject not in self._doubted:
+            self._doubted.add(subject)
+            self._outputs.append(Doubted(subject))
+        elif not enough and subject in self._doubted:
+            self._doubted.discard(subject)
+            self._outputs.append(Cleared(subject))
+
+    def _tell_soon(self, now: float) -> None:
+        """Publishes a changed verdict now, or as soon as the last one is old enough."""
+        if now >= self._told_at + self._config.tell_interval_s:
+            self._tell(now)
+        else:
+            self._tell_at(now)
+
+    def _tell_at(self, when: float) -> None:
+        due = max(when, self._told_at + self._config.tell_interval_s)
+        known = self._timers.due_of(_TELL)
+        if known is None or due < known:
+            self._timers.set(_TELL, due)
+
+    def _tell(self, now: float) -> None:
+        """Says whom this node holds for silent, where that is news or runs out; whom many others accuse is left out at first."""
+        told_before = dict(self._told)
+        accused = tuple(
+            (subject, incarnation)
+            for subject, incarnation in sorted(self._mine.items())
+            if subject in told_before or self.voices(subject) < self._config.voices_max
+        )
+        if accused == self._told and (not accused or now < self._told_at + self._config.renew_s):
+            return
+        self._told, self._told_at = accused, now
+        self._outputs.append(TellVerdict(accused))
+        if accused:
+            self._tell_at(now + self._config.renew_s)

@@ -1,0 +1,45 @@
+"""Reading records once for all nodes: a thousand nodes of one process would verify and decode every record a thousand times.
+
+What is remembered is the outcome for exactly these bytes; whether a record is of this network and this time is asked each time.
+Nodes that hold the same record share one object, which also keeps ten thousand tables of ten thousand cards in memory.
+"""
+
+from protocol.errors import RemoteProtocolError
+from protocol.records import Record, RecordConfig, RecordHeader, RecordReader, check_network_and_time
+
+REMEMBERED_MAX = 200_000
+"""Envelopes, a count: twenty for each of 10,000 nodes; past it the oldest are read again."""
+
+
+class SharedReader(RecordReader):
+    """Remembers headers and records by their bytes, faults too."""
+
+    def __init__(self) -> None:
+        self._headers: dict[bytes, RecordHeader | RemoteProtocolError] = {}
+        self._records: dict[bytes, Record] = {}
+
+    def peek(self, envelope: bytes, config: RecordConfig) -> RecordHeader:
+        """See `RecordReader`."""
+        known = self._headers.get(envelope)
+        if known is None:
+            try:
+                known = super().peek(envelope, config)
+            except RemoteProtocolError as error:
+                known = error
+            self._headers[envelope] = known
+            if len(self._headers) > REMEMBERED_MAX:
+                del self._headers[next(iter(self._headers))]
+        if isinstance(known, RemoteProtocolError):
+            raise RemoteProtocolError(known.code, known.detail)
+        return known
+
+    def open(self, envelope: bytes, network_id: str, wall_s: float, config: RecordConfig) -> Record:
+        """See `RecordReader`."""
+        known = self._records.get(envelope)
+        if known is not None:
+            check_network_and_time(self.peek(envelope, config), network_id, wall_s, config)
+            return known
+        record = self._records[envelope] = super().open(envelope, network_id, wall_s, config)
+        if len(self._records) > REMEMBERED_MAX:
+            del self._records[next(iter(self._records))]
+        return record
