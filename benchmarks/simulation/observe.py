@@ -179,7 +179,7 @@ class Standings:
         self._sweep_s = sweep_s
         self._held: dict[tuple[int, int], Standing] = {}
         world.watchers.append(self._watch)
-        world.at(world.now, self._sweep)
+        self._sweep()
 
     def _watch(self, process: Process, output: Output) -> None:
         peer = getattr(output, "peer_id", None) or getattr(output, "peer", None)
@@ -192,7 +192,8 @@ class Standings:
         before = self._held.get((observer.index, subject.index))
         if standing is not before:
             self._held[observer.index, subject.index] = standing
-            self._changed(observer, subject, standing)
+            if before is not None:  # the first look is no change
+                self._changed(observer, subject, standing)
 
     def _sweep(self) -> None:
         for observer in self.world.processes:

