@@ -15,7 +15,8 @@ class GossipConfig:
         degree: links of the mesh that a node wants, gossipsub's D. News is pushed over them; each further link costs a copy of
             every record and gains little speed (docs/dissemination.md).
         degree_min: fewer make it ask for more at the next heartbeat, gossipsub's D_lo.
-        degree_max: more make it give some back, gossipsub's D_hi.
+        degree_max: more make it give some back at the next heartbeat, gossipsub's D_hi. One more is taken from a peer that asks:
+            a newcomer among peers that all have enough gets its links from those that they give back.
         degree_lazy: peers outside the mesh that are told at each heartbeat what was news, gossipsub's D_lazy.
         heartbeat_s: seconds between two looks at the mesh; gossipsub's.
         history_heartbeats: heartbeats for which what was news is told on to peers outside the mesh, gossipsub's mcache_gossip.

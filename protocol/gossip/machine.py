@@ -170,8 +170,7 @@ class Gossip:
     def handle_silent(self, peer_id: PeerId) -> None:
         """Push no news to a connected peer that does not answer; another takes its place at the next heartbeat."""
         if peer_id in self._peers and self._overlay.handle_silent(peer_id):
-            self._send(peer_id, [encode_message(Prune())])
-            self._outputs.append(Pruned(peer_id))
+            self._prune(peer_id)
 
     def handle_heard(self, peer_id: PeerId, now: float) -> None:
         """Compare tables with a peer that answers again: both may have missed much."""

@@ -70,7 +70,7 @@ class Overlay:
         """Takes a link that a peer asks for; False when it has to be refused with a PRUNE."""
         if peer_id in self:
             return True
-        if len(self.members) >= self._config.degree_max or now < self._backoff.get(peer_id, now):
+        if len(self.members) > self._config.degree_max or now < self._backoff.get(peer_id, now):
             return False
         self._silent.discard(peer_id)
         insort(self.members, peer_id)
