@@ -48,6 +48,16 @@ _JITTER_GAIN = 1 / 16
 """Share of one sample in the jitter, unitless: RFC 3550 section 6.4.1."""
 
 
+_PATIENCE_GAIN = 0.25
+"""What one doubt that proved wrong adds to the patience with a path, unitless: four in a row double the time."""
+
+_PATIENCE_LOSS = 0.05
+"""What an echo without any doubt takes off it, unitless: forty seconds without loss forget one wrong doubt after another."""
+
+_PATIENT_FACTOR = 5
+"""By how much, unitless, probes of a peer in doubt come farther apart when doubt lasts: 4 a second are no flood to anybody."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeConfig:
     """Intervals and bounds.
@@ -193,6 +203,7 @@ class _Peer:
     watched: bool = False
     unanswered_at: float | None = None  # when the first probe went out since the last echo
     doubt_at: float | None = None  # since when it is in doubt
+    patience: float = 0.0  # how often doubts proved wrong lately, 0 to 1: the path loses much
     sent: OrderedDict[int, _Sent] = field(default_factory=OrderedDict[int, _Sent])
     jitter_s: float = 0.0
     last_rtt_s: float | None = None
@@ -366,7 +377,7 @@ class Probe:
     def _interval_s(self, state: _Peer) -> float:
         """Seconds between two probes of a peer that answers, or is suspected and may come back."""
         if state.liveness is Liveness.SUSPECTED:
-            return self._config.interval_s / 2
+            return self._config.interval_s / 4
         return self._config.interval_s if state.watched else self._config.idle_interval_s
 
     def _schedule(self, peer: PeerId, state: _Peer) -> None:
@@ -384,15 +395,20 @@ class Probe:
         return expected_at
 
     def _suspect_at(self, state: _Peer) -> float:
-        """When a peer in doubt becomes suspected; later the more unwell this node is."""
+        """When a peer in doubt becomes suspected; later the more unwell this node is, and the more the path has lost lately."""
         assert state.doubt_at is not None
-        return state.doubt_at + self._config.suspect_after_s * (1 + self._unwell) + (state.last_rtt_s or 0.0)
+        patience = 1.0 + state.patience + self._unwell
+        return state.doubt_at + self._config.suspect_after_s * patience + (state.last_rtt_s or 0.0)
 
     def _probe_due_at(self, state: _Peer) -> float:
         """When the next probe goes out: sooner while the peer is in doubt."""
         if state.doubt_at is None or state.liveness is not Liveness.ALIVE:
             return state.next_probe_at
-        return min(state.next_probe_at, max(state.doubt_at, state.probed_at + self._config.burst_interval_s))
+        config = self._config
+        gap_s = config.burst_interval_s
+        if state.probed_at - state.doubt_at > config.suspect_after_s:
+            gap_s *= _PATIENT_FACTOR  # this node is unwell, and waits longer than the burst was meant to last
+        return min(state.next_probe_at, max(state.doubt_at, state.probed_at + gap_s))
 
     def _judge(self, peer: PeerId, state: _Peer, now: float) -> None:
         if state.liveness is not Liveness.ALIVE:
@@ -407,10 +423,14 @@ class Probe:
 
     def _excuse_everybody(self, lateness_s: float, now: float) -> None:
         """Take the time in which this node did not run off everybody's silence: echoes may be waiting in our own buffers."""
+        config = self._config
         self._stalls += 1
-        self._unwell = min(self._config.health_max, self.health(now) + 1)
+        self._unwell = min(config.health_max, self.health(now) + 1)
         self._unwell_at = now
         for peer, state in self._peers.items():
+            state.allowance, state.allowance_at = float(config.answers_burst), now  # what has piled up is no flood
+            if lateness_s >= config.interval_s / 2:
+                state.next_probe_at = now  # who suspects this node meanwhile hears at once that it lives
             state.heard_at = min(now, state.heard_at + lateness_s)
             if state.unanswered_at is not None:
                 state.unanswered_at = min(now, state.unanswered_at + lateness_s)
@@ -429,7 +449,8 @@ class Probe:
         state.allowance -= 1.0
         self._outputs.append(SendDatagram(peer, bytes((KIND_ECHO,)) + payload[1:]))
         if state.liveness is not Liveness.ALIVE:
-            state.next_probe_at = min(state.next_probe_at, now)  # it speaks; whether it hears us its echo tells
+            state.burst_left = config.burst_probes  # it speaks; whether it hears us its echo tells
+            state.next_probe_at = min(state.next_probe_at, max(now, state.probed_at + config.burst_interval_s))
         elif state.watched and state.burst_left == 0 and state.next_probe_at > now:
             state.next_probe_at = self._turn_at(state, now)
         state.heard_at = max(state.heard_at, received_at)
@@ -460,6 +481,10 @@ class Probe:
         else:
             sent.rtt_s = -1.0  # two clocks disagree about the moment, or the echo took absurdly long: it lives, and no more
         state.heard_at = max(state.heard_at, received_at)
+        if state.doubt_at is not None:
+            state.patience = min(1.0, state.patience + _PATIENCE_GAIN)
+        else:
+            state.patience = max(0.0, state.patience - _PATIENCE_LOSS)
         state.unanswered_at = state.doubt_at = None
         if state.liveness is not Liveness.ALIVE:
             state.liveness = Liveness.ALIVE

@@ -20,6 +20,7 @@ class GossipConfig:
         degree_lazy: peers outside the mesh that are told at each heartbeat what was news, gossipsub's D_lazy.
         heartbeat_s: seconds between two looks at the mesh; gossipsub's.
         history_heartbeats: heartbeats for which what was news is told on to peers outside the mesh, gossipsub's mcache_gossip.
+        copies_enough: what has come so often again is known all round, and is not announced: where the mesh is thin it is.
         prune_backoff_s: seconds in which a peer that gave back a link is not asked for one again. gossipsub's 60 s would leave a
             small mesh torn for a minute.
         dont_want_bytes_min: records of at least so many bytes are announced as received, so that others do not send them again;
@@ -64,6 +65,7 @@ class GossipConfig:
     degree_lazy: int = 6
     heartbeat_s: float = 1.0
     history_heartbeats: int = 3
+    copies_enough: int = 1
     prune_backoff_s: float = 10.0
     dont_want_bytes_min: int = 1024
     round_s: float = 2.0

@@ -213,6 +213,13 @@ class Membership:
             self._declining.set(peer_id, now + self._config.gone_after_s)
             self._judge(peer_id, peer, now)
 
+    def handle_stall(self, lateness_s: float, now: float) -> None:
+        """Notes that this node itself did not run for a while: nobody is declared dead for a silence that is its own."""
+        for peer_id in self._declining.keys():  # noqa: SIM118 - a queue, no mapping
+            due, peer = self._declining.due_of(peer_id), self._peers[peer_id]
+            if due is not None and peer.gone_because is None:
+                self._declining.set(peer_id, max(due + lateness_s, now + self._config.hearing_s))
+
     def handle_recovered(self, peer_id: PeerId, now: float) -> None:
         """Notes that a suspected peer answers again."""
         peer = self._peers.get(peer_id)

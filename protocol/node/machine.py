@@ -358,7 +358,10 @@ class Node:
         return due
 
     def handle_timer(self, now: float) -> None:
-        """Does what is due."""
+        """Does what is due; being much too late for it is a stall of this node's own."""
+        lateness_s = now - self.next_timer()
+        if lateness_s > self.config.probe.lateness_s_max:
+            self.membership.handle_stall(lateness_s, now)
         self.gossip.handle_timer(now, self.wall(now))
         self.membership.handle_timer(now)
         self.probe.handle_timer(now)
