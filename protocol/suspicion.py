@@ -10,6 +10,9 @@ An accusation names an incarnation of its subject, a number on the subject's car
 moment, for those who hear it again take their accusations back by themselves, and then publishes a card with a greater
 incarnation, which makes all that was said against earlier ones void (SWIM's refutation).
 
+Who takes an accusation back has heard its subject again. An accuser that forgets its subject says nothing: the verdict runs
+out by itself, after everybody else has forgotten the subject too, and a voice that ran out brings nobody back.
+
 Here as on the wire peers are named by the keys of their cards: an accusation may be heard before the card of its subject.
 
 Source: A. Das, I. Gupta, A. Motivala, "SWIM", DSN 2002, sections 4.2 (suspicion, incarnations); A. Dadgar, J. Phillips, J.
@@ -20,7 +23,6 @@ Spec: docs/spec/07-membership.md, section "Verdicts".
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from operator import itemgetter
 
 from protocol.encoding import Luck
 from protocol.table import RecordKey
@@ -41,6 +43,9 @@ class SuspicionConfig:
     """The same, after half of it, for a peer that this node does not watch: those who do will say it, if they live themselves."""
     tell_interval_s: float = 0.25
     """Shortest time between two verdicts of this node: a cut network takes many peers at once, and one verdict names them all."""
+    past_s: float = 240.0
+    """A forgotten peer is still named so long in verdicts that are told for others: leaving it out would take the accusation back,
+    and some forget it up to a minute later, newcomers up to two."""
     renew_s: float = 120.0
     """A verdict that still names somebody is told anew after this long; half of its lifetime."""
     refute_min_s: float = 1.5
@@ -62,9 +67,10 @@ class Doubted:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """The peer is doubted no more: accusations were taken back, or it refuted them."""
+    """The peer is doubted no more: accusations were taken back, it refuted them, or (`heard` is false) they merely ran out."""
 
     peer: RecordKey
+    heard: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,9 @@ class Suspicion:
         self._named: dict[RecordKey, tuple[tuple[RecordKey, int], ...]] = {}  # by accuser: whom its newest verdict names
         self._accusers: dict[RecordKey, dict[RecordKey, int]] = {}  # by subject: who accuses which incarnation
         self._mine: dict[RecordKey, _Finding] = {}  # whom this node holds for silent itself
+        self._past: dict[RecordKey, tuple[int, float]] = {}  # who was accused and forgotten: the incarnation, and until when
         self._told: tuple[tuple[RecordKey, int], ...] = ()
+        self._took_back = False  # since the last verdict
         self._told_at = float("-inf")
         self._doubted: set[RecordKey] = set()
         self._timers: TimerQueue[str] = TimerQueue()
@@ -124,6 +132,13 @@ class Suspicion:
 
     def handle_verdict(self, accuser: RecordKey, accused: Iterable[tuple[RecordKey, int]], now: float) -> None:
         """Takes the newest verdict of a node in place of its earlier ones."""
+        self._replace_verdict(accuser, accused, now, heard=True)
+
+    def handle_expired(self, accuser: RecordKey, now: float) -> None:
+        """Learns that the newest verdict of a node has run out, or that the node was forgotten with it."""
+        self._replace_verdict(accuser, (), now, heard=False)
+
+    def _replace_verdict(self, accuser: RecordKey, accused: Iterable[tuple[RecordKey, int]], now: float, *, heard: bool) -> None:
         if accuser == self._own or (accuser not in self._named and len(self._named) >= self._config.accusers_max):
             return
         before = self._named.pop(accuser, ())
@@ -138,15 +153,16 @@ class Suspicion:
         for subject, incarnation in named:
             self._accusers.setdefault(subject, {})[accuser] = incarnation
         for subject in dict.fromkeys(subject for subject, _ in (*before, *named)):
-            self._judge(subject, now)
+            self._judge(subject, now, heard=heard)
 
     def handle_incarnation(self, peer: RecordKey, now: float) -> None:
         """Learns that a newer card of a peer is known; what was said against an earlier incarnation is void."""
-        mine = self._mine.get(peer)
-        if mine is not None and (self._incarnation_of(peer) or 0) > mine.incarnation:
+        finding, past = self._mine.get(peer), self._past.get(peer)
+        mine = finding.incarnation if finding is not None else past[0] if past is not None else None
+        if mine is not None and (self._incarnation_of(peer) or 0) > mine:
             self.acquit(peer, now)
         if peer in self._accusers:
-            self._judge(peer, now)
+            self._judge(peer, now, heard=True)
 
     # What this node finds itself
 
@@ -171,14 +187,23 @@ class Suspicion:
         self._tell_at(now + wait_s)
 
     def acquit(self, peer: RecordKey, now: float) -> None:
-        """Hears a peer again, or has forgotten it: takes back what was said."""
-        if self._mine.pop(peer, None) is not None and any(subject == peer for subject, _ in self._told):
+        """Hears a peer again: takes back what was said."""
+        accused = self._mine.pop(peer, None) is not None
+        if (self._past.pop(peer, None) is not None or accused) and any(subject == peer for subject, _ in self._told):
+            self._took_back = True
             self._tell_soon(now)
+
+    def handle_forgotten(self, peer: RecordKey, now: float) -> None:
+        """Has no more to say of a peer that stayed silent; what was said is not taken back, it runs out."""
+        finding = self._mine.pop(peer, None)
+        if finding is not None and any(subject == peer for subject, _ in self._told):
+            self._past = {other: past for other, past in self._past.items() if now < past[1]}
+            self._past[peer] = (finding.incarnation, now + self._config.past_s)
 
     def handle_forgotten_self(self, now: float) -> None:
         """Hears a record of an earlier life of this node: a verdict of that life may still be believed, and is taken back."""
         if self._told_at == float("-inf"):
-            self._told = ((self._own, 0),)
+            self._told, self._took_back = ((self._own, 0),), True
             self._tell_soon(now)
 
     def voices(self, peer: RecordKey) -> int:
@@ -213,7 +238,7 @@ class Suspicion:
 
     # Helpers
 
-    def _judge(self, subject: RecordKey, now: float) -> None:
+    def _judge(self, subject: RecordKey, now: float, *, heard: bool) -> None:
         enough = self.voices(subject) >= self._config.confirmations
         if subject == self._own:
             if enough and self._timers.due_of(_REFUTE) is None:
@@ -223,7 +248,9 @@ class Suspicion:
             self._outputs.append(Doubted(subject))
         elif not enough and subject in self._doubted:
             self._doubted.discard(subject)
-            self._outputs.append(Cleared(subject))
+            self._outputs.append(Cleared(subject, heard))
+            if subject in self._mine:  # a voice that was saved is needed now
+                self._tell_at(now + self._luck.uniform(0.0, self._config.hold_back_s))
 
     def _tell_soon(self, now: float) -> None:
         """Publishes a changed verdict now, or as soon as the last one is old enough."""
@@ -241,17 +268,20 @@ class Suspicion:
     def _tell(self, now: float) -> None:
         """Says whom this node holds for silent, where that is news or runs out; whom many others accuse is left out at first."""
         told_before = dict(self._told)
-        accused = tuple(
+        named = [
             (subject, finding.incarnation)
-            for subject, finding in sorted(self._mine.items(), key=itemgetter(0))
+            for subject, finding in self._mine.items()
             if subject in told_before or (now >= finding.speak_at and self.voices(subject) < finding.voices_enough)
-        )
+        ]
         held_back = [finding.speak_at for finding in self._mine.values() if finding.speak_at > now]
         if held_back:
             self._tell_at(min(held_back))
-        if accused == self._told and (not accused or now < self._told_at + self._config.renew_s):
+        past = [(subject, incarnation) for subject, (incarnation, until) in self._past.items() if now < until]
+        accused = tuple(sorted([*named, *past][: self._config.subjects_max]))
+        is_news = any(item not in self._told for item in accused)
+        if not (is_news or self._took_back or (named and now >= self._told_at + self._config.renew_s)):
             return
-        self._told, self._told_at = accused, now
+        self._told, self._told_at, self._took_back = accused, now, False
         self._outputs.append(TellVerdict(accused))
-        if accused:
+        if named:
             self._tell_at(now + self._config.renew_s)

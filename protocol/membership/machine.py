@@ -126,7 +126,7 @@ class Membership:
             return
         moved = addresses != peer.addresses
         peer.addresses = addresses
-        if renewed and not peer.connected and peer.gone_because is not None:
+        if renewed and not peer.connected:
             self._absolve(peer_id, peer)
         if (
             self._is_small()
@@ -246,13 +246,20 @@ class Membership:
             peer.in_question = False
             self._judge(peer_id, peer, now)
 
-    def handle_cleared(self, peer_id: PeerId, now: float) -> None:
-        """Notes that the others hear the peer again: who could not be reached here is tried again."""
+    def handle_cleared(self, peer_id: PeerId, now: float, *, heard: bool) -> None:
+        """Notes that enough others do not hold the peer for silent any more.
+
+        Args:
+            peer_id: who is doubted no more.
+            now: monotonic seconds.
+            heard: whether they hear it again, and who could not be reached here is tried again; otherwise what they said has run
+                out, which brings back nobody who is gone.
+        """
         peer = self._peers.get(peer_id)
         if peer is None or peer.doubted_since is None:
             return
         peer.doubted_since, peer.in_question = None, False
-        if not peer.connected:
+        if not peer.connected and (heard or peer.gone_because is None):
             self._absolve(peer_id, peer)
         self._judge(peer_id, peer, now)
 

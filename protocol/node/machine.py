@@ -459,7 +459,7 @@ class Node:
                     self.forwarding.handle_joined(peer)
                 case membership.PeerForgotten(peer):
                     self.forwarding.handle_joined(peer)
-                    self.suspicion.acquit(record_key(peer, RecordKind.CARD), now)
+                    self.suspicion.handle_forgotten(record_key(peer, RecordKind.CARD), now)
                     for record in self.table.remove(peer):
                         self._take_gossip(gossip.RecordExpired(record), now)
                         self._outputs.append(gossip.RecordExpired(record))
@@ -480,7 +480,7 @@ class Node:
                 if record.kind is RecordKind.CARD or self.table.heard_at(record.peer_id) is None:
                     self.membership.forget(record.peer_id)
                 if record.kind is RecordKind.VERDICT:
-                    self.suspicion.handle_verdict(record_key(record.peer_id, RecordKind.CARD), (), now)
+                    self.suspicion.handle_expired(record_key(record.peer_id, RecordKind.CARD), now)
             case gossip.OwnRecordHeard(sequence):
                 self._sequencer.observe(sequence)
                 self.announcer.renew()
@@ -518,9 +518,9 @@ class Node:
                 if (peer := self._peer_of(key)) is not None:
                     self.probe.handle_doubt(peer, now)
                     self.membership.handle_doubted(peer, now)
-            case suspicion.Cleared(key):
+            case suspicion.Cleared(key, heard):
                 if (peer := self._peer_of(key)) is not None:
-                    self.membership.handle_cleared(peer, now)
+                    self.membership.handle_cleared(peer, now, heard=heard)
             case suspicion.TellVerdict(accused):
                 self._publish_verdict(accused, now)
             case suspicion.Refute():

@@ -206,7 +206,7 @@ def test_unconnected_peer_is_alive_by_its_card_until_others_doubt_it() -> None:
     (left,) = drain(membership)
     assert isinstance(left, PeerLeft)
     assert membership.standing(OTHER, 5001.0)[0] is Standing.SUSPECTED
-    membership.handle_cleared(OTHER, 5002.0)
+    membership.handle_cleared(OTHER, 5002.0, heard=True)
     assert drain(membership) == [PeerJoined(OTHER)]
     assert wait(membership, 9000.0) == []
 
@@ -235,14 +235,37 @@ def test_what_others_say_of_a_connected_peer_decides_nothing() -> None:
     assert membership.standing(OTHER, 500.0) == (Standing.ALIVE, "connected")
 
 
+def test_dials_that_failed_before_a_peer_was_started_again_are_not_held_against_it() -> None:
+    membership = machine(config=MembershipConfig(connections_max=1, small_mesh=0))
+    membership.add_bootstrap([address(2, OTHER)], 0.0)
+    membership.handle_dial_failed(OTHER, 5.0)
+    membership.handle_connected(IDS[2], 6.0)  # no connection is free any more, so no dial will tell
+    membership.handle_card(OTHER, (address(2),), 7.0)
+    assert membership.standing(OTHER, 7.0)[0] is Standing.SUSPECTED
+    membership.handle_card(OTHER, (address(2),), 8.0, renewed=True)
+    assert membership.standing(OTHER, 8.0)[0] is Standing.ALIVE
+
+
 def test_doubt_that_is_cleared_brings_back_who_was_gone() -> None:
     membership = machine(config=MembershipConfig(small_mesh=0))
     membership.handle_card(OTHER, (address(2),), 0.0)
     membership.handle_doubted(OTHER, 10.0)
     wait(membership, 30.0)
-    membership.handle_cleared(OTHER, 30.0)
+    membership.handle_cleared(OTHER, 30.0, heard=True)
     assert drain(membership) == [PeerJoined(OTHER)]
     assert wait(membership, 5000.0) == []
+
+
+def test_doubt_that_merely_runs_out_brings_nobody_back() -> None:
+    """The accusers have forgotten the dead peer, some sooner and some later."""
+    membership = machine(config=MembershipConfig(small_mesh=0))
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_doubted(OTHER, 10.0)
+    wait(membership, 30.0)
+    membership.handle_cleared(OTHER, 30.0, heard=False)
+    assert drain(membership) == []
+    assert membership.standing(OTHER, 31.0)[0] is Standing.GONE
+    assert [output for _, output in wait(membership, 5000.0)] == [PeerForgotten(OTHER)]
 
 
 def test_peer_that_cannot_be_reached_is_given_no_work() -> None:

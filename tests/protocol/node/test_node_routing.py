@@ -89,9 +89,12 @@ def test_nearest_able_node_comes_first_and_the_others_are_explained() -> None:
     world.run(world.now + 3.0)
     report = asker.node.rank(request(2), world.now)
     assert report.chosen == middle.peer_id
-    gone = next(candidate for candidate in report.candidates if candidate.peer_id == near.peer_id)
-    assert not gone.qualified
-    assert gone.reason.startswith("gone: stopped answering")
+    for stage, wait_s in (("suspected: no answer to probes", 0.0), ("gone: stopped answering", 5.0)):
+        world.run(world.now + wait_s)
+        report = asker.node.rank(request(2), world.now)
+        dead = next(candidate for candidate in report.candidates if candidate.peer_id == near.peer_id)
+        assert not dead.qualified
+        assert dead.reason.startswith(stage)
     assert asker.node.rank(request(3), world.now, from_peer=middle.peer_id).chosen == far.peer_id
 
 
@@ -225,12 +228,12 @@ def test_forged_expired_and_foreign_records_are_never_believed() -> None:
         assert STRANGER.peer_id in {view.peer_id for view in member.node.peers(world.now)}
 
 
-def test_peer_whose_card_expires_is_forgotten() -> None:
+def test_peer_that_stays_away_is_forgotten_and_dialled_no_more() -> None:
     world = mesh(3, 1)
     world.run(10.0)
     dead = world.members[1]
     world.kill(dead)
-    world.run(10.0 + 600.0 + 60.0 + 5.0)
+    world.run(10.0 + 3.0 + 5.0 + 45.0 + 120.0 + 5.0)
     for member in world.running():
         assert [view.peer_id for view in member.node.peers(world.now)] == [
             other.peer_id for other in world.running() if other is not member
@@ -256,7 +259,12 @@ def test_identity_that_lost_its_sequence_numbers_catches_up() -> None:
     for member in (world.members[0], world.members[2]):
         view = member.node.peer(lost.peer_id, world.now)
         assert view.card.models == lost.offers
-        assert max(at for at, peer_id, _ in member.accepted if peer_id == lost.peer_id) > 73.0
+    lost.node.handle_offers((ECHO,), world.now)
+    world.settle(lost)
+    world.run(78.0)
+    for member in (world.members[0], world.members[2]):
+        assert member.node.peer(lost.peer_id, world.now).card.models == (ECHO,)
+        assert lost.peer_id in member.routable
 
 
 def eventful(seed: int) -> str:

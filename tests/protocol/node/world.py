@@ -89,6 +89,7 @@ class World:
         self.now = 0.0
         self.members: list[Member] = []
         self.by_id: dict[PeerId, Member] = {}
+        self.side_of: dict[int, int] = {}  # by member; nothing passes from one side to another
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._digest = hashlib.sha256()
@@ -152,6 +153,17 @@ class World:
     def rtt_s(self, one: Member, other: Member) -> float:
         """Round trip between two members."""
         return 2 * self.delay_s(one, other)
+
+    def cut_off(self, *members: Member) -> None:
+        """Lets nothing pass between these members and the others, until `heal`."""
+        self.side_of = {member.index: 1 for member in members}
+
+    def heal(self) -> None:
+        """Lets everything pass again."""
+        self.side_of = {}
+
+    def _passes(self, one: Member, other: Member) -> bool:
+        return self.side_of.get(one.index, 0) == self.side_of.get(other.index, 0)
 
     def _under_way_s(self, one: Member, other: Member) -> float:
         return self.delay_s(one, other) + (self.luck.uniform(0.0, self.jitter_s) if self.jitter_s else 0.0)
@@ -252,7 +264,7 @@ class World:
         other = self.by_id[peer_id]
 
         def arrive() -> None:
-            if not self._is_open(link, other):
+            if not self._is_open(link, other) or not self._passes(member, other):
                 return
             if is_datagram:
                 other.node.handle_datagram(member.peer_id, payload, self.now, self.now)
@@ -285,12 +297,12 @@ class World:
         def answered() -> None:
             if member.life != life or not member.running:
                 return
-            if other.running and expected in (None, other.peer_id):
+            if other.running and self._passes(member, other) and expected in (None, other.peer_id):
                 self._established(member, other, target)
             else:
                 self._dial(member, target, addresses[1:])
 
-        silent = not other.running
+        silent = not other.running or not self._passes(member, other)
         self.at(self.now + (DIAL_TIMEOUT_S if silent else self.rtt_s(member, other)), answered)
 
     def _established(self, member: Member, other: Member, target: membership.Target) -> None:
@@ -337,7 +349,7 @@ class World:
         other = self.by_id[peer_id]
 
         def heard() -> None:
-            if self._is_open(link, other):
+            if self._is_open(link, other) and self._passes(member, other):
                 link.open_at.discard(peer_id)
                 if other.connections.get(member.peer_id) is link:
                     del other.connections[member.peer_id]
