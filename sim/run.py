@@ -15,7 +15,8 @@ from sim.checks import CheckFailedError, Safety, healed, unhealed
 from sim.faults import install, names_of, plan
 from sim.figures import Figures
 from sim.network import delays_named
-from sim.world import MakeNode, World
+from sim.process import MakeNode
+from sim.world import World
 
 FORM_SHARE = 0.25
 """Share of the time in which the mesh forms undisturbed."""
