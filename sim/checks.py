@@ -171,7 +171,8 @@ class Safety:
 
     # What is kept
 
-    def _look_at_bounds(self) -> None:
+    def look(self) -> None:
+        """Looks at what up to `LOOKED_AT_MAX` processes keep now; this is done once a second by itself."""
         running = [process for process in self.world.processes if process.running and not process.hostile]
         for number in range(min(LOOKED_AT_MAX, len(running))):
             process = running[(self._turn + number) % len(running)]
@@ -180,6 +181,9 @@ class Safety:
                 raise CheckFailedError("I9", f"n{process.index} has {over}")
             self._look_at_expiry(process)
         self._turn += LOOKED_AT_MAX
+
+    def _look_at_bounds(self) -> None:
+        self.look()
         self.world.at(self.world.now + BOUNDS_EVERY_S, self._look_at_bounds)
 
     def _look_at_expiry(self, process: Process) -> None:
@@ -238,8 +242,10 @@ def unhealed(world: World, *, fresh_s: float = SPREAD_S) -> str | None:
     for process in living:
         for other in living:
             own = cards[other.peer_id]
-            if other is process or own is None or world.now - other.started_at < fresh_s:
+            if other is process or world.now - other.started_at < fresh_s:
                 continue
+            if own is None:
+                return f"I2: n{other.index} has no card of its own"
             pair = f"n{process.index} {{}} n{other.index}"
             held = process.node.table.get(other.peer_id, RecordKind.CARD)
             fresh = own.issued_s > world.wall_s(other) - fresh_s

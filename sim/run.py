@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from protocol.node import Node
+from protocol.node import Node, NodeConfig
 from sim.checks import CheckFailedError, Safety, healed, unhealed
 from sim.faults import install, names_of, plan
 from sim.figures import Figures
@@ -79,7 +79,7 @@ class Result:
 class Run:
     """A world with its checks and figures; `simulate` runs it to its end."""
 
-    def __init__(self, settings: Settings, make_node: MakeNode = Node) -> None:
+    def __init__(self, settings: Settings, make_node: MakeNode = Node, config: NodeConfig | None = None) -> None:
         """Makes the world of the settings.
 
         Raises:
@@ -96,7 +96,7 @@ class Run:
         for _ in range(settings.nodes):
             known = self.world.processes[:doors]
             chosen = chooses.sample(known, min(BOOTSTRAPS, len(known)))
-            self.world.add(bootstrap=[peer.address for peer in chosen], at=starts.uniform(0.0, START_WITHIN_S))
+            self.world.add(bootstrap=[peer.address for peer in chosen], at=starts.uniform(0.0, START_WITHIN_S), config=config)
         self.figures.schedule(settings.duration_s)
         names = names_of(settings.faults)
         self.mended_at = settings.duration_s * BREAK_SHARE if names else 0.0

@@ -22,6 +22,7 @@ from protocol.encoding import Luck
 from protocol.gossip.messages import ENVELOPES_MAX, records_messages
 from protocol.identity import Identity, PeerId
 from protocol.inference import Feature
+from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output
 from protocol.probe import KIND_ECHO
 from protocol.records import Card, Hardware, ModelLoad, ModelOffer, RecordKind, Sequencer, seal
@@ -41,6 +42,9 @@ REPLAYED = 20
 
 INVENTED = 8
 """Identities invented in one attack, a count: 16 a second, below the 20 records a second that a core grants a peer."""
+
+NOWHERE = "198.51.100.7"
+"""Where the invented say that they listen: an address of documentation (RFC 5737) at which nobody answers."""
 
 FUTURE_S = 7_200.0
 """Seconds by which a record from the future is ahead: two hours, far past the 60 s allowed."""
@@ -228,7 +232,9 @@ def invent(node: HostileNode) -> None:
     crowd: list[bytes] = []
     for _ in range(INVENTED):
         seed = hashlib.sha256(b"invented" + node.luck.getrandbits(64).to_bytes(8, "big")).digest()
-        crowd.append(node.sealed(node.card(), key=Identity.from_seed(seed), sequence=1))
+        key, card = Identity.from_seed(seed), node.card()
+        nowhere = tuple(Multiaddr("ip4", NOWHERE, address.port, key.peer_id) for address in card.addresses)
+        crowd.append(node.sealed(replace(card, addresses=nowhere), key=key, sequence=1))
     for peer_id in node.membership.connected():
         node.say(peer_id, *records_messages(crowd))
 
@@ -353,6 +359,6 @@ CONDUCTS: dict[str, Conduct] = {
 
 KINDS: dict[str, MakeFault] = {
     **{name: _kind(name, conduct) for name, conduct in CONDUCTS.items()},
-    "hostile-eclipse": _kind("hostile-eclipse", Conduct(invent, coordinate=_NEAR), crowd=CROWD, eclipse=True),
+    "hostile-eclipse": _kind("hostile-eclipse", Conduct(coordinate=_NEAR), crowd=CROWD, eclipse=True),
 }
 """All hostile faults, by their names."""
