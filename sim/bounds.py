@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 
 from protocol.node import Node, NodeConfig
 from protocol.records import RecordKind
@@ -69,8 +70,11 @@ def limit_of(path: str, config: NodeConfig) -> int:
 
 def excess(node: Node, config: NodeConfig) -> str | None:
     """What a core keeps too much of, as a text, or None."""
+    limits: dict[str, int] = {}
     for path, size in containers(node):
-        limit = limit_of(path, config)
+        limit = limits.get(path)
+        if limit is None:
+            limit = limits[path] = limit_of(path, config)
         if size > limit:
             return f"{size} in {path}, {limit} at most"
     return None
@@ -106,13 +110,14 @@ def _attributes(value: object) -> list[tuple[str, object]]:
     return [(name, child) for name, child in getattr(value, "__dict__", {}).items() if name not in ("_config", "config")]
 
 
+@lru_cache(maxsize=64)
 def _largest_count(config: object) -> int:
     """The largest `*_max` that counts things, in a configuration and those inside it."""
     largest = 0
     for entry in fields(config):  # type: ignore[arg-type]
         value = getattr(config, entry.name)
         if is_dataclass(value):
-            largest = max(largest, _largest_count(value))
+            largest = max(largest, _largest_count(value))  # type: ignore[arg-type] # mypy takes it for unhashable
         elif isinstance(value, int) and entry.name.endswith("_max") and "bytes" not in entry.name:
             largest = max(largest, value)
     return largest
