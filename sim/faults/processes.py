@@ -167,7 +167,9 @@ class AddressChange:
     """A process's address changes: after a gap its connections go on by migration, or are lost without a word."""
 
     def __init__(self, luck: Random, world: World) -> None:
-        self.process = luck.choice(world.processes)
+        # who has no address to join by, moves and restarts at once cannot be found by anybody, and finds nobody
+        joining = [process for process in world.processes if process.bootstrap]
+        self.process = luck.choice(joining or world.processes)
         self.migrates = luck.random() < 0.5
         self.gap_s = luck.uniform(0.02, 1.0)  # a path validated again, to a network found again
         self._away = False

@@ -209,6 +209,19 @@ def test_a_wall_clock_that_jumped_and_returned_is_no_loss(off_s: float) -> None:
     assert unhealed(world) is None
 
 
+@pytest.mark.xfail(strict=True, reason="probes that waited while this node was stopped count as if they had come at once")
+def test_nobody_is_blamed_for_probes_that_waited() -> None:
+    world = formed(3)
+    blamed: list[probe.Misbehaved] = []
+    world.watchers.append(lambda _process, output: blamed.append(output) if isinstance(output, probe.Misbehaved) else None)
+    KINDS["duplication"](Random(1), world).begin(world)
+    world.pause(world.processes[1])
+    world.run(5.4)
+    world.resume(world.processes[1])
+    world.run(6.0)
+    assert blamed == []
+
+
 @pytest.mark.xfail(strict=True, reason="dials of invented peers wait in the same line as those of peers once connected")
 def test_a_crowd_of_invented_peers_keeps_nobody_from_coming_back() -> None:
     world, fault, _ = intruded("hostile-sybil", 8.0)
