@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--for", dest="duration_s", type=float, default=60.0, metavar="SECONDS", help="virtual seconds (60)")
     parser.add_argument("--seed", type=int, default=42, help="everything follows from it (42)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs N seeds, from --seed on (1)")
-    parser.add_argument("--faults", default="none", help="all, none, or names with commas between them (none)")
+    parser.add_argument("--faults", default="none", help="all, honest, none, or names with commas between them (none)")
     parser.add_argument("--delays", default="continents", help="line, grid, continents, or a .npz, .npy or .csv file")
     parser.add_argument("--requests", type=float, default=0.0, metavar="RATE", help="requests per second of all callers (none)")
     parser.add_argument("--json", action="store_true", help="one line of JSON per run instead of tables")

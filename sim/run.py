@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from protocol.node import Node
+from protocol.node import Node, NodeConfig
 from sim.callers import Callers
 from sim.checks import CheckFailedError, Safety, healed, unhealed
 from sim.faults import install, names_of, plan
 from sim.figures import Figures
 from sim.network import delays_named
-from sim.world import MakeNode, World
+from sim.process import MakeNode
+from sim.world import World
 
 FORM_SHARE = 0.25
 """Share of the time in which the mesh forms undisturbed."""
@@ -83,7 +84,7 @@ class Result:
 class Run:
     """A world with its checks and figures; `simulate` runs it to its end."""
 
-    def __init__(self, settings: Settings, make_node: MakeNode = Node) -> None:
+    def __init__(self, settings: Settings, make_node: MakeNode = Node, config: NodeConfig | None = None) -> None:
         """Makes the world of the settings.
 
         Raises:
@@ -102,7 +103,7 @@ class Run:
         for _ in range(settings.nodes):
             known = self.world.processes[:doors]
             chosen = chooses.sample(known, min(BOOTSTRAPS, len(known)))
-            add(bootstrap=[peer.address for peer in chosen], at=starts.uniform(0.0, START_WITHIN_S))
+            add(bootstrap=[peer.address for peer in chosen], at=starts.uniform(0.0, START_WITHIN_S), config=config)
         self.figures.schedule(settings.duration_s)
         if self.callers is not None:
             self.callers.begin(settings.requests_per_s, START_WITHIN_S, settings.duration_s)
