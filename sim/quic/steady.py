@@ -1,0 +1,88 @@
+"""What the QUIC libraries draw from the operating system, made to repeat as far as it can be.
+
+Connection ids, TLS randoms, greasing and tokens come from `os.urandom`, which is replaced while virtual time passes: their sizes
+vary too, and so would the packets. Key shares and signatures are drawn inside compiled code that takes no luck from outside.
+Their content never repeats; of their sizes only that of a signature varies, so one is made anew until it has the usual length.
+
+Source: RFC 8446 section 4.4.3 (CertificateVerify); RFC 3279 section 2.2.3 (an ECDSA signature is two integers in DER, each with a
+sign byte or not).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from random import Random
+from typing import Any, cast
+
+from protocol.quic.seam import Address, EngineConnection, EngineSetup, QuicEngine, VerifyPeer
+
+SIGNATURE_BYTES = 71
+"""Length of the signatures that are used: that of half of all P-256 signatures, one integer with a sign byte and one without."""
+
+
+@contextmanager
+def steady_entropy(luck: Random) -> Iterator[None]:
+    """Lets `os.urandom` draw from `luck`; nothing in the process may need a secret meanwhile."""
+    true_urandom = os.urandom
+    os.urandom = luck.randbytes
+    try:
+        yield
+    finally:
+        os.urandom = true_urandom
+
+
+class SteadyKey:
+    """A P-256 key whose signatures all have one length; in all else it is the key it was made of."""
+
+    def __init__(self, key: Any) -> None:
+        self._key = key
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The libraries ask what kind of key it is."""
+        return type(self._key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._key, name)
+
+    def sign(self, *arguments: Any) -> bytes:
+        """Signs until the signature has the usual length: twice on average."""
+        while True:
+            signature = cast("bytes", self._key.sign(*arguments))
+            if len(signature) == SIGNATURE_BYTES:
+                return signature
+
+
+class SteadyEngine:
+    """A QUIC engine whose packets have the same sizes in every run of one seed."""
+
+    def __init__(self, engine: QuicEngine) -> None:
+        self.name, self.version = engine.name, engine.version
+        self._engine = engine
+
+    def connect(self, setup: EngineSetup, address: Address, verify: VerifyPeer, now: float) -> EngineConnection:
+        """See `QuicEngine`."""
+        return _with_steady_key(self._engine.connect(_steady(setup), address, verify, now))
+
+    def accept(self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer) -> EngineConnection:
+        """See `QuicEngine`."""
+        return _with_steady_key(self._engine.accept(_steady(setup), original_cid, verify))
+
+
+def _steady(setup: EngineSetup) -> EngineSetup:
+    """What suffices for aioquic, which signs with the key it is given."""
+    key = cast("Any", SteadyKey(setup.certificate.private_key))
+    return replace(setup, certificate=replace(setup.certificate, private_key=key))
+
+
+def _with_steady_key(connection: EngineConnection) -> EngineConnection:
+    """What qh3 needs besides, which reads the key into one of its own: a server's TLS is made later, a client's exists."""
+    quic = cast("Any", connection)._quic
+    configuration = quic._configuration
+    if not isinstance(configuration.private_key, SteadyKey):
+        configuration.private_key = SteadyKey(configuration.private_key)
+    tls = getattr(getattr(quic, "_tls", None), "tls", None)
+    if tls is not None:
+        tls.certificate_private_key = configuration.private_key
+    return connection
