@@ -452,8 +452,6 @@ class Transport:
             if self.on_replaced is not None:
                 self.on_replaced(connection)
             self.pump()
-            if self.on_replaced is not None:
-                self.on_replaced(connection)
         elif self._keeps_older(other, connection):
             self._retire(connection, other)
         else:
