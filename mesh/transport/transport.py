@@ -479,8 +479,9 @@ class Transport:
             await trio.sleep(self.config.retire_min_s)
             if connection.streams:
                 await quiet.wait()
-        self.endpoint.close(connection.handle, ErrorCode.DUPLICATE, "another connection of the same peers stays", self.now())
-        self.pump()
+        if connection.successor is not None:  # else it took its successor's place again when that was lost
+            self.endpoint.close(connection.handle, ErrorCode.DUPLICATE, "another connection of the same peers stays", self.now())
+            self.pump()
 
     def _closed(self, output: quic.ConnectionClosed) -> None:
         connection = self._by_handle.pop(output.connection, None)
@@ -490,7 +491,7 @@ class Transport:
             return
         if self.connections.get(connection.peer_id) is connection:
             del self.connections[connection.peer_id]
-            for other in self._by_handle.values():
+            for other in () if self._closing else self._by_handle.values():
                 if other.peer_id == connection.peer_id:  # the one that was retired outlived its successor
                     other.successor = None
                     self.connections[connection.peer_id] = other

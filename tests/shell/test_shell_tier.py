@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -14,7 +15,7 @@ from virtual_mesh import ShellMesh, ShellNode, all_know, play, within
 
 from mesh.engines.echo import EchoConfig, EchoEngine
 from mesh.transport.udp import UdpSocket
-from protocol.errors import LocalProtocolError
+from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.membership import Standing
 from protocol.quic import choose_engine
 from sim.network import Matrix
@@ -158,6 +159,70 @@ def test_parts_that_were_cut_apart_find_one_another_again(tmp_path: Path) -> Non
         await within(60.0, lambda: all_know(*nodes))
 
     play(scenario, tmp_path)
+
+
+def test_a_node_that_was_started_again_is_taken_for_a_new_one_and_told_once(
+    tmp_path: Path, quic_engines: tuple[str, ...]
+) -> None:
+    async def scenario(mesh: ShellMesh) -> None:
+        first, second = await mesh.start_many(2)
+        await within(10.0, lambda: all_know(first, second))
+        await trio.sleep(2.0)
+        replaced: list[float] = []
+        tell = first.service.transport.on_replaced
+        assert tell is not None
+
+        def told(connection: object) -> None:
+            replaced.append(trio.current_time())
+            tell(connection)  # type: ignore[arg-type]
+
+        first.service.transport.on_replaced = told
+        await second.kill()
+        again = await mesh.start(join=[first], machine=second.machine)
+        assert again.peer_id == second.peer_id
+        await within(3.0, lambda: len(replaced) > 0 and all_know(first, again))
+        await trio.sleep(3.0)
+        assert len(replaced) == 1
+        assert first.counts().connections == 1
+
+    play(scenario, tmp_path, quic_engines=quic_engines)
+
+
+async def crossed(mesh: ShellMesh) -> list[ShellNode]:
+    """Two nodes that dialled each other at once, at the moment when both connections stand and one of them is retired."""
+    machines = [mesh.net.add(), mesh.net.add()]
+    async with trio.open_nursery() as starting:
+        for machine, other in zip(machines, reversed(machines), strict=True):
+            starting.start_soon(partial(mesh.start, machine=machine, join=[other]))
+    await within(0.9, lambda: all(len(node.service.transport._by_handle) == 2 for node in mesh.nodes))
+    return mesh.nodes
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 6])  # in about half of the seeds the driver's nursery ends before the transport's
+def test_a_node_that_is_cancelled_while_a_duplicate_connection_stands_ends_quietly(seed: int, tmp_path: Path) -> None:
+    async def scenario(mesh: ShellMesh) -> None:
+        one, other = await crossed(mesh)
+        one.cancel()
+        await one.ended.wait()
+        assert list(other.service.transport.connections) in ([], [one.peer_id])
+
+    play(scenario, tmp_path, seed=seed)
+
+
+def test_a_duplicate_that_took_its_successors_place_again_stays(tmp_path: Path, quic_engines: tuple[str, ...]) -> None:
+    async def scenario(mesh: ShellMesh) -> None:
+        one, other = await crossed(mesh)
+        transport = one.service.transport
+        kept = transport.connections[other.peer_id]
+        (duplicate,) = (connection for connection in transport._by_handle.values() if connection is not kept)
+        transport.endpoint.close(kept.handle, ErrorCode.NO_ERROR, "lost, say", transport.now())
+        transport.pump()
+        assert transport.connections[other.peer_id] is duplicate
+        await trio.sleep(40.0)
+        assert transport.connections[other.peer_id] is duplicate
+        assert all_know(one, other)
+
+    play(scenario, tmp_path, quic_engines=quic_engines)
 
 
 @pytest.mark.parametrize(("seconds", "sleeps"), [(1.5, False), (10.0, False), (40.0, True)])
