@@ -3,19 +3,33 @@
 Connection ids, TLS randoms, greasing and tokens come from `os.urandom`, which is replaced while virtual time passes: their sizes
 vary too, and so would the packets. Key shares and signatures are drawn inside compiled code that takes no luck from outside.
 Their content never repeats; of their sizes only that of a signature varies, so one is made anew until it has the usual length.
+The frames of several streams stand in a packet in an order that differs from run to run, as in a set of streams; what came
+together is told in the order of the streams, and QUIC promises no other.
 
 Source: RFC 8446 section 4.4.3 (CertificateVerify); RFC 3279 section 2.2.3 (an ECDSA signature is two integers in DER, each with a
 sign byte or not).
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from random import Random
 from typing import Any, cast
 
-from protocol.quic.seam import Address, EngineConnection, EngineSetup, QuicEngine, VerifyPeer
+from protocol.quic.seam import (
+    Address,
+    DataReceived,
+    EngineConnection,
+    EngineEvent,
+    EngineSetup,
+    QuicEngine,
+    ResetReceived,
+    StopReceived,
+    VerifyPeer,
+)
 
 SIGNATURE_BYTES = 71
 """Length of the signatures that are used: that of half of all P-256 signatures, one integer with a sign byte and one without."""
@@ -63,11 +77,11 @@ class SteadyEngine:
 
     def connect(self, setup: EngineSetup, address: Address, verify: VerifyPeer, now: float) -> EngineConnection:
         """See `QuicEngine`."""
-        return _with_steady_key(self._engine.connect(_steady(setup), address, verify, now))
+        return _steadied(self._engine.connect(_steady(setup), address, verify, now))
 
     def accept(self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer) -> EngineConnection:
         """See `QuicEngine`."""
-        return _with_steady_key(self._engine.accept(_steady(setup), original_cid, verify))
+        return _steadied(self._engine.accept(_steady(setup), original_cid, verify))
 
 
 def _steady(setup: EngineSetup) -> EngineSetup:
@@ -76,13 +90,35 @@ def _steady(setup: EngineSetup) -> EngineSetup:
     return replace(setup, certificate=replace(setup.certificate, private_key=key))
 
 
-def _with_steady_key(connection: EngineConnection) -> EngineConnection:
-    """What qh3 needs besides, which reads the key into one of its own: a server's TLS is made later, a client's exists."""
+def _steadied(connection: EngineConnection) -> EngineConnection:
+    """Makes one connection steady: the order of its events, and the key where qh3 has read it into one of its own."""
+    pending: deque[EngineEvent] = deque()
+    take = connection.next_event
+
+    def next_event() -> EngineEvent | None:
+        if not pending:
+            came: list[EngineEvent] = []
+            while (event := take()) is not None:
+                came.append(event)
+            for _, together in groupby(came, _is_of_stream):
+                pending.extend(sorted(together, key=_stream_of))
+        return pending.popleft() if pending else None
+
     quic = cast("Any", connection)._quic
+    cast("Any", connection).next_event = next_event
     configuration = quic._configuration
     if not isinstance(configuration.private_key, SteadyKey):
         configuration.private_key = SteadyKey(configuration.private_key)
-    tls = getattr(getattr(quic, "_tls", None), "tls", None)
+    tls = getattr(getattr(quic, "_tls", None), "tls", None)  # a server's is made later, from the configuration
     if tls is not None:
         tls.certificate_private_key = configuration.private_key
     return connection
+
+
+def _is_of_stream(event: EngineEvent) -> bool:
+    return isinstance(event, DataReceived | ResetReceived | StopReceived)
+
+
+def _stream_of(event: EngineEvent) -> int:
+    """What events of streams are sorted by; all others keep their order."""
+    return event.stream_id if isinstance(event, DataReceived | ResetReceived | StopReceived) else 0
