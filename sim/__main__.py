@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--faults", default="none", help="all, honest, none, or names with commas between them (none)")
     parser.add_argument("--delays", default="continents", help="line, grid, continents, or a .npz, .npy or .csv file")
     parser.add_argument("--requests", type=float, default=0.0, metavar="RATE", help="requests per second of all callers (none)")
+    parser.add_argument(
+        "--tier", choices=("core", "quic"), default="core", help="cores alone, or over real QUIC endpoints (core)"
+    )
+    parser.add_argument("--engine", default="", help="QUIC engines that the nodes take in turn, as qh3,aioquic (the fastest)")
     parser.add_argument("--json", action="store_true", help="one line of JSON per run instead of tables")
     parser.add_argument("--replay", action="store_true", help="prints every event")
     parser.add_argument("--output", type=Path, default=Path("build/sim"), help="where the pictures go (build/sim)")
@@ -42,7 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("at least 2 and at most 60000 nodes, a time above 0 and at least one seed")
     failed = 0
     for seed in range(options.seed, options.seed + options.seeds):
-        settings = Settings(options.nodes, options.duration_s, seed, options.faults, options.delays, options.requests)
+        settings = Settings(
+            options.nodes,
+            options.duration_s,
+            seed,
+            options.faults,
+            options.delays,
+            options.requests,
+            options.tier,
+            options.engine,
+        )
         try:
             run = Run(settings)
         except ValueError as error:

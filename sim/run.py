@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from protocol.errors import LocalProtocolError
 from protocol.node import Node, NodeConfig
 from sim.callers import Callers
 from sim.checks import CheckFailedError, Safety, healed, unhealed
@@ -40,7 +41,7 @@ PROGRESS_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run is told."""
+    """What a run is told; `engines` are names of QUIC engines with commas between them, for the tier `quic`."""
 
     nodes: int = 100
     duration_s: float = 60.0
@@ -48,6 +49,8 @@ class Settings:
     faults: str = "none"
     delays: str = "continents"
     requests_per_s: float = 0.0
+    tier: str = "core"
+    engines: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,24 @@ class Result:
         return asdict(self)
 
 
+def make_world(settings: Settings) -> World:
+    """The empty world of a tier; the QUIC libraries are loaded for the tier that needs them.
+
+    Raises:
+        ValueError: for a tier or an engine that does not exist.
+    """
+    if settings.tier == "core":
+        return World(settings.seed)
+    if settings.tier != "quic":
+        raise ValueError(f"{settings.tier!r} is no tier; there are core and quic")
+    from sim.quic import QuicWorld
+
+    try:
+        return QuicWorld(settings.seed, engines=[name.strip() for name in settings.engines.split(",") if name.strip()])
+    except LocalProtocolError as fault:
+        raise ValueError(fault.detail) from fault
+
+
 class Run:
     """A world with its checks and figures; `simulate` runs it to its end."""
 
@@ -88,10 +109,10 @@ class Run:
         """Makes the world of the settings.
 
         Raises:
-            ValueError: for delays or faults that do not exist.
+            ValueError: for delays, faults, tiers or engines that do not exist.
         """
         self.settings = settings
-        self.world = World(settings.seed)
+        self.world = make_world(settings)
         self.world.make_node = make_node
         self.world.network.delays = delays_named(settings.delays, settings.nodes, self.world.streams)
         self.safety = Safety(self.world)

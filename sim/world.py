@@ -90,6 +90,7 @@ class World:
         self.message_watchers: list[MessageWatcher] = []
         self.make_node: MakeNode = Node
         self.faults_on: dict[int, str] = {}
+        self.corruptions: list[float] | None = None  # shares of datagrams that arrive changed; None where they have no bytes
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
 
