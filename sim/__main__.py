@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from sim.garbage import collect_seldom
 from sim.picture import draw
 from sim.run import Result, Run, Settings
 
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.nodes < 2 or options.nodes > 60_000 or options.duration_s <= 0.0 or options.seeds < 1:
         parser.error("at least 2 and at most 60000 nodes, a time above 0 and at least one seed")
+    collect_seldom()
     failed = 0
     for seed in range(options.seed, options.seed + options.seeds):
         settings = Settings(
