@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench testnet sim soak schemas model format clean
+.PHONY: help setup demo test check bench bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ bench: $(READY)-run ## Measure, beside what a user would pick instead; writes bu
 	@$(BIN)/pip install --quiet -e '.[bench]'
 	@$(BIN)/python -m benchmarks
 
+bench-sim: $(READY)-run ## The mesh at scale on virtual time (hours); writes build/bench/simulation.json and docs/measurements.md
+	@$(BIN)/python -m benchmarks.simulation
+
 testnet: $(READY)-run ## A live five-node mesh to play with
 	@$(BIN)/isochrone testnet
 
@@ -42,7 +45,7 @@ sim: $(READY)-run ## Twenty nodes on virtual time for a minute; a table and a pi
 	@$(BIN)/python -m sim --nodes 20 --for 60 --seed 42
 
 soak: $(READY)-run ## A hundred seeds with faults; fails if one failed
-	@$(BIN)/python -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --json
+	@$(BIN)/python -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --requests 6 --json
 
 schemas: $(READY)-run ## Regenerate the FlatBuffers code from protocol/schemas
 	@scripts/schemas.sh

@@ -1,11 +1,15 @@
 """The program: `isochrone`, or `python node.py`.
 
-The command line lives in `mesh.cli`; `isochrone up` composes configuration, parts and one nursery in `mesh.service`.
+The command line lives in `mesh.cli`; `isochrone up` composes configuration, parts and one nursery in `mesh.service`. The
+simulator, which the shell does not know, has its command added here.
 """
 
 import sys
 
-from mesh.cli import run
+from mesh.cli import app, run
+from sim.command import simulate
+
+app.command(simulate)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ loses messages instead of costing memory.
 Spec: docs/spec/04-gossip.md, section "Streams".
 """
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,10 @@ DIAL_TIMEOUT_S = 6.0
 """Longest dial in seconds: the transport's handshake timeout of 5 s and a little for name resolution."""
 GREETING_TIMEOUT_S = 5.0
 """Longest wait in seconds for a new peer to say whether it speaks gossip: as long as a handshake may take."""
+SLEEP_LOOK_S = 2.0
+"""Longest time in seconds between two looks whether the machine was suspended: peers give a node up after five."""
+SLEPT_S_MIN = 1.0
+"""Shortest suspension in seconds that is told to the core: no peer notices a shorter one."""
 GREETING_RETRY_S = 1.0
 """Pause in seconds before a peer that broke off a gossip stream is offered another, so that refusing one costs no work here."""
 
@@ -55,6 +60,7 @@ class Driver:
         telemetry: Telemetry,
         reserve: Callable[[int], None],
         on_forwarding: Callable[[forwarding.Output], None],
+        suspended_s: Callable[[], float] | None = None,
     ) -> None:
         """Connects the parts; nothing runs before `run`.
 
@@ -64,12 +70,15 @@ class Driver:
             telemetry: where facts become metrics and log lines.
             reserve: persists an upper bound of used sequence numbers; raises OSError when it cannot.
             on_forwarding: takes what the core wants done with requests.
+            suspended_s: for how long the machine was ever suspended, in seconds; asks the kernel where None.
         """
         self._node = node
         self._transport = transport
         self._telemetry = telemetry
         self._reserve = reserve
         self._on_forwarding = on_forwarding
+        self._suspended_s = suspended_s or read_suspended_s
+        self._known_suspended_s = self._suspended_s()
         self._outboxes: dict[PeerId, _Outbox] = {}
         self._targets: dict[PeerId, list[membership.Target]] = {}
         self._unreached: set[str] = set()
@@ -95,10 +104,11 @@ class Driver:
                 task_status.started()
                 while True:
                     self._wake = trio.Event()
+                    self._look_whether_slept()
                     self._node.handle_timer(self.now)
                     self.settle()
                     self._armed_for = self._node.next_timer()
-                    with trio.move_on_after(max(0.0, self._armed_for - self.now)):
+                    with trio.move_on_after(min(max(0.0, self._armed_for - self.now), SLEEP_LOOK_S)):
                         await self._wake.wait()
         finally:
             self._nursery = None
@@ -109,6 +119,15 @@ class Driver:
             self._carry_out(output)
         if self._node.next_timer() < self._armed_for:
             self._wake.set()
+
+    def _look_whether_slept(self) -> None:
+        """Tells the core when the machine was suspended since the last look."""
+        slept_s = self._suspended_s() - self._known_suspended_s
+        if slept_s > SLEPT_S_MIN:
+            self._known_suspended_s += slept_s
+            self._telemetry.slept(slept_s)
+            self._node.handle_slept(slept_s, self.now)
+            self.settle()
 
     def _carry_out(self, output: Output) -> None:
         """Does what one output says."""
@@ -319,3 +338,12 @@ class Driver:
             await self._hang_up(stream.peer_id, error.code)
         except (StreamReset, ConnectionLost):
             return
+
+
+def read_suspended_s() -> float:
+    """For how long this machine was ever suspended, in seconds: time that CLOCK_BOOTTIME counts and CLOCK_MONOTONIC does not.
+
+    CLOCK_BOOTTIME is read first: a process that is held up between the two reads sees too little once, and never too much.
+    """
+    boottime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return boottime_s - time.clock_gettime(time.CLOCK_MONOTONIC)

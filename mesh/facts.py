@@ -4,7 +4,7 @@ Source: docs/architecture.md, "The core".
 """
 
 from mesh.telemetry import Telemetry
-from protocol import gossip, membership, probe
+from protocol import gossip, membership, probe, suspicion
 from protocol.errors import ErrorCode
 
 
@@ -21,12 +21,30 @@ def observe(telemetry: Telemetry, fact: object) -> None:
             telemetry.peer_faulted(peer_id, code, "gossip")
         case probe.Misbehaved(peer_id, code, detail):
             telemetry.peer_faulted(peer_id, code, detail)
+        case gossip.Grafted(peer_id):
+            telemetry.link_changed(peer_id, in_mesh=True)
+        case gossip.Pruned(peer_id):
+            telemetry.link_changed(peer_id, in_mesh=False)
+        case _:
+            _observe_standing(telemetry, fact)
+
+
+def _observe_standing(telemetry: Telemetry, fact: object) -> None:
+    """The same for what the node and others think of peers, and of this node."""
+    match fact:
         case probe.PeerSuspected(peer_id):
             telemetry.peer_state_changed(peer_id, "suspected")
         case membership.PeerJoined(peer_id):
             telemetry.peer_state_changed(peer_id, "alive")
         case membership.PeerLeft(peer_id, reason):
-            telemetry.peer_state_changed(peer_id, "gone")
-            telemetry.log.debug("peer left", reason=reason)
+            telemetry.peer_state_changed(peer_id, "left", reason)
+        case membership.PeerGone(peer_id, reason):
+            telemetry.peer_state_changed(peer_id, "gone", reason)
+        case membership.PeerForgotten(peer_id):
+            telemetry.peer_forgotten(peer_id)
+        case suspicion.Doubted(key):
+            telemetry.peer_doubted(key)
+        case suspicion.Refute():
+            telemetry.refuted()
         case _:
             pass

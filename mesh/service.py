@@ -300,6 +300,7 @@ class Service:
         while True:
             views = self.node.peers(self.transport.now())
             self._telemetry.peers_counted(Counter(str(view.standing) for view in views))
+            self._telemetry.links_counted(len(self.node.membership.connected()), len(self.node.gossip.mesh()))
             self._telemetry.coordinate_moved(self.node.vivaldi.coordinate.error)
             counters = self.transport.endpoint.counters
             self._telemetry.datagrams_counted("in", counters.datagrams_in, counters.bytes_in)

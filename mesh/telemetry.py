@@ -191,6 +191,12 @@ class Telemetry:
         )
         self._records_accepted = Counter("isochrone_records_accepted", "Records taken in", ["kind"], registry=registry)
         self._records_refused = Counter("isochrone_records_refused", "Records refused", ["code"], registry=registry)
+        self._doubts = Counter("isochrone_peers_doubted", "Peers that enough others held for silent", registry=registry)
+        self._refutations = Counter(
+            "isochrone_refutations", "Times that others held this node for silent and it refuted", registry=registry
+        )
+        self._sleeps = Counter("isochrone_suspended_seconds", "How long this machine was suspended", registry=registry)
+        self._links = Gauge("isochrone_links", "Connections, and those over which news is pushed", ["kind"], registry=registry)
         self._faults = Counter("isochrone_peer_faults", "Protocol errors of peers", ["code"], registry=registry)
         self._datagrams = Counter("isochrone_datagrams", "UDP datagrams", ["direction"], registry=registry)
         self._told = {"in": (0, 0), "out": (0, 0)}
@@ -268,20 +274,47 @@ class Telemetry:
         self.log.info("peer connected", peer=peer_id_text(peer_id))
 
     def peer_disconnected(self, peer_id: PeerId, code: ErrorCode) -> None:
-        """A connection to a peer is gone."""
+        """A connection to a peer is gone, and with it the round trip that is measured over it."""
         self.log.info("peer disconnected", peer=peer_id_text(peer_id), code=code.name.lower())
+        self._drop_gauge(peer_id)
 
-    def peer_state_changed(self, peer_id: PeerId, state: str) -> None:
-        """A peer is now alive, suspected, gone or draining."""
-        self.log.info("peer state", peer=peer_id_text(peer_id), state=state)
+    def peer_state_changed(self, peer_id: PeerId, state: Literal["alive", "suspected", "left", "gone"], reason: str = "") -> None:
+        """A peer is alive, does not answer, may not be given work any more, or is held for dead."""
+        because = {"reason": reason} if reason else {}
+        self.log.info("peer state", peer=peer_id_text(peer_id), state=state, **because)
         if state == "gone":
-            self.peer_forgotten(peer_id)
+            self._drop_gauge(peer_id)
 
     def peer_forgotten(self, peer_id: PeerId) -> None:
-        """A peer left the table; its gauge goes too."""
-        if peer_id in self._peers:
-            self._peers.discard(peer_id)
-            self._peer_rtt.remove(peer_id_text(peer_id))
+        """A peer has been gone for so long that nothing is known of it any more."""
+        self.log.info("peer forgotten", peer=peer_id_text(peer_id))
+        self._drop_gauge(peer_id)
+
+    def peer_doubted(self, key: bytes) -> None:
+        """Enough others hold the peer whose card has this key for silent."""
+        self._doubts.inc()
+        self.log.debug("peer doubted", key=key.hex())
+
+    def refuted(self) -> None:
+        """Others held this node for silent, and it told them otherwise."""
+        self._refutations.inc()
+        self.log.warning(
+            "others held this node for silent; its network or this machine is overloaded, or was cut off for a moment"
+        )
+
+    def link_changed(self, peer_id: PeerId, *, in_mesh: bool) -> None:
+        """News is pushed over the link to a peer from now on, or no more."""
+        self.log.debug("link grafted" if in_mesh else "link pruned", peer=peer_id_text(peer_id))
+
+    def links_counted(self, connected: int, in_mesh: int) -> None:
+        """How many peers are connected now, and over how many links news is pushed."""
+        self._links.labels("connected").set(connected)
+        self._links.labels("mesh").set(in_mesh)
+
+    def slept(self, slept_s: float) -> None:
+        """This machine was suspended and goes on."""
+        self._sleeps.inc(slept_s)
+        self.log.warning("the machine was suspended; peers are asked whether they are still there", slept_s=round(slept_s, 1))
 
     def peer_faulted(self, peer_id: PeerId | None, code: ErrorCode, detail: str) -> None:
         """A peer broke the protocol."""
@@ -329,6 +362,11 @@ class Telemetry:
         model = self._model_label(load.model)
         self._queue.labels(model).set(load.waiting)
         self._running.labels(model).set(load.running)
+
+    def _drop_gauge(self, peer_id: PeerId) -> None:
+        if peer_id in self._peers:
+            self._peers.discard(peer_id)
+            self._peer_rtt.remove(peer_id_text(peer_id))
 
     def _model_label(self, model: str | None) -> str:
         if model is None:

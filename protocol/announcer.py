@@ -35,14 +35,14 @@ class AnnouncerConfig:
     """A card that only tells a new coordinate waits so long after the card before, and four times as long each further time."""
     moves_wait_s_max: float = 640.0
     """And at most so long; peers that are near hear of it by beats."""
-    beat_interval_s: float = 1.0
-    """Shortest time between two beats: a load known for a second is still good."""
+    beat_interval_s: float = 2.0
+    """Shortest time between two beats: a load known for two seconds is still good, and 64 peers hear each."""
     beat_moves_s: float = 15.0
     """Shortest time between two beats of which the second only tells a new coordinate."""
     beat_floor_s: float = 30.0
     """Longest time between two beats: a beat may have been lost in a full queue."""
-    load_changed_share: float = 0.1
-    """A load that changed by less of the slots, or of a time, is no news."""
+    load_changed_share: float = 0.2
+    """A load that changed by no more of the slots, or of a time, is no news: what routing makes of it hardly changes."""
     edges_interval_s: float = 300.0
     edges_lifetime_s: float = 1800.0
     edges_max: int = 16

@@ -190,6 +190,7 @@ class Forwarding:
         self._ended: OrderedDict[bytes, float] = OrderedDict()  # until when it is remembered, oldest first
         self._running_from: Counter[PeerId] = Counter()
         self._in_flight: Counter[PeerId] = Counter()
+        self._away: set[PeerId] = set()  # no more than membership remembers
         self._own: PeerId | None = None
         self._timers: TimerQueue[bytes] = TimerQueue()
         self._outputs: deque[Output] = deque()
@@ -295,12 +296,31 @@ class Forwarding:
             self._end(request_id, request, Event.GAVE_UP, Outcome.FAILED, code, message, now)
 
     def handle_suspected(self, peer: PeerId, now: float) -> None:
-        """Note that a peer has fallen silent: what it has not begun to answer is asked elsewhere, where it can be."""
+        """Note that a peer has fallen silent: what it has not begun to answer is asked elsewhere, where it can be.
+
+        The attempt does not count: where a whole site is cut off, several candidates fall silent one after another, and each
+        is asked once at most anyway.
+        """
         waiting = [(key, request) for key, request in self._requests.items() if request.peer == peer]
         for request_id, request in waiting:
-            if request.state is State.TRYING and self._may_move_on(request, now):
+            if request.state is State.TRYING and request.candidates and request.deadline_at - now >= self._config.deadline_s_min:
+                request.attempts -= 1
                 self._outputs.append(CancelAttempt(request_id, peer))
                 self._move_on(request_id, request, now)
+
+    def handle_gone(self, peer: PeerId, now: float) -> None:
+        """Note that a silent peer is held for dead: what it has begun to answer will not be finished."""
+        for request_id in [key for key, request in self._requests.items() if request.peer == peer]:
+            self._outputs.append(CancelAttempt(request_id, peer))
+            self.handle_failed(request_id, peer, ErrorCode.UNREACHABLE, "the peer has stopped answering", now)
+
+    def handle_left(self, peer: PeerId) -> None:
+        """Note that a peer may not be given work at present: it is asked only when nobody else is left."""
+        self._away.add(peer)
+
+    def handle_joined(self, peer: PeerId) -> None:
+        """Note that a peer may be given work again, or is forgotten."""
+        self._away.discard(peer)
 
     def handle_cancelled(self, request_id: bytes, now: float) -> None:
         """Note that the caller is gone; a request that has ended already is left alone."""
@@ -349,7 +369,8 @@ class Forwarding:
 
     def _attempt(self, request_id: bytes, request: _Request, now: float) -> None:
         """Ask the next candidate."""
-        request.peer = request.candidates.popleft()
+        request.peer = next((peer for peer in request.candidates if peer not in self._away), request.candidates[0])
+        request.candidates.remove(request.peer)
         request.attempts += 1
         self._in_flight[request.peer] += 1
         left_s = request.deadline_at - now

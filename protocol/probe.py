@@ -1,18 +1,19 @@
 """Probes: how far each connected peer is, and whether it still answers.
 
-A connected peer is sent a datagram with a fresh 64-bit nonce and returns it at once. The round trip is timed here, from the moment
-the probe was handed out to the moment its echo arrived; nothing a peer reports about time is used, so a liar can delay an echo and
-cannot hasten it. A nonce counts once, and only on the connection of the peer it was sent to.
+A connected peer is sent a datagram with a fresh 64-bit nonce and returns it at once. The round trip is timed here, from the
+moment the probe was handed out to the moment its echo arrived; nothing a peer reports about time is used, so a liar can delay
+an echo and cannot hasten it. A nonce counts once, and only on the connection of the peer it was sent to.
 
-The same datagrams tell whether the peer lives. Peers whose link belongs to the mesh are watched: each end probes the other every
-`interval_s`, by turns, so that each hears the other twice as often. Other peers are only measured, every `idle_interval_s`; who
-watches them tells when they fall silent, and then `handle_doubt` has them probed at once. A peer is in doubt when it should have
-been heard and was not, or when a probe stays without an echo; it is then probed every `burst_interval_s`. `suspect_after_s` in
-doubt make a suspicion, any later echo a recovery; what becomes of a suspicion is for membership to say.
+The same datagrams tell whether the peer lives. Peers whose link belongs to the mesh are watched: each end probes the other
+every `interval_s`, by turns, so that each hears the other twice as often. Other peers are only measured, every
+`idle_interval_s`; who watches them tells when they fall silent, and then `handle_doubt` has them probed at once. A peer is in
+doubt when it should have been heard and was not, or when a probe stays without an echo; it is then probed every
+`burst_interval_s`. `suspect_after_s` in doubt make a suspicion, any later echo a recovery; what becomes of a suspicion is
+for membership to say.
 
-A node that was itself held up blames nobody (Lifeguard's local health): when its own timer fires more than `lateness_s_max` late,
-the time it was not running is taken off everybody's silence, and it is more patient with everybody until it was in time for a
-while (invariant: no peer is declared dead by a node whose own loop lags).
+A node that was itself held up blames nobody (Lifeguard's local health): when its own timer fires more than `lateness_s_max`
+late, the time it was not running is taken off everybody's silence, and it is more patient with everybody until it was in time
+for a while (invariant: no peer is declared dead by a node whose own loop lags).
 
 A peer that floods is answered up to a budget; what is over it is dropped and told once a second as `Misbehaved`.
 
@@ -47,6 +48,16 @@ _JITTER_GAIN = 1 / 16
 """Share of one sample in the jitter, unitless: RFC 3550 section 6.4.1."""
 
 
+_PATIENCE_GAIN = 0.25
+"""What one doubt that proved wrong adds to the patience with a path, unitless: four in a row double the time."""
+
+_PATIENCE_LOSS = 0.05
+"""What an echo without any doubt takes off it, unitless: forty seconds without loss forget one wrong doubt after another."""
+
+_PATIENT_FACTOR = 5
+"""By how much, unitless, probes of a peer in doubt come farther apart when doubt lasts: 4 a second are no flood to anybody."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeConfig:
     """Intervals and bounds.
@@ -61,8 +72,9 @@ class ProbeConfig:
             answers.
         quiet_s: silence in seconds after which a watched peer is in doubt: a little more than half of the longest interval.
         echo_s: seconds after which a probe without an echo puts a peer in doubt: twice the longest round trip on land.
-        suspect_after_s: seconds in doubt until a peer is suspected. Ten probes follow in them; where a fifth of all datagrams is
-            lost, none of them is answered once in 30,000 times, and a suspicion is taken back by any echo.
+        suspect_after_s: seconds in doubt, and a round trip more, until a peer is suspected. Eight probes are sent in them; where a
+            fifth of all datagrams is lost, none of them is answered once in 3,500 times, and a suspicion is taken back by any
+            echo.
         lateness_s_max: how late, in seconds, the own timer may fire before this node holds itself to be unwell.
         health_max: how unwell a node may hold itself to be: each step adds `suspect_after_s` once more. Lifeguard's 8.
         health_back_s: seconds in time that take one step back.
@@ -81,9 +93,9 @@ class ProbeConfig:
     interval_spread: float = 0.1
     burst_probes: int = 4
     burst_interval_s: float = 0.05
-    quiet_s: float = 1.25
+    quiet_s: float = 1.2
     echo_s: float = 0.65
-    suspect_after_s: float = 0.5
+    suspect_after_s: float = 0.4
     lateness_s_max: float = 0.25
     health_max: int = 8
     health_back_s: float = 10.0
@@ -191,6 +203,7 @@ class _Peer:
     watched: bool = False
     unanswered_at: float | None = None  # when the first probe went out since the last echo
     doubt_at: float | None = None  # since when it is in doubt
+    patience: float = 0.0  # how often doubts proved wrong lately, 0 to 1: the path loses much
     sent: OrderedDict[int, _Sent] = field(default_factory=OrderedDict[int, _Sent])
     jitter_s: float = 0.0
     last_rtt_s: float | None = None
@@ -364,17 +377,14 @@ class Probe:
     def _interval_s(self, state: _Peer) -> float:
         """Seconds between two probes of a peer that answers, or is suspected and may come back."""
         if state.liveness is Liveness.SUSPECTED:
-            return self._config.interval_s / 2
+            return self._config.interval_s / 4
         return self._config.interval_s if state.watched else self._config.idle_interval_s
 
     def _schedule(self, peer: PeerId, state: _Peer) -> None:
         """Wake for the next probe, for the beginning of doubt, or for its end, whichever is earliest."""
         due = self._probe_due_at(state)
         if state.liveness is Liveness.ALIVE:
-            if state.doubt_at is not None:
-                due = min(due, self._suspect_at(state))
-            else:
-                due = min(due, self._expected_at(state))
+            due = min(due, self._expected_at(state) if state.doubt_at is None else self._suspect_at(state))
         self._timers.set(peer, due)
 
     def _expected_at(self, state: _Peer) -> float:
@@ -385,15 +395,20 @@ class Probe:
         return expected_at
 
     def _suspect_at(self, state: _Peer) -> float:
-        """When a peer in doubt becomes suspected; later the more unwell this node is."""
+        """When a peer in doubt becomes suspected; later the more unwell this node is, and the more the path has lost lately."""
         assert state.doubt_at is not None
-        return state.doubt_at + self._config.suspect_after_s * (1 + self._unwell)
+        patience = 1.0 + state.patience + self._unwell
+        return state.doubt_at + self._config.suspect_after_s * patience + (state.last_rtt_s or 0.0)
 
     def _probe_due_at(self, state: _Peer) -> float:
         """When the next probe goes out: sooner while the peer is in doubt."""
         if state.doubt_at is None or state.liveness is not Liveness.ALIVE:
             return state.next_probe_at
-        return min(state.next_probe_at, max(state.doubt_at, state.probed_at + self._config.burst_interval_s))
+        config = self._config
+        gap_s = config.burst_interval_s
+        if state.probed_at - state.doubt_at > config.suspect_after_s:
+            gap_s *= _PATIENT_FACTOR  # this node is unwell, and waits longer than the burst was meant to last
+        return min(state.next_probe_at, max(state.doubt_at, state.probed_at + gap_s))
 
     def _judge(self, peer: PeerId, state: _Peer, now: float) -> None:
         if state.liveness is not Liveness.ALIVE:
@@ -408,10 +423,14 @@ class Probe:
 
     def _excuse_everybody(self, lateness_s: float, now: float) -> None:
         """Take the time in which this node did not run off everybody's silence: echoes may be waiting in our own buffers."""
+        config = self._config
         self._stalls += 1
-        self._unwell = min(self._config.health_max, self.health(now) + 1)
+        self._unwell = min(config.health_max, self.health(now) + 1)
         self._unwell_at = now
         for peer, state in self._peers.items():
+            state.allowance, state.allowance_at = float(config.answers_burst), now  # what has piled up is no flood
+            if lateness_s >= config.interval_s / 2:
+                state.next_probe_at = now  # who suspects this node meanwhile hears at once that it lives
             state.heard_at = min(now, state.heard_at + lateness_s)
             if state.unanswered_at is not None:
                 state.unanswered_at = min(now, state.unanswered_at + lateness_s)
@@ -430,7 +449,8 @@ class Probe:
         state.allowance -= 1.0
         self._outputs.append(SendDatagram(peer, bytes((KIND_ECHO,)) + payload[1:]))
         if state.liveness is not Liveness.ALIVE:
-            state.next_probe_at = min(state.next_probe_at, now)  # it speaks; whether it hears us its echo tells
+            state.burst_left = config.burst_probes  # it speaks; whether it hears us its echo tells
+            state.next_probe_at = min(state.next_probe_at, max(now, state.probed_at + config.burst_interval_s))
         elif state.watched and state.burst_left == 0 and state.next_probe_at > now:
             state.next_probe_at = self._turn_at(state, now)
         state.heard_at = max(state.heard_at, received_at)
@@ -461,6 +481,10 @@ class Probe:
         else:
             sent.rtt_s = -1.0  # two clocks disagree about the moment, or the echo took absurdly long: it lives, and no more
         state.heard_at = max(state.heard_at, received_at)
+        if state.doubt_at is not None:
+            state.patience = min(1.0, state.patience + _PATIENCE_GAIN)
+        else:
+            state.patience = max(0.0, state.patience - _PATIENCE_LOSS)
         state.unanswered_at = state.doubt_at = None
         if state.liveness is not Liveness.ALIVE:
             state.liveness = Liveness.ALIVE

@@ -1,17 +1,17 @@
 """What nodes say of peers that they watch: who is silent, who says so, and what this node says itself.
 
 Every node watches the peers at the other ends of its mesh links. When one falls silent it is accused in the node's verdict, a
-signed record that lists everybody the node holds for silent now; the newest verdict of a node replaces its earlier ones, so taking
-a name off the list takes the accusation back. Verdicts reach everyone. A peer that `confirmations` others accuse is doubted also
-by those who have no connection to it; one voice is not enough, so that no single liar takes a node out. Where enough others accuse
-a peer already, one's own voice is saved (Lifeguard's confirmations, turned to save traffic).
+signed record that lists everybody the node holds for silent now; the newest verdict of a node replaces its earlier ones, so
+taking a name off the list takes the accusation back. Verdicts reach everyone. A peer that `confirmations` others accuse is
+doubted also by those who have no connection to it; one voice is not enough, so that no single liar takes a node out. Where
+enough others accuse a peer already, one's own voice is saved (Lifeguard's confirmations, turned to save traffic).
 
-An accusation names an incarnation of its subject, a number on the subject's card. A node that hears itself accused waits a moment,
-for those who hear it again take their accusations back by themselves, and then publishes a card with a greater incarnation, which
-makes all that was said against earlier ones void (SWIM's refutation).
+An accusation names an incarnation of its subject, a number on the subject's card. A node that hears itself accused waits a
+moment, for those who hear it again take their accusations back by themselves, and then publishes a card with a greater
+incarnation, which makes all that was said against earlier ones void (SWIM's refutation).
 
-Who takes an accusation back has heard its subject again. An accuser that forgets its subject says nothing: the verdict runs out by
-itself, after everybody else has forgotten the subject too, and a voice that ran out brings nobody back.
+Who takes an accusation back has heard its subject again. An accuser that forgets its subject says nothing: the verdict runs
+out by itself, after everybody else has forgotten the subject too, and a voice that ran out brings nobody back.
 
 Here as on the wire peers are named by the keys of their cards: an accusation may be heard before the card of its subject.
 
@@ -36,9 +36,11 @@ class SuspicionConfig:
     confirmations: int = 2
     """Accusers that make a peer doubted where there is no connection to it: one liar is not enough."""
     voices_max: int = 4
-    """Where so many others accuse a peer, this node saves its own voice: two more than needed, for some may be wrong or vanish."""
-    hold_back_s: float = 0.2
+    """Where so many others accuse a peer, this node saves its own voice: two more than needed, as some may vanish."""
+    hold_back_s: float = 0.1
     """Up to this long an accusation waits at random, so that the first voices are heard by the others and save theirs."""
+    hold_back_idle_s: float = 2.0
+    """The same, after half of it, for a peer that this node does not watch: those who do will say it, if they live themselves."""
     tell_interval_s: float = 0.25
     """Shortest time between two verdicts of this node: a cut network takes many peers at once, and one verdict names them all."""
     past_s: float = 240.0
@@ -46,10 +48,10 @@ class SuspicionConfig:
     and some forget it up to a minute later, newcomers up to two."""
     renew_s: float = 120.0
     """A verdict that still names somebody is told anew after this long; half of its lifetime."""
-    refute_min_s: float = 0.6
-    refute_max_s: float = 1.2
+    refute_min_s: float = 1.5
+    refute_max_s: float = 2.5
     """A node that hears itself accused waits so long at random before it refutes: a round of probes, in which most accusations
-    are taken back."""
+    are taken back by themselves."""
     accusers_max: int = 16_384
     """Accusers remembered: as many as peers."""
     subjects_max: int = 128
@@ -83,6 +85,15 @@ class Refute:
     """Publish a card with a greater incarnation: others hold this node for silent."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """One peer that this node does not hear: when it says so, and how many others' voices make its own needless."""
+
+    incarnation: int
+    speak_at: float
+    voices_enough: int
+
+
 Output = Doubted | Cleared | TellVerdict | Refute
 
 _TELL, _REFUTE = "tell", "refute"
@@ -108,7 +119,7 @@ class Suspicion:
         self._incarnation_of = incarnation_of
         self._named: dict[RecordKey, tuple[tuple[RecordKey, int], ...]] = {}  # by accuser: whom its newest verdict names
         self._accusers: dict[RecordKey, dict[RecordKey, int]] = {}  # by subject: who accuses which incarnation
-        self._mine: dict[RecordKey, int] = {}  # whom this node holds for silent itself
+        self._mine: dict[RecordKey, _Finding] = {}  # whom this node holds for silent itself
         self._past: dict[RecordKey, tuple[int, float]] = {}  # who was accused and forgotten: the incarnation, and until when
         self._told: tuple[tuple[RecordKey, int], ...] = ()
         self._took_back = False  # since the last verdict
@@ -146,7 +157,8 @@ class Suspicion:
 
     def handle_incarnation(self, peer: RecordKey, now: float) -> None:
         """Learns that a newer card of a peer is known; what was said against an earlier incarnation is void."""
-        mine = self._mine.get(peer, self._past.get(peer, (None,))[0])
+        finding, past = self._mine.get(peer), self._past.get(peer)
+        mine = finding.incarnation if finding is not None else past[0] if past is not None else None
         if mine is not None and (self._incarnation_of(peer) or 0) > mine:
             self.acquit(peer, now)
         if peer in self._accusers:
@@ -154,13 +166,25 @@ class Suspicion:
 
     # What this node finds itself
 
-    def accuse(self, peer: RecordKey, now: float) -> None:
-        """Holds a peer for silent from now on, and says so unless enough others do."""
+    def accuse(self, peer: RecordKey, now: float, *, watched: bool = True) -> None:
+        """Holds a peer for silent from now on, and says so unless enough others do.
+
+        Args:
+            peer: who is silent.
+            now: monotonic seconds.
+            watched: whether the link to the peer belongs to the mesh; others who watch it come first otherwise.
+        """
+        config = self._config
         incarnation = self._incarnation_of(peer)
-        if incarnation is None or peer in self._mine or len(self._mine) >= self._config.subjects_max:
+        if incarnation is None or peer in self._mine or len(self._mine) >= config.subjects_max:
             return
-        self._mine[peer] = incarnation
-        self._tell_at(now + self._luck.uniform(0.0, self._config.hold_back_s))
+        if watched:
+            wait_s, enough = self._luck.uniform(0.0, config.hold_back_s), config.voices_max
+        else:
+            wait_s = self._luck.uniform(config.hold_back_idle_s / 2, config.hold_back_idle_s)
+            enough = config.confirmations
+        self._mine[peer] = _Finding(incarnation, now + wait_s, enough)
+        self._tell_at(now + wait_s)
 
     def acquit(self, peer: RecordKey, now: float) -> None:
         """Hears a peer again: takes back what was said."""
@@ -171,10 +195,10 @@ class Suspicion:
 
     def handle_forgotten(self, peer: RecordKey, now: float) -> None:
         """Has no more to say of a peer that stayed silent; what was said is not taken back, it runs out."""
-        incarnation = self._mine.pop(peer, None)
-        if incarnation is not None and any(subject == peer for subject, _ in self._told):
+        finding = self._mine.pop(peer, None)
+        if finding is not None and any(subject == peer for subject, _ in self._told):
             self._past = {other: past for other, past in self._past.items() if now < past[1]}
-            self._past[peer] = (incarnation, now + self._config.past_s)
+            self._past[peer] = (finding.incarnation, now + self._config.past_s)
 
     def handle_forgotten_self(self, now: float) -> None:
         """Hears a record of an earlier life of this node: a verdict of that life may still be believed, and is taken back."""
@@ -245,10 +269,13 @@ class Suspicion:
         """Says whom this node holds for silent, where that is news or runs out; whom many others accuse is left out at first."""
         told_before = dict(self._told)
         named = [
-            (subject, incarnation)
-            for subject, incarnation in self._mine.items()
-            if subject in told_before or self.voices(subject) < self._config.voices_max
+            (subject, finding.incarnation)
+            for subject, finding in self._mine.items()
+            if subject in told_before or (now >= finding.speak_at and self.voices(subject) < finding.voices_enough)
         ]
+        held_back = [finding.speak_at for finding in self._mine.values() if finding.speak_at > now]
+        if held_back:
+            self._tell_at(min(held_back))
         past = [(subject, incarnation) for subject, (incarnation, until) in self._past.items() if now < until]
         accused = tuple(sorted([*named, *past][: self._config.subjects_max]))
         is_news = any(item not in self._told for item in accused)

@@ -49,6 +49,10 @@ class TimerQueue(Generic[Key]):
         """When `key` is due, or None."""
         return self._due.get(key)
 
+    def keys(self) -> list[Key]:
+        """The keys that have a due time, in the order in which they were first set."""
+        return list(self._due)
+
     def next_due(self) -> float | None:
         """The earliest due time, or None when there is no key."""
         heap = self._heap

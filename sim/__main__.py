@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs N seeds, from --seed on (1)")
     parser.add_argument("--faults", default="none", help="all, none, or names with commas between them (none)")
     parser.add_argument("--delays", default="continents", help="line, grid, continents, or a .npz, .npy or .csv file")
+    parser.add_argument("--requests", type=float, default=0.0, metavar="RATE", help="requests per second of all callers (none)")
     parser.add_argument("--json", action="store_true", help="one line of JSON per run instead of tables")
     parser.add_argument("--replay", action="store_true", help="prints every event")
     parser.add_argument("--output", type=Path, default=Path("build/sim"), help="where the pictures go (build/sim)")
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("at least 2 and at most 60000 nodes, a time above 0 and at least one seed")
     failed = 0
     for seed in range(options.seed, options.seed + options.seeds):
-        settings = Settings(options.nodes, options.duration_s, seed, options.faults, options.delays)
+        settings = Settings(options.nodes, options.duration_s, seed, options.faults, options.delays, options.requests)
         try:
             run = Run(settings)
         except ValueError as error:
@@ -105,6 +106,7 @@ def _table(result: Result) -> Table:
         ("coordinate error, median / 90 %", f"{_share(result.error_median)} / {_share(result.error_p90)}"),
         ("suspicions, of them false", f"{result.suspicions}, {result.false_suspicions}"),
         ("healed after", "-" if result.healed_after_s is None else f"{result.healed_after_s:.1f} s"),
+        ("requests, answered, by a later attempt", f"{result.requests}, {result.answered}, {result.answered_later}"),
         ("checks", result.failure or "held"),
     )
     for name, value in rows:

@@ -190,6 +190,7 @@ class Network:
     duplications: list[float] = field(default_factory=list[float])  # shares of datagrams that come twice
     reorderings: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])  # (share, late by up to seconds)
     rates: dict[int, float] = field(default_factory=dict[int, float])  # bytes/s of uplinks that differ from the others
+    jitter_of: Callable[[int, int], float] | None = None  # mean jitter of one path in seconds, where paths differ
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -204,7 +205,8 @@ class Network:
     def path_s(self, one: int, other: int) -> float:
         """One trip of one packet that meets no queue."""
         delay_s = self.delays.one_way_s(one, other)
-        return delay_s + self._jitter.expovariate(1.0 / self.config.jitter_s) if self.config.jitter_s else delay_s
+        jitter_s = self.config.jitter_s if self.jitter_of is None else self.jitter_of(one, other)
+        return delay_s + self._jitter.expovariate(1.0 / jitter_s) if jitter_s else delay_s
 
     def datagram(self, one: int, other: int, size_bytes: int, now: float) -> tuple[float, ...]:
         """When a datagram arrives, in seconds from now: not at all, once, or twice."""

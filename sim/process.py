@@ -31,6 +31,7 @@ class Link:
         speaking: the ends whose gossip stream is open.
         lanes: what each end has sent on its stream and has not arrived, with the earliest time of arrival.
         moving: the ends whose lane has an event under way.
+        streams: whoever else uses it, by a number of their own; each hears of an end that closes it.
     """
 
     lives: dict[PeerId, int]
@@ -38,6 +39,13 @@ class Link:
     speaking: set[PeerId] = field(default_factory=set[PeerId])
     lanes: dict[PeerId, deque[tuple[float, bytes]]] = field(default_factory=dict[PeerId, deque[tuple[float, bytes]]])
     moving: set[PeerId] = field(default_factory=set[PeerId])
+    streams: dict[int, Callable[[PeerId], None]] = field(default_factory=dict[int, Callable[[PeerId], None]])
+
+    def close_at(self, end: PeerId) -> None:
+        """Closes it at one end, and tells its streams."""
+        self.open_at.discard(end)
+        for closed in list(self.streams.values()):
+            closed(end)
 
 
 @dataclass(eq=False)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from protocol.node import Node
+from sim.callers import Callers
 from sim.checks import CheckFailedError, Safety, healed, unhealed
 from sim.faults import install, names_of, plan
 from sim.figures import Figures
@@ -45,6 +46,7 @@ class Settings:
     seed: int = 42
     faults: str = "none"
     delays: str = "continents"
+    requests_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,9 @@ class Result:
     healed_after_s: float | None
     digest: str
     failure: str
+    requests: int = 0
+    answered: int = 0
+    answered_later: int = 0  # of those, by a second or third attempt
 
     def as_dict(self) -> dict[str, object]:
         """The fields by their names."""
@@ -90,13 +95,17 @@ class Run:
         self.world.network.delays = delays_named(settings.delays, settings.nodes, self.world.streams)
         self.safety = Safety(self.world)
         self.figures = Figures(self.world)
+        self.callers = Callers(self.world) if settings.requests_per_s > 0.0 else None
+        add = self.callers.add if self.callers is not None else self.world.add
         starts, chooses = self.world.streams.of("starts"), self.world.streams.of("bootstrap")
         doors = max(BOOTSTRAPS, settings.nodes // 10)
         for _ in range(settings.nodes):
             known = self.world.processes[:doors]
             chosen = chooses.sample(known, min(BOOTSTRAPS, len(known)))
-            self.world.add(bootstrap=[peer.address for peer in chosen], at=starts.uniform(0.0, START_WITHIN_S))
+            add(bootstrap=[peer.address for peer in chosen], at=starts.uniform(0.0, START_WITHIN_S))
         self.figures.schedule(settings.duration_s)
+        if self.callers is not None:
+            self.callers.begin(settings.requests_per_s, START_WITHIN_S, settings.duration_s)
         names = names_of(settings.faults)
         self.mended_at = settings.duration_s * BREAK_SHARE if names else 0.0
         if names:
@@ -130,6 +139,8 @@ class Run:
     def _result(self, took_s: float, healed_after_s: float | None, failure: str) -> Result:
         world, figures = self.world, self.figures
         error = figures.errors[-1] if figures.errors else None
+        asks = self.callers.requests.asks if self.callers is not None else []
+        answered = [ask for ask in asks if ask.answered]
         return Result(
             nodes=self.settings.nodes,
             seed=self.settings.seed,
@@ -149,4 +160,7 @@ class Run:
             healed_after_s=healed_after_s,
             digest=world.journal.digest(),
             failure=failure,
+            requests=len(asks),
+            answered=len(answered),
+            answered_later=sum(ask.attempts > 1 for ask in answered),
         )

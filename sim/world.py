@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import count
 
-from protocol import gossip, membership, probe
+from protocol import forwarding, gossip, membership, probe
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
@@ -53,8 +53,14 @@ MakeNode = Callable[[NodeConfig, Identity, Luck, Sequencer], Node]
 Watcher = Callable[[Process, Output], None]
 """Who hears of every output that is a fact (everything but what is sent and sampled), after it was noted."""
 
+ForwardingTaker = Callable[[Process, forwarding.Output], None]
+"""Who carries out what the cores want done with requests."""
+
 SealWatcher = Callable[[Process, Record], None]
 """Who hears of every record that a process has sealed."""
+
+Arrival = Callable[[Process, Process, bytes, bool], None]
+"""Who hears of every payload that enters a core: receiver, sender, the payload, and whether it is a datagram."""
 
 
 class World:
@@ -78,7 +84,10 @@ class World:
         self.by_id: dict[PeerId, Process] = {}
         self.watchers: list[Watcher] = []
         self.seal_watchers: list[SealWatcher] = []
+        self.life_watchers: list[Callable[[Process], None]] = []  # hear of every start and of every end
+        self.on_forwarding: ForwardingTaker | None = None
         self.reader = SharedReader()
+        self.arrival_watchers: list[Arrival] = []
         self.make_node: MakeNode = Node
         self.faults_on: dict[int, str] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -122,6 +131,8 @@ class World:
         self.settle(process)
         process.node.add_bootstrap(process.bootstrap, self.now)
         self.settle(process)
+        for watcher in self.life_watchers:
+            watcher(process)
 
     def kill(self, process: Process, *, keeps_disk: bool = True) -> None:
         """Ends a process without a word; its peers' connections stay as they are."""
@@ -131,6 +142,8 @@ class World:
         process.held.clear()
         if not keeps_disk:
             process.reserved = 0
+        for watcher in self.life_watchers:
+            watcher(process)
 
     def leave(self, process: Process) -> None:
         """Ends a process that says goodbye to its peers."""
@@ -158,6 +171,10 @@ class World:
         for action in held:
             self._do(process, process.life, action)
 
+    def connect(self, process: Process, other: Process) -> None:
+        """Connects two processes that run as if a dial had just succeeded; the greetings take their time as ever."""
+        self._established(process, other, other.peer_id)
+
     def shift_clock(self, process: Process, off_s: float) -> None:
         """Sets how far a process's wall clock is from the true one."""
         process.wall_off_s = off_s
@@ -178,6 +195,11 @@ class World:
     def at(self, when: float, event: Callable[[], None]) -> None:
         """Lets something happen at a time."""
         heapq.heappush(self._heap, (max(when, self.now), next(self._order), event))
+
+    def later(self, process: Process, delay_s: float, action: Callable[[], None]) -> None:
+        """Lets something happen in a process after a while, if this life of it lasts that long."""
+        life = process.life
+        self.at(self.now + delay_s, lambda: self._enter(process, life, action))
 
     def run(self, until: float) -> None:
         """Lets time pass."""
@@ -259,6 +281,15 @@ class World:
             case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code):
                 life = process.life
                 self.at(self.now, lambda: self._enter(process, life, lambda: self.hang_up(process, peer_id, code)))
+            case (
+                forwarding.RunLocally()
+                | forwarding.Forward()
+                | forwarding.CancelAttempt()
+                | forwarding.Refuse()
+                | forwarding.Ended()
+            ):
+                if self.on_forwarding is not None:
+                    self.on_forwarding(process, output)
             case ReserveSequences(upto):
                 process.reserved = upto
                 process.node.handle_reserved(upto, self.now)
@@ -286,6 +317,8 @@ class World:
 
         def take() -> None:
             if self._is_open(link, other):
+                for watcher in self.arrival_watchers:
+                    watcher(other, process, payload, True)
                 other.node.handle_datagram(sender, payload, self.now, self.now)
                 self.settle(other)
 
@@ -328,6 +361,8 @@ class World:
         def take() -> None:
             if not self._is_open(link, receiver):
                 return
+            for watcher in self.arrival_watchers:
+                watcher(receiver, sender, payload, False)
             node = receiver.node
             if not node.membership.is_connected(sender.peer_id):
                 self._note_greeting(receiver, sender)
@@ -373,7 +408,7 @@ class World:
         process.node.handle_dial_failed(target, self.now)
         self.settle(process)
 
-    def _established(self, process: Process, other: Process, target: membership.Target) -> None:
+    def _established(self, process: Process, other: Process, target: membership.Target | None) -> None:
         if process is other:
             process.node.handle_connected(process.peer_id, self.now, target)
             self.settle(process)
@@ -391,7 +426,7 @@ class World:
         for end, peer in ((process, other), (other, process)):
             old = end.connections.get(peer.peer_id)
             if old is not None:
-                old.open_at.discard(end.peer_id)
+                old.close_at(end.peer_id)
             link.open_at.add(end.peer_id)
             end.connections[peer.peer_id] = link
             if old is not None:
@@ -441,7 +476,7 @@ class World:
         link = process.connections.pop(peer_id, None)
         if link is None:
             return
-        link.open_at.discard(process.peer_id)
+        link.close_at(process.peer_id)
         process.node.handle_disconnected(peer_id, code, self.now)
         self.settle(process)
         other = self.by_id[peer_id]
@@ -453,7 +488,7 @@ class World:
         def closed() -> None:
             if not self._is_open(link, other):
                 return
-            link.open_at.discard(peer_id)
+            link.close_at(peer_id)
             if other.connections.get(process.peer_id) is link:
                 del other.connections[process.peer_id]
                 other.node.handle_disconnected(process.peer_id, code, self.now)

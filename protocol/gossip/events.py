@@ -12,13 +12,15 @@ class GossipConfig:
     """The bounds of gossip. Budgets are per connected peer unless it says otherwise.
 
     Attributes:
-        degree: links of the mesh that a node wants, gossipsub's D. News is pushed over them; more links cost a copy of each record
-            each and gain little speed (docs/dissemination.md).
+        degree: links of the mesh that a node wants, gossipsub's D. News is pushed over them; each further link costs a copy of
+            every record and gains little speed (docs/dissemination.md).
         degree_min: fewer make it ask for more at the next heartbeat, gossipsub's D_lo.
-        degree_max: more make it give some back, gossipsub's D_hi.
+        degree_max: more make it give some back at the next heartbeat, gossipsub's D_hi. One more is taken from a peer that asks:
+            a newcomer among peers that all have enough gets its links from those that they give back.
         degree_lazy: peers outside the mesh that are told at each heartbeat what was news, gossipsub's D_lazy.
         heartbeat_s: seconds between two looks at the mesh; gossipsub's.
         history_heartbeats: heartbeats for which what was news is told on to peers outside the mesh, gossipsub's mcache_gossip.
+        copies_enough: what has come so often again is known all round, and is not announced: where the mesh is thin it is.
         prune_backoff_s: seconds in which a peer that gave back a link is not asked for one again. gossipsub's 60 s would leave a
             small mesh torn for a minute.
         dont_want_bytes_min: records of at least so many bytes are announced as received, so that others do not send them again;
@@ -34,7 +36,8 @@ class GossipConfig:
         records_burst: how many such records may come at once: when a network of 1,000 nodes is cut or mended, as many verdicts
             come within a second over a handful of links.
         records_debt_max: how many more may be refused before the peer counts as flooding.
-        exchanges_per_s: digests, entries and wants answered; an exchange takes three messages.
+        exchanges_per_s: digests, entries and wants answered, of which an exchange takes three, and links asked for, given back
+            and kept.
         exchanges_burst: how many may come at once.
         exchanges_debt_max: how many more may be ignored before the peer counts as flooding.
         bytes_per_s: bytes received, records that were asked for not counted.
@@ -62,6 +65,7 @@ class GossipConfig:
     degree_lazy: int = 6
     heartbeat_s: float = 1.0
     history_heartbeats: int = 3
+    copies_enough: int = 1
     prune_backoff_s: float = 10.0
     dont_want_bytes_min: int = 1024
     round_s: float = 2.0

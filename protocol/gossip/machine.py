@@ -1,14 +1,15 @@
 """The gossip machine: news is pushed over a mesh of links, and tables are compared with one peer after another.
 
-A record that is news here is pushed over the links of the mesh (`overlay`), not to where it came from. A card that says what the one before said, issued anew so that it does not expire, is no news: it is
-announced at the next heartbeat and asked for by who lacks it. What was news is announced to some peers outside the mesh. Now and
-then, and first of all when a connection begins, two nodes compare what they hold: one hash, the hashes of buckets where it
-differs, the entries of buckets that differ. Each asks for what it lacks, so what comes by comparison was asked for, and only what
-comes unasked counts against a peer's budget. Edges and signed beats concern neighbours: they are pushed one hop and not compared.
+A record that is news here is pushed over the links of the mesh (`overlay`), not to where it came from. A card that says what
+the one before said, issued anew so that it does not expire, is no news: it is announced at the next heartbeat and asked for by
+who lacks it. What was news is announced to some peers outside the mesh. Now and then, and first of all when a connection
+begins, two nodes compare what they hold: one hash, the hashes of buckets where it differs, the entries of buckets that differ.
+Each asks for what it lacks, so what comes by comparison was asked for, and only what comes unasked counts against a peer's
+budget. Edges and signed beats concern neighbours: they are pushed one hop and not compared.
 
-A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature last.
-Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped. What a
-peer passes on in good faith (a record that just expired, a payload of a later version) is refused without blame.
+A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature
+last. Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped.
+What a peer passes on in good faith (a record that just expired, a payload of a later version) is refused without blame.
 
 Source: gossipsub v1.1 and v1.2 (libp2p/specs): mesh, lazy push, IDONTWANT; Demers et al., "Epidemic algorithms
 for replicated database maintenance" (PODC 1987): anti-entropy.
@@ -95,6 +96,13 @@ class _Want:
     give_up_at: float
 
 
+@dataclass(slots=True)
+class _News:
+    sequence: int
+    heartbeats_left: int
+    copies: int = 0  # that came after the first
+
+
 class Gossip:
     """Spreads records over connected peers. After every call, drain `next_output` until it returns None."""
 
@@ -118,7 +126,7 @@ class Gossip:
         self._pushing: list[PeerId] = []  # who has news to be pushed when the present call ends
         self._wants: dict[RecordKey, _Want] = {}
         self._refused: dict[bytes, None] = {}  # hashes, oldest first
-        self._news: dict[RecordKey, tuple[int, int]] = {}  # what was news, oldest first: sequence number and heartbeats left
+        self._news: dict[RecordKey, _News] = {}  # what was news, oldest first
         self._renewed: dict[RecordKey, int] = {}  # what says nothing new, to be announced at the next heartbeat
         self._repeats: Budget | None = None
         self._greetings: Budget | None = None
@@ -169,12 +177,12 @@ class Gossip:
     def handle_silent(self, peer_id: PeerId) -> None:
         """Push no news to a connected peer that does not answer; another takes its place at the next heartbeat."""
         if peer_id in self._peers and self._overlay.handle_silent(peer_id):
-            self._send(peer_id, [encode_message(Prune())])
-            self._outputs.append(Pruned(peer_id))
+            self._prune(peer_id)
 
     def handle_heard(self, peer_id: PeerId, now: float) -> None:
         """Compare tables with a peer that answers again: both may have missed much."""
-        if peer_id in self._peers:
+        peer = self._peers.get(peer_id)
+        if peer is not None and not peer.misbehaved:
             self._overlay.handle_heard(peer_id)
             self._greet(peer_id, now)
 
@@ -191,13 +199,11 @@ class Gossip:
         records = self._table.config.records
         message = encode_message(BeatTold(encode_payload(fit(beat, records), records)))
         for peer_id in peers:
-            if peer_id in self._peers:
-                self._send(peer_id, [message])
+            self._send(peer_id, [message])
 
     def tell_kept(self, peer_id: PeerId, *, keeps: bool) -> None:
         """Tell a connected peer whether this node wants to keep the connection and hear its beats."""
-        if peer_id in self._peers:
-            self._send(peer_id, [encode_message(Keep(keeps))])
+        self._send(peer_id, [encode_message(Keep(keeps))])
 
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float, wall_s: float) -> None:
         """Take one message as it came from a connected peer.
@@ -223,8 +229,12 @@ class Gossip:
                         self._handle_exchange(peer_id, peer, message, now)
                 case BeatTold():
                     self._handle_beat(peer_id, peer, message, now)
-                case Graft() | Prune() | DontWant() | Keep():
-                    self._handle_link(peer_id, peer, message, now)
+                case DontWant(entries=entries):
+                    if self._within(peer_id, peer.records, 1, now):
+                        self._note_has(peer, entries)
+                case Graft() | Prune() | Keep():
+                    if self._within(peer_id, peer.exchanges, 1, now):
+                        self._handle_link(peer_id, message, now)
                 case None:
                     pass  # of a later version
                 case _:
@@ -253,19 +263,21 @@ class Gossip:
 
     def next_timer(self) -> float | None:
         """When to call `handle_timer`, in monotonic seconds; None before the first call that told the time."""
-        return None if self._round_at is None else min(self._round_at, self._heartbeat_at)
+        if self._round_at is None:
+            return None
+        return min(self._round_at, self._heartbeat_at) if self._peers else self._expire_at
 
     def handle_timer(self, now: float, wall_s: float) -> None:
         """Look after the mesh and announce what was news; drop what expired; compare tables with one peer at random."""
         if self._round_at is None:
             return
-        if now >= self._heartbeat_at:
+        if now >= self._heartbeat_at and self._peers:
             self._heartbeat_at = now + self._config.heartbeat_s
             self._heartbeat(now)
         if now >= self._expire_at:
             self._expire_at = now + self._config.expire_s
             self._outputs.extend(RecordExpired(record) for record in self._table.expire(wall_s))
-        if now < self._round_at:
+        if now < self._round_at or not self._peers:
             return
         self._schedule_round(now)
         for key in [key for key, want in self._wants.items() if now >= want.give_up_at]:
@@ -308,6 +320,9 @@ class Gossip:
         newest = self._table.sequence_of(key)
         if header.sequence != newest:
             return header.sequence > newest
+        news = self._news.get(key)
+        if news is not None and news.sequence == newest:
+            news.copies += 1
         known = self._table.record_of(key)
         return known is not None and signed_bytes(known.envelope) != signed_bytes(envelope)
 
@@ -388,7 +403,7 @@ class Gossip:
             peer.news.append(record.envelope)
         if record.kind in COMPARED:
             self._news.pop(key, None)
-            self._news[key] = (record.sequence, self._config.history_heartbeats)
+            self._news[key] = _News(record.sequence, self._config.history_heartbeats)
             if len(self._news) > self._config.history_max:
                 del self._news[next(iter(self._news))]
 
@@ -416,10 +431,12 @@ class Gossip:
         for peer_id in change.pruned:
             self._prune(peer_id)
         if self._news:
-            told = [(key, sequence) for key, (sequence, _) in self._news.items()]
-            for peer_id in self._overlay.outside(self._config.degree_lazy):
-                self._send(peer_id, answer_messages(told))
-            self._news = {key: (sequence, left - 1) for key, (sequence, left) in self._news.items() if left > 1}
+            scarce = [(key, news.sequence) for key, news in self._news.items() if news.copies < self._config.copies_enough]
+            for peer_id in self._overlay.outside(self._config.degree_lazy) if scarce else ():
+                self._send(peer_id, answer_messages(scarce))
+            for news in self._news.values():
+                news.heartbeats_left -= 1
+            self._news = {key: news for key, news in self._news.items() if news.heartbeats_left > 0}
         if self._renewed:
             told = list(self._renewed.items())
             self._renewed = {}
@@ -427,7 +444,7 @@ class Gossip:
                 fresh = [(key, sequence) for key, sequence in told if self._peers[peer_id].has.get(key, 0) < sequence]
                 self._send(peer_id, answer_messages(fresh))
 
-    def _handle_link(self, peer_id: PeerId, peer: _Peer, message: Graft | Prune | DontWant | Keep, now: float) -> None:
+    def _handle_link(self, peer_id: PeerId, message: Graft | Prune | Keep, now: float) -> None:
         match message:
             case Graft():
                 known = peer_id in self._overlay
@@ -438,9 +455,6 @@ class Gossip:
             case Prune():
                 if self._overlay.handle_prune(peer_id, now):
                     self._outputs.append(Pruned(peer_id))
-            case DontWant(entries=entries):
-                if self._within(peer_id, peer.records, 1, now):
-                    self._note_has(peer, entries)
             case Keep(keeps=keeps):
                 self._outputs.append(LinkKept(peer_id, keeps))
             case _:
@@ -573,12 +587,15 @@ class Gossip:
                 self._outputs.append(Pruned(peer_id))
 
     def _send(self, peer_id: PeerId, messages: Iterable[bytes]) -> None:
-        self._outputs.extend(Send(peer_id, message) for message in messages)
+        peer = self._peers.get(peer_id)
+        if peer is not None and not peer.misbehaved:
+            self._outputs.extend(Send(peer_id, message) for message in messages)
 
     def _start_clock(self, now: float) -> None:
         if self._round_at is None:
             self._schedule_round(now)
             self._heartbeat_at = now + self._config.heartbeat_s * self._luck.uniform(0.5, 1.0)
+            self._expire_at = now + self._config.expire_s
 
     def _schedule_round(self, now: float) -> None:
         share = self._luck.uniform(1.0 - self._config.round_jitter, 1.0 + self._config.round_jitter)

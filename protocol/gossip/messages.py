@@ -1,8 +1,9 @@
 """The messages of gossip and their msgpack.
 
-Each is an array whose first element tells which: records pushed or asked for; a digest of hashes; entries of buckets, or of what
-is news; wants; a link asked for or given back; records not wanted any more; a beat; whether the connection is kept. Keys and sequence numbers are packed into one byte string, 8 and 8 bytes big-endian: there may be thousands of them.
-Elements after the known ones are ignored, and so are messages of unknown types: later versions may send them.
+Each is an array whose first element tells which: records pushed or asked for; a digest of hashes; entries of buckets, or of
+what is news; wants; a link asked for or given back; records not wanted any more; a beat; whether the connection is kept. Keys
+and sequence numbers are packed into one byte string, 8 and 8 bytes big-endian: there may be thousands of them. Elements after
+the known ones are ignored, and so are messages of unknown types: later versions may send them.
 
 Spec: docs/spec/04-gossip.md, section "Messages".
 """

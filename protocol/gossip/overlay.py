@@ -1,8 +1,8 @@
 """The mesh of links over which news is pushed: which of the connected peers belong to it.
 
-Each node wants `degree` links. It asks connected peers for one (GRAFT) when it has too few and gives some back (PRUNE) when it has
-too many; both ends of a link hold it or neither does. Half of the links that a node asks for lead to peers it connected to at
-random, so that the mesh does not fall apart into regions; the others are any.
+Each node wants `degree` links. It asks connected peers for one (GRAFT) when it has too few and gives some back (PRUNE) when it
+has too many; both ends of a link hold it or neither does. Half of the links that a node asks for lead to peers it connected to
+at random, so that the mesh does not fall apart into regions; the others are any.
 
 Source: gossipsub v1.0 and v1.1 specifications (libp2p/specs, pubsub/gossipsub), mesh maintenance and prune backoff.
 Spec: docs/spec/04-gossip.md, section "The mesh".
@@ -70,7 +70,7 @@ class Overlay:
         """Takes a link that a peer asks for; False when it has to be refused with a PRUNE."""
         if peer_id in self:
             return True
-        if len(self.members) >= self._config.degree_max or now < self._backoff.get(peer_id, now):
+        if len(self.members) > self._config.degree_max or now < self._backoff.get(peer_id, now):
             return False
         self._silent.discard(peer_id)
         insort(self.members, peer_id)

@@ -27,8 +27,10 @@ class MembershipConfig:
     """Connections closed as surplus at once, and near peers dialled at once: change comes slowly."""
     shunned_s: float = 120.0
     """A peer that closed a connection as surplus is not dialled for being near for so long."""
-    gone_after_s: float = 5.0
-    """A suspected peer is gone after so long: stalls of 5 s and a cut of a few seconds do not kill anybody."""
+    gone_after_s: float = 6.0
+    """A suspected peer is gone after so long: a stall of five seconds, with the second it takes to be heard again, kills nobody."""
+    hearing_s: float = 2.0
+    """A node that was itself held up waits at least so long for a silent peer: four of the probes that go to one."""
     linger_s: float = 45.0
     """The connection to a silent peer is kept for so long: below QUIC's idle timeout, and longer than most cuts last."""
     forget_after_s: float = 120.0

@@ -1,21 +1,22 @@
 """Who is in the mesh right now, and whom to connect to.
 
 The machine learns addresses from the bootstrap list and from cards. While the mesh is small a node connects to everybody; in a
-larger one to a few peers at random (far links, which keep the mesh in one piece) and to those that are nearest (near links, over
-which beats travel), as `handle_ranking` names them now and then. A connection that neither end wants to keep is closed when there
-are too many. Dials that fail are tried again with exponential back-off.
+larger one to a few peers at random (far links, which keep the mesh in one piece) and to those that are nearest (near links,
+over which beats travel), as `handle_ranking` names them now and then. A connection that neither end wants to keep is closed
+when there are too many. Dials that fail are tried again with exponential back-off.
 
 Of each peer the machine says whether work may be sent to it. What this node measures itself comes first: a connected peer is
-alive while it answers, suspected when it does not, and gone `gone_after_s` later; the connection is kept for `linger_s` more, so
-that a path that heals heals at once. A peer without a connection is alive while its card is known, nobody doubts it and it could
-be reached when it was last dialled. Who said goodbye is gone at once. Who has been gone for `forget_after_s` is forgotten.
+alive while it answers, suspected when it does not, and gone `gone_after_s` later; the connection is kept for `linger_s` more,
+so that a path that heals heals at once. A peer without a connection is alive while its card is known, nobody doubts it and it
+could be reached when it was last dialled. Who said goodbye is gone at once. Who has been gone for `forget_after_s` is
+forgotten.
 
 When two peers learn of each other at once, both would dial. The one with the smaller peer id dials first and the other waits
 `dial_polite_s`, so that in the common case only one connection is made. A peer whose connections do not last is dialled as
 seldom as one that cannot be reached. Dials that are due while no connection is free wait without being looked at.
 
-Source: A. Das, I. Gupta, A. Motivala, "SWIM", DSN 2002 (suspicion before death, detection apart from dissemination); J. Leitão, J.
-Pereira, L. Rodrigues, "HyParView", DSN 2007 (few random connections keep an overlay whole).
+Source: A. Das, I. Gupta, A. Motivala, "SWIM", DSN 2002 (suspicion before death, detection apart from dissemination); J.
+Leitão, J. Pereira, L. Rodrigues, "HyParView", DSN 2007 (few random connections keep an overlay whole).
 Spec: docs/spec/07-membership.md.
 """
 
@@ -61,6 +62,7 @@ class _Peer:
     failures: int = 0  # dials that failed and connections that did not last, in a row
     suspected_since: float | None = None  # by this node's own probes
     doubted_since: float | None = None  # by others
+    in_question: bool = False  # doubted while connected, and not heard since
     gone_because: str | None = None
     link: _Link = _Link.NONE
     kept_by_peer: bool = False
@@ -163,7 +165,7 @@ class Membership:
                 self._choose_link(peer_id, peer, dialled=target is not None)
             elif peer.link is not _Link.NONE:
                 self._outputs.append(KeepLink(peer_id, keeps=True))  # a new stream, or another life of the peer
-            peer.suspected_since, peer.gone_because = None, None
+            peer.suspected_since, peer.gone_because, peer.in_question = None, None, False
             self._declining.discard(peer_id)
             self._judge(peer_id, peer, now)
         self._advance(now)
@@ -176,7 +178,7 @@ class Membership:
         lasted_s = now - peer.connected_at
         surplus = code is ErrorCode.SURPLUS and peer.suspected_since is None
         peer.wanted = peer.link is not _Link.NONE and not surplus
-        peer.connected_at, peer.link = None, _Link.NONE
+        peer.connected_at, peer.link, peer.in_question = None, _Link.NONE, False
         self._connected.discard(peer_id)
         if surplus:
             peer.shunned_until = now + self._config.shunned_s
@@ -211,11 +213,18 @@ class Membership:
             self._declining.set(peer_id, now + self._config.gone_after_s)
             self._judge(peer_id, peer, now)
 
+    def handle_stall(self, lateness_s: float, now: float) -> None:
+        """Notes that this node itself did not run for a while: nobody is declared dead for a silence that is its own."""
+        for peer_id in self._declining.keys():  # noqa: SIM118 - a queue, no mapping
+            due, peer = self._declining.due_of(peer_id), self._peers[peer_id]
+            if due is not None and peer.gone_because is None:
+                self._declining.set(peer_id, max(due + lateness_s, now + self._config.hearing_s))
+
     def handle_recovered(self, peer_id: PeerId, now: float) -> None:
         """Notes that a suspected peer answers again."""
         peer = self._peers.get(peer_id)
         if peer is not None and peer.connected:
-            peer.suspected_since, peer.gone_because = None, None
+            peer.suspected_since, peer.gone_because, peer.in_question = None, None, False
             self._declining.discard(peer_id)
             self._drop_dial(peer_id)
             self._judge(peer_id, peer, now)
@@ -225,8 +234,16 @@ class Membership:
         peer = self._peers.get(peer_id)
         if peer is not None and peer.doubted_since is None:
             peer.doubted_since = now
+            peer.in_question = peer.connected
             if not peer.connected and peer.gone_because is None:
                 self._declining.set(peer_id, now + self._config.gone_after_s)
+            self._judge(peer_id, peer, now)
+
+    def handle_heard(self, peer_id: PeerId, now: float) -> None:
+        """Notes that a connected peer has just answered a probe, whatever others say."""
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.in_question:
+            peer.in_question = False
             self._judge(peer_id, peer, now)
 
     def handle_cleared(self, peer_id: PeerId, now: float, *, heard: bool) -> None:
@@ -241,7 +258,7 @@ class Membership:
         peer = self._peers.get(peer_id)
         if peer is None or peer.doubted_since is None:
             return
-        peer.doubted_since = None
+        peer.doubted_since, peer.in_question = None, False
         if not peer.connected and (heard or peer.gone_because is None):
             self._absolve(peer_id, peer)
         self._judge(peer_id, peer, now)
@@ -305,6 +322,8 @@ class Membership:
             return Standing.GONE, peer.gone_because
         if peer.suspected_since is not None:
             return Standing.SUSPECTED, f"no answer to probes, suspected for {now - peer.suspected_since:.1f} s"
+        if peer.in_question:
+            return Standing.SUSPECTED, "others hear nothing of it, and it is being probed"
         if peer.connected:
             return Standing.ALIVE, "connected"
         if peer.doubted_since is not None:

@@ -1,9 +1,10 @@
 """The core of one node: gossip, membership, suspicion, probes, coordinates, routing and forwarding, composed.
 
 The machines below this module do not know each other; here they meet. A card that gossip accepts tells membership where a peer
-is, a verdict tells suspicion whom others have lost; a round trip that the probe takes moves the coordinate; coordinate, probes,
-beats and the outcomes of earlier requests rank the candidates of the next one. The shell hands in what happened (`handle_*`), asks when to come back
-(`next_timer`) and carries out what comes out (`next_output`, drained after every call until it is None).
+is, a verdict tells suspicion whom others have lost; a round trip that the probe takes moves the coordinate; coordinate,
+probes, beats and the outcomes of earlier requests rank the candidates of the next one. The shell hands in what happened
+(`handle_*`), asks when to come back (`next_timer`) and carries out what comes out (`next_output`, drained after every call
+until it is None).
 
 Time is monotonic seconds; `handle_wall_clock` tells how far the wall clock is from it, which only signed records need.
 
@@ -160,7 +161,8 @@ class Node:
     def handle_disconnected(self, peer_id: PeerId, code: ErrorCode, now: float) -> None:
         """Notes that a connection has ended."""
         if code in _FALLEN_SILENT and self.membership.is_connected(peer_id):
-            self.suspicion.accuse(record_key(peer_id, RecordKind.CARD), now)
+            key = record_key(peer_id, RecordKind.CARD)
+            self.suspicion.accuse(key, now, watched=self.gossip.in_mesh(peer_id))
         self._beats.pop(peer_id, None)
         self.gossip.handle_disconnected(peer_id, now)
         self.probe.handle_disconnected(peer_id, now)
@@ -356,7 +358,10 @@ class Node:
         return due
 
     def handle_timer(self, now: float) -> None:
-        """Does what is due."""
+        """Does what is due; being much too late for it is a stall of this node's own."""
+        lateness_s = now - self.next_timer()
+        if lateness_s > self.config.probe.lateness_s_max:
+            self.membership.handle_stall(lateness_s, now)
         self.gossip.handle_timer(now, self.wall(now))
         self.membership.handle_timer(now)
         self.probe.handle_timer(now)
@@ -440,21 +445,27 @@ class Node:
                 case gossip.Send() | probe.SendDatagram():
                     pass
                 case probe.SampleTaken(peer, rtt_s):
+                    self.membership.handle_heard(peer, now)
                     self._take_sample(peer, rtt_s)
                 case probe.PeerSuspected() | probe.PeerRecovered():
                     self._take_liveness(output, now)
                 case membership.KeepLink(peer, keeps):
                     self.gossip.tell_kept(peer, keeps=keeps)
+                case membership.PeerGone(peer):
+                    self.forwarding.handle_gone(peer, now)
+                case membership.PeerLeft(peer):
+                    self.forwarding.handle_left(peer)
+                case membership.PeerJoined(peer):
+                    self.forwarding.handle_joined(peer)
                 case membership.PeerForgotten(peer):
+                    self.forwarding.handle_joined(peer)
                     self.suspicion.handle_forgotten(record_key(peer, RecordKind.CARD), now)
                     for record in self.table.remove(peer):
                         self._take_gossip(gossip.RecordExpired(record), now)
                         self._outputs.append(gossip.RecordExpired(record))
                 case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict() | suspicion.Refute():
                     self._take_suspicion(output, now)
-                case membership.Connect() | membership.Disconnect() | membership.PeerJoined() | membership.PeerLeft():
-                    pass
-                case membership.PeerGone() | probe.Misbehaved():
+                case membership.Connect() | membership.Disconnect() | probe.Misbehaved():
                     pass
                 case _:
                     self._take_gossip(output, now)
@@ -491,10 +502,10 @@ class Node:
         """Lets the other machines know that a connected peer has fallen silent, or answers again."""
         peer, key = output.peer, record_key(output.peer, RecordKind.CARD)
         if isinstance(output, probe.PeerSuspected):
+            self.suspicion.accuse(key, now, watched=self.gossip.in_mesh(peer))
             self.membership.handle_suspected(peer, now)
             self.forwarding.handle_suspected(peer, now)
             self.gossip.handle_silent(peer)
-            self.suspicion.accuse(key, now)
         else:
             self.membership.handle_recovered(peer, now)
             self.gossip.handle_heard(peer, now)

@@ -15,8 +15,7 @@ _P = TypeVar("_P", Card, Beat, Edges, Verdict)
 
 
 def fit(payload: Payload, config: RecordConfig = DEFAULT_RECORD_CONFIG) -> Payload:
-    """Leave out what does not fit: of a card the last models, of a beat the idlest loads, of edges the longest paths, of
-    a verdict the last accusations.
+    """Leave out what does not fit: the last models, the idlest loads, the longest paths, the last accusations.
 
     Args:
         payload: a payload whose parts are each within their range.

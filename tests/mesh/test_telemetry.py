@@ -5,11 +5,17 @@ from io import StringIO
 
 import pytest
 
+from mesh.facts import observe
 from mesh.telemetry import MODELS_MAX, PEERS_MAX, RequestOutcome, Telemetry, make_logger
 from protocol.errors import ErrorCode
+from protocol.gossip import Grafted, Pruned
 from protocol.identity import Identity, peer_id_text
 from protocol.inference import Feature, Usage
+from protocol.membership import PeerForgotten, PeerGone, PeerJoined, PeerLeft
+from protocol.probe import PeerSuspected
 from protocol.records import ModelLoad, RecordKind
+from protocol.suspicion import Doubted, Refute
+from protocol.table import RecordKey
 
 
 @pytest.fixture
@@ -139,3 +145,54 @@ def test_level_is_kept(log: StringIO) -> None:
     assert log.getvalue() == ""
     telemetry.peer_faulted(peer(1), ErrorCode.MALFORMED, "bytes")
     assert "malformed" in log.getvalue()
+
+
+def test_facts_about_peers_become_lines_and_numbers(log: StringIO) -> None:
+    telemetry = Telemetry(make_logger("json", "debug", log))
+    for fact in (
+        PeerJoined(peer(1)),
+        PeerSuspected(peer(1), 1.0),
+        PeerLeft(peer(1), "no answer to probes"),
+        PeerGone(peer(1), "stopped answering"),
+        PeerForgotten(peer(1)),
+        Grafted(peer(2)),
+        Pruned(peer(2)),
+        Doubted(RecordKey(b"\x01" * 8)),
+        Refute(),
+    ):
+        observe(telemetry, fact)
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [(line["event"], line.get("state"), line.get("reason")) for line in lines[:5]] == [
+        ("peer state", "alive", None),
+        ("peer state", "suspected", None),
+        ("peer state", "left", "no answer to probes"),
+        ("peer state", "gone", "stopped answering"),
+        ("peer forgotten", None, None),
+    ]
+    assert {line["peer"] for line in lines[:5]} == {peer_id_text(peer(1))}
+    assert [line["event"] for line in lines[5:8]] == ["link grafted", "link pruned", "peer doubted"]
+    assert lines[8]["level"] == "warning"
+    assert value(telemetry, "isochrone_peers_doubted_total") == 1
+    assert value(telemetry, "isochrone_refutations_total") == 1
+
+
+def test_a_peer_that_is_gone_disconnected_or_forgotten_has_no_gauge(telemetry: Telemetry) -> None:
+    for leave in (
+        lambda: telemetry.peer_disconnected(peer(1), ErrorCode.SURPLUS),
+        lambda: telemetry.peer_state_changed(peer(1), "gone"),
+        lambda: telemetry.peer_forgotten(peer(1)),
+    ):
+        telemetry.sample_taken(peer(1), 0.02, 0.01)
+        telemetry.peer_state_changed(peer(1), "left", "no answer to probes")  # it may answer again
+        assert value(telemetry, "isochrone_peer_rtt_seconds", peer=peer_id_text(peer(1))) == 0.01
+        leave()
+        assert value(telemetry, "isochrone_peer_rtt_seconds", peer=peer_id_text(peer(1))) is None
+
+
+def test_links_and_sleep_are_counted(telemetry: Telemetry, log: StringIO) -> None:
+    telemetry.links_counted(12, 4)
+    telemetry.slept(30.04)
+    assert value(telemetry, "isochrone_links", kind="connected") == 12
+    assert value(telemetry, "isochrone_links", kind="mesh") == 4
+    assert value(telemetry, "isochrone_suspended_seconds_total") == 30.04
+    assert json.loads(log.getvalue())["slept_s"] == 30.0

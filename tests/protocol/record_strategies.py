@@ -6,11 +6,28 @@ from protocol.coordinates import DIMENSIONS, Coordinate
 from protocol.identity import Identity
 from protocol.inference import Feature
 from protocol.multiaddr import Multiaddr
-from protocol.records import Beat, Card, Edge, Edges, Gpu, Hardware, ModelLoad, ModelOffer, Nic
+from protocol.records import (
+    DEFAULT_RECORD_CONFIG,
+    SEQUENCE_MAX,
+    Accusation,
+    Beat,
+    Card,
+    Edge,
+    Edges,
+    Gpu,
+    Hardware,
+    ModelLoad,
+    ModelOffer,
+    Nic,
+    RecordKind,
+    Verdict,
+)
 
 NETWORK = "test-network"
 WALL_S = 1_780_000_000.0
 IDENTITIES = [Identity.from_seed(bytes([index]) * 32) for index in range(32)]
+LIFETIME_S = {kind: DEFAULT_RECORD_CONFIG.lifetime_s_max_of(kind) for kind in RecordKind}
+"""The longest lifetime of each kind, in seconds."""
 
 names = st.text(max_size=40).filter(lambda text: len(text.encode("utf-8", "replace")) <= 100 and text.isprintable())
 model_names = st.text("abcdefgh/-.0123456789", min_size=1, max_size=40)
@@ -75,6 +92,7 @@ cards = st.builds(
     models=st.lists(offers, max_size=2).map(tuple),
     coordinate=st.none() | coordinates,
     agent=names,
+    incarnation=st.integers(0, SEQUENCE_MAX),
     extra=extras,
 )
 loads = st.builds(
@@ -87,7 +105,13 @@ loads = st.builds(
     service_s=seconds(86_400.0),
     tokens_per_s=seconds(1e9),
 )
-beats = st.builds(Beat, draining=st.booleans(), loads=st.lists(loads, max_size=4).map(tuple), extra=extras)
+beats = st.builds(
+    Beat,
+    draining=st.booleans(),
+    loads=st.lists(loads, max_size=4).map(tuple),
+    coordinate=st.none() | coordinates,
+    extra=extras,
+)
 edge_values = st.builds(
     Edge,
     peer_id=st.sampled_from([identity.peer_id for identity in IDENTITIES]),
@@ -96,7 +120,9 @@ edge_values = st.builds(
     samples=st.integers(0, 65_535),
 )
 edges = st.builds(Edges, edges=st.lists(edge_values, max_size=16).map(tuple), extra=extras)
-payloads = cards | beats | edges
+accusations = st.builds(Accusation, subject=st.binary(min_size=8, max_size=8), incarnation=st.integers(0, SEQUENCE_MAX))
+verdicts = st.builds(Verdict, accused=st.lists(accusations, max_size=16).map(tuple), extra=extras)
+payloads = cards | beats | edges | verdicts
 
 HARDWARE = Hardware(
     cpu_model="AMD EPYC 9654",
@@ -112,6 +138,10 @@ CARD = Card(
     models=(ModelOffer("all-minilm-l6-v2", frozenset({Feature.EMBEDDINGS, Feature.TENSORS}), 512, "f32", 90_000_000, "onnx"),),
     coordinate=Coordinate(tuple(index / 1000 for index in range(DIMENSIONS)), 0.0005, 0.25),
     agent="isochrone/0.1.0",
+    incarnation=7,
 )
 BEAT = Beat(draining=False, loads=(ModelLoad("all-minilm-l6-v2", 1, 0, 4, 0.0, 0.004, 0.0),))
+VERDICT = Verdict(accused=(Accusation(bytes(range(8)), 1), Accusation(bytes(range(8, 16)), 2**40)))
 EDGES = Edges(edges=(Edge(IDENTITIES[1].peer_id, 0.0123, 0.0004, 64), Edge(IDENTITIES[2].peer_id, 0.0502, 0.002, 8)))
+EXAMPLES = (CARD, BEAT, EDGES, VERDICT)
+"""One payload of each kind."""

@@ -5,18 +5,18 @@ The bytes depend on fixed seeds and times alone, so the files can be compared wi
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
-from record_strategies import BEAT, CARD, EDGES, IDENTITIES, NETWORK, WALL_S
+from record_strategies import BEAT, CARD, EXAMPLES, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S
 
-from protocol.gossip.messages import Digest, Entries, Records, Want, encode_message
+from protocol.gossip.messages import BeatTold, Digest, DontWant, Entries, Graft, Keep, Prune, Records, Want, encode_message
 from protocol.identity import peer_id_text
-from protocol.records import RecordKind, kind_of, seal
-from protocol.table import PeerTable, RecordKey, bucket_of, record_key
+from protocol.records import DEFAULT_RECORD_CONFIG, Verdict, encode_payload, kind_of, seal
+from protocol.table import COMPARED, PeerTable, RecordKey, bucket_of, record_key
 
 FOLDER = Path(__file__).parents[2] / "docs" / "spec" / "vectors"
-LIFETIME_S = {RecordKind.CARD: 86_400.0, RecordKind.BEAT: 30.0, RecordKind.EDGES: 3_600.0}
 ALICE = IDENTITIES[0]
 DOMAIN = b"isochrone-record-v1:"
 
@@ -36,9 +36,9 @@ def readable(value):
     return value
 
 
-def signed_by_hand(changes, packed=None):
+def signed_by_hand(changes, packed=None, payload=BEAT):
     """An envelope with a good signature over a header that is changed at some positions."""
-    fields = msgpack.unpackb(sealed(BEAT).envelope[64:])
+    fields = msgpack.unpackb(sealed(payload).envelope[64:])
     for position, value in changes.items():
         fields[position] = value
     signed = msgpack.packb(fields) if packed is None else packed
@@ -46,11 +46,17 @@ def signed_by_hand(changes, packed=None):
 
 
 def valid_records():
-    for payload in (CARD, BEAT, EDGES):
+    plain = [(kind_of(payload).value, payload) for payload in EXAMPLES]
+    told = [
+        ("card of an earlier version, without an incarnation", replace(CARD, incarnation=0)),
+        ("beat that tells a coordinate", replace(BEAT, coordinate=CARD.coordinate)),
+        ("verdict that takes back all that was said", Verdict(())),
+    ]
+    for name, payload in plain + told:
         record = sealed(payload)
         header = msgpack.unpackb(record.envelope[64:])
         yield {
-            "name": record.kind.value,
+            "name": name,
             "wall_s": WALL_S,
             "kind": record.kind.value,
             "peer_id": peer_id_text(record.peer_id),
@@ -86,6 +92,12 @@ def invalid_records():
         ("a queue time that is no number", signed_by_hand({6: beat_of(["m", 0, 0, 1, math.nan, 0.0, 0.0])}), WALL_S, "MALFORMED"),
         ("a queue time below zero", signed_by_hand({6: beat_of(["m", 0, 0, 1, -1.0, 0.0, 0.0])}), WALL_S, "MALFORMED"),
         ("an extension type", signed_by_hand({6: msgpack.packb(msgpack.ExtType(1, b"x"))}), WALL_S, "MALFORMED"),
+        ("a verdict that lives too long", verdict_by_hand({5: int(WALL_S * 1000) + 600_001}), WALL_S, "MALFORMED"),
+        ("a verdict over 4,096 bytes", verdict_by_hand({6: bytes(4096)}), WALL_S, "TOO_LARGE"),
+        ("a verdict of 129 accusations", verdict_of([[bytes(8), 1]] * 129), WALL_S, "TOO_LARGE"),
+        ("an accusation without an incarnation", verdict_of([[bytes(8)]]), WALL_S, "MALFORMED"),
+        ("an accusation of a key of 7 bytes", verdict_of([[bytes(7), 1]]), WALL_S, "MALFORMED"),
+        ("a negative incarnation", verdict_of([[bytes(8), -1]]), WALL_S, "MALFORMED"),
         ("a header that is a map", signed_by_hand({}, msgpack.packb({"network": NETWORK})), WALL_S, "MALFORMED"),
     ]
     for name, envelope, wall_s, code in cases:
@@ -94,6 +106,14 @@ def invalid_records():
 
 def beat_of(load):
     return msgpack.packb({"draining": False, "loads": [load]})
+
+
+def verdict_by_hand(changes):
+    return signed_by_hand(changes, payload=VERDICT)
+
+
+def verdict_of(accused):
+    return verdict_by_hand({6: msgpack.packb({"accused": accused})})
 
 
 def records_vectors():
@@ -108,40 +128,56 @@ def records_vectors():
 
 def gossip_vectors():
     table = PeerTable(ALICE.peer_id)
-    for payload in (CARD, BEAT, EDGES):
+    for payload in EXAMPLES:
         table.offer(sealed(payload), 0.0, WALL_S)
     held = [
         {
             "kind": record.kind.value,
             "key": (key := record_key(record.peer_id, record.kind)).hex(),
-            "bucket": bucket_of(key, record.kind),
+            "bucket": bucket_of(key) if record.kind in COMPARED else None,
             "sequence": record.sequence,
         }
         for record in table
     ]
     entries = tuple(table.digest())
+    moved = encode_payload(replace(BEAT, coordinate=CARD.coordinate), DEFAULT_RECORD_CONFIG)
     messages = [
-        ("records", Records((sealed(BEAT).envelope,))),
-        ("digest", Digest(tuple(table.bucket_hashes()))),
-        ("entries that ask for an answer", Entries(entries, (0, 1, 127))),
-        ("entries in answer", Entries(entries)),
+        ("records", Records((sealed(CARD).envelope,))),
+        ("digest of everything", Digest((table.root_hash(),))),
+        ("digest of buckets", Digest(tuple(table.bucket_hashes()))),
+        ("entries that ask for an answer", Entries(entries, (0, 1, 255))),
+        ("entries in answer, or announced", Entries(entries)),
         ("want", Want(tuple(RecordKey(key) for key, _ in entries))),
+        ("graft", Graft()),
+        ("prune", Prune()),
+        ("do not want", DontWant(entries)),
+        ("beat", BeatTold(encode_payload(BEAT, DEFAULT_RECORD_CONFIG))),
+        ("beat with a coordinate", BeatTold(moved)),
+        ("keep", Keep(keeps=True)),
+        ("do not keep", Keep(keeps=False)),
     ]
     invalid = [
         ("no type", [], "MALFORMED"),
         ("a record that is text", [1, ["x"]], "MALFORMED"),
         ("513 records", [1, [b""] * 513], "TOO_LARGE"),
-        ("a digest of 127 buckets", [2, bytes(127 * 8)], "MALFORMED"),
+        ("a digest of 255 buckets", [2, bytes(255 * 8)], "MALFORMED"),
+        ("a digest of 257 buckets", [2, bytes(257 * 8)], "TOO_LARGE"),
+        ("a digest of nothing", [2, b""], "MALFORMED"),
         ("entries without buckets", [3, b"", b""], "MALFORMED"),
-        ("an entry with sequence number 0", [3, bytes(16), bytes(16)], "MALFORMED"),
-        ("half an entry", [3, bytes(16), bytes(8)], "MALFORMED"),
+        ("an entry with sequence number 0", [3, bytes(32), bytes(16)], "MALFORMED"),
+        ("half an entry", [3, bytes(32), bytes(8)], "MALFORMED"),
         ("1,025 wants", [4, bytes(8 * 1025)], "TOO_LARGE"),
         ("no wants", [4, b""], "MALFORMED"),
+        ("a graft alone", [5], "MALFORMED"),
+        ("half an entry not wanted", [7, bytes(8)], "MALFORMED"),
+        ("a beat that is a map", [8, {"draining": False}], "MALFORMED"),
+        ("a keep that is a number", [9, 1], "MALFORMED"),
     ]
     return {
         "comment": "Bytes are hexadecimal. See ../04-gossip.md.",
         "peer_id": peer_id_text(ALICE.peer_id),
         "held": held,
+        "root_hash": table.root_hash().hex(),
         "bucket_hashes": [hash_.hex() for hash_ in table.bucket_hashes()],
         "valid": [{"name": name, "message": encode_message(message).hex()} for name, message in messages],
         "invalid": [{"name": name, "code": code, "message": msgpack.packb(value).hex()} for name, value, code in invalid],

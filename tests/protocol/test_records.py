@@ -7,13 +7,26 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from record_strategies import BEAT, CARD, EDGES, HARDWARE, IDENTITIES, NETWORK, WALL_S, payloads
+from record_strategies import (
+    BEAT,
+    CARD,
+    EDGES,
+    EXAMPLES,
+    HARDWARE,
+    IDENTITIES,
+    LIFETIME_S,
+    NETWORK,
+    VERDICT,
+    WALL_S,
+    payloads,
+)
 
 from protocol.coordinates import Coordinate
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.multiaddr import Multiaddr
 from protocol.records import (
     DEFAULT_RECORD_CONFIG,
+    Accusation,
     Beat,
     Card,
     Edge,
@@ -21,7 +34,9 @@ from protocol.records import (
     ModelLoad,
     ModelOffer,
     RecordKind,
+    RecordReader,
     Sequencer,
+    Verdict,
     fit,
     kind_of,
     open_record,
@@ -32,7 +47,6 @@ from protocol.records.envelope import RECORD_DOMAIN
 from protocol.wire import PackingLimits, pack, unpack
 
 ALICE, BOB = IDENTITIES[:2]
-LIFETIME_S = {RecordKind.CARD: 86_400.0, RecordKind.BEAT: 30.0, RecordKind.EDGES: 3_600.0}
 WIDE = PackingLimits(size_bytes_max=100_000, depth_max=16, values_max=10_000)
 
 
@@ -90,7 +104,7 @@ def test_any_signed_payload_is_a_value_or_the_declared_error(payload, kind):
 
 
 @settings(max_examples=300)
-@given(payload=st.sampled_from([CARD, BEAT, EDGES]), data=st.data())
+@given(payload=st.sampled_from(EXAMPLES), data=st.data())
 def test_no_mutated_envelope_is_accepted(payload, data):
     original = sealed(payload).envelope
     mutated = bytearray(original)
@@ -123,7 +137,7 @@ def test_a_record_of_another_network_is_refused():
     assert refused(sealed(network="elsewhere").envelope) is ErrorCode.WRONG_NETWORK
 
 
-@pytest.mark.parametrize("payload", [CARD, BEAT, EDGES])
+@pytest.mark.parametrize("payload", EXAMPLES)
 def test_a_record_lives_from_a_minute_before_its_issue_to_a_minute_after_its_expiry(payload):
     record = sealed(payload)
     lifetime_s = LIFETIME_S[record.kind]
@@ -133,7 +147,7 @@ def test_a_record_lives_from_a_minute_before_its_issue_to_a_minute_after_its_exp
     assert refused(record.envelope, WALL_S + lifetime_s + 60.0) is ErrorCode.EXPIRED
 
 
-@pytest.mark.parametrize("payload", [CARD, BEAT, EDGES])
+@pytest.mark.parametrize("payload", EXAMPLES)
 def test_a_lifetime_over_its_limit_is_neither_sealed_nor_opened(payload):
     over_s = LIFETIME_S[kind_of(payload)] + 0.001
     with pytest.raises(LocalProtocolError):
@@ -217,6 +231,7 @@ def test_edges_count_samples_up_to_their_limit():
 OFFER = CARD.models[0]
 LOAD = BEAT.loads[0]
 EDGE = EDGES.edges[0]
+ACCUSATION = VERDICT.accused[0]
 ADDRESS = CARD.addresses[0]
 ORIGIN = (0.0,) * 8
 
@@ -258,8 +273,17 @@ ORIGIN = (0.0,) * 8
         Edges((replace(EDGE, jitter_s=math.nan),)),
         Edges((replace(EDGE, samples=-1),)),
         Edges((replace(EDGE, peer_id=b"nobody"),)),
+        replace(CARD, incarnation=-1),
+        replace(CARD, incarnation=2**63),
+        replace(BEAT, coordinate=Coordinate(ORIGIN[:7], 0.0, 0.0)),
+        replace(BEAT, coordinate=Coordinate(ORIGIN, math.nan, 0.0)),
+        Verdict((ACCUSATION,) * 129),
+        Verdict((replace(ACCUSATION, subject=b"seven by"[:7]),)),
+        Verdict((replace(ACCUSATION, subject=b"nine byte"),)),
+        Verdict((replace(ACCUSATION, incarnation=-1),)),
+        Verdict((replace(ACCUSATION, incarnation=2**63),)),
     ],
-    ids=range(34),
+    ids=range(43),
 )
 def test_a_value_out_of_range_is_not_sealed(payload):
     with pytest.raises(LocalProtocolError):
@@ -289,6 +313,18 @@ def test_a_value_out_of_range_is_not_sealed(payload):
         (EDGES, ["edges", 0, 0], "peer"),
         (EDGES, ["edges", 0, 1], -0.5),
         (EDGES, ["edges"], {}),
+        (CARD, ["incarnation"], "one"),
+        (CARD, ["incarnation"], -1),
+        (CARD, ["incarnation"], True),
+        (BEAT, ["coordinate"], [0.0] * 8),
+        (BEAT, ["coordinate"], "here"),
+        (VERDICT, ["accused"], {}),
+        (VERDICT, ["accused", 0], [b"01234567"]),
+        (VERDICT, ["accused", 0, 0], "01234567"),
+        (VERDICT, ["accused", 0, 0], b"0123456"),
+        (VERDICT, ["accused", 0, 1], -1),
+        (VERDICT, ["accused", 0, 1], 1.0),
+        (VERDICT, ["accused"], [[b"01234567", 1]] * 129),
     ],
 )
 def test_a_signed_value_out_of_range_is_refused(payload, path, value):
@@ -301,7 +337,10 @@ def test_a_signed_value_out_of_range_is_refused(payload, path, value):
     assert refused(signed_by_hand(fields)) in (ErrorCode.MALFORMED, ErrorCode.TOO_LARGE)
 
 
-@pytest.mark.parametrize(("payload", "field"), [(CARD, "agent"), (CARD, "coordinate"), (BEAT, "draining"), (EDGES, "edges")])
+@pytest.mark.parametrize(
+    ("payload", "field"),
+    [(CARD, "agent"), (CARD, "coordinate"), (BEAT, "draining"), (EDGES, "edges"), (VERDICT, "accused")],
+)
 def test_a_missing_field_is_malformed(payload, field):
     fields = fields_of(sealed(payload))
     whole = unpack(fields[6], WIDE)
@@ -310,7 +349,10 @@ def test_a_missing_field_is_malformed(payload, field):
     assert refused(signed_by_hand(fields)) is ErrorCode.MALFORMED
 
 
-@pytest.mark.parametrize(("kind", "bytes_max"), [(RecordKind.CARD, 4096), (RecordKind.BEAT, 1024), (RecordKind.EDGES, 8192)])
+@pytest.mark.parametrize(
+    ("kind", "bytes_max"),
+    [(RecordKind.CARD, 4096), (RecordKind.BEAT, 1024), (RecordKind.EDGES, 8192), (RecordKind.VERDICT, 4096)],
+)
 def test_an_envelope_over_the_limit_of_its_kind_is_too_large(kind, bytes_max):
     fields = fields_of(sealed(BEAT))
     fields[1], fields[6] = kind.value, b""
@@ -329,9 +371,44 @@ def test_the_most_edges_fit_with_the_longest_header():
     assert len(record.envelope) <= DEFAULT_RECORD_CONFIG.edges_bytes_max
 
 
+def test_the_most_accusations_fit_with_the_longest_header():
+    verdict = Verdict((Accusation(b"\xff" * 8, 2**63 - 1),) * 128)
+    record = seal(ALICE, "n" * 64, verdict, 2**63 - 1, WALL_S, WALL_S + 600.0)
+    assert record.payload == verdict
+    assert len(record.envelope) <= DEFAULT_RECORD_CONFIG.verdict_bytes_max
+
+
 def test_usual_records_are_small():
     assert len(sealed(CARD).envelope) < 800
     assert len(sealed(BEAT).envelope) < 256
+    assert len(sealed(VERDICT).envelope) < 256
+    assert len(sealed(Verdict(())).envelope) < 180
+
+
+def test_card_without_incarnation_and_beat_without_coordinate_are_those_of_earlier_versions():
+    for payload, field in ((replace(CARD, incarnation=0), "incarnation"), (BEAT, "coordinate")):
+        record = sealed(payload)
+        assert field not in unpack(fields_of(record)[6], WIDE)
+        assert open_record(record.envelope, NETWORK, WALL_S).payload == payload
+
+
+def test_beat_tells_where_the_node_has_moved_to():
+    moved = replace(BEAT, coordinate=CARD.coordinate)
+    assert open_record(sealed(moved).envelope, NETWORK, WALL_S).payload == moved
+
+
+@given(payload=payloads)
+def test_reader_reads_what_the_functions_read(payload):
+    reader, envelope = RecordReader(), sealed(payload).envelope
+    assert reader.peek(envelope, DEFAULT_RECORD_CONFIG) == peek(envelope)
+    assert reader.open(envelope, NETWORK, WALL_S, DEFAULT_RECORD_CONFIG) == open_record(envelope, NETWORK, WALL_S)
+
+
+def test_reader_refuses_what_the_functions_refuse():
+    forged = bytes(64) + sealed(VERDICT).envelope[64:]
+    with pytest.raises(RemoteProtocolError) as caught:
+        RecordReader().open(forged, NETWORK, WALL_S, DEFAULT_RECORD_CONFIG)
+    assert caught.value.code is ErrorCode.BAD_SIGNATURE
 
 
 def test_a_card_of_too_many_models_keeps_the_first_ones():
@@ -363,6 +440,13 @@ def test_edges_that_are_too_many_keep_the_nearest():
     fitted = fit(Edges(tuple(edges)))
     assert isinstance(fitted, Edges)
     assert [edge.rtt_s for edge in fitted.edges] == sorted(edge.rtt_s for edge in edges)[:128]
+
+
+def test_a_verdict_of_too_many_accusations_keeps_the_first():
+    accused = tuple(Accusation(index.to_bytes(8, "big"), index) for index in range(140))
+    fitted = fit(Verdict(accused))
+    assert fitted == Verdict(accused[:128])
+    assert sealed(fitted).payload == fitted
 
 
 @given(payloads)

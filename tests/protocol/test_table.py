@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from record_strategies import BEAT, CARD, EDGES, IDENTITIES, NETWORK, WALL_S
+from record_strategies import BEAT, CARD, EDGES, EXAMPLES, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S
 
 from protocol.records import RecordKind, kind_of, seal
 from protocol.table import (
     BUCKETS,
+    COMPARED,
     Accepted,
     Equivocation,
     Full,
@@ -22,7 +23,6 @@ from protocol.table import (
 )
 
 OWN = IDENTITIES[0]
-LIFETIME_S = {RecordKind.CARD: 86_400.0, RecordKind.BEAT: 30.0, RecordKind.EDGES: 3_600.0}
 
 
 def sealed(who, payload=CARD, sequence=1, issued_s=WALL_S, lifetime_s=None):
@@ -55,7 +55,7 @@ def test_an_older_or_repeated_record_is_stale():
 
 def test_kinds_are_apart():
     held = table()
-    for payload in (CARD, BEAT, EDGES):
+    for payload in EXAMPLES:
         assert isinstance(held.offer(sealed(1, payload), 0.0, WALL_S), Accepted)
     assert [record.kind for record in held] == sorted(RecordKind)
     assert held.peers() == [IDENTITIES[1].peer_id]
@@ -156,7 +156,7 @@ def test_tombstones_are_bounded():
 
 
 def test_tables_with_the_same_numbers_have_the_same_digest_whatever_the_order():
-    records = [sealed(who, payload) for who in range(8) for payload in (CARD, BEAT, EDGES)]
+    records = [sealed(who, payload) for who in range(8) for payload in EXAMPLES]
     one, other = table(), table()
     for record in records:
         one.offer(record, 0.0, WALL_S)
@@ -165,31 +165,51 @@ def test_tables_with_the_same_numbers_have_the_same_digest_whatever_the_order():
         other.offer(record, 0.0, WALL_S)
     assert one.digest() == other.digest()
     assert one.bucket_hashes() == other.bucket_hashes()
+    assert one.root_hash() == other.root_hash()
     assert list(one) == list(other)
     assert one.cards() == other.cards()
-    assert len(one.digest()) == 24
+    assert len(one) == 32
+    assert one.compared == len(one.digest()) == 16
 
 
-def test_a_change_shows_in_its_bucket_and_in_no_other():
+@pytest.mark.parametrize("payload", [CARD, VERDICT])
+def test_a_change_shows_in_its_bucket_and_in_the_root_and_in_no_other(payload):
     held = table()
     for who in range(8):
-        held.offer(sealed(who, BEAT), 0.0, WALL_S)
-        held.offer(sealed(who), 0.0, WALL_S)
-    before = held.bucket_hashes()
-    held.offer(sealed(3, BEAT, sequence=2), 0.0, WALL_S)
+        held.offer(sealed(who, CARD), 0.0, WALL_S)
+        held.offer(sealed(who, VERDICT), 0.0, WALL_S)
+    before, root = held.bucket_hashes(), held.root_hash()
+    held.offer(sealed(3, payload, sequence=2), 0.0, WALL_S)
     after = held.bucket_hashes()
     changed = [bucket for bucket in range(BUCKETS) if before[bucket] != after[bucket]]
-    key = record_key(IDENTITIES[3].peer_id, RecordKind.BEAT)
-    assert changed == [bucket_of(key, RecordKind.BEAT)]
+    key = record_key(IDENTITIES[3].peer_id, kind_of(payload))
+    assert changed == [bucket_of(key)]
     assert (key, 2) in held.digest(changed)
-    assert held.record_of(key) == held.get(IDENTITIES[3].peer_id, RecordKind.BEAT)
+    assert held.record_of(key) == held.get(IDENTITIES[3].peer_id, kind_of(payload))
+    assert held.root_hash() != root
+    held.remove(IDENTITIES[3].peer_id)
+    assert held.root_hash() not in {root, bytes(8)}
+
+
+@pytest.mark.parametrize("payload", [BEAT, EDGES])
+def test_what_concerns_neighbours_alone_is_held_and_not_compared(payload):
+    held = table()
+    held.offer(sealed(1, CARD), 0.0, WALL_S)
+    before = held.root_hash(), held.digest(), held.compared
+    record = sealed(1, payload, sequence=2)
+    assert held.offer(record, 0.0, WALL_S) == Accepted(record)
+    assert (held.root_hash(), held.digest(), held.compared) == before
+    key = record_key(record.peer_id, record.kind)
+    assert (held.sequence_of(key), held.record_of(key)) == (2, record)
+    held.remove(record.peer_id)
+    assert held.sequence_of(key) == 2  # remembered all the same
 
 
 CALLS = st.lists(
     st.tuples(
         st.sampled_from(["offer", "remove", "expire"]),
         st.integers(0, 7),
-        st.sampled_from([CARD, BEAT, EDGES]),
+        st.sampled_from(EXAMPLES),
         st.integers(1, 4),
         st.integers(0, 200),
     ),
@@ -218,8 +238,11 @@ def test_whatever_happens_bounds_hold_and_no_number_goes_back(calls):
             held.expire(wall_s)
         assert len([peer for peer in held.peers() if peer != OWN.peer_id]) <= 3
         assert sorted({record.peer_id for record in held}) == held.peers()
-        assert sorted(held.digest()) == sorted((record_key(record.peer_id, record.kind), record.sequence) for record in held)
+        compared = [record for record in held if record.kind in COMPARED]
+        assert sorted(held.digest()) == sorted((record_key(record.peer_id, record.kind), record.sequence) for record in compared)
+        assert held.compared == len(compared)
         assert held.bucket_hashes() == rebuilt(held).bucket_hashes()
+        assert held.root_hash() == rebuilt(held).root_hash()
         assert held.cards() == [record for record in held if record.kind is RecordKind.CARD]
 
 

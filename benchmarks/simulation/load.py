@@ -1,0 +1,79 @@
+"""Work that comes and goes: every node is a queue with its own rate, and its load is told to the core as the shell tells it.
+
+Requests come at random times (Poisson), wait for one of the node's slots, and take a random time (exponential): M/M/c, the model
+by which routing predicts queues. Nodes differ in how busy they are. What the load truly is at every moment is kept, so that it
+can be compared with what others know.
+
+Source: L. Kleinrock, "Queueing Systems", volume 1 (1975), section 3.5; LOAD_INTERVAL_S of mesh/service.py for how often the shell
+asks the engines.
+"""
+
+from protocol.records import ModelLoad
+from sim.process import Process
+from sim.world import World
+
+TOLD_EVERY_S = 0.25
+"""Seconds between two looks at the engines, as in the shell."""
+
+SLOTS = 8
+"""Requests served at once, a count: a small accelerator's batch."""
+
+SERVICE_S = 2.0
+"""Mean seconds of one request: some tens of tokens."""
+
+BUSY = (0.1, 0.9)
+"""Share of its slots that a node has busy on average, from the idlest to the busiest, unitless."""
+
+LENGTH_MAX = 64
+"""Requests at one node, waiting ones included, a count: more are refused."""
+
+
+class Load:
+    """Drives all processes of a world from the moment it is made."""
+
+    def __init__(self, world: World) -> None:
+        """Gives every process its rate and lets work come."""
+        self.world = world
+        self.history: list[list[tuple[float, tuple[int, int]]]] = []  # per process: since when it had (running, waiting)
+        self._luck = world.streams.of("load")
+        self._length: list[int] = []
+        self._rate: list[float] = []
+        for process in world.processes:
+            busy = self._luck.uniform(*BUSY)
+            self._rate.append(busy * SLOTS / SERVICE_S)
+            self._length.append(round(busy * SLOTS))
+            self.history.append([(world.now, self._pair(process.index))])
+            world.at(world.now + self._luck.uniform(0.0, TOLD_EVERY_S), lambda process=process: self._tell(process))  # type: ignore[misc]
+            self._plan(process.index)
+
+    def _pair(self, index: int) -> tuple[int, int]:
+        length = self._length[index]
+        return min(length, SLOTS), max(0, length - SLOTS)
+
+    def _plan(self, index: int) -> None:
+        leaving = min(self._length[index], SLOTS) / SERVICE_S
+        total = self._rate[index] + leaving
+        comes = self._luck.random() < self._rate[index] / total
+        self.world.at(self.world.now + self._luck.expovariate(total), lambda: self._change(index, comes=comes))
+
+    def _change(self, index: int, *, comes: bool) -> None:
+        self._length[index] = min(LENGTH_MAX, self._length[index] + 1) if comes else self._length[index] - 1
+        self.history[index].append((self.world.now, self._pair(index)))
+        self._plan(index)
+
+    def _tell(self, process: Process) -> None:
+        if process.works:
+            running, waiting = self._pair(process.index)
+            queue_s = waiting * SERVICE_S / SLOTS
+            process.node.handle_load((ModelLoad("echo", running, waiting, SLOTS, queue_s, SERVICE_S),))
+            self.world.settle(process)
+        self.world.at(self.world.now + TOLD_EVERY_S, lambda: self._tell(process))
+
+    def wrong_for_s(self, index: int, known: tuple[int, int]) -> float | None:
+        """For how long the load of a process has not been what is known of it: 0 while it is; None when it never was."""
+        ends_at = None
+        for began_at, pair in reversed(self.history[index]):
+            if pair == known:
+                return 0.0 if ends_at is None else self.world.now - ends_at
+            ends_at = began_at
+        return None

@@ -1,0 +1,62 @@
+"""Callers of every kind at the nodes of a run, so that a swarm of faults meets requests.
+
+Requests are streamed and whole, short and long, with one hop and two; callers are patient and not. Two nodes in three serve one
+model with few slots and a short queue, so that requests also wait, are refused and move on. What is promised to callers is looked
+at all the while.
+
+Source: docs/simulation.md, "Requests".
+"""
+
+from collections.abc import Iterable
+
+from protocol.multiaddr import Multiaddr
+from sim.engines import EngineConfig
+from sim.process import Process
+from sim.promises import Promises
+from sim.requests import Requests
+from sim.world import World
+
+MODEL = EngineConfig("m", slots=2, waiting_max=2, first_token_s=0.3, tokens_per_s=40.0)
+"""Slow and narrow: at a few requests a second and node every queue fills now and then."""
+
+TOKENS_MAX = 40
+"""Longest answer in tokens: 1.3 s of work."""
+
+DEADLINES_S = (0.5, 4.0)
+"""Shortest and longest deadline in seconds: about as long as an answer alone, and as several that wait."""
+
+PATIENCE_S = 1.0
+"""Seconds after which one caller in four leaves: amid most answers."""
+
+
+class Callers:
+    """Requests for one run; `begin` lets them come."""
+
+    def __init__(self, world: World) -> None:
+        self.requests = Requests(world)
+        self.promises = Promises(self.requests)
+        self._world = world
+
+    def add(self, *, bootstrap: Iterable[Multiaddr], at: float) -> Process:
+        """Makes a process of the run, with an engine or without."""
+        engines = (MODEL,) if len(self._world.processes) % 3 else ()
+        return self.requests.add(engines, bootstrap=bootstrap, at=at)
+
+    def begin(self, rate_per_s: float, from_s: float, until_s: float) -> None:
+        """Lets requests come as a Poisson process, each at some process that runs."""
+        self._world.at(from_s, lambda: self.requests.arrive("callers", rate_per_s, until_s, self._ask))
+
+    def _ask(self) -> None:
+        luck = self._world.streams.of("callers")
+        working = self._world.working()
+        if not working:
+            return
+        self.requests.ask(
+            luck.choice(working),
+            MODEL.model,
+            luck.randint(1, TOKENS_MAX),
+            deadline_s=luck.uniform(*DEADLINES_S),
+            hops=luck.choice((1, 2)),
+            stream=luck.random() < 0.7,
+            patience_s=PATIENCE_S if luck.random() < 0.25 else None,
+        )

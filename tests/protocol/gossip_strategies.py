@@ -1,0 +1,23 @@
+"""Hypothesis strategies for the messages of gossip."""
+
+from hypothesis import strategies as st
+
+from protocol.gossip.messages import BeatTold, Digest, DontWant, Entries, Graft, Keep, Prune, Records, Want
+from protocol.records import SEQUENCE_MAX
+from protocol.table import BUCKETS, RecordKey
+
+hashes = st.binary(min_size=8, max_size=8)
+keys = hashes.map(RecordKey)
+entries = st.lists(st.tuples(keys, st.integers(1, SEQUENCE_MAX)), max_size=20).map(tuple)
+messages = (
+    st.builds(Records, st.lists(st.binary(max_size=300), max_size=5).map(tuple))
+    | st.builds(Digest, hashes.map(lambda root: (root,)))
+    | st.builds(Digest, st.lists(hashes, min_size=BUCKETS, max_size=BUCKETS).map(tuple))
+    | st.builds(Entries, entries, st.sets(st.integers(0, BUCKETS - 1)).map(sorted).map(tuple))
+    | st.builds(Want, st.lists(keys, min_size=1, max_size=20).map(tuple))
+    | st.just(Graft())
+    | st.just(Prune())
+    | st.builds(DontWant, entries)
+    | st.builds(BeatTold, st.binary(max_size=300))
+    | st.builds(Keep, st.booleans())
+)

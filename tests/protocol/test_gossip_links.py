@@ -1,0 +1,376 @@
+"""One gossip machine and its links: whom news is pushed to, what is announced, who is grafted and pruned, beats and keeping."""
+
+from dataclasses import replace
+
+import pytest
+from gossip_nodes import CONFIG, Node, codes, crowd, drained, of, sealed, told
+from record_strategies import BEAT, CARD, EDGES, IDENTITIES, VERDICT, WALL_S
+
+from protocol.errors import ErrorCode
+from protocol.gossip import BeatHeard, GossipConfig, Grafted, LinkKept, Misbehaved, Pruned, RecordAccepted, Send
+from protocol.gossip.messages import (
+    BeatTold,
+    Digest,
+    DontWant,
+    Entries,
+    Graft,
+    Keep,
+    Prune,
+    Records,
+    Want,
+)
+from protocol.records import DEFAULT_RECORD_CONFIG, ModelOffer, RecordKind, encode_payload
+from protocol.table import record_key
+
+MESH = IDENTITIES[1:5]
+"""Who is connected first, and so belongs to the mesh of a node that wants four links."""
+OUTSIDE = IDENTITIES[5:8]
+"""Who is connected after that."""
+ORIGIN = IDENTITIES[20]
+"""Somebody elsewhere whose records are told."""
+LONG_CARD = replace(CARD, models=tuple(ModelOffer(f"organisation/model-{index}", frozenset()) for index in range(12)))
+"""A card of which a copy costs more than saying that it is not wanted."""
+
+
+def ids(*groups):
+    return sorted(identity.peer_id for group in groups for identity in group)
+
+
+def meshed(*more, **config):
+    node = Node(0, config=GossipConfig(**config))
+    node.connect(*MESH, *more)
+    assert node.gossip.mesh() == tuple(ids(MESH))
+    return node
+
+
+def key_of(record):
+    return record_key(record.peer_id, record.kind)
+
+
+def pushed(outputs):
+    """Who is pushed which envelopes."""
+    return {peer_id: message.envelopes for peer_id, message in told(outputs, Records)}
+
+
+def announced(outputs):
+    """Who is told of which keys without an answer being asked for."""
+    return {peer_id: dict(message.entries) for peer_id, message in told(outputs, Entries) if not message.buckets}
+
+
+# Pushing
+
+
+def test_news_is_pushed_over_the_mesh_but_not_back_nor_to_its_origin():
+    node = meshed(*OUTSIDE)
+    record = sealed(MESH[3])
+    outputs = node.hear(MESH[0], Records((record.envelope,)))
+    assert of(outputs, RecordAccepted) == [RecordAccepted(record, MESH[0].peer_id)]
+    assert pushed(outputs) == dict.fromkeys(ids(MESH[1:3]), (record.envelope,))
+
+
+def test_news_from_outside_the_mesh_is_pushed_over_all_of_it():
+    node = meshed(*OUTSIDE)
+    record = sealed(ORIGIN, VERDICT)
+    assert pushed(node.hear(OUTSIDE[0], Records((record.envelope,)))) == dict.fromkeys(ids(MESH), (record.envelope,))
+
+
+def test_what_is_heard_in_one_message_is_pushed_in_one():
+    node = meshed()
+    news = tuple(sealed(identity).envelope for identity in crowd(20))
+    outputs = node.hear(MESH[0], Records(news))
+    assert pushed(outputs) == dict.fromkeys(ids(MESH[1:]), news)
+    assert len(told(outputs, Records)) == 3
+
+
+def test_own_news_is_pushed_over_the_mesh():
+    node = meshed(*OUTSIDE)
+    for payload in (CARD, VERDICT, EDGES):
+        node.publish(payload, 1.0)
+        envelope = node.table.get(node.peer_id, RecordKind(type(payload).__name__.lower())).envelope
+        assert pushed(drained(node.gossip)) == dict.fromkeys(ids(MESH), (envelope,))
+
+
+@pytest.mark.parametrize("payload", [BEAT, EDGES])
+def test_what_concerns_neighbours_goes_one_hop_and_is_not_announced(payload):
+    node = meshed(*OUTSIDE)
+    record = sealed(ORIGIN, payload)
+    assert node.hear(MESH[0], Records((record.envelope,))) == [RecordAccepted(record, MESH[0].peer_id)]
+    node.publish(payload, 1.0)
+    drained(node.gossip)
+    assert announced(node.beat_heart(5.0)) == {}
+
+
+def test_what_was_asked_for_is_pushed_on_as_far_as_the_budget_goes():
+    node = meshed(repeats_burst=10)
+    records = [sealed(identity) for identity in crowd(30)]
+    node.hear(MESH[0], Entries(tuple((key_of(record), 1) for record in records)))
+    outputs = node.hear(MESH[0], Records(tuple(record.envelope for record in records)))
+    assert len(of(outputs, RecordAccepted)) == 30
+    assert pushed(outputs) == dict.fromkeys(ids(MESH[1:]), tuple(record.envelope for record in records[:10]))
+
+
+# Announcing
+
+
+def test_news_is_announced_outside_the_mesh_for_three_heartbeats():
+    node = meshed(*OUTSIDE)
+    record = sealed(ORIGIN)
+    node.hear(MESH[0], Records((record.envelope,)), now=0.0)
+    entry = ((key_of(record), 1),)
+    heard = told(node.beat_heart(60.0), Entries)
+    assert sorted(heard, key=lambda item: item[0]) == [(peer_id, Entries(entry)) for peer_id in ids(OUTSIDE) for _ in range(3)]
+
+
+def test_no_more_peers_outside_the_mesh_are_told_than_the_lazy_degree():
+    node = meshed(*IDENTITIES[5:20], history_heartbeats=1)
+    node.hear(MESH[0], Records((sealed(ORIGIN).envelope,)), now=0.0)
+    chosen = announced(node.beat_heart(60.0))
+    assert len(chosen) == CONFIG.degree_lazy
+    assert set(chosen) <= set(ids(IDENTITIES[5:20]))
+
+
+def test_who_lacks_what_is_announced_asks_for_it_and_is_served():
+    node, other = meshed(*OUTSIDE), Node(5)
+    assert other.identity in OUTSIDE
+    other.connect(node.identity)
+    record = sealed(ORIGIN)
+    node.hear(MESH[0], Records((record.envelope,)), now=0.0)
+    message = dict(told(node.beat_heart(1.0), Entries))[other.peer_id]
+    ((_, want),) = told(other.hear(node.identity, message), Want)
+    ((_, answer),) = told(node.hear(other.identity, want), Records)
+    assert of(other.hear(node.identity, answer), RecordAccepted) == [RecordAccepted(record, node.peer_id)]
+
+
+def test_a_card_that_says_the_same_is_announced_and_not_pushed():
+    node = meshed(*OUTSIDE)
+    node.hear(MESH[0], Records((sealed(ORIGIN).envelope,)), now=0.0)
+    node.beat_heart(5.0)
+    renewed = sealed(ORIGIN, sequence=2, issued_s=WALL_S + 5.0)
+    outputs = node.hear(MESH[0], Records((renewed.envelope,)), now=5.0)
+    assert [output.record for output in outputs] == [renewed]
+    assert announced(node.beat_heart(6.1)) == {key: {key_of(renewed): 2} for key in ids(MESH)}
+    assert announced(node.beat_heart(9.0)) == {}
+
+
+def test_an_own_card_that_says_the_same_is_announced_and_not_pushed():
+    node = meshed(*OUTSIDE)
+    node.publish(CARD, 0.0)
+    node.beat_heart(5.0)
+    node.publish(CARD, 5.0)
+    assert drained(node.gossip) == []
+    assert announced(node.beat_heart(6.1)) == {key: {record_key(node.peer_id, RecordKind.CARD): 2} for key in ids(MESH)}
+
+
+@pytest.mark.parametrize(
+    "changed", [replace(CARD, incarnation=9), replace(CARD, coordinate=None), replace(CARD, models=())], ids=range(3)
+)
+def test_a_card_that_says_anything_new_is_pushed(changed):
+    node = meshed()
+    node.hear(MESH[0], Records((sealed(ORIGIN).envelope,)))
+    news = sealed(ORIGIN, changed, sequence=2)
+    assert pushed(node.hear(MESH[0], Records((news.envelope,)))) == dict.fromkeys(ids(MESH[1:]), (news.envelope,))
+
+
+def test_a_verdict_is_pushed_even_where_it_says_the_same():
+    node = meshed()
+    node.hear(MESH[0], Records((sealed(ORIGIN, VERDICT).envelope,)))
+    again = sealed(ORIGIN, VERDICT, sequence=2)
+    assert pushed(node.hear(MESH[0], Records((again.envelope,)))) == dict.fromkeys(ids(MESH[1:]), (again.envelope,))
+
+
+# What is not wanted
+
+
+def test_who_has_a_long_record_tells_the_others_before_they_send_it():
+    node = meshed()
+    record = sealed(ORIGIN, LONG_CARD)
+    assert len(record.envelope) >= CONFIG.dont_want_bytes_min
+    outputs = node.hear(MESH[0], Records((record.envelope,)))
+    assert told(outputs, DontWant) == [(peer_id, DontWant(((key_of(record), 1),))) for peer_id in ids(MESH[1:])]
+    short = sealed(IDENTITIES[21])
+    assert len(short.envelope) < CONFIG.dont_want_bytes_min
+    assert told(node.hear(MESH[0], Records((short.envelope,))), DontWant) == []
+
+
+def test_who_has_a_record_is_neither_sent_nor_announced_it():
+    node = meshed()
+    record = sealed(ORIGIN, LONG_CARD, sequence=3)
+    node.hear(MESH[1], DontWant(((key_of(record), 3),)))
+    node.hear(MESH[2], DontWant(((key_of(record), 2),)))  # an older one
+    outputs = node.hear(MESH[0], Records((record.envelope,)))
+    assert sorted(pushed(outputs)) == ids(MESH[2:])
+    renewed = sealed(ORIGIN, LONG_CARD, sequence=4)
+    node.hear(MESH[1], DontWant(((key_of(record), 4),)))
+    node.hear(MESH[0], Records((renewed.envelope,)))
+    assert sorted(announced(node.beat_heart(2.1))) == ids(MESH[:1], MESH[2:])
+
+
+def test_what_is_not_wanted_is_remembered_up_to_a_bound():
+    node = meshed(history_max=10)
+    records = [sealed(identity) for identity in crowd(11)]
+    node.hear(MESH[1], DontWant(tuple((key_of(record), 1) for record in records)))
+    outputs = node.hear(MESH[0], Records((records[0].envelope, records[10].envelope)))
+    assert pushed(outputs)[MESH[1].peer_id] == (records[0].envelope,)  # the oldest is forgotten, and costs one copy
+
+
+def test_endless_lists_of_what_is_not_wanted_are_ignored_and_then_blamed():
+    node = meshed(records_burst=10, records_debt_max=5)
+    refusals = []
+    while not (refusals and refusals[-1] is Misbehaved):
+        outputs = node.hear(MESH[1], DontWant(((key_of(sealed(ORIGIN)), 1),)))
+        refusals += [type(output) for output in outputs if codes([output]) == [ErrorCode.FLOODING]]
+    assert len(refusals) == 6
+
+
+# Links
+
+
+def test_the_first_peers_are_grafted_up_to_the_degree():
+    node = Node(0)
+    outputs = node.connect(*IDENTITIES[1:10])
+    assert of(outputs, Grafted) == [Grafted(identity.peer_id) for identity in MESH]
+    assert told(outputs, Graft) == [(identity.peer_id, Graft()) for identity in MESH]
+    assert node.gossip.mesh() == tuple(ids(MESH))
+    assert [node.gossip.in_mesh(identity.peer_id) for identity in (*MESH, *OUTSIDE)] == [True] * 4 + [False] * 3
+
+
+def test_a_graft_is_taken_up_to_the_bound_and_refused_past_it():
+    node = meshed(*OUTSIDE)
+    for taken in OUTSIDE[:2]:
+        assert node.hear(taken, Graft(), now=0.0) == [Grafted(taken.peer_id)]
+        assert node.hear(taken, Graft(), now=0.0) == []  # known
+    assert len(node.gossip.mesh()) == CONFIG.degree_max + 1
+    refused = node.hear(OUTSIDE[2], Graft(), now=0.0)
+    assert told(refused) == [(OUTSIDE[2].peer_id, Prune())]
+    assert of(refused, Grafted) == []
+    assert not node.gossip.in_mesh(OUTSIDE[2].peer_id)
+
+
+def test_links_past_the_bound_are_given_back_at_the_heartbeat():
+    node = meshed(*OUTSIDE)
+    for taken in OUTSIDE[:2]:
+        node.hear(taken, Graft(), now=0.0)
+    outputs = node.beat_heart(1.0)
+    given_back = [peer_id for peer_id, _ in told(outputs, Prune)]
+    assert of(outputs, Pruned) == [Pruned(peer_id) for peer_id in given_back]
+    assert len(node.gossip.mesh()) == CONFIG.degree
+    assert sorted([*node.gossip.mesh(), *given_back]) == ids(MESH, OUTSIDE[:2])
+    assert told(node.beat_heart(5.0), (Graft, Prune)) == []
+
+
+def test_who_gives_a_link_back_is_told_no_news_and_is_replaced():
+    node = meshed(*OUTSIDE[:2])
+    assert node.hear(MESH[0], Prune()) == [Pruned(MESH[0].peer_id)]
+    assert node.hear(MESH[0], Prune()) == []
+    record = sealed(ORIGIN)
+    assert sorted(pushed(node.hear(MESH[1], Records((record.envelope,))))) == ids(MESH[2:])
+    outputs = node.beat_heart(2.1)
+    ((grafted, _),) = told(outputs, Graft)
+    assert grafted in ids(OUTSIDE[:2])
+    assert of(outputs, Grafted) == [Grafted(grafted)]
+
+
+def test_who_gave_a_link_back_is_left_alone_for_a_while():
+    node = Node(0)
+    node.connect(MESH[0])
+    node.hear(MESH[0], Prune(), now=1.0)
+    assert told(node.hear(MESH[0], Graft(), now=2.0)) == [(MESH[0].peer_id, Prune())]
+    assert told(node.beat_heart(1.0 + CONFIG.prune_backoff_s - 0.001), Graft) == []
+    assert told(node.beat_heart(1.0 + CONFIG.prune_backoff_s + CONFIG.heartbeat_s), Graft) == [(MESH[0].peer_id, Graft())]
+
+
+def test_who_falls_silent_leaves_the_mesh_and_comes_back_with_a_comparison():
+    node = Node(0)
+    node.connect(*MESH[:2])
+    node.gossip.handle_silent(MESH[0].peer_id)
+    outputs = drained(node.gossip)
+    assert (told(outputs), of(outputs, Pruned)) == ([(MESH[0].peer_id, Prune())], [Pruned(MESH[0].peer_id)])
+    node.gossip.handle_silent(MESH[0].peer_id)
+    assert drained(node.gossip) == []
+    node.publish(CARD, 1.0)
+    assert sorted(pushed(drained(node.gossip))) == ids(MESH[1:2])
+    outputs = node.beat_heart(5.0)
+    assert told(outputs, Graft) == []
+    assert announced(outputs) == {}  # nor is it told what was news
+    node.gossip.handle_heard(MESH[0].peer_id, 5.0)
+    assert told(drained(node.gossip)) == [(MESH[0].peer_id, Digest((node.table.root_hash(),)))]
+    assert told(node.beat_heart(6.1), Graft) == [(MESH[0].peer_id, Graft())]
+
+
+def test_who_is_disconnected_leaves_the_mesh_and_is_replaced():
+    node = meshed(*OUTSIDE[:1])
+    node.gossip.handle_disconnected(MESH[0].peer_id, 1.0)
+    assert drained(node.gossip) == [Pruned(MESH[0].peer_id)]
+    node.gossip.handle_disconnected(MESH[0].peer_id, 1.0)
+    assert drained(node.gossip) == []
+    assert of(node.beat_heart(2.1), Grafted) == [Grafted(OUTSIDE[0].peer_id)]
+
+
+def test_who_misbehaves_leaves_the_mesh_and_is_replaced():
+    node = meshed(*OUTSIDE[:1])
+    node.gossip.handle_message(MESH[0].peer_id, b"\xff", 1.0, WALL_S)
+    assert drained(node.gossip) == [Misbehaved(MESH[0].peer_id, ErrorCode.MALFORMED), Pruned(MESH[0].peer_id)]
+    assert of(node.beat_heart(2.1), Grafted) == [Grafted(OUTSIDE[0].peer_id)]
+
+
+# Beats, and whether a link is kept
+
+
+def test_a_beat_goes_to_those_who_are_to_hear_it():
+    node = meshed(*OUTSIDE)
+    node.gossip.tell_beat(BEAT, [MESH[0].peer_id, OUTSIDE[0].peer_id, ORIGIN.peer_id])
+    beat = BeatTold(encode_payload(BEAT, DEFAULT_RECORD_CONFIG))
+    assert told(drained(node.gossip)) == [(MESH[0].peer_id, beat), (OUTSIDE[0].peer_id, beat)]
+
+
+def test_a_beat_that_is_too_long_tells_the_busiest_models():
+    node = meshed()
+    load = BEAT.loads[0]
+    many = replace(BEAT, loads=tuple(replace(load, model=f"organisation/model-{index}", running=index) for index in range(60)))
+    node.gossip.tell_beat(many, [MESH[0].peer_id])
+    ((_, message),) = told(drained(node.gossip))
+    assert len(message.payload) <= DEFAULT_RECORD_CONFIG.beat_bytes_max
+    other = Node(1)
+    other.connect(node.identity)
+    (heard,) = other.hear(node.identity, message)
+    assert heard.beat.loads[0].running == 59
+
+
+def test_a_beat_that_is_heard_goes_no_further():
+    node = meshed(*OUTSIDE)
+    moved = replace(BEAT, coordinate=CARD.coordinate)
+    outputs = node.hear(MESH[0], BeatTold(encode_payload(moved, DEFAULT_RECORD_CONFIG)))
+    assert outputs == [BeatHeard(MESH[0].peer_id, moved)]
+    assert len(node.table) == 0
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc0", encode_payload(CARD, DEFAULT_RECORD_CONFIG), bytes(2000)], ids=range(4))
+def test_a_beat_that_is_none_is_blamed_on_its_sender(payload):
+    node = meshed()
+    (misbehaved, _) = node.hear(MESH[0], BeatTold(payload))
+    assert misbehaved.code in (ErrorCode.MALFORMED, ErrorCode.TOO_LARGE)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_end_says_whether_it_keeps_the_link(keeps):
+    here, there = Node(0), Node(1)
+    here.connect(there.identity)
+    there.connect(here.identity)
+    here.gossip.tell_kept(there.peer_id, keeps=keeps)
+    here.gossip.tell_kept(ORIGIN.peer_id, keeps=keeps)  # who is not connected
+    ((to, message),) = told(drained(here.gossip))
+    assert (to, message) == (there.peer_id, Keep(keeps))
+    assert there.hear(here.identity, message) == [LinkKept(here.peer_id, keeps)]
+
+
+def test_a_node_without_peers_says_nothing_and_wakes_seldom():
+    node = Node(0)
+    assert node.gossip.next_timer() is None
+    node.publish(CARD, 0.0)
+    assert drained(node.gossip) == []
+    wakes = 0
+    while (due := node.gossip.next_timer()) <= 100.0:
+        node.gossip.handle_timer(due, WALL_S + due)
+        wakes += 1
+    assert of(drained(node.gossip), Send) == []
+    assert wakes <= 100.0 / CONFIG.expire_s + 1

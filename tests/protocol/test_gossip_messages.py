@@ -1,0 +1,113 @@
+"""The messages of gossip: what goes comes back, what is out of its limits is refused, long lists are split."""
+
+import pytest
+from gossip_strategies import messages
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.gossip import MESSAGE_BYTES_MAX
+from protocol.gossip.messages import (
+    ENTRIES_MAX,
+    ENVELOPES_MAX,
+    WANTS_MAX,
+    Graft,
+    Keep,
+    Want,
+    answer_messages,
+    decode_message,
+    encode_message,
+    entries_messages,
+    records_messages,
+)
+from protocol.table import BUCKETS, RecordKey
+from protocol.wire import PackingLimits, pack
+
+WIDE = PackingLimits(size_bytes_max=1_000_000, depth_max=16, values_max=100_000)
+
+
+@given(messages)
+def test_a_message_comes_back_as_it_went(message):
+    assert decode_message(encode_message(message)) == message
+
+
+@given(
+    st.binary(max_size=200)
+    | st.lists(
+        st.integers(0, 10) | st.booleans() | st.binary(max_size=40) | st.lists(st.binary(max_size=5)),
+        max_size=4,
+    ).map(lambda value: pack(value, WIDE))
+)
+def test_any_bytes_are_a_message_or_the_one_declared_error(payload):
+    try:
+        decode_message(payload)
+        code = ErrorCode.NO_ERROR
+    except RemoteProtocolError as error:
+        code = error.code
+    assert code in (ErrorCode.NO_ERROR, ErrorCode.MALFORMED, ErrorCode.TOO_LARGE)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ([], ErrorCode.MALFORMED),
+        ([1], ErrorCode.MALFORMED),
+        ({"type": 1}, ErrorCode.MALFORMED),
+        ([True, []], ErrorCode.MALFORMED),
+        (["records", []], ErrorCode.MALFORMED),
+        ([1, {}], ErrorCode.MALFORMED),
+        ([1, ["text"]], ErrorCode.MALFORMED),
+        ([1, [b""] * (ENVELOPES_MAX + 1)], ErrorCode.TOO_LARGE),
+        ([2, b""], ErrorCode.MALFORMED),
+        ([2, b"x" * 7], ErrorCode.MALFORMED),
+        ([2, b"x" * 16], ErrorCode.MALFORMED),  # neither one hash nor one of each bucket
+        ([2, b"x" * 8 * (BUCKETS - 1)], ErrorCode.MALFORMED),
+        ([2, b"x" * 8 * (BUCKETS + 1)], ErrorCode.TOO_LARGE),
+        ([3, bytes(32)], ErrorCode.MALFORMED),
+        ([3, bytes(31), b""], ErrorCode.MALFORMED),
+        ([3, bytes(32), b"x" * 15], ErrorCode.MALFORMED),
+        ([3, bytes(32), bytes(16)], ErrorCode.MALFORMED),  # sequence 0
+        ([3, bytes(32), b"\xff" * 16], ErrorCode.MALFORMED),
+        ([3, bytes(32), b"\x01" * 16 * (ENTRIES_MAX + 1)], ErrorCode.TOO_LARGE),
+        ([4, b""], ErrorCode.MALFORMED),
+        ([4, b"x" * 9], ErrorCode.MALFORMED),
+        ([4, b"x" * 8 * (WANTS_MAX + 1)], ErrorCode.TOO_LARGE),
+        ([5], ErrorCode.MALFORMED),
+        ([7, b"x" * 15], ErrorCode.MALFORMED),
+        ([7, bytes(16)], ErrorCode.MALFORMED),  # sequence 0
+        ([7, b"\x01" * 16 * (ENTRIES_MAX + 1)], ErrorCode.TOO_LARGE),
+        ([8, "beat"], ErrorCode.MALFORMED),
+        ([9, None], ErrorCode.MALFORMED),
+        ([9, 1], ErrorCode.MALFORMED),
+        ([1, [b"x" * 66_000]], ErrorCode.TOO_LARGE),
+    ],
+)
+def test_a_message_out_of_its_limits_is_refused(value, code):
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_message(pack(value, WIDE))
+    assert caught.value.code is code
+
+
+def test_messages_of_later_versions_are_ignored():
+    assert decode_message(pack([10, "whatever"], WIDE)) is None
+    assert decode_message(pack([0, "whatever"], WIDE)) is None
+    assert decode_message(pack([4, b"x" * 8, "more"], WIDE)) == Want((RecordKey(b"x" * 8),))
+    assert decode_message(pack([5, {"why": "lonely"}], WIDE)) == Graft()
+    assert decode_message(pack([9, False, "more"], WIDE)) == Keep(keeps=False)
+
+
+def test_long_lists_are_split_into_messages_within_the_limit():
+    envelopes = [bytes([index % 256]) * 700 for index in range(300)]
+    split = records_messages(envelopes)
+    assert all(len(message) <= MESSAGE_BYTES_MAX for message in split)
+    assert [envelope for message in split for envelope in decode_message(message).envelopes] == envelopes
+    assert len(split) == 4
+    assert len(records_messages([b"x" * 10] * 1000)) == 2
+    pairs = [(RecordKey(index.to_bytes(8, "big")), index + 1) for index in range(7000)]
+    split = answer_messages(pairs)
+    assert [len(decode_message(message).entries) for message in split] == [3072, 3072, 856]
+    assert all(len(message) <= MESSAGE_BYTES_MAX for message in split)
+    told = [(bucket, pairs[bucket * 25 : bucket * 25 + 25]) for bucket in range(BUCKETS)] + [(5, pairs)]
+    split = [decode_message(message) for message in entries_messages(told)]
+    assert all(len(message.entries) <= ENTRIES_MAX for message in split)
+    assert [bucket for message in split for bucket in message.buckets] == [*range(BUCKETS), 5]
