@@ -98,9 +98,9 @@ class Driver:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Wakes the core whenever it is due, until cancelled."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 task_status.started()
                 while True:
                     self._wake = trio.Event()
@@ -110,8 +110,8 @@ class Driver:
                     self._armed_for = self._node.next_timer()
                     with trio.move_on_after(min(max(0.0, self._armed_for - self.now), SLEEP_LOOK_S)):
                         await self._wake.wait()
-        finally:
-            self._nursery = None
+            finally:
+                self._nursery = None  # from here on it may be closed to new tasks at any moment
 
     def settle(self) -> None:
         """Drains the core's outputs; call it after every call into the core."""
