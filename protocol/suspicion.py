@@ -273,15 +273,14 @@ class Suspicion:
             for subject, finding in self._mine.items()
             if subject in told_before or (now >= finding.speak_at and self.voices(subject) < finding.voices_enough)
         ]
-        held_back = [finding.speak_at for finding in self._mine.values() if finding.speak_at > now]
-        if held_back:
-            self._tell_at(min(held_back))
         past = [(subject, incarnation) for subject, (incarnation, until) in self._past.items() if now < until]
         accused = tuple(sorted([*named, *past][: self._config.subjects_max]))
         is_news = any(item not in self._told for item in accused)
-        if not (is_news or self._took_back or (named and now >= self._told_at + self._config.renew_s)):
-            return
-        self._told, self._told_at, self._took_back = accused, now, False
-        self._outputs.append(TellVerdict(accused))
-        if named:
-            self._tell_at(now + self._config.renew_s)
+        if is_news or self._took_back or (named and now >= self._told_at + self._config.renew_s):
+            self._told, self._told_at, self._took_back = accused, now, False
+            self._outputs.append(TellVerdict(accused))
+            if named:
+                self._tell_at(now + self._config.renew_s)
+        held_back = [finding.speak_at for finding in self._mine.values() if finding.speak_at > now]
+        if held_back:
+            self._tell_at(min(held_back))
