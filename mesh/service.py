@@ -10,9 +10,7 @@ Source: docs/architecture.md, "The shell".
 import gc
 import ipaddress
 import os
-import random
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -27,8 +25,8 @@ from mesh.engines.base import Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
 from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
 from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig
-from mesh.hardware import read_hardware
 from mesh.inference import ServeLimits, serve_stream
+from mesh.machine import Machine
 from mesh.store import KnownPeer, Store
 from mesh.telemetry import Telemetry, make_logger
 from mesh.transport import Stream, Transport, TransportConfig
@@ -125,6 +123,7 @@ class Service:
         engines: Sequence[Engine],
         telemetry: Telemetry,
         limits: ServeLimits | None = None,
+        machine: Machine | None = None,
     ) -> None:
         """Composes the parts; nothing runs before `run`.
 
@@ -135,6 +134,7 @@ class Service:
             engines: what answers here; started already.
             telemetry: where facts become metrics and log lines.
             limits: what a peer that asks may cost; defaults where None.
+            machine: what it runs on; the one of this process where None.
 
         Raises:
             StartError: the QUIC engine asked for is not there.
@@ -144,6 +144,7 @@ class Service:
         self._engines = engines
         self._telemetry = telemetry
         self._limits = limits or ServeLimits()
+        self._machine = machine = machine or Machine()
         self._gateway_ended = trio.Event()
         self._n_serving = 0
         self._served = trio.Event()
@@ -153,8 +154,8 @@ class Service:
         except LocalProtocolError as error:
             raise StartError(error.detail) from error
         core = CoreConfig(network_id=config.network, agent=agent)
-        self.node = Node(core, identity, random.SystemRandom(), Sequencer(store.reserved(time.time())))
-        self.transport = Transport(identity, TransportConfig(agent=agent), quic_engine, announce=config.announce)
+        self.node = Node(core, identity, machine.luck, Sequencer(store.reserved(machine.wall())))
+        self.transport = Transport(identity, TransportConfig(agent=agent), quic_engine, announce=config.announce, machine=machine)
         self.dispatcher = Dispatcher(self.node, self.transport, engines, telemetry)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.dispatcher.attach(self.driver)
@@ -169,9 +170,9 @@ class Service:
             # The driver first: the transport tells it of peers as soon as it listens.
             await nursery.start(self.driver.run)
             await self._listen(nursery)
-            hardware = await trio.to_thread.run_sync(read_hardware)
+            hardware = await self._machine.hardware()
             now = self.transport.now()
-            self.node.start(worth_telling(self.transport.addresses), hardware, self._offers(), time.time(), now)
+            self.node.start(worth_telling(self.transport.addresses), hardware, self._offers(), self._machine.wall(), now)
             self.node.add_bootstrap([*self._config.bootstrap, *self._remembered()], now)
             self.driver.settle()
             nursery.start_soon(self._watch_engines)
@@ -254,12 +255,12 @@ class Service:
 
     def _remembered(self) -> list[Multiaddr]:
         """The addresses of the peers known at the last stop."""
-        known = self._store.load_peers(time.time())
+        known = self._store.load_peers(self._machine.wall())
         return [address.with_peer(peer.peer_id) for peer in known for address in peer.addresses]
 
     def _remember(self) -> None:
         """Keeps the addresses of the connected peers for the next start."""
-        wall_s = time.time()
+        wall_s = self._machine.wall()
         views = self.node.peers(self.transport.now())
         fault = self._store.save_peers(
             KnownPeer(view.peer_id, view.card.addresses, wall_s) for view in views if view.connected and view.card is not None
@@ -292,7 +293,7 @@ class Service:
     async def _watch_clock(self) -> None:
         """Keeps the core's idea of the wall clock fresh."""
         while True:
-            self.node.handle_wall_clock(time.time(), self.transport.now())
+            self.node.handle_wall_clock(self._machine.wall(), self.transport.now())
             await trio.sleep(CLOCK_INTERVAL_S)
 
     async def _watch_mesh(self) -> None:

@@ -72,9 +72,8 @@ class ProbeConfig:
             answers.
         quiet_s: silence in seconds after which a watched peer is in doubt: a little more than half of the longest interval.
         echo_s: seconds after which a probe without an echo puts a peer in doubt: twice the longest round trip on land.
-        suspect_after_s: seconds in doubt, and a round trip more, until a peer is suspected. Eight probes are sent in them; where a
-            fifth of all datagrams is lost, none of them is answered once in 3,500 times, and a suspicion is taken back by any
-            echo.
+        suspect_after_s: seconds in doubt, and a round trip more, until a peer is suspected. Eight probes are sent in them; where
+            a fifth of all datagrams is lost, none is answered once in 3,500 times, and any echo takes a suspicion back.
         lateness_s_max: how late, in seconds, the own timer may fire before this node holds itself to be unwell.
         health_max: how unwell a node may hold itself to be: each step adds `suspect_after_s` once more. Lifeguard's 8.
         health_back_s: seconds in time that take one step back.

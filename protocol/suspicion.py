@@ -44,8 +44,8 @@ class SuspicionConfig:
     tell_interval_s: float = 0.25
     """Shortest time between two verdicts of this node: a cut network takes many peers at once, and one verdict names them all."""
     past_s: float = 240.0
-    """A forgotten peer is still named so long in verdicts that are told for others: leaving it out would take the accusation back,
-    and some forget it up to a minute later, newcomers up to two."""
+    """A forgotten peer is still named so long in verdicts that are told for others: leaving it out would take the accusation
+    back, and some forget it up to a minute later, newcomers up to two."""
     renew_s: float = 120.0
     """A verdict that still names somebody is told anew after this long; half of its lifetime."""
     refute_min_s: float = 1.5

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from sim.garbage import collect_seldom
 from sim.picture import draw
 from sim.run import Result, Run, Settings
 
@@ -31,18 +32,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--for", dest="duration_s", type=float, default=60.0, metavar="SECONDS", help="virtual seconds (60)")
     parser.add_argument("--seed", type=int, default=42, help="everything follows from it (42)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs N seeds, from --seed on (1)")
-    parser.add_argument("--faults", default="none", help="all, none, or names with commas between them (none)")
+    parser.add_argument("--faults", default="none", help="all, honest, none, or names with commas between them (none)")
     parser.add_argument("--delays", default="continents", help="line, grid, continents, or a .npz, .npy or .csv file")
     parser.add_argument("--requests", type=float, default=0.0, metavar="RATE", help="requests per second of all callers (none)")
+    parser.add_argument(
+        "--tier", choices=("core", "quic"), default="core", help="cores alone, or over real QUIC endpoints (core)"
+    )
+    parser.add_argument("--engine", default="", help="QUIC engines that the nodes take in turn, as qh3,aioquic (the fastest)")
     parser.add_argument("--json", action="store_true", help="one line of JSON per run instead of tables")
     parser.add_argument("--replay", action="store_true", help="prints every event")
     parser.add_argument("--output", type=Path, default=Path("build/sim"), help="where the pictures go (build/sim)")
     options = parser.parse_args(arguments)
     if options.nodes < 2 or options.nodes > 60_000 or options.duration_s <= 0.0 or options.seeds < 1:
         parser.error("at least 2 and at most 60000 nodes, a time above 0 and at least one seed")
+    collect_seldom()
     failed = 0
     for seed in range(options.seed, options.seed + options.seeds):
-        settings = Settings(options.nodes, options.duration_s, seed, options.faults, options.delays, options.requests)
+        settings = Settings(
+            options.nodes,
+            options.duration_s,
+            seed,
+            options.faults,
+            options.delays,
+            options.requests,
+            options.tier,
+            options.engine,
+        )
         try:
             run = Run(settings)
         except ValueError as error:

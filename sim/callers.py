@@ -10,6 +10,7 @@ Source: docs/simulation.md, "Requests".
 from collections.abc import Iterable
 
 from protocol.multiaddr import Multiaddr
+from protocol.node import NodeConfig
 from sim.engines import EngineConfig
 from sim.process import Process
 from sim.promises import Promises
@@ -37,10 +38,10 @@ class Callers:
         self.promises = Promises(self.requests)
         self._world = world
 
-    def add(self, *, bootstrap: Iterable[Multiaddr], at: float) -> Process:
+    def add(self, *, bootstrap: Iterable[Multiaddr], at: float, config: NodeConfig | None = None) -> Process:
         """Makes a process of the run, with an engine or without."""
         engines = (MODEL,) if len(self._world.processes) % 3 else ()
-        return self.requests.add(engines, bootstrap=bootstrap, at=at)
+        return self.requests.add(engines, bootstrap=bootstrap, at=at, config=config)
 
     def begin(self, rate_per_s: float, from_s: float, until_s: float) -> None:
         """Lets requests come as a Poisson process, each at some process that runs."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from sim.engines import EngineConfig
 from sim.network import delays_named
-from sim.process import Process
+from sim.process import MakeNode, Process
 from sim.promises import Promises
 from sim.requests import Ask, Requests, failure_of
-from sim.world import MakeNode, World
+from sim.world import World
 
 BOOTSTRAPS = 3
 """Addresses a newcomer joins by, a count: as in a run."""

@@ -79,17 +79,21 @@ class Figures:
         offer = self._pending.get(process.index)
         if offer is not None and isinstance(record.payload, Card) and offer in record.payload.models:
             del self._pending[process.index]
-            self.spreads.append(Spread(process.peer_id, record.sequence, self.world.now, len(self.world.processes)))
+            self.spreads.append(
+                Spread(process.peer_id, record.sequence, self.world.now, sum(not one.hostile for one in self.world.processes))
+            )
 
     def _watch(self, process: Process, output: Output) -> None:
         match output:
+            case _ if process.hostile:
+                pass
             case gossip.RecordAccepted(record):
                 self.accepted += 1
                 if record.kind is RecordKind.CARD:
                     self._note_card(process, record)
             case probe.PeerSuspected(peer):
                 self.suspicions += 1
-                self.false_suspicions += self.world.by_id[peer].works
+                self.false_suspicions += self.world.by_id[peer] in self.world.working()
             case _:
                 pass
 

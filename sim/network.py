@@ -8,6 +8,7 @@ times; a piece of a stream always is, later by a retransmission timeout for ever
 Source: RFC 9002 section 6.2 (probe timeouts double); PlanetLab and Seattle matrices of Ledlie et al. and of serf for the files.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,6 +165,17 @@ Lossy = Callable[[float, int, int, bool], bool]
 Blocked = Callable[[int, int], bool]
 """Whether nothing passes from one node to another."""
 
+CLOG_DATAGRAMS_MAX = 4096
+"""Datagrams that one clog holds, a count: a router's buffer of some megabytes; what comes after is dropped."""
+
+
+@dataclass(eq=False, slots=True)
+class Clog:
+    """Paths that hold what they carry, in order, until the clog is taken away."""
+
+    blocked: Blocked
+    held: deque[Callable[[], None]] = field(default_factory=deque[Callable[[], None]])
+
 
 @dataclass(slots=True)
 class Tally:
@@ -174,6 +186,7 @@ class Tally:
     lost: int = 0
     duplicated: int = 0
     reordered: int = 0
+    corrupted: int = 0
     overflowed: int = 0
     blocked: int = 0
 
@@ -191,6 +204,8 @@ class Network:
     reorderings: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])  # (share, late by up to seconds)
     rates: dict[int, float] = field(default_factory=dict[int, float])  # bytes/s of uplinks that differ from the others
     jitter_of: Callable[[int, int], float] | None = None  # mean jitter of one path in seconds, where paths differ
+    queues: dict[int, int] = field(default_factory=dict[int, int])  # bytes waiting at most in uplinks that differ from the others
+    clogs: list[Clog] = field(default_factory=list[Clog])
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -201,6 +216,28 @@ class Network:
     def is_blocked(self, one: int, other: int) -> bool:
         """Whether nothing passes from `one` to `other` now."""
         return any(blocked(one, other) for blocked in self.blocks)
+
+    def is_cut(self, one: int, other: int) -> bool:
+        """Whether nothing gets from `one` to `other` now, be it dropped or held."""
+        return self.is_blocked(one, other) or any(clog.blocked(one, other) for clog in self.clogs)
+
+    def hold(self, one: int, other: int, arrive: Callable[[], None], *, datagram: bool = False) -> bool:
+        """Keeps what would arrive now when its path is clogged; whether it did.
+
+        Args:
+            one: the sender.
+            other: the receiver.
+            arrive: called when the clog is gone.
+            datagram: whether it may be dropped where the clog holds too many.
+        """
+        for clog in self.clogs:
+            if clog.blocked(one, other):
+                if datagram and len(clog.held) >= CLOG_DATAGRAMS_MAX:
+                    self.tally.overflowed += 1
+                else:
+                    clog.held.append(arrive)
+                return True
+        return False
 
     def path_s(self, one: int, other: int) -> float:
         """One trip of one packet that meets no queue."""
@@ -242,7 +279,7 @@ class Network:
         waits_s = self._queue(one, size_bytes, now)
         if waits_s is None:
             tally.overflowed += 1
-            waits_s, late_s = self.config.uplink_queue_bytes / self._rate(one), timeout_s
+            waits_s, late_s = self._queue_bytes(one) / self._rate(one), timeout_s
         for _ in range(RETRANSMISSIONS_MAX):
             if not any(lossy(now, one, other, False) for lossy in self.losses):
                 break
@@ -254,11 +291,14 @@ class Network:
     def _rate(self, one: int) -> float:
         return self.rates.get(one, self.config.uplink_bytes_per_s)
 
+    def _queue_bytes(self, one: int) -> int:
+        return self.queues.get(one, self.config.uplink_queue_bytes)
+
     def _queue(self, one: int, size_bytes: int, now: float) -> float | None:
         """How long a packet waits for the uplink and passes it; None when the queue is full."""
         rate = self._rate(one)
         free_at = max(now, self._free_at.get(one, 0.0))
-        if (free_at - now) * rate > self.config.uplink_queue_bytes:
+        if (free_at - now) * rate > self._queue_bytes(one):
             return None
         self._free_at[one] = free_at + (size_bytes + PACKET_OVERHEAD_BYTES) / rate
         return self._free_at[one] - now

@@ -5,13 +5,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from protocol.encoding import Luck
 from protocol.identity import Identity, PeerId
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig
-from protocol.records import ModelOffer
+from protocol.records import ModelOffer, Sequencer
 
 FIRST_PORT = 1000
 """UDP port of process 0, a number: the ports tell the processes apart, so that there may be 64,000 of them."""
+
+HOSTS = 254
+"""Host addresses of one network of documentation (192.0.2.0/24, RFC 5737), a count; a process that moves takes the next one."""
 
 HELD_MAX = 20_000
 """Events a stopped process finds when it goes on, a count: about what two minutes bring in a mesh of 64 connections; the oldest
@@ -19,6 +23,9 @@ give way, as they do in a full socket buffer."""
 
 LANE_MAX = 512
 """Messages on their way on one stream, a count; the oldest that has not left gives way, as in the shell's bounded outbox."""
+
+MakeNode = Callable[[NodeConfig, Identity, Luck, Sequencer], Node]
+"""How a core is made; tests plant their bugs here, and faults put other versions and hostile peers in its place."""
 
 
 @dataclass(eq=False, slots=True)
@@ -62,6 +69,11 @@ class Process:
         slow_s: how long it takes for each event.
         heard: when it last took in an echo of each peer, or was connected to it anew.
         bytes_sent: payload bytes given to the network.
+        make_node: how its core is made; as everybody's in this world when None.
+        hostile: whether it means harm; nothing is promised to it, and nothing demanded of it.
+        disks: how often it has lost its disk.
+        moves: how often its address has changed.
+        lane_max: messages that may be on their way on one of its streams.
     """
 
     index: int
@@ -86,6 +98,11 @@ class Process:
     connections: dict[PeerId, Link] = field(default_factory=dict[PeerId, Link])
     heard: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
     bytes_sent: int = 0
+    make_node: MakeNode | None = None
+    hostile: bool = False
+    disks: int = 0
+    moves: int = 0
+    lane_max: int = LANE_MAX
 
     def __post_init__(self) -> None:
         self.peer_id = self.identity.peer_id
@@ -93,7 +110,7 @@ class Process:
     @property
     def address(self) -> Multiaddr:
         """Where it listens."""
-        return Multiaddr("ip4", "192.0.2.1", FIRST_PORT + self.index, self.peer_id)
+        return Multiaddr("ip4", f"192.0.2.{1 + self.moves % HOSTS}", FIRST_PORT + self.index, self.peer_id)
 
     @property
     def works(self) -> bool:

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from protocol.node import Node
+from protocol.errors import LocalProtocolError
+from protocol.node import Node, NodeConfig
 from sim.callers import Callers
 from sim.checks import CheckFailedError, Safety, healed, unhealed
 from sim.faults import install, names_of, plan
 from sim.figures import Figures
 from sim.network import delays_named
-from sim.world import MakeNode, World
+from sim.process import MakeNode
+from sim.world import World
 
 FORM_SHARE = 0.25
 """Share of the time in which the mesh forms undisturbed."""
@@ -39,7 +41,7 @@ PROGRESS_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run is told."""
+    """What a run is told; `engines` are names of QUIC engines with commas between them, for the tier `quic`."""
 
     nodes: int = 100
     duration_s: float = 60.0
@@ -47,6 +49,8 @@ class Settings:
     faults: str = "none"
     delays: str = "continents"
     requests_per_s: float = 0.0
+    tier: str = "core"
+    engines: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +84,35 @@ class Result:
         return asdict(self)
 
 
+def make_world(settings: Settings) -> World:
+    """The empty world of a tier; the QUIC libraries are loaded for the tier that needs them.
+
+    Raises:
+        ValueError: for a tier or an engine that does not exist.
+    """
+    if settings.tier == "core":
+        return World(settings.seed)
+    if settings.tier != "quic":
+        raise ValueError(f"{settings.tier!r} is no tier; there are core and quic")
+    from sim.quic import QuicWorld
+
+    try:
+        return QuicWorld(settings.seed, engines=[name.strip() for name in settings.engines.split(",") if name.strip()])
+    except LocalProtocolError as fault:
+        raise ValueError(fault.detail) from fault
+
+
 class Run:
     """A world with its checks and figures; `simulate` runs it to its end."""
 
-    def __init__(self, settings: Settings, make_node: MakeNode = Node) -> None:
+    def __init__(self, settings: Settings, make_node: MakeNode = Node, config: NodeConfig | None = None) -> None:
         """Makes the world of the settings.
 
         Raises:
-            ValueError: for delays or faults that do not exist.
+            ValueError: for delays, faults, tiers or engines that do not exist.
         """
         self.settings = settings
-        self.world = World(settings.seed)
+        self.world = make_world(settings)
         self.world.make_node = make_node
         self.world.network.delays = delays_named(settings.delays, settings.nodes, self.world.streams)
         self.safety = Safety(self.world)
@@ -102,7 +124,7 @@ class Run:
         for _ in range(settings.nodes):
             known = self.world.processes[:doors]
             chosen = chooses.sample(known, min(BOOTSTRAPS, len(known)))
-            add(bootstrap=[peer.address for peer in chosen], at=starts.uniform(0.0, START_WITHIN_S))
+            add(bootstrap=[peer.address for peer in chosen], at=starts.uniform(0.0, START_WITHIN_S), config=config)
         self.figures.schedule(settings.duration_s)
         if self.callers is not None:
             self.callers.begin(settings.requests_per_s, START_WITHIN_S, settings.duration_s)

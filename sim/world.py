@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from itertools import count
 
 from protocol import forwarding, gossip, membership, probe
-from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
 from protocol.inference import Feature
@@ -26,7 +25,7 @@ from protocol.records import Hardware, ModelOffer, Record, Sequencer
 from sim.journal import Journal
 from sim.luck import Streams
 from sim.network import Delays, Line, Network, NetworkConfig
-from sim.process import FIRST_PORT, LANE_MAX, Link, Process
+from sim.process import FIRST_PORT, Link, MakeNode, Process
 from sim.reader import SharedReader
 
 WALL_S = 1_800_000_000.0
@@ -47,9 +46,6 @@ HANDSHAKE_BYTES = 1200
 HARDWARE = Hardware("virtual", 1, 8_000_000_000, 1)
 ECHO = ModelOffer("echo", frozenset({Feature.EMBEDDINGS}), engine="echo")
 
-MakeNode = Callable[[NodeConfig, Identity, Luck, Sequencer], Node]
-"""How a core is made; tests plant their bugs here."""
-
 Watcher = Callable[[Process, Output], None]
 """Who hears of every output that is a fact (everything but what is sent and sampled), after it was noted."""
 
@@ -61,6 +57,9 @@ SealWatcher = Callable[[Process, Record], None]
 
 Arrival = Callable[[Process, Process, bytes, bool], None]
 """Who hears of every payload that enters a core: receiver, sender, the payload, and whether it is a datagram."""
+
+MessageWatcher = Callable[[Process, PeerId, bytes], None]
+"""Who hears of every gossip message that a process sends, and to whom."""
 
 
 class World:
@@ -88,8 +87,10 @@ class World:
         self.on_forwarding: ForwardingTaker | None = None
         self.reader = SharedReader()
         self.arrival_watchers: list[Arrival] = []
+        self.message_watchers: list[MessageWatcher] = []
         self.make_node: MakeNode = Node
         self.faults_on: dict[int, str] = {}
+        self.corruptions: list[float] | None = None  # shares of datagrams that arrive changed; None where they have no bytes
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
 
@@ -125,7 +126,8 @@ class World:
         process.held.clear()
         self.journal.note(self.now, process.index, f"starts, life {process.life}")
         luck = self.streams.of(f"core {process.index}, life {process.life}")
-        process.node = self.make_node(process.config, process.identity, luck, Sequencer(process.reserved))
+        make_node = process.make_node or self.make_node
+        process.node = make_node(process.config, process.identity, luck, Sequencer(process.reserved))
         process.node.gossip.reader = self.reader
         process.node.start((process.address,), HARDWARE, process.offers, self.wall_s(process), self.now)
         self.settle(process)
@@ -142,6 +144,7 @@ class World:
         process.held.clear()
         if not keeps_disk:
             process.reserved = 0
+            process.disks += 1
         for watcher in self.life_watchers:
             watcher(process)
 
@@ -182,13 +185,31 @@ class World:
             self.journal.note(self.now, process.index, f"has its wall clock {off_s:+.3f} s off")
             process.node.handle_wall_clock(self.wall_s(process), self.now)
 
+    def move(self, process: Process, *, migrates: bool) -> None:
+        """Changes a process's address; its connections go on from the new one, or are lost without a word to its peers."""
+        process.moves += 1
+        how = "with" if migrates else "without"
+        self.journal.note(self.now, process.index, f"moves to {process.address.host}, {how} migration")
+        lost = [] if migrates else sorted(process.connections)
+        for peer_id in lost:
+            process.connections.pop(peer_id).open_at.discard(process.peer_id)
+
+        def learns() -> None:
+            for peer_id in lost:
+                process.node.handle_disconnected(peer_id, ErrorCode.IDLE, self.now)
+            # the core has no other way to learn new addresses than to be told once more how it starts
+            process.node.start((process.address,), HARDWARE, process.offers, self.wall_s(process), self.now)
+            self.settle(process)
+
+        self._enter(process, process.life, learns)
+
     def wall_s(self, process: Process) -> float:
         """What a process's wall clock shows, in seconds since 1970."""
         return WALL_S + self.now + process.wall_off_s
 
     def working(self) -> list[Process]:
-        """Those that run and are not stopped."""
-        return [process for process in self.processes if process.works]
+        """Those that run, are not stopped, and mean well."""
+        return [process for process in self.processes if process.works and not process.hostile]
 
     # Time
 
@@ -255,7 +276,7 @@ class World:
         process.armed_for = math.inf
         process.node.handle_timer(self.now)
         self.settle(process)
-        assert process.node.next_timer() > self.now, "the core wants to be woken in the past for ever"
+        assert process.armed_for > self.now, "the core wants to be woken in the past for ever"
 
     def settle(self, process: Process) -> None:
         """Drains a core and arms its timer; follows every call into it."""
@@ -312,6 +333,8 @@ class World:
         process.bytes_sent += len(payload)
 
         def arrive() -> None:
+            if self.network.clogs and self.network.hold(process.index, other.index, arrive, datagram=True):
+                return
             if self._is_open(link, other):
                 self._enter(other, link.lives[peer_id], take)
 
@@ -330,9 +353,11 @@ class World:
         if link is None:
             return
         process.bytes_sent += len(payload)
+        for watcher in self.message_watchers:
+            watcher(process, peer_id, payload)
         lane = link.lanes.setdefault(process.peer_id, deque())
         late_s = self.network.message(process.index, self.by_id[peer_id].index, len(payload), self.now)
-        if len(lane) >= LANE_MAX:
+        if len(lane) >= process.lane_max:
             lane.popleft()
         lane.append((self.now + late_s, payload))
         self._move(link, process, self.by_id[peer_id])
@@ -346,6 +371,8 @@ class World:
 
     def _moved(self, link: Link, sender: Process, receiver: Process) -> None:
         """The first message of a stream arrives, or finds its path blocked and tries again; the next one follows."""
+        if self.network.clogs and self.network.hold(sender.index, receiver.index, lambda: self._moved(link, sender, receiver)):
+            return
         lane = link.lanes[sender.peer_id]
         link.moving.discard(sender.peer_id)
         if not self._is_open(link, receiver) or not lane:
@@ -388,8 +415,10 @@ class World:
         expected = addresses[0].peer_id
 
         def reachable() -> bool:
-            blocked = self.network.is_blocked
-            return other.works and not (blocked(process.index, other.index) or blocked(other.index, process.index))
+            cut = self.network.is_cut
+            if cut(process.index, other.index) or cut(other.index, process.index):
+                return False
+            return other.works and addresses[0].host == other.address.host
 
         def answered() -> None:
             if reachable() and expected in (None, other.peer_id):
@@ -452,8 +481,8 @@ class World:
         def confirmed() -> None:
             if not self._is_open(link, end):
                 return
-            blocked = self.network.is_blocked
-            if blocked(end.index, peer.index) or blocked(peer.index, end.index) or not self._is_open(link, peer):
+            cut = self.network.is_cut
+            if cut(end.index, peer.index) or cut(peer.index, end.index) or not self._is_open(link, peer):
                 if self.now - since < IDLE_TIMEOUT_S:
                     self._greet_later(link, end, peer, RETRY_S, target, since)
                 else:
@@ -482,6 +511,8 @@ class World:
         other = self.by_id[peer_id]
 
         def heard() -> None:
+            if self.network.clogs and self.network.hold(process.index, other.index, heard):
+                return
             if self._is_open(link, other):
                 self._enter(other, link.lives[peer_id], closed)
 

@@ -5,7 +5,6 @@ everything at tiny size, prints, and writes nothing unless told where. A missed 
 """
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -23,6 +22,7 @@ from benchmarks.harness import FOLDER
 from benchmarks.simulation import churn, deaths, memory, split, spread, stalls, steady
 from benchmarks.simulation.figures import COLUMNS, Figure, merged, read, update_document, write
 from benchmarks.simulation.scenario import Measure, Options
+from sim.garbage import collect_seldom
 
 PROCESSES_MAX = 2
 """Meshes simulated at once, a count: a mesh of 1,000 takes gigabytes and a core of its own."""
@@ -72,7 +72,7 @@ def run_job(place: int, name: str, nodes: int, seed: int, quick: bool, delays: s
         if _shares is not None:
             _shares[place] = share
 
-    gc.collect()  # the mesh of the job before
+    collect_seldom()  # the mesh of the job before is collected too
     figures = SCENARIOS[name].measure(nodes, seed, Options(quick=quick, delays=delays, progress=progress))
     progress(1.0)
     return figures

@@ -4,21 +4,20 @@ One task per socket takes up to a batch of datagrams without waiting and hands t
 endpoint's timer. Everything else is calls: whoever sends, reads or closes drives the endpoint directly and flushes, so a
 message costs no task switch on its way out. What nobody waits for (acknowledgements, credit, the end of a stream) lingers for a
 moment and leaves with the next message: a datagram costs more than all that is written into it. All times are
-`time.monotonic()`.
+those of the machine's monotonic clock.
 
 Spec: docs/spec/02-transport.md.
 """
 
 import math
-import os
 import socket
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
 import trio
 
+from mesh.machine import Machine
 from mesh.transport import builtin
 from mesh.transport.config import TransportConfig
 from mesh.transport.connection import Connection
@@ -67,6 +66,7 @@ class Transport:
     Attributes:
         identity: this node's key.
         config: bounds and timers.
+        machine: whose clocks, entropy and sockets these are.
         endpoint: the sans-IO endpoint.
         connections: the current connection of every connected peer.
         on_connected: called when a peer is connected that was not.
@@ -90,21 +90,22 @@ class Transport:
         on_replaced: Callable[[Connection], None] | None = None,
         on_datagram: Callable[[PeerId, bytes, float], None] | None = None,
         on_crash: Callable[[Stream, Exception], None] | None = None,
-        entropy: Callable[[int], bytes] = os.urandom,
+        machine: Machine | None = None,
     ) -> None:
         self.identity = identity
         self.config = config or TransportConfig()
         self.engine = engine or choose_engine()
-        self.entropy = entropy
+        self.machine = machine = machine or Machine()
+        self.entropy = machine.entropy
         self.connections: dict[PeerId, Connection] = {}
         self.on_connected = on_connected
         self.on_disconnected = on_disconnected
         self.on_replaced = on_replaced
         self.on_datagram = on_datagram
         self.on_crash = on_crash
-        certificate = make_certificate(identity, entropy(CERTIFICATE_ENTROPY_BYTES), time.time())
+        certificate = make_certificate(identity, machine.entropy(CERTIFICATE_ENTROPY_BYTES), machine.wall())
         self.endpoint = Endpoint(
-            self.engine, certificate, identity.peer_id, lambda der: verify_certificate(der, time.time()), self.config.endpoint
+            self.engine, certificate, identity.peer_id, lambda der: verify_certificate(der, machine.wall()), self.config.endpoint
         )
         self._handlers: dict[str, Handler] = {
             PING_PROTOCOL: lambda stream: builtin.serve_ping(stream, self),
@@ -200,11 +201,11 @@ class Transport:
 
     def now(self) -> float:
         """Monotonic seconds, the time of everything here."""
-        return time.monotonic()
+        return self.machine.clock()
 
     def record_sequence(self) -> int:
         """Return a sequence number for a signed peer record: greater than every earlier one."""
-        self._sequence = max(self._sequence + 1, int(time.time() * 1000))
+        self._sequence = max(self._sequence + 1, int(self.machine.wall() * 1000))
         return self._sequence
 
     def remote_of(self, connection: Connection) -> Multiaddr:
@@ -300,6 +301,7 @@ class Transport:
 
     def _bind(self, host: str, port: int) -> UdpSocket:
         udp = UdpSocket(
+            self.machine,
             host,
             port,
             index=len(self._sockets),
@@ -454,8 +456,6 @@ class Transport:
             if self.on_replaced is not None:
                 self.on_replaced(connection)
             self.pump()
-            if self.on_replaced is not None:
-                self.on_replaced(connection)
         elif self._keeps_older(other, connection):
             self._retire(connection, other)
         else:
@@ -483,8 +483,9 @@ class Transport:
             await trio.sleep(self.config.retire_min_s)
             if connection.streams:
                 await quiet.wait()
-        self.endpoint.close(connection.handle, ErrorCode.DUPLICATE, "another connection of the same peers stays", self.now())
-        self.pump()
+        if connection.successor is not None:  # else it took its successor's place again when that was lost
+            self.endpoint.close(connection.handle, ErrorCode.DUPLICATE, "another connection of the same peers stays", self.now())
+            self.pump()
 
     def _closed(self, output: quic.ConnectionClosed) -> None:
         connection = self._by_handle.pop(output.connection, None)
@@ -494,7 +495,7 @@ class Transport:
             return
         if self.connections.get(connection.peer_id) is connection:
             del self.connections[connection.peer_id]
-            for other in self._by_handle.values():
+            for other in () if self._closing else self._by_handle.values():
                 if other.peer_id == connection.peer_id:  # the one that was retired outlived its successor
                     other.successor = None
                     self.connections[connection.peer_id] = other

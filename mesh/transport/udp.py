@@ -11,9 +11,9 @@ import contextlib
 import errno
 import socket
 import struct
-import time
 from collections import deque
 
+from mesh.machine import Machine
 from protocol.multiaddr import Multiaddr
 from protocol.quic.events import Received
 from protocol.quic.seam import Address
@@ -58,10 +58,11 @@ _GONE = {
 class UdpSocket:
     """A bound UDP socket that never blocks."""
 
-    def __init__(self, host: str, port: int, *, index: int, buffer_bytes: int, backlog_max: int) -> None:
+    def __init__(self, machine: Machine, host: str, port: int, *, index: int, buffer_bytes: int, backlog_max: int) -> None:
         """Bind a socket.
 
         Args:
+            machine: whose socket and clocks these are.
             host: a numeric IP address.
             port: a UDP port; 0 lets the kernel choose.
             index: how the endpoint names this socket.
@@ -74,8 +75,9 @@ class UdpSocket:
         self.index = index
         self.family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.backlog: deque[tuple[bytes, Address]] = deque(maxlen=backlog_max)
+        self._machine = machine
         self._segments = True
-        self.raw = socket.socket(self.family, socket.SOCK_DGRAM)
+        self.raw = machine.open_socket(self.family, socket.SOCK_DGRAM)
         try:
             self.raw.setblocking(False)
             if self.family == socket.AF_INET6:
@@ -112,11 +114,11 @@ class UdpSocket:
                 if fault.errno in _GONE:
                     continue  # an ICMP error about an earlier datagram
                 raise
-            received_at, segment_bytes = time.monotonic(), 0
+            received_at, segment_bytes = self._machine.clock(), 0
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS and len(content) >= _TIMESPEC.size:
                     seconds, nanoseconds = _TIMESPEC.unpack_from(content)
-                    age_s = time.time() - (seconds + nanoseconds * 1e-9)
+                    age_s = self._machine.wall() - (seconds + nanoseconds * 1e-9)
                     if 0.0 <= age_s <= AGE_MAX_S:
                         received_at -= age_s
                 elif level == SOL_UDP and kind == UDP_GRO:

@@ -28,7 +28,7 @@ class MembershipConfig:
     shunned_s: float = 120.0
     """A peer that closed a connection as surplus is not dialled for being near for so long."""
     gone_after_s: float = 6.0
-    """A suspected peer is gone after so long: a stall of five seconds, with the second it takes to be heard again, kills nobody."""
+    """A suspected peer is gone after so long: a stall of five seconds, and the second it takes to be heard again, kill nobody."""
     hearing_s: float = 2.0
     """A node that was itself held up waits at least so long for a silent peer: four of the probes that go to one."""
     linger_s: float = 45.0

@@ -1,0 +1,55 @@
+"""What a node takes from the machine it runs on: clocks, luck, sockets, and what the machine is made of.
+
+The defaults are the operating system's. Everything that runs in the shell and depends on time, luck or the network goes through
+here, so that whole nodes also run on a virtual clock and a virtual network (docs/simulation.md, "The third tier").
+"""
+
+import os
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from mesh.hardware import read_hardware
+from protocol.encoding import Luck
+from protocol.records import Hardware
+
+
+async def hardware_here() -> Hardware:
+    """Reads this machine's hardware in a thread, since drivers may block."""
+    return await trio.to_thread.run_sync(read_hardware)
+
+
+def read_suspended_s() -> float:
+    """For how long this machine was ever suspended, in seconds: time that CLOCK_BOOTTIME counts and CLOCK_MONOTONIC does not.
+
+    CLOCK_BOOTTIME is read first: a process that is held up between the two reads sees too little once, and never too much.
+    """
+    boottime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return boottime_s - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One machine.
+
+    Attributes:
+        clock: monotonic seconds, the time of everything but records and certificates; it runs as trio's clock does.
+        wall: the wall clock, in seconds since 1970.
+        entropy: so many secret bytes.
+        luck: draws that no peer may foresee.
+        open_socket: makes a socket of a family and a kind that does not block.
+        hardware: reads what the machine is made of.
+        suspended_s: for how long the machine was ever suspended, in seconds, which `clock` does not count.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    entropy: Callable[[int], bytes] = os.urandom
+    luck: Luck = field(default_factory=random.SystemRandom)
+    open_socket: Callable[[socket.AddressFamily, socket.SocketKind], socket.socket] = socket.socket
+    hardware: Callable[[], Awaitable[Hardware]] = hardware_here
+    suspended_s: Callable[[], float] = read_suspended_s

@@ -1,0 +1,123 @@
+"""How much a core keeps, and how much it may keep.
+
+A generic walk finds every container of every machine: through the attributes of the core's own classes, through dicts, lists and
+deques, and not into values that cannot change. Each has a path such as `gossip._peers.*.news`. A limit is looked up by path in
+`LIMITS`, which is the one place where private names of the core stand; what has no entry there must stay within the largest count
+of any bound of the configuration, so that a container nobody thought of is found all the same.
+
+Source: invariants I6 and I9 of docs/simulation.md.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import lru_cache
+
+from protocol.node import Node, NodeConfig
+from protocol.records import RecordKind
+from protocol.timers import TimerQueue
+
+DEPTH_MAX = 6
+"""How deep the walk goes, a count: node, machine, container, entry, its container, and one to spare."""
+
+UNSENT_MAX = 4096
+"""What an undrained queue of outputs may hold after a call, a count: the facts and messages of one whole table."""
+
+TIMER_SLACK = 64
+"""Outdated entries that a timer queue may hold beside twice the living, as its docstring says, a count."""
+
+LIMITS: dict[str, Callable[[NodeConfig], int]] = {
+    "table._entries": lambda config: (config.table.peers_max + 1) * len(RecordKind),
+    "table._by_key": lambda config: (config.table.peers_max + 1) * len(RecordKind),
+    "table._heard": lambda config: config.table.peers_max + 1,
+    "table._tombstones": lambda config: config.table.tombstones_max,
+    "table._buckets": lambda _config: 1024,
+    "table._hashes": lambda _config: 1024,
+    "table._order": lambda config: (config.table.peers_max + 1) * len(RecordKind),
+    "table._cards": lambda config: config.table.peers_max + 1,
+    "gossip._peers": lambda config: config.gossip.peers_max,
+    "gossip._order": lambda config: config.gossip.peers_max,
+    "gossip._wants": lambda config: config.gossip.wants_max * config.gossip.peers_max,
+    "gossip._refused": lambda config: config.gossip.refused_max,
+    "membership._peers": lambda config: config.membership.peers_max,
+    "membership._under_way": lambda config: config.membership.dials_max,
+    "membership._waiting": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
+    "membership._failures": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
+    "membership._fresh": lambda config: config.membership.peers_max,
+    "membership._bootstrap": lambda config: config.membership.bootstrap_max,
+    "probe._peers": lambda config: config.probe.peers_max,
+    "probe._peers.*.sent": lambda config: config.probe.window_probes,
+    "forwarding._seen": lambda config: config.forwarding.seen_max,
+}
+"""Limits by path; `*` stands for every key."""
+
+
+def containers(node: Node) -> Iterator[tuple[str, int]]:
+    """Every container that a core keeps, as path and size; a path with a `*` comes once for each key."""
+    for name, value in vars(node).items():
+        if name not in ("config", "conduct"):
+            yield from _walk(name, value, 1)
+
+
+def limit_of(path: str, config: NodeConfig) -> int:
+    """How many elements the container at a path may hold."""
+    known = LIMITS.get(path)
+    if known is not None:
+        return known(config)
+    return UNSENT_MAX if path.endswith("_outputs") else _largest_count(config)
+
+
+def excess(node: Node, config: NodeConfig) -> str | None:
+    """What a core keeps too much of, as a text, or None."""
+    limits: dict[str, int] = {}
+    for path, size in containers(node):
+        limit = limits.get(path)
+        if limit is None:
+            limit = limits[path] = limit_of(path, config)
+        if size > limit:
+            return f"{size} in {path}, {limit} at most"
+    return None
+
+
+def _walk(path: str, value: object, depth: int) -> Iterator[tuple[str, int]]:
+    if isinstance(value, TimerQueue):
+        yield path, len(value)
+        yield f"{path}._heap", max(0, len(value._heap) - 2 * len(value) - TIMER_SLACK)
+        return
+    if isinstance(value, dict):
+        yield path, len(value)
+        children = [(f"{path}.*", child) for child in value.values()]
+    elif isinstance(value, (list, deque, set)):
+        yield path, len(value)
+        children = [(f"{path}.*", child) for child in value]
+    else:
+        children = [(f"{path}.{name}", child) for name, child in _attributes(value)]
+    if depth < DEPTH_MAX:
+        for child_path, child in children:
+            if not isinstance(child, (int, float, bytes, str, tuple, frozenset, Enum, type(None))):
+                yield from _walk(child_path, child, depth + 1)
+
+
+def _attributes(value: object) -> list[tuple[str, object]]:
+    """The attributes of an object of the core's that can change."""
+    kind = type(value)
+    if not kind.__module__.startswith("protocol."):
+        return []
+    if is_dataclass(kind):
+        frozen: bool = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        return [] if frozen else [(entry.name, getattr(value, entry.name)) for entry in fields(kind)]
+    return [(name, child) for name, child in getattr(value, "__dict__", {}).items() if name not in ("_config", "config")]
+
+
+@lru_cache(maxsize=64)
+def _largest_count(config: object) -> int:
+    """The largest `*_max` that counts things, in a configuration and those inside it."""
+    largest = 0
+    for entry in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            largest = max(largest, _largest_count(value))  # type: ignore[arg-type] # mypy takes it for unhashable
+        elif isinstance(value, int) and entry.name.endswith("_max") and "bytes" not in entry.name:
+            largest = max(largest, value)
+    return largest

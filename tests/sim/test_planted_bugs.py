@@ -1,0 +1,236 @@
+"""Bugs that are planted in the core, one of each kind, each found by the check that is there for it within a few seeds.
+
+A bug is planted where a slip would be made: a method of a machine that does less than it should, or a core that does more.
+Without the bug the same seed holds, so that it is the bug that is found.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import pytest
+
+from protocol import gossip, membership
+from protocol.coordinates import CoordinateConfig
+from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.forwarding import ForwardingConfig
+from protocol.gossip import GossipConfig
+from protocol.membership import MembershipConfig
+from protocol.node import Node, NodeConfig
+from protocol.probe import Probe, ProbeConfig
+from protocol.records import RecordConfig, Sequencer
+from protocol.routing import RoutingConfig
+from protocol.services import ServiceConfig
+from protocol.table import PeerTable, TableConfig
+from sim.process import MakeNode
+from sim.run import Run, Settings
+
+HEAL_S_MAX = 15.0  # enough for three nodes, and a quarter of what a run is given
+SEEDS_MAX = 5  # of the 100 within which a bug must be found
+PLAIN = NodeConfig()
+BRIEF = replace(
+    PLAIN,
+    card_lifetime_s=3.0,
+    beat_lifetime_s=3.0,
+    edges_lifetime_s=3.0,
+    edges_interval_s=1.0,
+    table=TableConfig(records=RecordConfig(skew_s=1.0)),
+)  # records that expire while a test runs
+CROWDED = replace(
+    PLAIN, table=TableConfig(peers_max=3, evictable_after_s=0.5)
+)  # too small a table, from which peers are driven out
+SMALL = replace(
+    PLAIN,
+    table=TableConfig(peers_max=16, tombstones_max=64, records=RecordConfig(values_max=256)),
+    gossip=GossipConfig(records_debt_max=100, wants_max=64, refused_max=64, peers_max=16),
+    membership=MembershipConfig(peers_max=64),
+    probe=ProbeConfig(peers_max=16),
+    coordinates=CoordinateConfig(peers_max=64),
+    forwarding=ForwardingConfig(requests_max=64, seen_max=64),
+    routing=RoutingConfig(service=ServiceConfig(entries_max=64)),
+)
+
+
+@dataclass(frozen=True)
+class Story:
+    """In what a bug shows."""
+
+    faults: str
+    config: NodeConfig = PLAIN
+    nodes: int = 4
+    duration_s: float = 8.0
+    first_seed: int = 1  # from which on it is looked for: a later one where the first ones choose something else
+
+    def failure(self, seed: int, make_node: MakeNode = Node) -> str:
+        """What the checks say of one seed."""
+        return Run(Settings(self.nodes, self.duration_s, seed, self.faults, "line"), make_node, self.config).simulate().failure
+
+
+@lru_cache
+def failure_without_bug(story: Story, seed: int) -> str:
+    return story.failure(seed)
+
+
+Plant = Callable[[pytest.MonkeyPatch], MakeNode]
+"""Plants a bug and says how a core with it is made."""
+
+
+def believes_any_signature(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr("protocol.records.envelope.verify_signature", lambda key, signature, signed: True)
+    return Node
+
+
+def takes_any_time(patch: pytest.MonkeyPatch) -> MakeNode:
+    for module in ("protocol.records.envelope", "protocol.gossip.machine"):
+        patch.setattr(f"{module}.check_network_and_time", lambda header, network_id, wall_s, config: None)
+    return Node
+
+
+def takes_older_records(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr(PeerTable, "sequence_of", lambda self, key: 0)
+    return Node
+
+
+def drops_tombstones(patch: pytest.MonkeyPatch) -> MakeNode:
+    drop = PeerTable._drop
+
+    def drops_all(self, place):
+        record = drop(self, place)
+        self._tombstones.clear()
+        return record
+
+    patch.setattr(PeerTable, "_drop", drops_all)
+    return Node
+
+
+def never_expires(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr(PeerTable, "expire", lambda self, wall_s: [])
+    return Node
+
+
+def forgets_to_bound_its_table(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr(PeerTable, "_make_room", lambda self, now, wall_s: ())
+    return Node
+
+
+class KeepsEverything(Node):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.kept = []
+
+    def handle_datagram(self, peer_id, payload, received_at, now):
+        self.kept.append(payload)
+        super().handle_datagram(peer_id, payload, received_at, now)
+
+    def handle_message(self, peer_id, payload, now):
+        self.kept.append(payload)
+        super().handle_message(peer_id, payload, now)
+
+
+class PassesOnWhatItDidNotVerify(Node):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.passed = set()
+
+    def handle_message(self, peer_id, payload, now):
+        super().handle_message(peer_id, payload, now)
+        if payload[1] == 1 and payload not in self.passed:  # records
+            self.passed.add(payload)
+            others = [other for other in self.membership.connected() if other != peer_id]
+            self._outputs.extend(gossip.Send(other, payload) for other in others[:1])
+
+
+class CountsFromOneAgain(Node):
+    def __init__(self, config, identity, luck, _sequencer):
+        super().__init__(config, identity, luck, Sequencer(0))
+
+
+class NeverDialsAgain(Node):
+    gave_up = False
+
+    def handle_disconnected(self, peer_id, code, now):
+        self.gave_up = True
+        super().handle_disconnected(peer_id, code, now)
+
+    def next_output(self):
+        output = super().next_output()
+        while self.gave_up and isinstance(output, membership.Connect):
+            output = super().next_output()
+        return output
+
+
+class TellsOfEveryBeat(Node):
+    def handle_connected(self, peer_id, now, target=None):
+        super().handle_connected(peer_id, now, target)
+        if self.membership.is_connected(peer_id):
+            self._outputs.append(membership.PeerJoined(peer_id))
+
+
+def blames_what_it_does_not_know(patch: pytest.MonkeyPatch) -> MakeNode:
+    decode = gossip.machine.decode_message
+
+    def strict(payload):
+        message = decode(payload)
+        if message is None:
+            raise RemoteProtocolError(ErrorCode.MALFORMED, "unknown")
+        return message
+
+    patch.setattr("protocol.gossip.machine.decode_message", strict)
+    return Node
+
+
+def suspects_during_its_own_stall(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr(Probe, "_excuse_everybody", lambda self, lateness_s, now: None)
+    return Node
+
+
+def never_suspects(patch: pytest.MonkeyPatch) -> MakeNode:
+    def hears_from_everybody(self, peer, state, now):
+        state.heard_at = now
+
+    patch.setattr(Probe, "_judge", hears_from_everybody)
+    return Node
+
+
+def made_as(make_node: MakeNode) -> Plant:
+    return lambda patch: make_node
+
+
+PLANTED = {
+    "believes any signature": (believes_any_signature, "I1", Story("hostile-forged")),
+    "takes records of any time": (takes_any_time, "I1", Story("hostile-future")),
+    "takes older records": (takes_older_records, "I1", Story("hostile-replayed")),
+    "drops tombstones": (drops_tombstones, "I1", Story("hostile-replayed", CROWDED, nodes=6)),
+    "passes on what it did not verify": (made_as(PassesOnWhatItDidNotVerify), "I1", Story("hostile-forged")),
+    "counts from one again": (made_as(CountsFromOneAgain), "I1", Story("crash", first_seed=2)),
+    "never dials again": (made_as(NeverDialsAgain), "I2", Story("partition", nodes=3, duration_s=20.0, first_seed=3)),
+    "never suspects": (never_suspects, "I2", Story("death", nodes=3, duration_s=6.0)),
+    "suspects during its own stall": (suspects_during_its_own_stall, "I5", Story("pause", nodes=3, duration_s=12.0)),
+    "blames what it does not know": (
+        blames_what_it_does_not_know,
+        "I6",
+        Story("new-version", nodes=3, duration_s=6.0, first_seed=3),
+    ),
+    "tells twice": (made_as(TellsOfEveryBeat), "I6", Story("crash")),
+    "never expires": (never_expires, "I9", Story("death", BRIEF, nodes=3, duration_s=20.0, first_seed=5)),
+    "forgets to bound its table": (
+        forgets_to_bound_its_table,
+        "I9",
+        Story("hostile-sybil", SMALL, nodes=3, duration_s=6.0, first_seed=5),
+    ),
+    "keeps everything": (made_as(KeepsEverything), "I9", Story("loss", SMALL, duration_s=12.0)),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, invariant, story = PLANTED[name]
+    monkeypatch.setattr("sim.run.HEAL_S_MAX", HEAL_S_MAX)
+    make_node = plant(monkeypatch)
+    found = (
+        seed for seed in range(story.first_seed, story.first_seed + SEEDS_MAX) if invariant in story.failure(seed, make_node)
+    )
+    seed = next(found, None)
+    assert seed is not None, f"{name} was not found in {SEEDS_MAX} seeds"
+    monkeypatch.undo()
+    assert invariant not in failure_without_bug(story, seed), "the check fails without the bug"
