@@ -196,11 +196,13 @@ def test_forgotten_peer_is_not_acquitted_and_its_verdict_runs_out() -> None:
     assert [output for _, output in heard.run(2001.0)] == [TellVerdict(((OTHERS[1], 1),))]
 
 
-def test_forgotten_peer_that_is_heard_after_all_is_acquitted() -> None:
+def test_forgotten_peer_that_refutes_is_acquitted() -> None:
     heard = Heard()
     heard.machine.accuse(SUBJECT, 0.0)
     heard.run(170.0)
     heard.machine.handle_forgotten(SUBJECT, 170.0)
+    heard.machine.acquit(SUBJECT, 175.0)  # it is connected, but its card is gone: it has to hear of that, and to refute
+    assert heard.run(179.0) == []
     heard.incarnations[SUBJECT] = 2
     heard.machine.handle_incarnation(SUBJECT, 180.0)
     assert heard.outputs() == [TellVerdict(())]
@@ -325,7 +327,6 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(peer=others)
     def acquit(self, peer: RecordKey) -> None:
         self.silent.pop(peer, None)
-        self.forgotten.discard(peer)
         self.machine.acquit(peer, self.now)
 
     @rule(peer=others)

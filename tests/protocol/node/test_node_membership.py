@@ -265,6 +265,17 @@ def test_halves_that_were_cut_apart_grow_together(cut_s: float) -> None:
     assert all(not member.faults for member in world.members)
 
 
+def test_halves_that_have_forgotten_one_another_grow_together() -> None:
+    """Their cards are no news to the others, who remember the numbers: who hears what was said of it shows a new incarnation."""
+    world = mesh(6, 1)
+    world.run(400.0)
+    world.cut_off(*world.members[3:])
+    world.run(600.0)
+    assert {len(member.node.peers(world.now)) for member in world.members} == {2}
+    world.heal()
+    world.run_until(world.all_know_all, 660.0)
+
+
 def test_machine_that_slept_is_back_as_soon_as_it_wakes() -> None:
     """Its peers hold it for gone; it says a greater incarnation and finds out who still hears it."""
     world = mesh(5, 3)
