@@ -190,7 +190,7 @@ class Suspicion:
         self._tell_at(now + wait_s)
 
     def acquit(self, peer: RecordKey, now: float) -> None:
-        """Hears a peer again: takes back what was said, unless the peer was forgotten; it has to refute that to be known again."""
+        """Hears a peer again: takes back what was said. Who was forgotten has to refute that to be known again."""
         if self._mine.pop(peer, None) is not None:
             self._take_back(peer, now)
 

@@ -152,7 +152,7 @@ def test_wall_clock_that_steps_does_no_harm() -> None:
 
 
 def test_core_is_seldom_woken() -> None:
-    """Five nodes: four peers that are probed by turns, heartbeats, rounds; the rest is what moved the timer to an earlier time."""
+    """Five nodes: four peers probed by turns, heartbeats, rounds; the rest is what moved the timer to an earlier time."""
     world = mesh(5, 2)
     world.run(10.0)
     before = [member.wakes for member in world.members]
