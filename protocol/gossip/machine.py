@@ -57,6 +57,7 @@ from protocol.gossip.messages import (
     entries_messages,
     records_messages,
 )
+from protocol.gossip.news import News
 from protocol.gossip.overlay import Overlay
 from protocol.identity import PeerId
 from protocol.records import (
@@ -96,13 +97,6 @@ class _Want:
     give_up_at: float
 
 
-@dataclass(slots=True)
-class _News:
-    sequence: int
-    heartbeats_left: int
-    copies: int = 0  # that came after the first
-
-
 class Gossip:
     """Spreads records over connected peers. After every call, drain `next_output` until it returns None."""
 
@@ -126,8 +120,7 @@ class Gossip:
         self._pushing: list[PeerId] = []  # who has news to be pushed when the present call ends
         self._wants: dict[RecordKey, _Want] = {}
         self._refused: dict[bytes, None] = {}  # hashes, oldest first
-        self._news: dict[RecordKey, _News] = {}  # what was news, oldest first
-        self._renewed: dict[RecordKey, int] = {}  # what says nothing new, to be announced at the next heartbeat
+        self._news = News(config)
         self._repeats: Budget | None = None
         self._greetings: Budget | None = None
         self._round_at: float | None = None
@@ -256,7 +249,7 @@ class Gossip:
         if not isinstance(outcome, Accepted):
             raise LocalProtocolError(ErrorCode.MALFORMED, f"sequence number {record.sequence} is not newer than the last")
         if record.kind in COMPARED and _says_the_same(outcome):
-            self._renewed[record_key(record.peer_id, record.kind)] = record.sequence
+            self._news.note_renewed(record_key(record.peer_id, record.kind), record.sequence)
             return
         self._tell(record, self._overlay.members, except_for=())
         self._push_news()
@@ -320,9 +313,7 @@ class Gossip:
         newest = self._table.sequence_of(key)
         if header.sequence != newest:
             return header.sequence > newest
-        news = self._news.get(key)
-        if news is not None and news.sequence == newest:
-            news.copies += 1
+        self._news.note_copy(key, newest)
         known = self._table.record_of(key)
         return known is not None and signed_bytes(known.envelope) != signed_bytes(envelope)
 
@@ -380,7 +371,7 @@ class Gossip:
             return
         key = record_key(record.peer_id, record.kind)
         if _says_the_same(outcome):
-            self._renewed[key] = record.sequence
+            self._news.note_renewed(key, record.sequence)
             return
         if asked and not self._may_repeat(now):
             return
@@ -402,10 +393,7 @@ class Gossip:
                 self._pushing.append(peer_id)
             peer.news.append(record.envelope)
         if record.kind in COMPARED:
-            self._news.pop(key, None)
-            self._news[key] = _News(record.sequence, self._config.history_heartbeats)
-            if len(self._news) > self._config.history_max:
-                del self._news[next(iter(self._news))]
+            self._news.note(key, record.sequence)
 
     def _push_news(self) -> None:
         if not self._pushing:
@@ -430,18 +418,12 @@ class Gossip:
             self._graft(peer_id)
         for peer_id in change.pruned:
             self._prune(peer_id)
-        if self._news:
-            scarce = [(key, news.sequence) for key, news in self._news.items() if news.copies < self._config.copies_enough]
-            for peer_id in self._overlay.outside(self._config.degree_lazy) if scarce else ():
+        if scarce := self._news.take_scarce():
+            for peer_id in self._overlay.outside(self._config.degree_lazy):
                 self._send(peer_id, answer_messages(scarce))
-            for news in self._news.values():
-                news.heartbeats_left -= 1
-            self._news = {key: news for key, news in self._news.items() if news.heartbeats_left > 0}
-        if self._renewed:
-            told = list(self._renewed.items())
-            self._renewed = {}
+        if renewed := self._news.take_renewed():
             for peer_id in self._overlay.members:
-                fresh = [(key, sequence) for key, sequence in told if self._peers[peer_id].has.get(key, 0) < sequence]
+                fresh = [(key, sequence) for key, sequence in renewed if self._peers[peer_id].has.get(key, 0) < sequence]
                 self._send(peer_id, answer_messages(fresh))
 
     def _handle_link(self, peer_id: PeerId, message: Graft | Prune | Keep, now: float) -> None:
