@@ -118,7 +118,8 @@ class Gossip:
         self._pushing: list[PeerId] = []  # who has news to be pushed when the present call ends
         self._wants: dict[RecordKey, _Want] = {}
         self._refused: dict[bytes, None] = {}  # hashes, oldest first
-        self._news = News(config)
+        self._news = News(config.history_heartbeats, config.history_max)
+        self._renewed: dict[RecordKey, int] = {}  # what says nothing new, to be announced at the next heartbeat
         self._repeats: Budget | None = None
         self._greetings: Budget | None = None
         self._round_at: float | None = None
@@ -247,7 +248,7 @@ class Gossip:
         if not isinstance(outcome, Accepted):
             raise LocalProtocolError(ErrorCode.MALFORMED, f"sequence number {record.sequence} is not newer than the last")
         if record.kind in COMPARED and _says_the_same(outcome):
-            self._news.note_renewed(record_key(record.peer_id, record.kind), record.sequence)
+            self._renewed[record_key(record.peer_id, record.kind)] = record.sequence
             return
         self._tell(record, self._overlay.members, except_for=())
         self._push_news()
@@ -311,7 +312,7 @@ class Gossip:
         newest = self._table.sequence_of(key)
         if header.sequence != newest:
             return header.sequence > newest
-        self._news.note_copy(key, newest)
+        self._news.came_again(key, newest)
         known = self._table.record_of(key)
         return known is not None and signed_bytes(known.envelope) != signed_bytes(envelope)
 
@@ -369,7 +370,7 @@ class Gossip:
             return
         key = record_key(record.peer_id, record.kind)
         if _says_the_same(outcome):
-            self._news.note_renewed(key, record.sequence)
+            self._renewed[key] = record.sequence
             return
         if asked and not self._may_repeat(now):
             return
@@ -391,7 +392,7 @@ class Gossip:
                 self._pushing.append(peer_id)
             peer.news.append(record.envelope)
         if record.kind in COMPARED:
-            self._news.note(key, record.sequence)
+            self._news.add(key, record.sequence)
 
     def _push_news(self) -> None:
         if not self._pushing:
@@ -416,12 +417,14 @@ class Gossip:
             self._graft(peer_id)
         for peer_id in change.pruned:
             self._prune(peer_id)
-        if scarce := self._news.take_scarce():
+        if scarce := self._news.heartbeat(self._config.copies_enough):
             for peer_id in self._overlay.outside(self._config.degree_lazy):
                 self._send(peer_id, answer_messages(scarce))
-        if renewed := self._news.take_renewed():
+        if self._renewed:
+            told = list(self._renewed.items())
+            self._renewed = {}
             for peer_id in self._overlay.members:
-                fresh = [(key, sequence) for key, sequence in renewed if self._peers[peer_id].has.get(key, 0) < sequence]
+                fresh = [(key, sequence) for key, sequence in told if self._peers[peer_id].has.get(key, 0) < sequence]
                 self._send(peer_id, answer_messages(fresh))
 
     def _handle_link(self, peer_id: PeerId, message: Graft | Prune | Keep, now: float) -> None:

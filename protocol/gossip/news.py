@@ -1,15 +1,12 @@
-"""What a node has to announce: what was news at the last heartbeats, and cards that say nothing new.
+"""What was news a moment ago, and how often it came again: what is known all round need not be announced.
 
-News is announced at a few heartbeats, as long as it is scarce: of what has come again from others it is known that it is spread
-already. A card that only takes the place of one that would expire is announced once, at the next heartbeat.
-
-Source: gossipsub v1.0 specification (libp2p/specs), message cache and IHAVE.
+Source: gossipsub v1.0 (libp2p/specs), the message cache and its gossip of the last heartbeats; that copies stand for how well a
+message is known is our addition.
 Spec: docs/spec/04-gossip.md, section "News".
 """
 
 from dataclasses import dataclass
 
-from protocol.gossip.events import GossipConfig
 from protocol.table import RecordKey
 
 
@@ -21,39 +18,36 @@ class _Item:
 
 
 class News:
-    """The memory; entries are keys of records with their sequence numbers, oldest first."""
+    """Keys and sequence numbers of the records of the last heartbeats, bounded."""
 
-    def __init__(self, config: GossipConfig) -> None:
-        self._config = config
-        self._items: dict[RecordKey, _Item] = {}
-        self._renewed: dict[RecordKey, int] = {}
+    def __init__(self, heartbeats: int, items_max: int) -> None:
+        """Starts empty.
 
-    def note(self, key: RecordKey, sequence: int) -> None:
-        """Remembers a record that is news; the oldest is forgotten when there are too many."""
+        Args:
+            heartbeats: for how many an item is kept.
+            items_max: items kept; past it the oldest go.
+        """
+        self._heartbeats = heartbeats
+        self._items_max = items_max
+        self._items: dict[RecordKey, _Item] = {}  # oldest first
+
+    def add(self, key: RecordKey, sequence: int) -> None:
+        """Notes a record that has been pushed."""
         self._items.pop(key, None)
-        self._items[key] = _Item(sequence, self._config.history_heartbeats)
-        if len(self._items) > self._config.history_max:
+        self._items[key] = _Item(sequence, self._heartbeats)
+        if len(self._items) > self._items_max:
             del self._items[next(iter(self._items))]
 
-    def note_copy(self, key: RecordKey, sequence: int) -> None:
-        """Notes that a record which is known came once more."""
+    def came_again(self, key: RecordKey, sequence: int) -> None:
+        """Notes a copy of a record that is known."""
         item = self._items.get(key)
         if item is not None and item.sequence == sequence:
             item.copies += 1
 
-    def note_renewed(self, key: RecordKey, sequence: int) -> None:
-        """Remembers a card that says what the one before said."""
-        self._renewed[key] = sequence
-
-    def take_scarce(self) -> list[tuple[RecordKey, int]]:
-        """What is to be announced outside the mesh at this heartbeat."""
-        scarce = [(key, item.sequence) for key, item in self._items.items() if item.copies < self._config.copies_enough]
+    def heartbeat(self, copies_enough: int) -> list[tuple[RecordKey, int]]:
+        """What came again fewer than `copies_enough` times and is to be announced; everything grows older by a heartbeat."""
+        scarce = [(key, item.sequence) for key, item in self._items.items() if item.copies < copies_enough]
         for item in self._items.values():
             item.heartbeats_left -= 1
         self._items = {key: item for key, item in self._items.items() if item.heartbeats_left > 0}
         return scarce
-
-    def take_renewed(self) -> list[tuple[RecordKey, int]]:
-        """What is to be announced over the links of the mesh at this heartbeat."""
-        renewed, self._renewed = list(self._renewed.items()), {}
-        return renewed

@@ -26,8 +26,9 @@ from protocol.forwarding import Forwarding
 from protocol.gossip import Gossip
 from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
-from protocol.membership import Membership, Standing
+from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
+from protocol.node.candidates import candidate, memory_bytes
 from protocol.node.config import NodeConfig, Output, PeerView, RecordSealed, ReserveSequences
 from protocol.probe import Liveness, Probe
 from protocol.records import (
@@ -106,6 +107,11 @@ class Node:
     def handle_wall_clock(self, wall_s: float, now: float) -> None:
         """Learns what the wall clock shows at `now`; call it again from time to time, for wall clocks step."""
         self._wall_offset_s = wall_s - now
+
+    def handle_addresses(self, addresses: tuple[Multiaddr, ...], now: float) -> None:
+        """Takes over where this node can be reached, when that has changed."""
+        self.announcer.handle_addresses(addresses)
+        self.handle_timer(now)
 
     def handle_offers(self, offers: tuple[ModelOffer, ...], now: float) -> None:
         """Takes over which models this node serves."""
@@ -220,7 +226,8 @@ class Node:
         )
         candidates = [self._own_candidate()]
         if request.hops_left > 0:  # otherwise nobody else may be asked
-            candidates.extend(self._candidate(view) for view in self.peers(now))
+            own_error = self.vivaldi.coordinate.error
+            candidates.extend(candidate(view, own_error, self.forwarding.in_flight(view.peer_id)) for view in self.peers(now))
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
     def submit(
@@ -295,28 +302,8 @@ class Node:
             path=Path(RttSource.SELF),
             offers=self.announcer.offers,
             beat=Beat(self.announcer.draining, self.announcer.loads),
-            memory_bytes=_memory_bytes(self.announcer.hardware),
+            memory_bytes=memory_bytes(self.announcer.hardware),
             in_flight=self.forwarding.in_flight(self.peer_id),
-        )
-
-    def _candidate(self, view: PeerView) -> CandidateInput:
-        """A peer as a candidate: the best that is known of the path, its own word on the rest."""
-        card, quality = view.card, view.quality
-        if quality is not None:
-            path = Path(RttSource.MEASURED, quality.rtt_s, quality.jitter_s, quality.loss, connected=view.connected)
-        elif view.coordinate_rtt_s is not None and card is not None and card.coordinate is not None:
-            error = max(card.coordinate.error, self.vivaldi.coordinate.error)
-            path = Path(RttSource.COORDINATE, view.coordinate_rtt_s, error=error, connected=view.connected)
-        else:
-            path = Path(RttSource.UNKNOWN, connected=view.connected)
-        return CandidateInput(
-            peer_id=view.peer_id,
-            path=path,
-            offers=() if card is None else card.models,
-            beat=view.beat,
-            unavailable="" if view.standing is Standing.ALIVE else f"{view.standing}: {view.why}",
-            memory_bytes=_memory_bytes(None if card is None else card.hardware),
-            in_flight=self.forwarding.in_flight(view.peer_id),
         )
 
     def wall(self, now: float) -> float:
@@ -604,10 +591,3 @@ class Node:
         """What a peer's newest record of a kind says."""
         record = self.table.get(peer_id, kind)
         return None if record is None else record.payload
-
-
-def _memory_bytes(hardware: Hardware | None) -> int:
-    """The memory that models live in: that of the largest accelerator, or the host's where there is none."""
-    if hardware is None:
-        return 0
-    return max((gpu.memory_bytes for gpu in hardware.gpus), default=hardware.memory_bytes)

@@ -19,7 +19,7 @@ class Heard:
     """A machine with the incarnations that its node knows, and everything that came out of it."""
 
     def __init__(self, config: SuspicionConfig = CONFIG) -> None:
-        self.incarnations = {key: 1 for key in (OWN, SUBJECT, *OTHERS)}
+        self.incarnations = dict.fromkeys((OWN, SUBJECT, *OTHERS), 1)
         self.machine = Suspicion(config, OWN, random.Random(1), self.incarnations.get)
         self.now = 0.0
 
