@@ -187,6 +187,8 @@ class Safety:
             raise CheckFailedError("I5", f"n{process.index} holds {who} for dead {waited_s:.3f} s of its own time after a suspicion")
 
     def _look_at_voices(self, process: Process, subject: RecordKey) -> None:
+        if not process.node.suspicion.is_doubted(subject):
+            return  # the same message brought a verdict that cleared it again
         card = process.node.table.record_of(subject)
         newest = card.payload.incarnation if card is not None and isinstance(card.payload, Card) else 0
         voices = sum(
@@ -248,9 +250,7 @@ class Safety:
 
     def _name_of(self, key: RecordKey) -> str:
         """Whose card has this key."""
-        known = (peer for peer in self.world.journal.names if record_key(peer, RecordKind.CARD) == key)
-        peer = next(known, None)
-        return key.hex() if peer is None else self._name(peer)
+        return self.world.journal.name_of(key)
 
 
 def envelopes_in(payload: bytes) -> Iterator[bytes]:

@@ -271,7 +271,7 @@ PLANTED = {
         "I9",
         Story("hostile-sybil", SMALL, nodes=3, duration_s=6.0),
     ),
-    "keeps everything": (made_as(KeepsEverything), "I9", Story("loss", SMALL, duration_s=30.0)),
+    "keeps everything": (made_as(KeepsEverything), "I9", Story("loss", SMALL, duration_s=60.0)),
 }
 
 
