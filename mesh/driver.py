@@ -7,7 +7,6 @@ loses messages instead of costing memory.
 Spec: docs/spec/04-gossip.md, section "Streams".
 """
 
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -60,7 +59,6 @@ class Driver:
         telemetry: Telemetry,
         reserve: Callable[[int], None],
         on_forwarding: Callable[[forwarding.Output], None],
-        suspended_s: Callable[[], float] | None = None,
     ) -> None:
         """Connects the parts; nothing runs before `run`.
 
@@ -70,15 +68,13 @@ class Driver:
             telemetry: where facts become metrics and log lines.
             reserve: persists an upper bound of used sequence numbers; raises OSError when it cannot.
             on_forwarding: takes what the core wants done with requests.
-            suspended_s: for how long the machine was ever suspended, in seconds; asks the kernel where None.
         """
         self._node = node
         self._transport = transport
         self._telemetry = telemetry
         self._reserve = reserve
         self._on_forwarding = on_forwarding
-        self._suspended_s = suspended_s or read_suspended_s
-        self._known_suspended_s = self._suspended_s()
+        self._suspended_s = transport.machine.suspended_s()
         self._outboxes: dict[PeerId, _Outbox] = {}
         self._targets: dict[PeerId, list[membership.Target]] = {}
         self._unreached: set[str] = set()
@@ -122,9 +118,9 @@ class Driver:
 
     def _look_whether_slept(self) -> None:
         """Tells the core when the machine was suspended since the last look."""
-        slept_s = self._suspended_s() - self._known_suspended_s
+        slept_s = self._transport.machine.suspended_s() - self._suspended_s
         if slept_s > SLEPT_S_MIN:
-            self._known_suspended_s += slept_s
+            self._suspended_s += slept_s
             self._telemetry.slept(slept_s)
             self._node.handle_slept(slept_s, self.now)
             self.settle()
@@ -338,12 +334,3 @@ class Driver:
             await self._hang_up(stream.peer_id, error.code)
         except (StreamReset, ConnectionLost):
             return
-
-
-def read_suspended_s() -> float:
-    """For how long this machine was ever suspended, in seconds: time that CLOCK_BOOTTIME counts and CLOCK_MONOTONIC does not.
-
-    CLOCK_BOOTTIME is read first: a process that is held up between the two reads sees too little once, and never too much.
-    """
-    boottime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return boottime_s - time.clock_gettime(time.CLOCK_MONOTONIC)

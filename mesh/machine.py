@@ -23,6 +23,15 @@ async def hardware_here() -> Hardware:
     return await trio.to_thread.run_sync(read_hardware)
 
 
+def read_suspended_s() -> float:
+    """For how long this machine was ever suspended, in seconds: time that CLOCK_BOOTTIME counts and CLOCK_MONOTONIC does not.
+
+    CLOCK_BOOTTIME is read first: a process that is held up between the two reads sees too little once, and never too much.
+    """
+    boottime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return boottime_s - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """One machine.
@@ -34,6 +43,7 @@ class Machine:
         luck: draws that no peer may foresee.
         open_socket: makes a socket of a family and a kind that does not block.
         hardware: reads what the machine is made of.
+        suspended_s: for how long the machine was ever suspended, in seconds, which `clock` does not count.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -42,3 +52,4 @@ class Machine:
     luck: Luck = field(default_factory=random.SystemRandom)
     open_socket: Callable[[socket.AddressFamily, socket.SocketKind], socket.socket] = socket.socket
     hardware: Callable[[], Awaitable[Hardware]] = hardware_here
+    suspended_s: Callable[[], float] = read_suspended_s

@@ -116,5 +116,9 @@ def _bytes_of(output: Output) -> bytes:
             return b"s" + record.envelope
         case gossip.Equivocated(kept, offered):
             return b"e" + kept.envelope + offered.envelope
+        case probe.SampleTaken(peer, rtt_s):
+            return b"r" + peer + struct.pack("<d", rtt_s)
+        case gossip.BeatHeard(peer_id, _):
+            return b"b" + peer_id  # what it says was noted when it was sent
         case _:
             return repr(output).encode()

@@ -5,18 +5,43 @@ Nodes that hold the same record share one object, which also keeps ten thousand 
 """
 
 from protocol.errors import RemoteProtocolError
-from protocol.records import Record, RecordConfig, RecordHeader, RecordReader, check_network_and_time
+from protocol.gossip import GossipReader, Message
+from protocol.records import Beat, Record, RecordConfig, RecordHeader, check_network_and_time
 
 REMEMBERED_MAX = 200_000
 """Envelopes, a count: twenty for each of 10,000 nodes; past it the oldest are read again."""
 
+MESSAGES_MAX = 20_000
+"""Messages and beats, a count each: a few virtual seconds of a thousand nodes, longer than any is under way."""
 
-class SharedReader(RecordReader):
+
+class SharedReader(GossipReader):
     """Remembers headers and records by their bytes, faults too."""
 
     def __init__(self) -> None:
         self._headers: dict[bytes, RecordHeader | RemoteProtocolError] = {}
         self._records: dict[bytes, Record] = {}
+        self._messages: dict[bytes, Message | None] = {}
+        self._beats: dict[bytes, Beat] = {}
+
+    def message(self, payload: bytes) -> Message | None:
+        """See `GossipReader`; most messages go to many peers."""
+        try:
+            return self._messages[payload]
+        except KeyError:
+            message = self._messages[payload] = super().message(payload)
+        if len(self._messages) > MESSAGES_MAX:
+            del self._messages[next(iter(self._messages))]
+        return message
+
+    def beat(self, payload: bytes, config: RecordConfig) -> Beat:
+        """See `GossipReader`."""
+        beat = self._beats.get(payload)
+        if beat is None:
+            beat = self._beats[payload] = super().beat(payload, config)
+            if len(self._beats) > MESSAGES_MAX:
+                del self._beats[next(iter(self._beats))]
+        return beat
 
     def peek(self, envelope: bytes, config: RecordConfig) -> RecordHeader:
         """See `RecordReader`."""

@@ -276,7 +276,7 @@ class World:
         process.armed_for = math.inf
         process.node.handle_timer(self.now)
         self.settle(process)
-        assert process.node.next_timer() > self.now, "the core wants to be woken in the past for ever"
+        assert process.armed_for > self.now, "the core wants to be woken in the past for ever"
 
     def settle(self, process: Process) -> None:
         """Drains a core and arms its timer; follows every call into it."""

@@ -16,7 +16,8 @@ from protocol.gossip.events import (
     Send,
 )
 from protocol.gossip.machine import Gossip
-from protocol.gossip.messages import MESSAGE_BYTES_MAX
+from protocol.gossip.messages import MESSAGE_BYTES_MAX, Message
+from protocol.gossip.reader import GossipReader
 
 __all__ = [
     "MESSAGE_BYTES_MAX",
@@ -24,8 +25,10 @@ __all__ = [
     "Equivocated",
     "Gossip",
     "GossipConfig",
+    "GossipReader",
     "Grafted",
     "LinkKept",
+    "Message",
     "Misbehaved",
     "Output",
     "OwnRecordHeard",

@@ -52,21 +52,19 @@ from protocol.gossip.messages import (
     Records,
     Want,
     answer_messages,
-    decode_message,
     encode_message,
     entries_messages,
     records_messages,
 )
 from protocol.gossip.overlay import Overlay
+from protocol.gossip.reader import GossipReader
 from protocol.identity import PeerId
 from protocol.records import (
     Beat,
     Record,
     RecordHeader,
     RecordKind,
-    RecordReader,
     check_network_and_time,
-    decode_payload,
     encode_payload,
     fit,
     signed_bytes,
@@ -119,7 +117,7 @@ class Gossip:
         self._table = table
         self._network_id = network_id
         self._luck = luck
-        self.reader = RecordReader()
+        self.reader = GossipReader()
         self._overlay = Overlay(config, luck)
         self._peers: dict[PeerId, _Peer] = {}
         self._order: list[PeerId] = []  # connected peers, sorted
@@ -220,7 +218,7 @@ class Gossip:
         if not self._within(peer_id, peer.received, len(payload), now):
             return
         try:
-            message = decode_message(payload)
+            message = self.reader.message(payload)
             match message:
                 case Records():
                     self._handle_records(peer_id, peer, message, now, wall_s)
@@ -464,9 +462,7 @@ class Gossip:
         if peer.beats.take(1, now) is not Verdict.GRANTED:
             self._outputs.append(RecordRefused(peer_id, ErrorCode.FLOODING))
             return
-        beat = decode_payload(RecordKind.BEAT, message.payload, self._table.config.records)
-        assert isinstance(beat, Beat)
-        self._outputs.append(BeatHeard(peer_id, beat))
+        self._outputs.append(BeatHeard(peer_id, self.reader.beat(message.payload, self._table.config.records)))
 
     def _note_has(self, peer: _Peer, entries: Iterable[tuple[RecordKey, int]]) -> None:
         """Remember what a peer has, so that it is not sent; what is forgotten costs one copy."""

@@ -84,6 +84,7 @@ class Node:
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
         self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
+        self._told_due = float("inf")  # when this node wanted to be woken last
         self._wall_offset_s = 0.0
         self._outputs: deque[Output] = deque()
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
@@ -355,11 +356,12 @@ class Node:
             timer = machine.next_timer()
             if timer is not None and timer < due:
                 due = timer
+        self._told_due = due
         return due
 
     def handle_timer(self, now: float) -> None:
         """Does what is due; being much too late for it is a stall of this node's own."""
-        lateness_s = now - self.next_timer()
+        lateness_s = now - self._told_due
         if lateness_s > self.config.probe.lateness_s_max:
             self.membership.handle_stall(lateness_s, now)
         self.gossip.handle_timer(now, self.wall(now))

@@ -6,7 +6,8 @@ from io import StringIO
 import pytest
 import trio
 
-from mesh.driver import SLEEP_LOOK_S, SLEPT_S_MIN, Driver, read_suspended_s
+from mesh.driver import SLEEP_LOOK_S, SLEPT_S_MIN, Driver
+from mesh.machine import Machine, read_suspended_s
 from mesh.telemetry import Telemetry, make_logger
 from mesh.transport import Transport
 from protocol.identity import Identity
@@ -23,7 +24,7 @@ class Sleeper:
         self.suspended_s = 1000.0  # it slept before this node was started
         self.log = StringIO()
         self.telemetry = Telemetry(make_logger("json", "info", self.log))
-        self.transport = Transport(IDENTITY)
+        self.transport = Transport(IDENTITY, machine=Machine(suspended_s=lambda: self.suspended_s))
         self.node = Node(NodeConfig(), IDENTITY, random.Random(1), Sequencer(0))
         self.driver = Driver(
             self.node,
@@ -31,7 +32,6 @@ class Sleeper:
             self.telemetry,
             reserve=lambda _upto: None,
             on_forwarding=lambda _output: None,
-            suspended_s=lambda: self.suspended_s,
         )
 
     def start(self) -> None:

@@ -97,7 +97,7 @@ def test_connections_that_neither_end_keeps_are_closed_a_few_at_a_time_down_to_t
     closed: set[PeerId] = set()
     now = LATER
     for _ in range(40):
-        membership.handle_ranking(PEERS[:6], PEERS[6:8], now)
+        membership.handle_ranking(PEERS[:6], PEERS[6:7], now)
         batch = drained(membership, Disconnect)
         assert len(batch) <= CONFIG.surplus_at_once
         for disconnect in batch:
@@ -106,7 +106,7 @@ def test_connections_that_neither_end_keeps_are_closed_a_few_at_a_time_down_to_t
             closed.add(disconnect.peer_id)
         now += 1.0
     assert len(membership.connected()) == CONFIG.near_max + CONFIG.far_max
-    assert not closed & set(PEERS[:8])  # the near ones, and those of gossip's mesh
+    assert not closed & set(PEERS[:7])  # the near ones, and those of gossip's mesh
 
 
 def test_connection_that_the_other_end_keeps_is_not_closed() -> None:

@@ -310,6 +310,7 @@ def test_a_peer_that_joins_the_mesh_is_not_blamed_for_its_silence_before() -> No
         pair.nodes[here].handle_watched(there, pair.now, watched=True)
     pair.run(125.0 + CONFIG.interval_s)
     assert pair.sent - before <= 8  # no burst
+    assert pair.nodes[A].stalls == 0  # nothing was due before
     assert pair.facts_of(A, PeerSuspected) == []
     pair.cut = True
     pair.run(130.0)

@@ -154,6 +154,7 @@ def test_a_small_mesh_comes_through_whatever_is_done_to_it() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_small_mesh_comes_through_it_for_long() -> None:
     run_state_machine_as_test(MeshMachine, settings=settings(STEADY, max_examples=300, stateful_step_count=30))
 

@@ -15,10 +15,10 @@ from mesh.inference import ServeLimits
 from mesh.transport import Connection, ConnectionLost, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode
-from protocol.gossip.messages import Records, encode_message
+from protocol.gossip.messages import BeatTold, Records, encode_message
 from protocol.identity import Identity
 from protocol.inference import Failed, Feature, Finished, TextDelta
-from protocol.records import Beat, Card, Hardware, ModelOffer, Payload, seal
+from protocol.records import DEFAULT_RECORD_CONFIG, Beat, Card, Hardware, ModelOffer, Payload, encode_payload, seal
 from protocol.wire.inference import PROTOCOL_ID, decode_reply, encode_request
 
 SEED = 9
@@ -38,6 +38,10 @@ def sealed(
 
 def records(*envelopes: bytes) -> bytes:
     return encode_frame(encode_message(Records(envelopes)))
+
+
+def told(beat: Beat) -> bytes:
+    return encode_frame(encode_message(BeatTold(encode_payload(beat, DEFAULT_RECORD_CONFIG))))
 
 
 def forged() -> bytes:
@@ -173,7 +177,9 @@ async def test_a_replayed_record_changes_nothing(start: Start) -> None:
 async def test_a_flood_of_records_ends_the_connection(start: Start) -> None:
     async with offence(start) as offender:
         stream = await offender.gossip()
-        flood = [sealed(Identity.from_seed(number.to_bytes(32, "big"))) for number in range(1, 700)]
+        gossip = offender.victim.service.node.config.gossip
+        number = gossip.records_burst + gossip.records_debt_max + 200
+        flood = [sealed(Identity.from_seed(index.to_bytes(32, "big"))) for index in range(1, number)]
         try:
             for begin in range(0, len(flood), 100):
                 await stream.send_all(records(*flood[begin : begin + 100]))
@@ -337,7 +343,7 @@ async def test_a_peer_that_claims_a_model_and_answers_nobody_costs_no_answer(sta
         stranger.on_datagram = lambda peer_id, data, _: stranger.connections[peer_id].send_datagram(b"\x02" + data[1:])
         stream = await connection.open_stream(GOSSIP_PROTOCOL)
         card = Card((), Hardware("cpu", 1, 1, 1), (ModelOffer(MODEL, frozenset({Feature.CHAT})),), None, "test")
-        await stream.send_all(records(sealed(liar, payload=card, lasts_s=60.0), sealed(liar, sequence=2)))
+        await stream.send_all(records(sealed(liar, payload=card, lasts_s=60.0)) + told(BEAT))
         await eventually(lambda: honest.knows(liar.peer_id) and honest.service.node.peer(liar.peer_id, 0.0).quality is not None)
         outcomes: dict[bytes, str] = {}
         while liar.peer_id not in outcomes:

@@ -1,0 +1,22 @@
+"""How gossip reads what comes: messages, beats, and the records in them."""
+
+from protocol.gossip.messages import Message, decode_message
+from protocol.records import Beat, RecordConfig, RecordKind, RecordReader, decode_payload
+
+
+class GossipReader(RecordReader):
+    """Reads messages; whoever runs many nodes in one process may hand in one that remembers what it has read."""
+
+    def message(self, payload: bytes) -> Message | None:
+        """See `decode_message`."""
+        return decode_message(payload)
+
+    def beat(self, payload: bytes, config: RecordConfig) -> Beat:
+        """The beat that a message carries.
+
+        Raises:
+            RemoteProtocolError: TOO_LARGE or MALFORMED.
+        """
+        beat = decode_payload(RecordKind.BEAT, payload, config)
+        assert isinstance(beat, Beat)
+        return beat
