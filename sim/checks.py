@@ -91,6 +91,7 @@ class Safety:
         self._members: dict[tuple[int, int], set[PeerId]] = {}
         self._overdue: dict[tuple[int, int, PeerId, RecordKind], float] = {}
         self._suspected_at: dict[tuple[int, int, PeerId], float] = {}
+        self._doubted_at: dict[tuple[int, int, RecordKey], float] = {}
         self._turn = 0
         self.world.watchers.append(self._watch)
         self.world.seal_watchers.append(self._note_sealed)
@@ -119,6 +120,7 @@ class Safety:
             case membership.PeerGone(peer):
                 self._look_at_death(process, peer)
             case suspicion.Doubted(key):
+                self._doubted_at[process.index, process.life, key] = self.world.now
                 self._look_at_voices(process, key)
             case gossip.Misbehaved(peer, code) | probe.Misbehaved(peer, code):
                 excused = isinstance(output, probe.Misbehaved) and code is ErrorCode.FLOODING and PROBE_FLOODS_EXCUSED
@@ -171,7 +173,8 @@ class Safety:
             return  # a slow process takes in late what came in time
         silent_s = self.world.now - heard - process.stalled_s(heard, self.world.now)
         limit_s = process.config.probe.suspect_after_s - SLACK_S
-        if not process.node.suspicion.is_doubted(record_key(peer, RecordKind.CARD)):
+        doubted_at = self._doubted_at.get((process.index, process.life, record_key(peer, RecordKind.CARD)), -1.0)
+        if doubted_at < heard:
             limit_s += process.config.probe.echo_s  # else others have heard nothing of it, and it was asked at once
         if silent_s < limit_s:
             who = self._name(peer)
@@ -184,7 +187,9 @@ class Safety:
         waited_s = self.world.now - since - process.stalled_s(since, self.world.now)
         if waited_s < process.config.membership.gone_after_s - SLACK_S:
             who = self._name(peer)
-            raise CheckFailedError("I5", f"n{process.index} holds {who} for dead {waited_s:.3f} s of its own time after a suspicion")
+            raise CheckFailedError(
+                "I5", f"n{process.index} holds {who} for dead {waited_s:.3f} s of its own time after a suspicion"
+            )
 
     def _look_at_voices(self, process: Process, subject: RecordKey) -> None:
         if not process.node.suspicion.is_doubted(subject):

@@ -26,8 +26,9 @@ from protocol.forwarding import Forwarding
 from protocol.gossip import Gossip
 from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
-from protocol.membership import Membership, Standing
+from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
+from protocol.node.candidates import own_candidate, peer_candidate
 from protocol.node.config import NodeConfig, Output, PeerView, RecordSealed, ReserveSequences
 from protocol.probe import Liveness, Probe
 from protocol.records import (
@@ -47,7 +48,7 @@ from protocol.records import (
     fit,
     seal,
 )
-from protocol.routing import CandidateInput, Path, Requirement, RouteReport, RttSource, rank
+from protocol.routing import Requirement, RouteReport, rank
 from protocol.services import ServiceEstimates
 from protocol.suspicion import Suspicion
 from protocol.table import PeerTable, RecordKey, record_key
@@ -218,9 +219,10 @@ class Node:
             stream=request.stream,
             excluded=excluded,
         )
-        candidates = [self._own_candidate()]
+        in_flight, own_error = self.forwarding.in_flight, self.vivaldi.coordinate.error
+        candidates = [own_candidate(self.peer_id, self.announcer, in_flight(self.peer_id))]
         if request.hops_left > 0:  # otherwise nobody else may be asked
-            candidates.extend(self._candidate(view) for view in self.peers(now))
+            candidates.extend(peer_candidate(view, own_error, in_flight(view.peer_id)) for view in self.peers(now))
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
     def submit(
@@ -287,37 +289,6 @@ class Node:
     def handle_cancelled(self, request: InferenceRequest, now: float) -> None:
         """Notes that the caller is gone; nothing happens when the request has ended already."""
         self.forwarding.handle_cancelled(request.request_id, now)
-
-    def _own_candidate(self) -> CandidateInput:
-        """This node as a candidate: no path, its own load."""
-        return CandidateInput(
-            peer_id=self.peer_id,
-            path=Path(RttSource.SELF),
-            offers=self.announcer.offers,
-            beat=Beat(self.announcer.draining, self.announcer.loads),
-            memory_bytes=_memory_bytes(self.announcer.hardware),
-            in_flight=self.forwarding.in_flight(self.peer_id),
-        )
-
-    def _candidate(self, view: PeerView) -> CandidateInput:
-        """A peer as a candidate: the best that is known of the path, its own word on the rest."""
-        card, quality = view.card, view.quality
-        if quality is not None:
-            path = Path(RttSource.MEASURED, quality.rtt_s, quality.jitter_s, quality.loss, connected=view.connected)
-        elif view.coordinate_rtt_s is not None and card is not None and card.coordinate is not None:
-            error = max(card.coordinate.error, self.vivaldi.coordinate.error)
-            path = Path(RttSource.COORDINATE, view.coordinate_rtt_s, error=error, connected=view.connected)
-        else:
-            path = Path(RttSource.UNKNOWN, connected=view.connected)
-        return CandidateInput(
-            peer_id=view.peer_id,
-            path=path,
-            offers=() if card is None else card.models,
-            beat=view.beat,
-            unavailable="" if view.standing is Standing.ALIVE else f"{view.standing}: {view.why}",
-            memory_bytes=_memory_bytes(None if card is None else card.hardware),
-            in_flight=self.forwarding.in_flight(view.peer_id),
-        )
 
     def wall(self, now: float) -> float:
         """The wall clock at `now`, in seconds since 1970."""
@@ -604,10 +575,3 @@ class Node:
         """What a peer's newest record of a kind says."""
         record = self.table.get(peer_id, kind)
         return None if record is None else record.payload
-
-
-def _memory_bytes(hardware: Hardware | None) -> int:
-    """The memory that models live in: that of the largest accelerator, or the host's where there is none."""
-    if hardware is None:
-        return 0
-    return max((gpu.memory_bytes for gpu in hardware.gpus), default=hardware.memory_bytes)

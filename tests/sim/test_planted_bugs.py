@@ -175,7 +175,7 @@ class TellsOfEveryConnection(Node):
 
 
 def blames_what_it_does_not_know(patch: pytest.MonkeyPatch) -> MakeNode:
-    decode = gossip.machine.decode_message
+    decode = gossip.reader.decode_message
 
     def strict(payload):
         message = decode(payload)
@@ -183,7 +183,7 @@ def blames_what_it_does_not_know(patch: pytest.MonkeyPatch) -> MakeNode:
             raise RemoteProtocolError(ErrorCode.MALFORMED, "unknown")
         return message
 
-    patch.setattr("protocol.gossip.machine.decode_message", strict)
+    patch.setattr("protocol.gossip.reader.decode_message", strict)
     return Node
 
 
