@@ -202,10 +202,12 @@ class Suspicion:
             self._past[peer] = (finding.incarnation, now + self._config.past_s)
 
     def handle_forgotten_self(self, now: float) -> None:
-        """Hears a record of an earlier life of this node: a verdict of that life may still be believed, and is taken back."""
-        if self._told_at == float("-inf"):
-            self._told, self._took_back = ((self._own, 0),), True
-            self._tell_soon(now)
+        """Hears a record of an earlier life of this node: a verdict of that life may still be believed, and is replaced.
+
+        Each such record may show a greater number than the verdict that replaced the one before, which it would outlast.
+        """
+        self._took_back = True
+        self._tell_soon(now)
 
     def voices(self, peer: RecordKey) -> int:
         """How many others accuse the newest incarnation of a peer."""

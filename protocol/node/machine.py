@@ -28,7 +28,7 @@ from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
 from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
-from protocol.node.candidates import candidate, memory_bytes
+from protocol.node.candidates import own_candidate, peer_candidate
 from protocol.node.config import NodeConfig, Output, PeerView, RecordSealed, ReserveSequences
 from protocol.probe import Liveness, Probe
 from protocol.records import (
@@ -48,7 +48,7 @@ from protocol.records import (
     fit,
     seal,
 )
-from protocol.routing import CandidateInput, Path, Requirement, RouteReport, RttSource, rank
+from protocol.routing import Requirement, RouteReport, rank
 from protocol.services import ServiceEstimates
 from protocol.suspicion import Suspicion
 from protocol.table import PeerTable, RecordKey, record_key
@@ -223,10 +223,10 @@ class Node:
             stream=request.stream,
             excluded=excluded,
         )
-        candidates = [self._own_candidate()]
+        in_flight, own_error = self.forwarding.in_flight, self.vivaldi.coordinate.error
+        candidates = [own_candidate(self.peer_id, self.announcer, in_flight(self.peer_id))]
         if request.hops_left > 0:  # otherwise nobody else may be asked
-            own_error = self.vivaldi.coordinate.error
-            candidates.extend(candidate(view, own_error, self.forwarding.in_flight(view.peer_id)) for view in self.peers(now))
+            candidates.extend(peer_candidate(view, own_error, in_flight(view.peer_id)) for view in self.peers(now))
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
     def submit(
@@ -293,17 +293,6 @@ class Node:
     def handle_cancelled(self, request: InferenceRequest, now: float) -> None:
         """Notes that the caller is gone; nothing happens when the request has ended already."""
         self.forwarding.handle_cancelled(request.request_id, now)
-
-    def _own_candidate(self) -> CandidateInput:
-        """This node as a candidate: no path, its own load."""
-        return CandidateInput(
-            peer_id=self.peer_id,
-            path=Path(RttSource.SELF),
-            offers=self.announcer.offers,
-            beat=Beat(self.announcer.draining, self.announcer.loads),
-            memory_bytes=memory_bytes(self.announcer.hardware),
-            in_flight=self.forwarding.in_flight(self.peer_id),
-        )
 
     def wall(self, now: float) -> float:
         """The wall clock at `now`, in seconds since 1970."""
