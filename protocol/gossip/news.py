@@ -2,6 +2,7 @@
 
 Source: gossipsub v1.0 (libp2p/specs), the message cache and its gossip of the last heartbeats; that copies stand for how well a
 message is known is our addition.
+Spec: docs/spec/04-gossip.md, section "News".
 """
 
 from dataclasses import dataclass
