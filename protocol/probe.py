@@ -92,8 +92,8 @@ class ProbeConfig:
     interval_spread: float = 0.1
     burst_probes: int = 4
     burst_interval_s: float = 0.05
-    quiet_s: float = 1.2
-    echo_s: float = 0.65
+    quiet_s: float = 1.15
+    echo_s: float = 0.6
     suspect_after_s: float = 0.4
     lateness_s_max: float = 0.25
     health_max: int = 8
