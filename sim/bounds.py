@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from protocol.node import Node, NodeConfig
 from protocol.records import RecordKind
+from protocol.table import BUCKETS, COMPARED
 from protocol.timers import TimerQueue
 
 DEPTH_MAX = 6
@@ -32,22 +33,36 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "table._by_key": lambda config: (config.table.peers_max + 1) * len(RecordKind),
     "table._heard": lambda config: config.table.peers_max + 1,
     "table._tombstones": lambda config: config.table.tombstones_max,
-    "table._buckets": lambda _config: 1024,
-    "table._hashes": lambda _config: 1024,
+    "table._buckets": lambda _config: BUCKETS,
+    "table._hashes": lambda _config: BUCKETS,
     "table._order": lambda config: (config.table.peers_max + 1) * len(RecordKind),
     "table._cards": lambda config: config.table.peers_max + 1,
     "gossip._peers": lambda config: config.gossip.peers_max,
     "gossip._order": lambda config: config.gossip.peers_max,
     "gossip._wants": lambda config: config.gossip.wants_max * config.gossip.peers_max,
     "gossip._refused": lambda config: config.gossip.refused_max,
+    "gossip._news": lambda config: config.gossip.history_max,
+    "gossip._renewed": lambda config: (config.table.peers_max + 1) * len(COMPARED),
+    "gossip._peers.*.has": lambda config: config.gossip.history_max,
+    "gossip._overlay._far": lambda config: config.gossip.peers_max,
+    "gossip._overlay._backoff": lambda config: config.gossip.peers_max,
+    "gossip._overlay._silent": lambda config: config.gossip.peers_max,
+    "gossip._overlay.members": lambda config: config.gossip.degree_max + 1,
     "membership._peers": lambda config: config.membership.peers_max,
     "membership._under_way": lambda config: config.membership.dials_max,
     "membership._waiting": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
     "membership._failures": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
-    "membership._fresh": lambda config: config.membership.peers_max,
+    "membership._connected": lambda config: config.gossip.peers_max,
+    "membership._declining": lambda config: config.membership.peers_max,
     "membership._bootstrap": lambda config: config.membership.bootstrap_max,
     "probe._peers": lambda config: config.probe.peers_max,
     "probe._peers.*.sent": lambda config: config.probe.window_probes,
+    "suspicion._named": lambda config: config.suspicion.accusers_max,
+    "suspicion._accusers": lambda config: config.suspicion.accusers_max * config.suspicion.subjects_max,
+    "suspicion._accusers.*": lambda config: config.suspicion.accusers_max,
+    "suspicion._doubted": lambda config: config.suspicion.accusers_max * config.suspicion.subjects_max,
+    "suspicion._mine": lambda config: config.suspicion.subjects_max,
+    "_beats": lambda config: config.gossip.peers_max,
     "forwarding._seen": lambda config: config.forwarding.seen_max,
 }
 """Limits by path; `*` stands for every key."""

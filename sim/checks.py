@@ -5,8 +5,9 @@ looked at after healing. The invariants, by the names of docs/simulation.md:
 
 I1. A record is accepted only if the peer it names has sealed these very bytes, for this time; its sequence number is greater than
     every one accepted before; no peer that means well seals a number twice; nothing is passed on that nobody sealed.
-I2. After healing all living nodes hold the newest card of one another, nobody living is suspected or gone, nobody dead is alive.
-I5. Nobody is suspected for a silence that is this node's own stall.
+I2. After healing all living nodes hold the newest card of one another, nobody living is suspected, gone or accused, nobody dead is
+    alive, and what one of them pushes reaches all others over the mesh of links.
+I5. Nobody is suspected, or held for dead, for a silence that is this node's own stall; nobody is doubted on too few voices.
 I6. What is counted is within its limit, and nobody who means well is blamed.
 I9. What is kept is bounded by the limits, and is not kept past its time.
 
@@ -16,14 +17,15 @@ I3, I4 and I10 speak of requests. I7 and I8 speak of relays and of QUIC's handsh
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from protocol import gossip, membership, probe
+from protocol import gossip, membership, probe, suspicion
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId, public_key_of, verify_signature
 from protocol.membership import Standing
 from protocol.node import Output
-from protocol.records import Record, RecordKind, peek, signed_bytes
+from protocol.records import Card, Record, RecordKind, Verdict, peek, signed_bytes
 from protocol.records.config import SIGNATURE_BYTES
 from protocol.records.envelope import RECORD_DOMAIN
+from protocol.table import RecordKey, record_key
 from protocol.wire import PackingLimits, Plain, unpack
 from sim.bounds import excess
 from sim.process import Process
@@ -49,6 +51,9 @@ OVERDUE_S = 10.0
 
 ENVELOPE_BYTES_MIN = 120
 """Shortest envelope in bytes: signature, peer id and numbers; shorter byte strings in a message are none."""
+
+DOUBTERS_MIN = 2
+"""Accusers without whom nobody may be doubted, a count: one liar must not take anybody out."""
 
 PROBE_FLOODS_EXCUSED = True
 """Whether a peer may be blamed for a flood of probes that only waited while this node was stopped: a fault of the core, which
@@ -85,6 +90,8 @@ class Safety:
     def __post_init__(self) -> None:
         self._members: dict[tuple[int, int], set[PeerId]] = {}
         self._overdue: dict[tuple[int, int, PeerId, RecordKind], float] = {}
+        self._suspected_at: dict[tuple[int, int, PeerId], float] = {}
+        self._doubted_at: dict[tuple[int, int, RecordKey], float] = {}
         self._turn = 0
         self.world.watchers.append(self._watch)
         self.world.seal_watchers.append(self._note_sealed)
@@ -108,7 +115,13 @@ class Safety:
             case gossip.RecordAccepted(record):
                 self._look_at_record(process, record)
             case probe.PeerSuspected(peer):
+                self._suspected_at[process.index, process.life, peer] = self.world.now
                 self._look_at_silence(process, peer)
+            case membership.PeerGone(peer):
+                self._look_at_death(process, peer)
+            case suspicion.Doubted(key):
+                self._doubted_at[process.index, process.life, key] = self.world.now
+                self._look_at_voices(process, key)
             case gossip.Misbehaved(peer, code) | probe.Misbehaved(peer, code):
                 excused = isinstance(output, probe.Misbehaved) and code is ErrorCode.FLOODING and PROBE_FLOODS_EXCUSED
                 if self._means_well(peer) and not excused:
@@ -159,10 +172,37 @@ class Safety:
         if heard is None or process.slow_s > 0.0 or process.busy_until >= heard:
             return  # a slow process takes in late what came in time
         silent_s = self.world.now - heard - process.stalled_s(heard, self.world.now)
-        limit_s = process.config.probe.echo_s + process.config.probe.suspect_after_s - SLACK_S
+        limit_s = process.config.probe.suspect_after_s - SLACK_S
+        doubted_at = self._doubted_at.get((process.index, process.life, record_key(peer, RecordKind.CARD)), -1.0)
+        if doubted_at < heard:
+            limit_s += process.config.probe.echo_s  # else others have heard nothing of it, and it was asked at once
         if silent_s < limit_s:
             who = self._name(peer)
             raise CheckFailedError("I5", f"n{process.index} suspects {who} after {silent_s:.3f} s of silence in its own time")
+
+    def _look_at_death(self, process: Process, peer: PeerId) -> None:
+        since = self._suspected_at.get((process.index, process.life, peer))
+        if since is None or not process.node.membership.is_connected(peer):
+            return  # others have lost it
+        waited_s = self.world.now - since - process.stalled_s(since, self.world.now)
+        if waited_s < process.config.membership.gone_after_s - SLACK_S:
+            who = self._name(peer)
+            raise CheckFailedError(
+                "I5", f"n{process.index} holds {who} for dead {waited_s:.3f} s of its own time after a suspicion"
+            )
+
+    def _look_at_voices(self, process: Process, subject: RecordKey) -> None:
+        if not process.node.suspicion.is_doubted(subject):
+            return  # the same message brought a verdict that cleared it again
+        card = process.node.table.record_of(subject)
+        newest = card.payload.incarnation if card is not None and isinstance(card.payload, Card) else 0
+        voices = sum(
+            any(item.subject == subject and item.incarnation >= newest for item in record.payload.accused)
+            for record in process.node.table
+            if isinstance(record.payload, Verdict) and record.peer_id != process.peer_id
+        )
+        if voices < DOUBTERS_MIN:
+            raise CheckFailedError("I5", f"n{process.index} doubts {self._name_of(subject)} on {voices} voices")
 
     def _look_at_member(self, process: Process, peer: PeerId, *, joins: bool) -> None:
         members = self._members.setdefault((process.index, process.life), set())
@@ -212,6 +252,10 @@ class Safety:
 
     def _name(self, peer: PeerId) -> str:
         return self.world.journal.names.get(peer, peer.hex()[-8:])
+
+    def _name_of(self, key: RecordKey) -> str:
+        """Whose card has this key."""
+        return self.world.journal.name_of(key)
 
 
 def envelopes_in(payload: bytes) -> Iterator[bytes]:
@@ -263,6 +307,38 @@ def unhealed(world: World, *, fresh_s: float = SPREAD_S) -> str | None:
             standing, why = process.node.membership.standing(other.peer_id, world.now)
             if standing is Standing.ALIVE:
                 return f"I2: n{process.index} holds n{other.index}, which is dead, for {standing}: {why}"
+    return _accused(living) or _torn(living)
+
+
+def _accused(living: list[Process]) -> str | None:
+    """Who is named by the verdict of somebody living, though it lives, in the words of the one that believes it."""
+    subjects = {record_key(process.peer_id, RecordKind.CARD): process for process in living}
+    accusers = {process.peer_id: process for process in living}
+    for process in living:
+        for record in process.node.table:
+            accuser = accusers.get(record.peer_id)
+            if accuser is None or not isinstance(record.payload, Verdict):
+                continue
+            for item in record.payload.accused:
+                subject = subjects.get(RecordKey(item.subject))
+                if subject is not None and item.incarnation >= subject.node.announcer.incarnation:
+                    return f"I2: n{process.index} has heard n{accuser.index} accuse n{subject.index}, and not take it back"
+    return None
+
+
+def _torn(living: list[Process]) -> str | None:
+    """Whom something that another pushes does not reach over the mesh of links."""
+    indices = {process.peer_id: process.index for process in living}
+    links = {process.index: [indices[peer] for peer in process.node.gossip.mesh() if peer in indices] for process in living}
+    for begin in links:
+        reached, left = {begin}, [begin]
+        while left:
+            new = set(links[left.pop()]) - reached
+            reached |= new
+            left.extend(new)
+        missed = sorted(set(links) - reached)
+        if missed:
+            return f"I2: what n{begin} pushes does not reach n{missed[0]}"
     return None
 
 

@@ -8,9 +8,11 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from protocol import gossip, membership, probe
+from protocol import gossip, membership, probe, suspicion
 from protocol.identity import PeerId
 from protocol.node import Output, RecordSealed
+from protocol.records import RecordKind
+from protocol.table import RecordKey, record_key
 
 EVENTS_KEPT = 200
 """Events, a count: what fits a few screens and, at some forty events per node and second, the last moments of a small mesh."""
@@ -49,6 +51,11 @@ class Journal:
         """The last events as text, oldest first."""
         return [self._line(*entry) for entry in self._last]
 
+    def name_of(self, key: RecordKey) -> str:
+        """Whose card has this key."""
+        known = (name for peer, name in self.names.items() if record_key(peer, RecordKind.CARD) == key)
+        return next(known, key.hex())
+
     def _line(self, now: float, index: int, what: Output | str) -> str:
         who = f"n{index}" if index >= 0 else "-"
         return f"{now:12.6f} {who:>6} {what if isinstance(what, str) else self._described(what)}"
@@ -82,6 +89,12 @@ class Journal:
                 return f"{kind} {self._name(peer_id)}"
             case membership.PeerGone(peer_id, reason):
                 return f"{kind} {self._name(peer_id)}: {reason}"
+            case suspicion.Doubted(key):
+                return f"{kind} {self.name_of(key)}"
+            case suspicion.Cleared(key, heard):
+                return f"{kind} {self.name_of(key)}, {'heard' if heard else 'run out'}"
+            case suspicion.TellVerdict(accused):
+                return f"{kind} {', '.join(self.name_of(key) for key, _ in accused) or 'nobody'}"
             case probe.PeerSuspected(peer_id, since):
                 return f"{kind} {self._name(peer_id)}, silent since {since:.6f}"
             case _:

@@ -20,12 +20,12 @@ import hashlib
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import assert_never
 
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip.budget import Budget, Verdict
+from protocol.gossip.conversation import Asked, Conversation
 from protocol.gossip.events import (
     BeatHeard,
     Equivocated,
@@ -76,25 +76,6 @@ _REFUSED_HASH_BYTES = 16
 """Length in bytes of the hash by which a refused envelope is remembered: none is found twice by chance or on purpose."""
 
 
-@dataclass(slots=True)
-class _Peer:
-    records: Budget
-    exchanges: Budget
-    received: Budget
-    served: Budget
-    beats: Budget
-    wants: int = 0  # asked for and neither come nor given up
-    misbehaved: bool = False
-    news: list[bytes] = field(default_factory=list[bytes])  # to be pushed when the present call ends
-    has: dict[RecordKey, int] = field(default_factory=dict[RecordKey, int])  # what it said it has, oldest first
-
-
-@dataclass(frozen=True, slots=True)
-class _Want:
-    peer_id: PeerId
-    give_up_at: float
-
-
 class Gossip:
     """Spreads records over connected peers. After every call, drain `next_output` until it returns None."""
 
@@ -113,10 +94,10 @@ class Gossip:
         self._luck = luck
         self.reader = GossipReader()
         self._overlay = Overlay(config, luck)
-        self._peers: dict[PeerId, _Peer] = {}
+        self._peers: dict[PeerId, Conversation] = {}
         self._order: list[PeerId] = []  # connected peers, sorted
         self._pushing: list[PeerId] = []  # who has news to be pushed when the present call ends
-        self._wants: dict[RecordKey, _Want] = {}
+        self._wants: dict[RecordKey, Asked] = {}
         self._refused: dict[bytes, None] = {}  # hashes, oldest first
         self._news = News(config.history_heartbeats, config.history_max)
         self._renewed: dict[RecordKey, int] = {}  # what says nothing new, to be announced at the next heartbeat
@@ -144,14 +125,7 @@ class Gossip:
                 self._send(peer_id, [encode_message(Graft())])
         if known is not None or peer_id == self._table.own or len(self._peers) >= self._config.peers_max:
             return
-        config = self._config
-        self._peers[peer_id] = _Peer(
-            records=Budget(config.records_per_s, config.records_burst, config.records_debt_max, now),
-            exchanges=Budget(config.exchanges_per_s, config.exchanges_burst, config.exchanges_debt_max, now),
-            received=Budget(config.bytes_per_s, config.bytes_burst, config.bytes_debt_max, now),
-            served=Budget(config.served_bytes_per_s, config.served_burst, 0.0, now),
-            beats=Budget(config.beats_per_s, config.beats_burst, 0.0, now),
-        )
+        self._peers[peer_id] = Conversation.begin(self._config, now)
         insort(self._order, peer_id)
         self._greet(peer_id, now)
         if self._overlay.handle_connected(peer_id, now, far=far):
@@ -284,7 +258,7 @@ class Gossip:
 
     # Records
 
-    def _handle_records(self, peer_id: PeerId, peer: _Peer, message: Records, now: float, wall_s: float) -> None:
+    def _handle_records(self, peer_id: PeerId, peer: Conversation, message: Records, now: float, wall_s: float) -> None:
         for envelope in message.envelopes:
             if peer.misbehaved:
                 return
@@ -317,7 +291,7 @@ class Gossip:
         return known is not None and signed_bytes(known.envelope) != signed_bytes(envelope)
 
     def _may_be_verified(
-        self, peer_id: PeerId, peer: _Peer, header: RecordHeader, envelope: bytes, asked: bool, now: float, wall_s: float
+        self, peer_id: PeerId, peer: Conversation, header: RecordHeader, envelope: bytes, asked: bool, now: float, wall_s: float
     ) -> bool:
         """The checks that cost little; what fails them is dealt with here."""
         try:
@@ -443,13 +417,13 @@ class Gossip:
             case _:
                 assert_never(message)
 
-    def _handle_beat(self, peer_id: PeerId, peer: _Peer, message: BeatTold, now: float) -> None:
+    def _handle_beat(self, peer_id: PeerId, peer: Conversation, message: BeatTold, now: float) -> None:
         if peer.beats.take(1, now) is not Verdict.GRANTED:
             self._outputs.append(RecordRefused(peer_id, ErrorCode.FLOODING))
             return
         self._outputs.append(BeatHeard(peer_id, self.reader.beat(message.payload, self._table.config.records)))
 
-    def _note_has(self, peer: _Peer, entries: Iterable[tuple[RecordKey, int]]) -> None:
+    def _note_has(self, peer: Conversation, entries: Iterable[tuple[RecordKey, int]]) -> None:
         """Remember what a peer has, so that it is not sent; what is forgotten costs one copy."""
         for key, sequence in entries:
             peer.has.pop(key, None)
@@ -483,7 +457,7 @@ class Gossip:
         """Tell a peer the hash of everything that is held."""
         self._send(peer_id, [encode_message(Digest((self._table.root_hash(),)))])
 
-    def _handle_exchange(self, peer_id: PeerId, peer: _Peer, message: Digest | Entries | Want, now: float) -> None:
+    def _handle_exchange(self, peer_id: PeerId, peer: Conversation, message: Digest | Entries | Want, now: float) -> None:
         match message:
             case Digest(hashes=(root,)):
                 if root != self._table.root_hash():
@@ -512,7 +486,7 @@ class Gossip:
     def _told(self, buckets: Iterable[int]) -> list[tuple[int, Sequence[tuple[RecordKey, int]]]]:
         return [(bucket, self._table.digest([bucket])) for bucket in buckets]
 
-    def _ask(self, peer_id: PeerId, peer: _Peer, keys: Iterable[RecordKey], now: float) -> None:
+    def _ask(self, peer_id: PeerId, peer: Conversation, keys: Iterable[RecordKey], now: float) -> None:
         """Ask for records nobody has been asked for, as many as may be under way."""
         asked: list[RecordKey] = []
         for key in dict.fromkeys(keys):
@@ -522,13 +496,13 @@ class Gossip:
             if under_way is not None and now < under_way.give_up_at:
                 continue
             self._forget_want(key)
-            self._wants[key] = _Want(peer_id, now + self._config.want_timeout_s)
+            self._wants[key] = Asked(peer_id, now + self._config.want_timeout_s)
             peer.wants += 1
             asked.append(key)
         if asked:
             self._send(peer_id, [encode_message(Want(tuple(asked)))])
 
-    def _serve(self, peer_id: PeerId, peer: _Peer, keys: Iterable[RecordKey], now: float) -> None:
+    def _serve(self, peer_id: PeerId, peer: Conversation, keys: Iterable[RecordKey], now: float) -> None:
         """Send the records asked for, as far as the peer's share goes; it may ask again for the rest."""
         envelopes: list[bytes] = []
         for key in dict.fromkeys(keys):
@@ -558,7 +532,7 @@ class Gossip:
                 self._blame(peer_id, self._peers[peer_id], ErrorCode.FLOODING)
         return False
 
-    def _blame(self, peer_id: PeerId, peer: _Peer, code: ErrorCode) -> None:
+    def _blame(self, peer_id: PeerId, peer: Conversation, code: ErrorCode) -> None:
         """Say once that a peer misbehaved; from then on it is neither heard nor told anything."""
         if not peer.misbehaved:
             peer.misbehaved = True

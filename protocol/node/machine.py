@@ -28,7 +28,7 @@ from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
 from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
-from protocol.node.candidates import candidate, memory_bytes
+from protocol.node.candidates import own_candidate, peer_candidate
 from protocol.node.config import NodeConfig, Output, PeerView, RecordSealed, ReserveSequences
 from protocol.probe import Liveness, Probe
 from protocol.records import (
@@ -48,7 +48,7 @@ from protocol.records import (
     fit,
     seal,
 )
-from protocol.routing import CandidateInput, Path, Requirement, RouteReport, RttSource, rank
+from protocol.routing import Requirement, RouteReport, rank
 from protocol.services import ServiceEstimates
 from protocol.suspicion import Suspicion
 from protocol.table import PeerTable, RecordKey, record_key
@@ -85,7 +85,6 @@ class Node:
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
         self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
-        self._told_due = float("inf")  # when this node wanted to be woken last
         self._wall_offset_s = 0.0
         self._outputs: deque[Output] = deque()
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
@@ -224,10 +223,10 @@ class Node:
             stream=request.stream,
             excluded=excluded,
         )
-        candidates = [self._own_candidate()]
+        in_flight, own_error = self.forwarding.in_flight, self.vivaldi.coordinate.error
+        candidates = [own_candidate(self.peer_id, self.announcer, in_flight(self.peer_id))]
         if request.hops_left > 0:  # otherwise nobody else may be asked
-            own_error = self.vivaldi.coordinate.error
-            candidates.extend(candidate(view, own_error, self.forwarding.in_flight(view.peer_id)) for view in self.peers(now))
+            candidates.extend(peer_candidate(view, own_error, in_flight(view.peer_id)) for view in self.peers(now))
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
     def submit(
@@ -295,17 +294,6 @@ class Node:
         """Notes that the caller is gone; nothing happens when the request has ended already."""
         self.forwarding.handle_cancelled(request.request_id, now)
 
-    def _own_candidate(self) -> CandidateInput:
-        """This node as a candidate: no path, its own load."""
-        return CandidateInput(
-            peer_id=self.peer_id,
-            path=Path(RttSource.SELF),
-            offers=self.announcer.offers,
-            beat=Beat(self.announcer.draining, self.announcer.loads),
-            memory_bytes=memory_bytes(self.announcer.hardware),
-            in_flight=self.forwarding.in_flight(self.peer_id),
-        )
-
     def wall(self, now: float) -> float:
         """The wall clock at `now`, in seconds since 1970."""
         return now + self._wall_offset_s
@@ -343,12 +331,12 @@ class Node:
             timer = machine.next_timer()
             if timer is not None and timer < due:
                 due = timer
-        self._told_due = due
         return due
 
     def handle_timer(self, now: float) -> None:
         """Does what is due; being much too late for it is a stall of this node's own."""
-        lateness_s = now - self._told_due
+        planned = (self.probe.next_timer(), self.gossip.next_timer())  # others may become due in the past, by what was heard
+        lateness_s = now - min((due for due in planned if due is not None), default=now)
         if lateness_s > self.config.probe.lateness_s_max:
             self.membership.handle_stall(lateness_s, now)
         self.gossip.handle_timer(now, self.wall(now))

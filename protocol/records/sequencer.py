@@ -67,6 +67,8 @@ class Sequencer:
     def observe(self, sequence: int) -> None:
         """Move behind a number that this identity used in a life it no longer remembers, as its own record coming back shows.
 
+        The record need not be the last one of that life: a whole block is left out, so that no number of it is used again.
         What was reserved below it is void, so the next number needs a new reservation.
         """
-        self._last = max(self._last, min(sequence, SEQUENCE_MAX - self._block))
+        if sequence > self._last:
+            self._last = min(sequence + self._block, SEQUENCE_MAX - self._block)

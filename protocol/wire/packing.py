@@ -134,7 +134,7 @@ def _check(value: object, limits: PackingLimits) -> None:
     for _depth in range(limits.depth_max + 1):
         below: list[object] = []
         for item in level:
-            kind = type(item)
+            kind = type(item)  # pyright: ignore[reportUnknownVariableType] - of Any nothing is known yet
             if kind is bytes or kind is str or kind is bool or item is None:
                 continue
             if kind is int:

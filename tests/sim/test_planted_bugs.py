@@ -11,16 +11,19 @@ from functools import lru_cache
 import pytest
 
 from protocol import gossip, membership
+from protocol.announcer import AnnouncerConfig
 from protocol.coordinates import CoordinateConfig
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
-from protocol.membership import MembershipConfig
+from protocol.gossip.overlay import Overlay
+from protocol.membership import Membership, MembershipConfig
 from protocol.node import Node, NodeConfig
 from protocol.probe import Probe, ProbeConfig
 from protocol.records import RecordConfig, Sequencer
 from protocol.routing import RoutingConfig
 from protocol.services import ServiceConfig
+from protocol.suspicion import Suspicion, SuspicionConfig
 from protocol.table import PeerTable, TableConfig
 from sim.process import MakeNode
 from sim.run import Run, Settings
@@ -30,10 +33,8 @@ SEEDS_MAX = 5  # of the 100 within which a bug must be found
 PLAIN = NodeConfig()
 BRIEF = replace(
     PLAIN,
-    card_lifetime_s=3.0,
-    beat_lifetime_s=3.0,
-    edges_lifetime_s=3.0,
-    edges_interval_s=1.0,
+    announcer=AnnouncerConfig(card_lifetime_s=3.0, edges_lifetime_s=3.0, edges_interval_s=1.0),
+    gossip=GossipConfig(expire_s=1.0),
     table=TableConfig(records=RecordConfig(skew_s=1.0)),
 )  # records that expire while a test runs
 CROWDED = replace(
@@ -42,8 +43,18 @@ CROWDED = replace(
 SMALL = replace(
     PLAIN,
     table=TableConfig(peers_max=16, tombstones_max=64, records=RecordConfig(values_max=256)),
-    gossip=GossipConfig(records_debt_max=100, wants_max=64, refused_max=64, peers_max=16),
-    membership=MembershipConfig(peers_max=64),
+    gossip=GossipConfig(
+        records_debt_max=100,
+        exchanges_debt_max=100,
+        bytes_debt_max=100,
+        wants_max=64,
+        refused_max=64,
+        peers_max=16,
+        direct_entries_max=64,
+        history_max=64,
+    ),
+    membership=MembershipConfig(peers_max=64, connections_max=64),
+    suspicion=SuspicionConfig(accusers_max=64, subjects_max=16),
     probe=ProbeConfig(peers_max=16),
     coordinates=CoordinateConfig(peers_max=64),
     forwarding=ForwardingConfig(requests_max=64, seen_max=64),
@@ -148,18 +159,15 @@ class CountsFromOneAgain(Node):
 class NeverDialsAgain(Node):
     gave_up = False
 
-    def handle_disconnected(self, peer_id, code, now):
-        self.gave_up = True
-        super().handle_disconnected(peer_id, code, now)
-
     def next_output(self):
         output = super().next_output()
         while self.gave_up and isinstance(output, membership.Connect):
             output = super().next_output()
+        self.gave_up = self.gave_up or isinstance(output, membership.PeerLeft)
         return output
 
 
-class TellsOfEveryBeat(Node):
+class TellsOfEveryConnection(Node):
     def handle_connected(self, peer_id, now, target=None):
         super().handle_connected(peer_id, now, target)
         if self.membership.is_connected(peer_id):
@@ -167,7 +175,7 @@ class TellsOfEveryBeat(Node):
 
 
 def blames_what_it_does_not_know(patch: pytest.MonkeyPatch) -> MakeNode:
-    decode = gossip.machine.decode_message
+    decode = gossip.reader.decode_message
 
     def strict(payload):
         message = decode(payload)
@@ -175,11 +183,19 @@ def blames_what_it_does_not_know(patch: pytest.MonkeyPatch) -> MakeNode:
             raise RemoteProtocolError(ErrorCode.MALFORMED, "unknown")
         return message
 
-    patch.setattr("protocol.gossip.machine.decode_message", strict)
+    patch.setattr("protocol.gossip.reader.decode_message", strict)
     return Node
 
 
 def suspects_during_its_own_stall(patch: pytest.MonkeyPatch) -> MakeNode:
+    judge = Probe._judge
+
+    def doubts_since_it_was_due(self, peer, state, now):
+        if state.doubt_at is None and now >= self._expected_at(state):
+            state.doubt_at = self._expected_at(state)
+        judge(self, peer, state, now)
+
+    patch.setattr(Probe, "_judge", doubts_since_it_was_due)
     patch.setattr(Probe, "_excuse_everybody", lambda self, lateness_s, now: None)
     return Node
 
@@ -187,8 +203,36 @@ def suspects_during_its_own_stall(patch: pytest.MonkeyPatch) -> MakeNode:
 def never_suspects(patch: pytest.MonkeyPatch) -> MakeNode:
     def hears_from_everybody(self, peer, state, now):
         state.heard_at = now
+        state.unanswered_at = state.doubt_at = None
 
     patch.setattr(Probe, "_judge", hears_from_everybody)
+    return Node
+
+
+def watches_nobody(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr(Probe, "handle_watched", lambda self, peer, now, *, watched: None)
+    return Node
+
+
+def declares_dead_during_its_own_stall(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr(Membership, "handle_stall", lambda self, lateness_s, now: None)
+    return Node
+
+
+def believes_one_voice(patch: pytest.MonkeyPatch) -> MakeNode:
+    voices = Suspicion.voices
+    patch.setattr(Suspicion, "voices", lambda self, peer: 2 * voices(self, peer))
+    return Node
+
+
+def never_takes_back(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr(Suspicion, "acquit", lambda self, peer, now: None)
+    return Node
+
+
+def never_grafts(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr(Overlay, "handle_connected", lambda self, peer_id, now, *, far: False)
+    patch.setattr(Overlay, "_choose", lambda self, count: [])
     return Node
 
 
@@ -203,22 +247,31 @@ PLANTED = {
     "drops tombstones": (drops_tombstones, "I1", Story("hostile-replayed", CROWDED, nodes=6)),
     "passes on what it did not verify": (made_as(PassesOnWhatItDidNotVerify), "I1", Story("hostile-forged")),
     "counts from one again": (made_as(CountsFromOneAgain), "I1", Story("crash", first_seed=2)),
-    "never dials again": (made_as(NeverDialsAgain), "I2", Story("partition", nodes=3, duration_s=20.0, first_seed=3)),
+    "never dials again": (made_as(NeverDialsAgain), "I2", Story("crash", nodes=3, duration_s=20.0)),
     "never suspects": (never_suspects, "I2", Story("death", nodes=3, duration_s=6.0)),
     "suspects during its own stall": (suspects_during_its_own_stall, "I5", Story("pause", nodes=3, duration_s=12.0)),
+    "watches nobody": (watches_nobody, "I2", Story("death", nodes=3, duration_s=6.0)),
+    "declares dead during its own stall": (
+        declares_dead_during_its_own_stall,
+        "I5",
+        Story("death,pause", nodes=3, duration_s=40.0),
+    ),
+    "believes one voice": (believes_one_voice, "I5", Story("isolation", nodes=3, duration_s=12.0)),
+    "never takes back": (never_takes_back, "I2", Story("isolation", nodes=3, duration_s=12.0)),
+    "never grafts": (never_grafts, "I2", Story("loss", nodes=3, duration_s=6.0)),
     "blames what it does not know": (
         blames_what_it_does_not_know,
         "I6",
         Story("new-version", nodes=3, duration_s=6.0, first_seed=3),
     ),
-    "tells twice": (made_as(TellsOfEveryBeat), "I6", Story("crash")),
-    "never expires": (never_expires, "I9", Story("death", BRIEF, nodes=3, duration_s=20.0, first_seed=5)),
+    "tells twice": (made_as(TellsOfEveryConnection), "I6", Story("crash")),
+    "never expires": (never_expires, "I9", Story("death", BRIEF, nodes=3, duration_s=40.0)),
     "forgets to bound its table": (
         forgets_to_bound_its_table,
         "I9",
-        Story("hostile-sybil", SMALL, nodes=3, duration_s=6.0, first_seed=5),
+        Story("hostile-sybil", SMALL, nodes=3, duration_s=6.0),
     ),
-    "keeps everything": (made_as(KeepsEverything), "I9", Story("loss", SMALL, duration_s=12.0)),
+    "keeps everything": (made_as(KeepsEverything), "I9", Story("loss", SMALL, duration_s=60.0)),
 }
 
 

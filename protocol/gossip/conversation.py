@@ -1,0 +1,42 @@
+"""What gossip remembers of each connected peer, and of what it has asked for."""
+
+from dataclasses import dataclass, field
+
+from protocol.gossip.budget import Budget
+from protocol.gossip.events import GossipConfig
+from protocol.identity import PeerId
+from protocol.table import RecordKey
+
+
+@dataclass(slots=True)
+class Conversation:
+    """One connected peer: what it may still cost, and what passes between it and this node."""
+
+    records: Budget
+    exchanges: Budget
+    received: Budget
+    served: Budget
+    beats: Budget
+    wants: int = 0  # asked for and neither come nor given up
+    misbehaved: bool = False
+    news: list[bytes] = field(default_factory=list[bytes])  # to be pushed when the present call ends
+    has: dict[RecordKey, int] = field(default_factory=dict[RecordKey, int])  # what it said it has, oldest first
+
+    @classmethod
+    def begin(cls, config: GossipConfig, now: float) -> "Conversation":
+        """A peer that has just connected, with full budgets."""
+        return cls(
+            records=Budget(config.records_per_s, config.records_burst, config.records_debt_max, now),
+            exchanges=Budget(config.exchanges_per_s, config.exchanges_burst, config.exchanges_debt_max, now),
+            received=Budget(config.bytes_per_s, config.bytes_burst, config.bytes_debt_max, now),
+            served=Budget(config.served_bytes_per_s, config.served_burst, 0.0, now),
+            beats=Budget(config.beats_per_s, config.beats_burst, 0.0, now),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Whom a record was asked for, and until when it may come."""
+
+    peer_id: PeerId
+    give_up_at: float
