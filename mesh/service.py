@@ -294,6 +294,7 @@ class Service:
         """Keeps the core's idea of the wall clock fresh."""
         while True:
             self.node.handle_wall_clock(self._machine.wall(), self.transport.now())
+            self.driver.settle()
             await trio.sleep(CLOCK_INTERVAL_S)
 
     async def _watch_mesh(self) -> None:

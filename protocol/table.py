@@ -105,6 +105,7 @@ class _Entry:
 class _Tombstone:
     sequence: int
     forget_at_s: float
+    expired: bool = False  # and neither evicted nor removed: by another clock the record would still be good
 
 
 class PeerTable:
@@ -207,9 +208,16 @@ class PeerTable:
         if wall_s < self._expires_s + skew_s:
             return []
         expired = [place for place in self._ordered() if wall_s >= self._entries[place].record.expires_s + skew_s]
-        dropped = [self._drop(place) for place in expired]
+        dropped = [self._drop(place, expired=True) for place in expired]
         self._expires_s = min((entry.record.expires_s for entry in self._entries.values()), default=math.inf)
         return dropped
+
+    def readmit_expired(self) -> None:
+        """Let in again what has only expired, because the wall clock that said so was wrong; nothing older than it."""
+        for tombstone in self._tombstones.values():
+            if tombstone.expired:
+                tombstone.sequence -= 1
+                tombstone.expired = False
 
     def remove(self, peer_id: PeerId, until_s: float = math.inf) -> list[Record]:
         """Drop all records of a peer that said goodbye or died; only newer records bring it back.
@@ -278,7 +286,7 @@ class PeerTable:
             self._buckets[bucket][key] = record.sequence
             self._hashes[bucket] = self._root = None
 
-    def _drop(self, place: tuple[PeerId, RecordKind]) -> Record:
+    def _drop(self, place: tuple[PeerId, RecordKind], *, expired: bool = False) -> Record:
         entry = self._entries.pop(place)
         self._order = None
         self._cards = None
@@ -291,7 +299,7 @@ class PeerTable:
             self._hashes[bucket] = self._root = None
         if not any((place[0], other) in self._entries for other in _KINDS):
             del self._heard[place[0]]
-        self._tombstones[key] = _Tombstone(entry.record.sequence, entry.forget_at_s)
+        self._tombstones[key] = _Tombstone(entry.record.sequence, entry.forget_at_s, expired)
         if len(self._tombstones) > self.config.tombstones_max:
             soonest = min(self._tombstones.items(), key=lambda item: (item[1].forget_at_s, item[0]))
             del self._tombstones[soonest[0]]

@@ -51,6 +51,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "membership._peers": lambda config: config.membership.peers_max,
     "membership._under_way": lambda config: config.membership.dials_max,
     "membership._waiting": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
+    "membership._unproven": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
     "membership._failures": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
     "membership._connected": lambda config: config.gossip.peers_max,
     "membership._declining": lambda config: config.membership.peers_max,

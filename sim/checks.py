@@ -5,8 +5,8 @@ looked at after healing. The invariants, by the names of docs/simulation.md:
 
 I1. A record is accepted only if the peer it names has sealed these very bytes, for this time; its sequence number is greater than
     every one accepted before; no peer that means well seals a number twice; nothing is passed on that nobody sealed.
-I2. After healing all living nodes hold the newest card of one another, nobody living is suspected, gone or accused, nobody dead is
-    alive, and what one of them pushes reaches all others over the mesh of links.
+I2. After healing all living nodes hold the newest card of one another, nobody living is suspected, gone or accused, nobody
+    dead is alive, and what one of them pushes reaches all others over the mesh of links.
 I5. Nobody is suspected, or held for dead, for a silence that is this node's own stall; nobody is doubted on too few voices.
 I6. What is counted is within its limit, and nobody who means well is blamed.
 I9. What is kept is bounded by the limits, and is not kept past its time.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from protocol import gossip, membership, probe, suspicion
-from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.errors import RemoteProtocolError
 from protocol.identity import PeerId, public_key_of, verify_signature
 from protocol.membership import Standing
 from protocol.node import Output
@@ -55,10 +55,6 @@ ENVELOPE_BYTES_MIN = 120
 DOUBTERS_MIN = 2
 """Accusers without whom nobody may be doubted, a count: one liar must not take anybody out."""
 
-PROBE_FLOODS_EXCUSED = True
-"""Whether a peer may be blamed for a flood of probes that only waited while this node was stopped: a fault of the core, which
-tests/sim/test_faults.py expects to fail; once it passes, this goes."""
-
 _LIMITS = PackingLimits(size_bytes_max=1 << 20, depth_max=16, values_max=100_000)
 
 
@@ -92,6 +88,7 @@ class Safety:
         self._overdue: dict[tuple[int, int, PeerId, RecordKind], float] = {}
         self._suspected_at: dict[tuple[int, int, PeerId], float] = {}
         self._doubted_at: dict[tuple[int, int, RecordKey], float] = {}
+        self._clock_steps: dict[int, int] = {}
         self._turn = 0
         self.world.watchers.append(self._watch)
         self.world.seal_watchers.append(self._note_sealed)
@@ -123,8 +120,7 @@ class Safety:
                 self._doubted_at[process.index, process.life, key] = self.world.now
                 self._look_at_voices(process, key)
             case gossip.Misbehaved(peer, code) | probe.Misbehaved(peer, code):
-                excused = isinstance(output, probe.Misbehaved) and code is ErrorCode.FLOODING and PROBE_FLOODS_EXCUSED
-                if self._means_well(peer) and not excused:
+                if self._means_well(peer):
                     raise CheckFailedError("I6", f"n{process.index} blames {self._name(peer)} for {code.name}")
             case membership.PeerJoined(peer):
                 self._look_at_member(process, peer, joins=True)
@@ -140,6 +136,9 @@ class Safety:
         wall_s, skew_s = self.world.wall_s(process), process.config.table.records.skew_s
         if not record.issued_s - skew_s - SLACK_S <= wall_s <= record.expires_s + skew_s + SLACK_S:
             raise CheckFailedError("I1", f"{where}, issued at {record.issued_s:.1f}, when its clock showed {wall_s:.1f}")
+        if process.clock_steps > self._clock_steps.get(process.index, 0):  # by another clock, what expired is good again
+            self.newest = {place: newest for place, newest in self.newest.items() if place[0] != process.index}
+            self._clock_steps[process.index] = process.clock_steps
         place = (process.index, process.life, record.peer_id, record.kind)
         if record.sequence <= self.newest.get(place, 0):
             raise CheckFailedError("I1", f"{where} after {self.newest[place]}")
@@ -185,7 +184,8 @@ class Safety:
         if since is None or not process.node.membership.is_connected(peer):
             return  # others have lost it
         waited_s = self.world.now - since - process.stalled_s(since, self.world.now)
-        if waited_s < process.config.membership.gone_after_s - SLACK_S:
+        stalls = 1 + sum(end > since for _, end in process.stalls)  # each is noticed only when a timer is late
+        if waited_s < process.config.membership.gone_after_s - stalls * SLACK_S:
             who = self._name(peer)
             raise CheckFailedError(
                 "I5", f"n{process.index} holds {who} for dead {waited_s:.3f} s of its own time after a suspicion"

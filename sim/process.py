@@ -62,6 +62,7 @@ class Process:
     Attributes:
         index: its number, which is also its place in the network.
         wall_off_s: how far its wall clock is from the true one.
+        clock_steps: how often its wall clock was set by more than its records allow.
         life: how often it was started.
         reserved: the sequence numbers on its disk.
         paused: whether it is stopped (SIGSTOP); `held` is what came meanwhile.
@@ -82,6 +83,7 @@ class Process:
     bootstrap: tuple[Multiaddr, ...]
     config: NodeConfig
     wall_off_s: float = 0.0
+    clock_steps: int = 0
     life: int = 0
     running: bool = False
     started_at: float = 0.0

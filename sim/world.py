@@ -180,10 +180,12 @@ class World:
 
     def shift_clock(self, process: Process, off_s: float) -> None:
         """Sets how far a process's wall clock is from the true one."""
+        process.clock_steps += abs(off_s - process.wall_off_s) > process.config.table.records.skew_s
         process.wall_off_s = off_s
         if process.running:
             self.journal.note(self.now, process.index, f"has its wall clock {off_s:+.3f} s off")
             process.node.handle_wall_clock(self.wall_s(process), self.now)
+            self.settle(process)
 
     def move(self, process: Process, *, migrates: bool) -> None:
         """Changes a process's address; its connections go on from the new one, or are lost without a word to its peers."""

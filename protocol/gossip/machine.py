@@ -152,6 +152,13 @@ class Gossip:
             self._overlay.handle_heard(peer_id)
             self._greet(peer_id, now)
 
+    def handle_clock_step(self, now: float) -> None:
+        """Compare tables with everybody: what was too old or too new by the clock before may be good by this one."""
+        self._expire_at = now
+        for peer_id in self._order:
+            if not self._peers[peer_id].misbehaved:
+                self._greet(peer_id, now)
+
     def in_mesh(self, peer_id: PeerId) -> bool:
         """Whether news is pushed over the link to the peer."""
         return peer_id in self._overlay

@@ -13,7 +13,9 @@ forgotten.
 
 When two peers learn of each other at once, both would dial. The one with the smaller peer id dials first and the other waits
 `dial_polite_s`, so that in the common case only one connection is made. A peer whose connections do not last is dialled as
-seldom as one that cannot be reached. Dials that are due while no connection is free wait without being looked at.
+seldom as one that cannot be reached. Dials that are due while no connection is free wait without being looked at. Peers that
+were connected once, and bootstrap addresses, wait in a line of their own: they go first, and while one of them waits the others
+have half of the dials, for anybody can invent peers that nobody can reach.
 
 Source: A. Das, I. Gupta, A. Motivala, "SWIM", DSN 2002 (suspicion before death, detection apart from dissemination); J.
 Leitão, J. Pereira, L. Rodrigues, "HyParView", DSN 2007 (few random connections keep an overlay whole).
@@ -68,6 +70,7 @@ class _Peer:
     kept_by_peer: bool = False
     shunned_until: float = 0.0
     wanted: bool = False  # dialled on purpose, also where not everybody is
+    proven: bool = False  # connected at least once
     joined: bool = False
 
     @property
@@ -93,7 +96,8 @@ class Membership:
         self._peers: dict[PeerId, _Peer] = {}
         self._connected: set[PeerId] = set()
         self._failures: dict[Target, int] = {}  # of every target that waits to be dialled or is being dialled
-        self._waiting: TimerQueue[Target] = TimerQueue()
+        self._waiting: TimerQueue[Target] = TimerQueue()  # who is known to exist: bootstrap addresses and who was connected
+        self._unproven: TimerQueue[Target] = TimerQueue()  # all others that are to be dialled
         self._under_way: TimerQueue[Target] = TimerQueue()  # with the time at which the dial is given up
         self._declining: TimerQueue[PeerId] = TimerQueue()  # when a silent peer falls to its next stage
         self._bootstrap: dict[str, Multiaddr] = {}  # by their texts as given; the peer id is added when it is known
@@ -133,10 +137,11 @@ class Membership:
             and addresses
             and not peer.connected
             and peer_id not in self._under_way
-            and (moved or renewed or peer_id not in self._waiting)
+            and (moved or renewed or not self._waits(peer_id))
         ):
-            self._waiting.discard(peer_id)
-            spread_s: float = self._luck.uniform(0.0, self._config.dial_spread_s * len(self._waiting))
+            line = self._line_of(peer_id)
+            line.discard(peer_id)
+            spread_s: float = self._luck.uniform(0.0, self._config.dial_spread_s * len(line))
             self._wait(peer_id, now + self._polite_s(peer_id) + spread_s, peer.failures)
         self._judge(peer_id, peer, now)
         self._advance(now)
@@ -160,7 +165,7 @@ class Membership:
             failures = max(failures, self._drop_dial(peer_id))
             if peer.connected_at is None:
                 peer.connected_at, peer.failures = now, max(peer.failures, failures)
-                peer.kept_by_peer = False
+                peer.kept_by_peer, peer.proven = False, True
                 self._connected.add(peer_id)
                 self._choose_link(peer_id, peer, dialled=target is not None)
             elif peer.link is not _Link.NONE:
@@ -354,7 +359,7 @@ class Membership:
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called, or None."""
         due = self._declining.next_due()
-        for timers in (self._under_way, self._waiting) if self._may_dial() else (self._under_way,):
+        for timers in (self._under_way, *self._open_lines()):
             other = timers.next_due()
             if other is not None and (due is None or other < due):
                 due = other
@@ -479,14 +484,14 @@ class Membership:
 
     def _wait(self, target: Target, until: float, failures: int) -> None:
         """Has a target dialled at a time, in place of whatever is under way."""
+        self._drop_dial(target)
         self._failures[target] = failures
-        self._under_way.discard(target)
-        self._waiting.set(target, until)
+        self._line_of(target).set(target, until)
 
     def _drop_dial(self, target: Target) -> int:
         """Dials a target no more; returns how many dials of it have failed in a row."""
-        self._waiting.discard(target)
-        self._under_way.discard(target)
+        for timers in (self._waiting, self._unproven, self._under_way):
+            timers.discard(target)
         return self._failures.pop(target, 0)
 
     def _give_up(self, target: Target, now: float) -> None:
@@ -508,10 +513,37 @@ class Membership:
         under_way = len(self._under_way)
         return under_way < self._config.dials_max and under_way + len(self._connected) < self._config.connections_max
 
+    def _is_proven(self, target: Target) -> bool:
+        """Whether somebody is known to be, or to have been, where a dial leads."""
+        if isinstance(target, str) or ((peer := self._peers.get(target)) is not None and peer.proven):
+            return True
+        return any(address.peer_id == target for address in self._bootstrap.values())
+
+    def _line_of(self, target: Target) -> TimerQueue[Target]:
+        return self._waiting if self._is_proven(target) else self._unproven
+
+    def _waits(self, target: Target) -> bool:
+        return target in self._waiting or target in self._unproven
+
+    def _open_lines(self) -> list[TimerQueue[Target]]:
+        """The lines from which one more dial is within the bounds, the better one first."""
+        if not self._may_dial():
+            return []
+        if not self._waiting:
+            return [self._unproven]
+        unproven = sum(not self._is_proven(target) for target in self._under_way.keys())  # noqa: SIM118 - a queue, no mapping
+        return [self._waiting, self._unproven] if unproven < self._config.dials_max // 2 else [self._waiting]
+
+    def _next_dial(self, now: float) -> Target | None:
+        """Takes the next target that is due and may be dialled."""
+        for line in self._open_lines():
+            if (due := line.pop_due(now)) is not None:
+                return due[0]
+        return None
+
     def _advance(self, now: float) -> None:
         """Starts every dial that is due, within the bounds."""
-        while self._may_dial() and (due := self._waiting.pop_due(now)) is not None:
-            target = due[0]
+        while (target := self._next_dial(now)) is not None:
             addresses = self._addresses(target)
             if addresses and self._is_worth_a_dial(target):
                 self._under_way.set(target, now + self._config.dial_address_s * len(addresses))

@@ -85,7 +85,7 @@ class Node:
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
         self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
-        self._wall_offset_s = 0.0
+        self._wall_offset_s: float | None = None  # until the wall clock was told
         self._outputs: deque[Output] = deque()
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
         self._unreserved_until = float("-inf")
@@ -98,14 +98,25 @@ class Node:
         self, addresses: tuple[Multiaddr, ...], hardware: Hardware, offers: tuple[ModelOffer, ...], wall_s: float, now: float
     ) -> None:
         """Begins to tell others about this node."""
+        self.handle_wall_clock(wall_s, now)
         self.announcer.start(addresses, hardware, offers)
         self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.5, 1.5)
-        self.handle_wall_clock(wall_s, now)
         self.handle_timer(now)
 
     def handle_wall_clock(self, wall_s: float, now: float) -> None:
-        """Learns what the wall clock shows at `now`; call it again from time to time, for wall clocks step."""
-        self._wall_offset_s = wall_s - now
+        """Learns what the wall clock shows at `now`; call it again from time to time, for wall clocks step.
+
+        A step of more than records allow has made this node's newest records bad by the clocks of others, or those of others
+        by its own. So it tells its own anew, lets in what expired by the wrong clock, and compares with everybody.
+        """
+        before_s, self._wall_offset_s = self._wall_offset_s, wall_s - now
+        if before_s is None or abs(self._wall_offset_s - before_s) <= self.config.table.records.skew_s:
+            return
+        self.table.readmit_expired()
+        self.announcer.refute()
+        self.suspicion.handle_forgotten_self(now)
+        self.gossip.handle_clock_step(now)
+        self.handle_timer(now)
 
     def handle_addresses(self, addresses: tuple[Multiaddr, ...], now: float) -> None:
         """Takes over where this node can be reached, when that has changed."""
@@ -296,7 +307,7 @@ class Node:
 
     def wall(self, now: float) -> float:
         """The wall clock at `now`, in seconds since 1970."""
-        return now + self._wall_offset_s
+        return now + (self._wall_offset_s or 0.0)
 
     # Views
 

@@ -480,3 +480,20 @@ def test_forgotten_peer_is_unknown() -> None:
     membership.forget(OTHER)
     assert drain(membership)[-1] == PeerLeft(OTHER, "its card expired")
     assert membership.standing(OTHER, 0.0)[0] is Standing.UNKNOWN
+
+
+def test_peers_that_nobody_has_met_leave_half_of_the_dials_to_those_that_were_connected() -> None:
+    """Anybody can sign cards of peers that are nowhere; each of them holds up a dial for as long as it may take."""
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 0.0, OTHER)
+    membership.handle_disconnected(OTHER, ErrorCode.IDLE, 60.0)
+    for number in range(64):
+        invented = Identity.from_seed(bytes([100, number]) * 16).peer_id
+        membership.handle_card(invented, (address(100 + number),), 60.0)
+    dialled = [(60.0, output) for output in drain(membership)] + wait(membership, 65.0)
+    targets = [(at, output.target) for at, output in dialled if isinstance(output, Connect)]
+    before = [target for _, target in targets].index(OTHER)
+    assert before == CONFIG.dials_max // 2
+    assert targets[before][0] <= 60.0 + 2 * CONFIG.backoff_min_s  # it was not late
+    assert len(targets) == CONFIG.dials_max  # nobody who was met waits any more

@@ -135,6 +135,20 @@ def test_the_peer_unheard_the_longest_makes_room_and_never_this_node():
     assert held.get(OWN.peer_id, RecordKind.CARD) is not None
 
 
+def test_what_expired_by_a_wrong_clock_is_let_in_again_and_nothing_older():
+    held = table(peers_max=2)
+    first, newest, removed = (sealed(who, sequence=number, lifetime_s=100.0) for who, number in ((1, 4), (1, 5), (2, 7)))
+    held.offer(newest, 0.0, WALL_S)
+    held.offer(removed, 0.0, WALL_S)
+    held.remove(removed.peer_id)
+    assert held.expire(WALL_S + 1_000.0) == [newest]
+    held.readmit_expired()
+    held.readmit_expired()  # a second step of the clock lets in nothing more
+    assert held.offer(first, 1.0, WALL_S) == Stale(4)
+    assert held.offer(removed, 1.0, WALL_S) == Stale(7)
+    assert held.offer(newest, 1.0, WALL_S) == Accepted(newest)
+
+
 def test_expired_peers_make_room_before_live_ones():
     held = table(peers_max=2)
     live, dead = sealed(1), sealed(2, BEAT)

@@ -151,9 +151,10 @@ def test_two_records_with_one_number_are_told_of() -> None:
 def test_a_silent_peer_is_taken_out_again() -> None:
     _, fault, facts = intruded("hostile-silent")
     hostile = fault.processes[0].peer_id
-    assert any(isinstance(output, probe.PeerLost) and output.peer == hostile for _, output in facts)
-    left = [index for index, output in facts if isinstance(output, membership.PeerLeft) and output.peer_id == hostile]
-    assert sorted(set(left)) == [0, 1, 2, 3]
+    assert any(isinstance(output, probe.PeerSuspected) and output.peer == hostile for _, output in facts)
+    joined = {index for index, output in facts if isinstance(output, membership.PeerJoined) and output.peer_id == hostile}
+    left = {index for index, output in facts if isinstance(output, membership.PeerLeft) and output.peer_id == hostile}
+    assert left == joined == {door.index for door in fault.doors}  # the others never hear of it
 
 
 def test_late_echoes_lengthen_only_the_path_of_the_liar() -> None:
@@ -191,25 +192,23 @@ def test_the_walk_finds_the_containers_of_every_machine() -> None:
     assert any(".*." in path for path in paths)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what a jump ahead expired, and cards of the wrong time, are made good only when cards are renewed"
-)
-@pytest.mark.parametrize("off_s", [7200.0, pytest.param(-7200.0, marks=pytest.mark.soak)])
-def test_a_wall_clock_that_jumped_and_returned_is_no_loss(off_s: float) -> None:
+@pytest.mark.parametrize("off_s", [14_400.0, -14_400.0, 300.0, -300.0])
+@pytest.mark.parametrize("publishes", [True, False])
+def test_a_wall_clock_that_jumped_and_returned_is_no_loss(off_s: float, publishes: bool) -> None:
     world = formed(3)
     world.run(20.0)
     jumper = world.processes[1]
     world.shift_clock(jumper, off_s)
     world.run(21.0)
-    jumper.node.handle_offers((), world.now)  # so that it makes a card by its wrong clock
-    world.settle(jumper)
-    world.run(24.0)
+    if publishes:
+        jumper.node.handle_offers((), world.now)
+        world.settle(jumper)
+    world.run(36.0)  # long enough for what has expired by the wrong clock to be dropped
     world.shift_clock(jumper, 0.0)
-    world.run(36.0)
-    assert unhealed(world) is None
+    assert world.run_until(healed(world), 40.0, 0.5), unhealed(world, fresh_s=3.0)
+    assert unhealed(world, fresh_s=3.0) is None
 
 
-@pytest.mark.xfail(strict=True, reason="probes that waited while this node was stopped count as if they had come at once")
 def test_nobody_is_blamed_for_probes_that_waited() -> None:
     world = formed(3)
     blamed: list[probe.Misbehaved] = []
@@ -222,15 +221,15 @@ def test_nobody_is_blamed_for_probes_that_waited() -> None:
     assert blamed == []
 
 
-@pytest.mark.xfail(strict=True, reason="dials of invented peers wait in the same line as those of peers once connected")
 def test_a_crowd_of_invented_peers_keeps_nobody_from_coming_back() -> None:
     world, fault, _ = intruded("hostile-sybil", 8.0)
     fault.end(world)
     victim = world.processes[3]
     world.network.blocks.append(lambda one, other: (one == victim.index) != (other == victim.index))
-    world.run(world.now + 4.0)
+    world.run(world.now + 60.0)
+    assert not victim.node.membership.connected()  # long enough to be given up
     world.network.blocks.clear()
-    assert world.run_until(healed(world), world.now + 15.0, 0.5), unhealed(world)
+    assert world.run_until(healed(world), world.now + 40.0, 0.5), unhealed(world)
 
 
 def test_a_failure_tells_its_seed_its_faults_and_the_last_events(

@@ -37,6 +37,11 @@ BRIEF = replace(
     gossip=GossipConfig(expire_s=1.0),
     table=TableConfig(records=RecordConfig(skew_s=1.0)),
 )  # records that expire while a test runs
+STEADY = replace(
+    PLAIN,
+    announcer=AnnouncerConfig(card_lifetime_s=600.0, moves_wait_s=600.0),
+    gossip=GossipConfig(expire_s=0.5),
+)  # what expires is dropped while a wrong clock lasts, and new cards do not make it good
 CROWDED = replace(
     PLAIN, table=TableConfig(peers_max=3, evictable_after_s=0.5)
 )  # too small a table, from which peers are driven out
@@ -230,6 +235,11 @@ def never_takes_back(patch: pytest.MonkeyPatch) -> MakeNode:
     return Node
 
 
+def remembers_what_expired(patch: pytest.MonkeyPatch) -> MakeNode:
+    patch.setattr(PeerTable, "readmit_expired", lambda self: None)
+    return Node
+
+
 def never_grafts(patch: pytest.MonkeyPatch) -> MakeNode:
     patch.setattr(Overlay, "handle_connected", lambda self, peer_id, now, *, far: False)
     patch.setattr(Overlay, "_choose", lambda self, count: [])
@@ -258,6 +268,11 @@ PLANTED = {
     ),
     "believes one voice": (believes_one_voice, "I5", Story("isolation", nodes=3, duration_s=12.0)),
     "never takes back": (never_takes_back, "I2", Story("isolation", nodes=3, duration_s=12.0)),
+    "remembers what expired by a wrong clock": (
+        remembers_what_expired,
+        "I2",
+        Story("clock-jump", STEADY, nodes=3, duration_s=12.0),
+    ),
     "never grafts": (never_grafts, "I2", Story("loss", nodes=3, duration_s=6.0)),
     "blames what it does not know": (
         blames_what_it_does_not_know,
