@@ -64,7 +64,7 @@ class ProbeConfig:
 
     Attributes:
         interval_s: seconds between probes of one watched peer. The other end probes as often, half an interval later, so that
-            each hears the other every second.
+            each hears the other every 0.8 s.
         idle_interval_s: seconds between probes of a peer that is only measured: a distance is fresh for half a minute.
         interval_spread: each interval is varied by this share, so that a mesh does not probe in step.
         burst_probes: probes sent soon after a peer connects, so that its distance is known within a round trip.
@@ -87,12 +87,12 @@ class ProbeConfig:
         peers_max: connected peers that are probed.
     """
 
-    interval_s: float = 2.0
+    interval_s: float = 1.6
     idle_interval_s: float = 30.0
     interval_spread: float = 0.1
     burst_probes: int = 4
     burst_interval_s: float = 0.05
-    quiet_s: float = 1.2
+    quiet_s: float = 1.0
     echo_s: float = 0.6
     suspect_after_s: float = 0.35
     lateness_s_max: float = 0.25

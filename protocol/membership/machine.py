@@ -333,7 +333,7 @@ class Membership:
             return Standing.ALIVE, "connected"
         if peer.doubted_since is not None:
             return Standing.SUSPECTED, f"others have heard nothing for {now - peer.doubted_since:.1f} s"
-        if peer.failures or self._failures.get(peer_id):
+        if self._failures.get(peer_id):  # it is being tried again
             return Standing.SUSPECTED, "could not be reached"
         return (Standing.ALIVE, "known by its card") if peer.addresses else (Standing.UNKNOWN, "no card")
 
@@ -550,6 +550,8 @@ class Membership:
                 self._outputs.append(Connect(target, addresses, afresh=target in self._connected))
             else:
                 del self._failures[target]
+                if not isinstance(target, str) and (peer := self._peers.get(target)) is not None:
+                    self._judge(target, peer, now)
 
     def _is_worth_a_dial(self, target: Target) -> bool:
         """Whether a target is still to be dialled: not every peer that became known while the mesh was small is."""
