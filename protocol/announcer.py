@@ -84,6 +84,12 @@ class Announcer:
 
     # What changes
 
+    def handle_addresses(self, addresses: tuple[Multiaddr, ...]) -> None:
+        """Takes over where this node can be reached."""
+        self._due = None
+        self._card_changed = self._card_changed or addresses != self._addresses
+        self._addresses = addresses
+
     def handle_offers(self, offers: tuple[ModelOffer, ...]) -> None:
         """Takes over which models this node serves."""
         self._due = None

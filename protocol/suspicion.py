@@ -11,7 +11,8 @@ moment, for those who hear it again take their accusations back by themselves, a
 incarnation, which makes all that was said against earlier ones void (SWIM's refutation).
 
 Who takes an accusation back has heard its subject again. An accuser that forgets its subject says nothing: the verdict runs
-out by itself, after everybody else has forgotten the subject too, and a voice that ran out brings nobody back.
+out by itself, after everybody else has forgotten the subject too, and a voice that ran out brings nobody back. A peer that was
+forgotten and lives, because a network was cut in two, hears what was said of it and refutes it: its card is news again.
 
 Here as on the wire peers are named by the keys of their cards: an accusation may be heard before the card of its subject.
 
@@ -160,7 +161,9 @@ class Suspicion:
         finding, past = self._mine.get(peer), self._past.get(peer)
         mine = finding.incarnation if finding is not None else past[0] if past is not None else None
         if mine is not None and (self._incarnation_of(peer) or 0) > mine:
-            self.acquit(peer, now)
+            self._mine.pop(peer, None)
+            self._past.pop(peer, None)
+            self._take_back(peer, now)
         if peer in self._accusers:
             self._judge(peer, now, heard=True)
 
@@ -187,11 +190,9 @@ class Suspicion:
         self._tell_at(now + wait_s)
 
     def acquit(self, peer: RecordKey, now: float) -> None:
-        """Hears a peer again: takes back what was said."""
-        accused = self._mine.pop(peer, None) is not None
-        if (self._past.pop(peer, None) is not None or accused) and any(subject == peer for subject, _ in self._told):
-            self._took_back = True
-            self._tell_soon(now)
+        """Hears a peer again: takes back what was said. Who was forgotten has to refute that to be known again."""
+        if self._mine.pop(peer, None) is not None:
+            self._take_back(peer, now)
 
     def handle_forgotten(self, peer: RecordKey, now: float) -> None:
         """Has no more to say of a peer that stayed silent; what was said is not taken back, it runs out."""
@@ -254,6 +255,11 @@ class Suspicion:
             if subject in self._mine:  # a voice that was saved is needed now
                 self._tell_at(now + self._luck.uniform(0.0, self._config.hold_back_s))
 
+    def _take_back(self, peer: RecordKey, now: float) -> None:
+        if any(subject == peer for subject, _ in self._told):
+            self._took_back = True
+            self._tell_soon(now)
+
     def _tell_soon(self, now: float) -> None:
         """Publishes a changed verdict now, or as soon as the last one is old enough."""
         if now >= self._told_at + self._config.tell_interval_s:
@@ -275,15 +281,14 @@ class Suspicion:
             for subject, finding in self._mine.items()
             if subject in told_before or (now >= finding.speak_at and self.voices(subject) < finding.voices_enough)
         ]
-        held_back = [finding.speak_at for finding in self._mine.values() if finding.speak_at > now]
-        if held_back:
-            self._tell_at(min(held_back))
         past = [(subject, incarnation) for subject, (incarnation, until) in self._past.items() if now < until]
         accused = tuple(sorted([*named, *past][: self._config.subjects_max]))
         is_news = any(item not in self._told for item in accused)
-        if not (is_news or self._took_back or (named and now >= self._told_at + self._config.renew_s)):
-            return
-        self._told, self._told_at, self._took_back = accused, now, False
-        self._outputs.append(TellVerdict(accused))
-        if named:
-            self._tell_at(now + self._config.renew_s)
+        if is_news or self._took_back or (named and now >= self._told_at + self._config.renew_s):
+            self._told, self._told_at, self._took_back = accused, now, False
+            self._outputs.append(TellVerdict(accused))
+            if named:
+                self._tell_at(now + self._config.renew_s)
+        held_back = [finding.speak_at for finding in self._mine.values() if finding.speak_at > now]
+        if held_back:
+            self._tell_at(min(held_back))

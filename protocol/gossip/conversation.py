@@ -1,4 +1,4 @@
-"""What gossip remembers of each connected peer, of what it has asked for, and of what was news."""
+"""What gossip remembers of each connected peer, and of what it has asked for."""
 
 from dataclasses import dataclass, field
 
@@ -40,12 +40,3 @@ class Asked:
 
     peer_id: PeerId
     give_up_at: float
-
-
-@dataclass(slots=True)
-class News:
-    """A record that was news here, for as long as it is told on."""
-
-    sequence: int
-    heartbeats_left: int
-    copies: int = 0  # that came after the first

@@ -25,7 +25,7 @@ from typing import assert_never
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip.budget import Budget, Verdict
-from protocol.gossip.conversation import Asked, Conversation, News
+from protocol.gossip.conversation import Asked, Conversation
 from protocol.gossip.events import (
     BeatHeard,
     Equivocated,
@@ -56,6 +56,7 @@ from protocol.gossip.messages import (
     entries_messages,
     records_messages,
 )
+from protocol.gossip.news import News
 from protocol.gossip.overlay import Overlay
 from protocol.gossip.reader import GossipReader
 from protocol.identity import PeerId
@@ -98,7 +99,7 @@ class Gossip:
         self._pushing: list[PeerId] = []  # who has news to be pushed when the present call ends
         self._wants: dict[RecordKey, Asked] = {}
         self._refused: dict[bytes, None] = {}  # hashes, oldest first
-        self._news: dict[RecordKey, News] = {}  # what was news, oldest first
+        self._news = News(config.history_heartbeats, config.history_max)
         self._renewed: dict[RecordKey, int] = {}  # what says nothing new, to be announced at the next heartbeat
         self._repeats: Budget | None = None
         self._greetings: Budget | None = None
@@ -292,9 +293,7 @@ class Gossip:
         newest = self._table.sequence_of(key)
         if header.sequence != newest:
             return header.sequence > newest
-        news = self._news.get(key)
-        if news is not None and news.sequence == newest:
-            news.copies += 1
+        self._news.came_again(key, newest)
         known = self._table.record_of(key)
         return known is not None and signed_bytes(known.envelope) != signed_bytes(envelope)
 
@@ -374,10 +373,7 @@ class Gossip:
                 self._pushing.append(peer_id)
             peer.news.append(record.envelope)
         if record.kind in COMPARED:
-            self._news.pop(key, None)
-            self._news[key] = News(record.sequence, self._config.history_heartbeats)
-            if len(self._news) > self._config.history_max:
-                del self._news[next(iter(self._news))]
+            self._news.add(key, record.sequence)
 
     def _push_news(self) -> None:
         if not self._pushing:
@@ -402,13 +398,9 @@ class Gossip:
             self._graft(peer_id)
         for peer_id in change.pruned:
             self._prune(peer_id)
-        if self._news:
-            scarce = [(key, news.sequence) for key, news in self._news.items() if news.copies < self._config.copies_enough]
-            for peer_id in self._overlay.outside(self._config.degree_lazy) if scarce else ():
+        if scarce := self._news.heartbeat(self._config.copies_enough):
+            for peer_id in self._overlay.outside(self._config.degree_lazy):
                 self._send(peer_id, answer_messages(scarce))
-            for news in self._news.values():
-                news.heartbeats_left -= 1
-            self._news = {key: news for key, news in self._news.items() if news.heartbeats_left > 0}
         if self._renewed:
             told = list(self._renewed.items())
             self._renewed = {}

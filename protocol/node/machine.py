@@ -85,7 +85,6 @@ class Node:
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
         self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
-        self._told_due = float("inf")  # when this node wanted to be woken last
         self._wall_offset_s: float | None = None  # until the wall clock was told
         self._outputs: deque[Output] = deque()
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
@@ -117,6 +116,11 @@ class Node:
         self.announcer.refute()
         self.suspicion.handle_forgotten_self(now)
         self.gossip.handle_clock_step(now)
+        self.handle_timer(now)
+
+    def handle_addresses(self, addresses: tuple[Multiaddr, ...], now: float) -> None:
+        """Takes over where this node can be reached, when that has changed."""
+        self.announcer.handle_addresses(addresses)
         self.handle_timer(now)
 
     def handle_offers(self, offers: tuple[ModelOffer, ...], now: float) -> None:
@@ -338,12 +342,12 @@ class Node:
             timer = machine.next_timer()
             if timer is not None and timer < due:
                 due = timer
-        self._told_due = due
         return due
 
     def handle_timer(self, now: float) -> None:
         """Does what is due; being much too late for it is a stall of this node's own."""
-        lateness_s = now - self._told_due
+        planned = (self.probe.next_timer(), self.gossip.next_timer())  # others may become due in the past, by what was heard
+        lateness_s = now - min((due for due in planned if due is not None), default=now)
         if lateness_s > self.config.probe.lateness_s_max:
             self.membership.handle_stall(lateness_s, now)
         self.gossip.handle_timer(now, self.wall(now))

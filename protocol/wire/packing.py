@@ -129,19 +129,19 @@ def _check(value: object, limits: PackingLimits) -> None:
 
     Level by level and without a call for each value: every message passes here.
     """
-    level: list[Any] = [value]
+    level: list[object] = [value]
     count = 1
     for _depth in range(limits.depth_max + 1):
-        below: list[Any] = []
+        below: list[object] = []
         for item in level:
-            kind = type(item)
+            kind = type(item)  # pyright: ignore[reportUnknownVariableType] - of Any nothing is known yet
             if kind is bytes or kind is str or kind is bool or item is None:
                 continue
             if kind is int:
-                if not -INT_MAX <= item <= INT_MAX:
+                if not -INT_MAX <= cast("int", item) <= INT_MAX:
                     raise _UnacceptableError(ErrorCode.MALFORMED, "an integer beyond 63 bits")
             elif kind is float:
-                if not math.isfinite(item):
+                if not math.isfinite(cast("float", item)):
                     raise _UnacceptableError(ErrorCode.MALFORMED, "a float that is no number")
             else:
                 below.extend(_children(item))

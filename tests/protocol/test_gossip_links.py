@@ -121,6 +121,26 @@ def test_news_is_announced_outside_the_mesh_for_three_heartbeats():
     assert sorted(heard, key=lambda item: item[0]) == [(peer_id, Entries(entry)) for peer_id in ids(OUTSIDE) for _ in range(3)]
 
 
+def test_news_that_came_again_is_known_all_round_and_is_not_announced():
+    node = meshed(*OUTSIDE)
+    often, seldom = sealed(ORIGIN), sealed(IDENTITIES[21])
+    for record in (often, seldom):
+        node.hear(MESH[0], Records((record.envelope,)), now=0.0)
+    node.hear(MESH[1], Records((often.envelope,)), now=0.0)
+    assert announced(node.beat_heart(1.0)) == {key: {key_of(seldom): 1} for key in ids(OUTSIDE)}
+    newer = sealed(ORIGIN, replace(CARD, models=()), sequence=2)
+    node.hear(MESH[0], Records((newer.envelope,)))
+    node.hear(MESH[1], Records((often.envelope,)))  # a copy of what it replaced says nothing of it
+    assert announced(node.beat_heart(2.0)) == {key: {key_of(newer): 2, key_of(seldom): 1} for key in ids(OUTSIDE)}
+
+
+def test_news_to_be_announced_is_bounded():
+    node = meshed(*OUTSIDE, history_max=10)
+    records = [sealed(identity) for identity in crowd(15)]
+    node.hear(MESH[0], Records(tuple(record.envelope for record in records)), now=0.0)
+    assert announced(node.beat_heart(1.0))[OUTSIDE[0].peer_id] == {key_of(record): 1 for record in records[5:]}
+
+
 def test_no_more_peers_outside_the_mesh_are_told_than_the_lazy_degree():
     node = meshed(*IDENTITIES[5:20], history_heartbeats=1)
     node.hear(MESH[0], Records((sealed(ORIGIN).envelope,)), now=0.0)

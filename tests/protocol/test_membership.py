@@ -150,10 +150,11 @@ def test_peer_that_was_started_again_is_found_by_a_fresh_dial_while_the_old_conn
     membership.handle_connected(OTHER, 0.0, OTHER)
     membership.handle_suspected(OTHER, 10.0)
     drain(membership)
-    dials = [output for _, output in wait(membership, 16.0) if isinstance(output, Connect)]
+    redialled_at = 10.0 + CONFIG.gone_after_s + CONFIG.backoff_min_s
+    dials = [output for _, output in wait(membership, redialled_at) if isinstance(output, Connect)]
     assert dials == [Connect(OTHER, (address(2),), afresh=True)]
-    membership.handle_connected(OTHER, 16.0, OTHER)
-    assert membership.standing(OTHER, 16.0) == (Standing.ALIVE, "connected")
+    membership.handle_connected(OTHER, redialled_at, OTHER)
+    assert membership.standing(OTHER, redialled_at) == (Standing.ALIVE, "connected")
     assert PeerJoined(OTHER) in drain(membership)
     assert wait(membership, 500.0) == []
 
@@ -223,16 +224,47 @@ def test_unconnected_peer_that_stays_doubted_is_gone_and_then_forgotten() -> Non
     ]
 
 
-def test_what_others_say_of_a_connected_peer_decides_nothing() -> None:
-    """Two liars, or a cut between others: the peer answers this node's own probes."""
+def test_what_others_say_of_a_connected_peer_decides_nothing_once_it_has_answered() -> None:
+    """Two liars, or a cut between others: the peer is given no work until it answers this node's own probes."""
     membership = machine()
     membership.handle_card(OTHER, (address(2),), 0.0)
     membership.handle_connected(OTHER, 0.0)
     drain(membership)
     membership.handle_doubted(OTHER, 1.0)
+    (left,) = drain(membership)
+    assert isinstance(left, PeerLeft)
+    assert membership.standing(OTHER, 1.0)[0] is Standing.SUSPECTED
+    membership.handle_heard(OTHER, 1.1)
+    assert drain(membership) == [PeerJoined(OTHER)]
     assert wait(membership, 500.0) == []
+    membership.handle_doubted(OTHER, 500.0)  # the same again
     assert drain(membership) == []
     assert membership.standing(OTHER, 500.0) == (Standing.ALIVE, "connected")
+
+
+def test_node_that_was_held_up_declares_nobody_dead_for_it() -> None:
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 0.0, OTHER)
+    membership.handle_suspected(OTHER, 10.0)
+    drain(membership)
+    membership.handle_stall(4.0, 15.0)
+    assert wait(membership, 19.9) == []
+    ((gone_at, _), *_) = wait(membership, 21.0)
+    assert gone_at == 10.0 + CONFIG.gone_after_s + 4.0
+    membership.handle_stall(4.0, 30.0)  # who is gone already stays so
+    assert membership.standing(OTHER, 30.0)[0] is Standing.GONE
+
+
+def test_node_that_was_held_up_until_the_last_moment_still_listens() -> None:
+    membership = machine()
+    membership.handle_connected(OTHER, 0.0)
+    membership.handle_suspected(OTHER, 10.0)
+    drain(membership)
+    membership.handle_stall(0.3, 10.0 + CONFIG.gone_after_s)
+    ((gone_at, gone),) = wait(membership, 20.0)
+    assert gone == PeerGone(OTHER, "stopped answering")
+    assert gone_at == 10.0 + CONFIG.gone_after_s + CONFIG.hearing_s
 
 
 def test_dials_that_failed_before_a_peer_was_started_again_are_not_held_against_it() -> None:
@@ -456,6 +488,7 @@ def test_peers_that_nobody_has_met_leave_half_of_the_dials_to_those_that_were_co
     membership.handle_card(OTHER, (address(2),), 0.0)
     membership.handle_connected(OTHER, 0.0, OTHER)
     membership.handle_disconnected(OTHER, ErrorCode.IDLE, 60.0)
+    drain(membership)
     for number in range(64):
         invented = Identity.from_seed(bytes([100, number]) * 16).peer_id
         membership.handle_card(invented, (address(100 + number),), 60.0)

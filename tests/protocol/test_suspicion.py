@@ -19,7 +19,7 @@ class Heard:
     """A machine with the incarnations that its node knows, and everything that came out of it."""
 
     def __init__(self, config: SuspicionConfig = CONFIG) -> None:
-        self.incarnations = {key: 1 for key in (OWN, SUBJECT, *OTHERS)}
+        self.incarnations = dict.fromkeys((OWN, SUBJECT, *OTHERS), 1)
         self.machine = Suspicion(config, OWN, random.Random(1), self.incarnations.get)
         self.now = 0.0
 
@@ -150,6 +150,28 @@ def test_one_voice_less_than_enough_is_joined() -> None:
     assert TellVerdict(((SUBJECT, 1),)) in [output for _, output in heard.run(1.0)]
 
 
+def test_peer_that_is_not_watched_is_accused_later_and_only_where_others_do_not() -> None:
+    heard = Heard()
+    heard.machine.accuse(SUBJECT, 0.0, watched=False)
+    ((told_at, told),) = heard.run(10.0)
+    assert told == TellVerdict(((SUBJECT, 1),))
+    assert CONFIG.hold_back_idle_s / 2 <= told_at <= CONFIG.hold_back_idle_s
+    heard = Heard()
+    heard.machine.accuse(SUBJECT, 0.0, watched=False)
+    heard.accused_by(*OTHERS[: CONFIG.confirmations])
+    assert heard.run(10.0) == [(0.0, Doubted(SUBJECT))]
+
+
+def test_accusation_that_is_held_back_waits_its_time_while_another_is_told() -> None:
+    heard = Heard()
+    heard.machine.accuse(SUBJECT, 0.0, watched=False)
+    heard.machine.accuse(OTHERS[0], 0.0)
+    first, second = heard.run(10.0)
+    assert first[1] == TellVerdict(((OTHERS[0], 1),))
+    assert second[1] == TellVerdict(((SUBJECT, 1), (OTHERS[0], 1)))
+    assert first[0] <= CONFIG.hold_back_s < CONFIG.hold_back_idle_s / 2 <= second[0] <= CONFIG.hold_back_idle_s
+
+
 def test_verdict_is_renewed_while_it_names_somebody_who_is_silent() -> None:
     heard = Heard()
     heard.machine.accuse(SUBJECT, 0.0)
@@ -174,11 +196,13 @@ def test_forgotten_peer_is_not_acquitted_and_its_verdict_runs_out() -> None:
     assert [output for _, output in heard.run(2001.0)] == [TellVerdict(((OTHERS[1], 1),))]
 
 
-def test_forgotten_peer_that_is_heard_after_all_is_acquitted() -> None:
+def test_forgotten_peer_that_refutes_is_acquitted() -> None:
     heard = Heard()
     heard.machine.accuse(SUBJECT, 0.0)
     heard.run(170.0)
     heard.machine.handle_forgotten(SUBJECT, 170.0)
+    heard.machine.acquit(SUBJECT, 175.0)  # it is connected, but its card is gone: it has to hear of that, and to refute
+    assert heard.run(179.0) == []
     heard.incarnations[SUBJECT] = 2
     heard.machine.handle_incarnation(SUBJECT, 180.0)
     assert heard.outputs() == [TellVerdict(())]
@@ -295,16 +319,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.forgotten.discard(peer)
         self.machine.handle_incarnation(peer, self.now)
 
-    @rule(peer=others)
-    def accuse(self, peer: RecordKey) -> None:
+    @rule(peer=others, watched=st.booleans())
+    def accuse(self, peer: RecordKey, watched: bool) -> None:
         if peer in self.incarnations:
             self.silent.setdefault(peer, self.incarnations[peer])
-        self.machine.accuse(peer, self.now)
+        self.machine.accuse(peer, self.now, watched=watched)
 
     @rule(peer=others)
     def acquit(self, peer: RecordKey) -> None:
         self.silent.pop(peer, None)
-        self.forgotten.discard(peer)
         self.machine.acquit(peer, self.now)
 
     @rule(peer=others)
@@ -355,7 +378,11 @@ class AnyOrder(RuleBasedStateMachine):
         due = self.machine.next_timer()
         for peer, incarnation in self.silent.items():
             told = self.told.get(peer) == incarnation
-            assert told or self.voices(peer) >= CONFIG.confirmations or (due is not None and due <= self.now + 1.0)
+            assert (
+                told
+                or self.voices(peer) >= CONFIG.confirmations
+                or (due is not None and due <= self.now + CONFIG.hold_back_idle_s)
+            )
 
     @invariant()
     def who_is_heard_is_not_accused_for_long(self) -> None:

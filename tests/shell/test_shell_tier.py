@@ -16,13 +16,15 @@ from virtual_mesh import ShellMesh, ShellNode, all_know, play, within
 from mesh.engines.echo import EchoConfig, EchoEngine
 from mesh.transport.udp import UdpSocket
 from protocol.errors import ErrorCode, LocalProtocolError
-from protocol.membership import Standing
+from protocol.membership import MembershipConfig, Standing
 from protocol.quic import choose_engine
 from sim.network import Matrix
 
 QUIC_ENGINES = [("qh3",), ("aioquic",), ("qh3", "aioquic")]
 MIXED = QUIC_ENGINES[2]
 GONE = {Standing.SUSPECTED, Standing.GONE}
+CLOSED_S = MembershipConfig().gone_after_s + MembershipConfig().linger_s
+"""How long after it fell silent a peer's connection is closed, in seconds, less the time that suspecting it takes."""
 
 
 @pytest.fixture(params=QUIC_ENGINES, ids="-".join)
@@ -114,8 +116,8 @@ def test_a_killed_node_leaves_every_routing_set(tmp_path: Path) -> None:
         *others, dead = await mesh.start_many(5)
         await within(10.0, lambda: all_know(*others, dead))
         await dead.kill()
-        await within(6.0, lambda: all(node.standing(dead) in GONE for node in others))
-        await within(20.0, lambda: all(dead.peer_id not in node.service.transport.connections for node in others))
+        await within(3.0, lambda: all(node.standing(dead) in GONE for node in others))
+        await within(CLOSED_S + 5.0, lambda: all(dead.peer_id not in node.service.transport.connections for node in others))
         assert all_know(*others)
 
     play(scenario, tmp_path, quic_engines=MIXED)
@@ -152,11 +154,28 @@ def test_parts_that_were_cut_apart_find_one_another_again(tmp_path: Path) -> Non
             return (one < 2) != (other < 2)
 
         mesh.net.network.blocks.append(cut)
-        await within(6.0, lambda: nodes[0].standing(nodes[2]) in GONE and nodes[3].standing(nodes[1]) in GONE)
-        await trio.sleep(20.0)
+        await within(3.0, lambda: nodes[0].standing(nodes[2]) in GONE and nodes[3].standing(nodes[1]) in GONE)
+        await trio.sleep(CLOSED_S + 5.0)
         assert list(nodes[0].service.transport.connections) == [nodes[1].peer_id]
         mesh.net.network.blocks.remove(cut)
         await within(60.0, lambda: all_know(*nodes))
+
+    play(scenario, tmp_path)
+
+
+def test_parts_that_were_cut_apart_for_a_while_know_one_another_again_within_seconds(tmp_path: Path) -> None:
+    async def scenario(mesh: ShellMesh) -> None:
+        nodes = await mesh.start_many(4)
+        await within(10.0, lambda: all_know(*nodes))
+
+        def cut(one: int, other: int) -> bool:
+            return (one < 2) != (other < 2)
+
+        mesh.net.network.blocks.append(cut)
+        await trio.sleep(20.0)
+        assert nodes[0].standing(nodes[2]) is Standing.GONE
+        mesh.net.network.blocks.remove(cut)
+        await within(5.0, lambda: all_know(*nodes))
 
     play(scenario, tmp_path)
 

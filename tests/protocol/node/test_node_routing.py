@@ -58,7 +58,9 @@ def test_coordinates_predict_the_distances_of_a_plane(seed: int) -> None:
                 errors.append(abs(view.coordinate_rtt_s - world.rtt_s(one, other)) / world.rtt_s(one, other))
     assert median(errors) < 0.15
     cards = [one.node.table.get(one.peer_id, RecordKind.CARD).payload for one in world.members]
-    assert all(card.coordinate.error < 0.5 for card in cards)  # what peers are told is not the uncertainty of the first second
+    told = [card.coordinate.error for card in cards]  # not the uncertainty of the first second
+    assert median(told) < 0.2
+    assert max(told) < 0.8
 
 
 def test_quiet_mesh_renews_its_cards_seldom() -> None:
