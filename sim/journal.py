@@ -89,16 +89,21 @@ class Journal:
                 return f"{kind} {self._name(peer_id)}"
             case membership.PeerGone(peer_id, reason):
                 return f"{kind} {self._name(peer_id)}: {reason}"
-            case suspicion.Doubted(key):
-                return f"{kind} {self.name_of(key)}"
-            case suspicion.Cleared(key, heard):
-                return f"{kind} {self.name_of(key)}, {'heard' if heard else 'run out'}"
-            case suspicion.TellVerdict(accused):
-                return f"{kind} {', '.join(self.name_of(key) for key, _ in accused) or 'nobody'}"
             case probe.PeerSuspected(peer_id, since):
                 return f"{kind} {self._name(peer_id)}, silent since {since:.6f}"
+            case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict():
+                return f"{kind} {self._said(output)}"
             case _:
                 return kind
+
+    def _said(self, output: suspicion.Doubted | suspicion.Cleared | suspicion.TellVerdict) -> str:
+        match output:
+            case suspicion.Doubted(key):
+                return self.name_of(key)
+            case suspicion.Cleared(key, heard):
+                return f"{self.name_of(key)}, {'heard' if heard else 'run out'}"
+            case suspicion.TellVerdict(accused):
+                return ", ".join(self.name_of(key) for key, _ in accused) or "nobody"
 
 
 def _bytes_of(output: Output) -> bytes:
