@@ -72,8 +72,8 @@ class ProbeConfig:
             answers.
         quiet_s: silence in seconds after which a watched peer is in doubt: a little more than half of the longest interval.
         echo_s: seconds after which a probe without an echo puts a peer in doubt: twice the longest round trip on land.
-        suspect_after_s: seconds in doubt, and a round trip more, until a peer is suspected. Eight probes are sent in them; where
-            a fifth of all datagrams is lost, none is answered once in 3,500 times, and any echo takes a suspicion back.
+        suspect_after_s: seconds in doubt, and a round trip more, until a peer is suspected. Seven probes are sent in them; where
+            a fifth of all datagrams is lost, none is answered once in 1,300 times, and any echo takes a suspicion back.
         lateness_s_max: how late, in seconds, the own timer may fire before this node holds itself to be unwell.
         health_max: how unwell a node may hold itself to be: each step adds `suspect_after_s` once more. Lifeguard's 8.
         health_back_s: seconds in time that take one step back.
@@ -93,8 +93,8 @@ class ProbeConfig:
     burst_probes: int = 4
     burst_interval_s: float = 0.05
     quiet_s: float = 1.2
-    echo_s: float = 0.65
-    suspect_after_s: float = 0.4
+    echo_s: float = 0.6
+    suspect_after_s: float = 0.35
     lateness_s_max: float = 0.25
     health_max: int = 8
     health_back_s: float = 10.0

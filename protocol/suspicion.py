@@ -38,7 +38,7 @@ class SuspicionConfig:
     """Accusers that make a peer doubted where there is no connection to it: one liar is not enough."""
     voices_max: int = 4
     """Where so many others accuse a peer, this node saves its own voice: two more than needed, as some may vanish."""
-    hold_back_s: float = 0.1
+    hold_back_s: float = 0.05
     """Up to this long an accusation waits at random, so that the first voices are heard by the others and save theirs."""
     hold_back_idle_s: float = 2.0
     """The same, after half of it, for a peer that this node does not watch: those who do will say it, if they live themselves."""

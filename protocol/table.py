@@ -219,8 +219,18 @@ class PeerTable:
                 tombstone.sequence -= 1
                 tombstone.expired = False
 
-    def remove(self, peer_id: PeerId) -> list[Record]:
-        """Drop all records of a peer that said goodbye or died; only newer records bring it back."""
+    def remove(self, peer_id: PeerId, until_s: float = math.inf) -> list[Record]:
+        """Drop all records of a peer that said goodbye or died; only newer records bring it back.
+
+        Args:
+            peer_id: who is dropped.
+            until_s: wall-clock time after which the same records would be taken again, for whoever still has them then has
+                heard them from the peer itself; by default not before no older record can be valid.
+        """
+        for kind in _KINDS:
+            entry = self._entries.get((peer_id, kind))
+            if entry is not None:
+                entry.forget_at_s = min(entry.forget_at_s, until_s)
         return [self._drop((peer_id, kind)) for kind in _KINDS if (peer_id, kind) in self._entries]
 
     def digest(self, buckets: Iterable[int] | None = None) -> list[tuple[RecordKey, int]]:

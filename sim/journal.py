@@ -79,22 +79,17 @@ class Journal:
                 return f"{kind} {self._name(peer_id)} {code.name}"
             case probe.Misbehaved(peer_id, code, detail):
                 return f"{kind} {self._name(peer_id)} {code.name}: {detail}"
-            case membership.PeerJoined(peer_id) | probe.PeerRecovered(peer_id):
-                return f"{kind} {self._name(peer_id)}"
-            case membership.PeerLeft(peer_id, reason):
+            case membership.PeerLeft(peer_id, reason) | membership.PeerGone(peer_id, reason):
                 return f"{kind} {self._name(peer_id)}: {reason}"
             case probe.SampleTaken(peer_id, rtt_s):
                 return f"{kind} {self._name(peer_id)} {rtt_s * 1000.0:.3f} ms"
-            case gossip.Grafted(peer_id) | gossip.Pruned(peer_id) | membership.PeerForgotten(peer_id):
-                return f"{kind} {self._name(peer_id)}"
-            case membership.PeerGone(peer_id, reason):
-                return f"{kind} {self._name(peer_id)}: {reason}"
             case probe.PeerSuspected(peer_id, since):
                 return f"{kind} {self._name(peer_id)}, silent since {since:.6f}"
             case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict():
                 return f"{kind} {self._said(output)}"
             case _:
-                return kind
+                peer = getattr(output, "peer_id", None) or getattr(output, "peer", None)
+                return kind if peer is None else f"{kind} {self._name(peer)}"
 
     def _said(self, output: suspicion.Doubted | suspicion.Cleared | suspicion.TellVerdict) -> str:
         match output:

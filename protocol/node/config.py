@@ -24,6 +24,8 @@ class NodeConfig:
     agent: str = "isochrone/0.1.0"
     verdict_lifetime_s: float = 240.0
     """A verdict is told anew every two minutes while it names somebody; whoever is named so long is forgotten anyway."""
+    forgotten_s: float = 300.0
+    """Records of a forgotten peer are refused for so long: by then all have forgotten it, except who was cut off with it."""
     reserve_retry_s: float = 1.0
     """A disk that refused to keep a reservation is asked again after this long; until then nothing is signed."""
     ranking_min_s: float = 5.0

@@ -448,7 +448,7 @@ class Node:
                 case membership.PeerForgotten(peer):
                     self.forwarding.handle_joined(peer)
                     self.suspicion.handle_forgotten(record_key(peer, RecordKind.CARD), now)
-                    for record in self.table.remove(peer):
+                    for record in self.table.remove(peer, self.wall(now) + self.config.forgotten_s):
                         self._take_gossip(gossip.RecordExpired(record), now)
                         self._outputs.append(gossip.RecordExpired(record))
                 case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict() | suspicion.Refute():
