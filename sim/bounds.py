@@ -46,6 +46,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "gossip._peers.*.has": lambda config: config.gossip.history_max,
     "gossip._overlay._far": lambda config: config.gossip.peers_max,
     "gossip._overlay._backoff": lambda config: config.gossip.peers_max,
+    "gossip._overlay._refusing": lambda config: config.gossip.peers_max,
     "gossip._overlay._silent": lambda config: config.gossip.peers_max,
     "gossip._overlay.members": lambda config: config.gossip.degree_max + 1,
     "membership._peers": lambda config: config.membership.peers_max,

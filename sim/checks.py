@@ -5,8 +5,8 @@ looked at after healing. The invariants, by the names of docs/simulation.md:
 
 I1. A record is accepted only if the peer it names has sealed these very bytes, for this time; its sequence number is greater than
     every one accepted before; no peer that means well seals a number twice; nothing is passed on that nobody sealed.
-I2. After healing all living nodes hold the newest card of one another, nobody living is suspected, gone or accused, nobody
-    dead is alive, and what one of them pushes reaches all others over the mesh of links.
+I2. After healing all living nodes hold the newest card of one another, nobody living is suspected, gone or accused, nobody dead
+    that meant well is alive, and what one of them pushes reaches all others over the mesh of links.
 I5. Nobody is suspected, or held for dead, for a silence that is this node's own stall; nobody is doubted on too few voices.
 I6. What is counted is within its limit, and nobody who means well is blamed.
 I9. What is kept is bounded by the limits, and is not kept past its time.
@@ -287,7 +287,7 @@ def unhealed(world: World, *, fresh_s: float = SPREAD_S) -> str | None:
     """
     living = world.working()
     cards = {process.peer_id: process.node.table.get(process.peer_id, RecordKind.CARD) for process in living}
-    dead = [process for process in world.processes if not process.running and process.life]
+    dead = [process for process in world.processes if not process.running and process.life and not process.hostile]
     for process in living:
         for other in living:
             own = cards[other.peer_id]

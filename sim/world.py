@@ -192,18 +192,20 @@ class World:
         process.moves += 1
         how = "with" if migrates else "without"
         self.journal.note(self.now, process.index, f"moves to {process.address.host}, {how} migration")
-        lost = [] if migrates else sorted(process.connections)
-        for peer_id in lost:
-            process.connections.pop(peer_id).open_at.discard(process.peer_id)
 
         def learns() -> None:
-            for peer_id in lost:
-                process.node.handle_disconnected(peer_id, ErrorCode.IDLE, self.now)
-            # the core has no other way to learn new addresses than to be told once more how it starts
-            process.node.start((process.address,), HARDWARE, process.offers, self.wall_s(process), self.now)
+            if not migrates:
+                self._lose_connections(process)
+            process.node.handle_addresses((process.address,), self.now)
             self.settle(process)
 
         self._enter(process, process.life, learns)
+
+    def _lose_connections(self, process: Process) -> None:
+        """Ends all connections at one end, without a word to the other."""
+        for peer_id in sorted(process.connections):
+            process.connections.pop(peer_id).close_at(process.peer_id)
+            process.node.handle_disconnected(peer_id, ErrorCode.IDLE, self.now)
 
     def wall_s(self, process: Process) -> float:
         """What a process's wall clock shows, in seconds since 1970."""
@@ -299,8 +301,8 @@ class World:
             case probe.SampleTaken(peer_id):
                 process.heard[peer_id] = self.now
                 return
-            case membership.Connect(target, addresses):
-                self._dial(process, target, addresses)
+            case membership.Connect(target, addresses, afresh):
+                self._dial(process, target, addresses, afresh=afresh)
             case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code):
                 life = process.life
                 self.at(self.now, lambda: self._enter(process, life, lambda: self.hang_up(process, peer_id, code)))
@@ -407,7 +409,9 @@ class World:
 
     # Connections
 
-    def _dial(self, process: Process, target: membership.Target, addresses: tuple[Multiaddr, ...]) -> None:
+    def _dial(
+        self, process: Process, target: membership.Target, addresses: tuple[Multiaddr, ...], *, afresh: bool = False
+    ) -> None:
         """Tries the addresses in turn; each takes a round trip, or the timeout where nobody answers."""
         life = process.life
         if not addresses:
@@ -426,7 +430,7 @@ class World:
             if reachable() and expected in (None, other.peer_id):
                 self._established(process, other, target)
             else:
-                self._dial(process, target, addresses[1:])
+                self._dial(process, target, addresses[1:], afresh=afresh)
 
         took_s = DIAL_TIMEOUT_S
         if reachable():

@@ -31,7 +31,8 @@ class Overlay:
         self._config = config
         self._luck = luck
         self._far: dict[PeerId, bool] = {}  # every connected peer: whether it was chosen at random
-        self._backoff: dict[PeerId, float] = {}
+        self._backoff: dict[PeerId, float] = {}  # until when a peer is not asked for a link
+        self._refusing: dict[PeerId, float] = {}  # until when a peer that was given back its link gets none
         self._silent: set[PeerId] = set()
         self.members: list[PeerId] = []  # sorted
 
@@ -53,6 +54,7 @@ class Overlay:
         """Forgets a peer; whether its link belonged to the mesh."""
         self._far.pop(peer_id, None)
         self._backoff.pop(peer_id, None)
+        self._refusing.pop(peer_id, None)
         self._silent.discard(peer_id)
         return self._drop(peer_id)
 
@@ -67,10 +69,14 @@ class Overlay:
         self._silent.discard(peer_id)
 
     def handle_graft(self, peer_id: PeerId, now: float) -> bool:
-        """Takes a link that a peer asks for; False when it has to be refused with a PRUNE."""
+        """Takes a link that a peer asks for; False when it has to be refused with a PRUNE.
+
+        Who gave back the link is not refused when it asks: if each end refused the other after the other's refusal, the two would
+        leave one another alone by turns for ever.
+        """
         if peer_id in self:
             return True
-        if len(self.members) > self._config.degree_max or now < self._backoff.get(peer_id, now):
+        if len(self.members) > self._config.degree_max or now < self._refusing.get(peer_id, now):
             return False
         self._silent.discard(peer_id)
         insort(self.members, peer_id)
@@ -86,6 +92,7 @@ class Overlay:
         """Looks whether there are too few or too many links, and changes what has to be changed."""
         config = self._config
         self._backoff = {peer_id: until for peer_id, until in self._backoff.items() if now < until}
+        self._refusing = {peer_id: until for peer_id, until in self._refusing.items() if now < until}
         if len(self.members) < config.degree_min:
             chosen = self._choose(config.degree - len(self.members))
             for peer_id in chosen:
@@ -97,6 +104,7 @@ class Overlay:
             given_back = self._luck.sample(near if len(near) >= surplus else self.members, surplus)
             for peer_id in given_back:
                 self.handle_prune(peer_id, now)
+                self._refusing[peer_id] = now + config.prune_backoff_s
             return Maintenance(pruned=tuple(sorted(given_back)))
         return Maintenance()
 

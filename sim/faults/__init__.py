@@ -4,7 +4,7 @@ from sim.faults.base import Fault, MakeFault
 from sim.faults.hostile import Intrusion
 from sim.faults.packets import BurstLoss, Corruption, Duplication, Loss, Reordering
 from sim.faults.paths import Clogging, Swizzle, isolation, one_way, partition, split
-from sim.faults.plan import HONEST, KINDS, NOT_HEALED, Planned, install, names_of, plan
+from sim.faults.plan import HONEST, KINDS, Planned, install, names_of, plan
 from sim.faults.processes import (
     AddressChange,
     Clock,
@@ -21,7 +21,6 @@ from sim.faults.versions import NewNode, OldNode, OtherVersion
 __all__ = [
     "HONEST",
     "KINDS",
-    "NOT_HEALED",
     "AddressChange",
     "BurstLoss",
     "Clock",

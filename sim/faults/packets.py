@@ -1,8 +1,9 @@
 """What happens to single packets: they are lost, changed, doubled, overtaken.
 
 QUIC's AEAD finds a changed byte, and the packet is thrown away: what was a datagram never comes, what was a piece of a stream
-comes again after a retransmission timeout. So `Corruption` is a loss by another name here, and is counted apart; bytes that
-change above QUIC, in a peer's own memory, are the hostile peer `hostile-garbled`.
+comes again after a retransmission timeout. So where no QUIC runs `Corruption` is a loss by another name, and is counted apart;
+over real endpoints it flips real bits. Bytes that change above QUIC, in a peer's own memory, are the hostile peer
+`hostile-garbled`.
 
 Source: Gilbert (1960) and Elliott (1963) for bursts; RFC 9001 section 5.5, packets that cannot be authenticated are discarded.
 """
@@ -89,11 +90,17 @@ class Corruption:
 
     def begin(self, world: World) -> None:
         """See `Fault`."""
-        world.network.losses.append(self._changed)
+        if world.corruptions is None:
+            world.network.losses.append(self._changed)
+        else:
+            world.corruptions.append(self.share)
 
     def end(self, world: World) -> None:
         """See `Fault`."""
-        world.network.losses.remove(self._changed)
+        if world.corruptions is None:
+            world.network.losses.remove(self._changed)
+        else:
+            world.corruptions.remove(self.share)
 
 
 class Duplication:

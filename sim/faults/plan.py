@@ -42,9 +42,6 @@ HONEST: dict[str, MakeFault] = {
 KINDS: dict[str, MakeFault] = {**HONEST, **hostile.KINDS}
 """All faults, by their names."""
 
-NOT_HEALED: tuple[str, ...] = ()
-"""Faults that the core does not come through yet, for the reasons in docs/simulation.md; `all` leaves them out."""
-
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -64,7 +61,7 @@ def names_of(text: str) -> tuple[str, ...]:
     if text == "none":
         return ()
     if text in ("all", "honest"):
-        return tuple(name for name in (KINDS if text == "all" else HONEST) if name not in NOT_HEALED)
+        return tuple(KINDS if text == "all" else HONEST)
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in KINDS:

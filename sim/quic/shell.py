@@ -38,6 +38,7 @@ class Shell:
         self._life = process.life + 1
         self._speeches: dict[PeerId, Speech] = {}
         self._targets: dict[PeerId, list[membership.Target]] = {}
+        self._is_cut_off = False
         luck = world.streams.of(f"certificate {process.index}, life {self._life}")
         entropy = luck.randbytes(CERTIFICATE_ENTROPY_BYTES)
         certificate = make_certificate(process.identity, entropy, world.wall_s(process))
@@ -66,7 +67,8 @@ class Shell:
 
     def transmit(self, datagrams: list[tuple[bytes, Address]]) -> None:
         """Gives datagrams to the network."""
-        self._world.transmit(self._process, datagrams)
+        if not self._is_cut_off:
+            self._world.transmit(self._process, datagrams)
 
     # What the world wants
 
@@ -75,7 +77,7 @@ class Shell:
         is_recent = self.now - arrived_at <= ARRIVAL_AGE_S_MAX
         self.transport.receive(data, address, arrived_at if is_recent else self.now)
 
-    def dial(self, target: membership.Target, addresses: tuple[Multiaddr, ...]) -> None:
+    def dial(self, target: membership.Target, addresses: tuple[Multiaddr, ...], *, afresh: bool = False) -> None:
         """Tries the addresses in turn and tells the core how it went."""
         if not addresses:
             self._process.node.handle_dial_failed(target, self.now)
@@ -84,12 +86,18 @@ class Shell:
 
         def ended(peer_id: PeerId | None) -> None:
             if peer_id is None or peer_id not in self.transport.connections:
-                self.dial(target, addresses[1:])
+                self.dial(target, addresses[1:], afresh=afresh)
             else:
                 self._targets.setdefault(peer_id, []).append(target)
                 self._attend(peer_id)
 
-        self.transport.dial(addresses[0], ended)
+        self.transport.dial(addresses[0], ended, afresh=afresh)
+
+    def lose_everything(self) -> None:
+        """Ends all connections without a word to the peers."""
+        self._is_cut_off = True
+        self.transport.lose_everything()
+        self._is_cut_off = False
 
     def post(self, peer_id: PeerId, message: bytes) -> None:
         """Queues a gossip message for a connected peer."""

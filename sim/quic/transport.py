@@ -280,9 +280,9 @@ class Transport:
 
     # Dialling
 
-    def dial(self, address: Multiaddr, ended: Ended) -> None:
-        """Dials a peer unless it is connected; dials of one peer at the same time share one attempt."""
-        if address.peer_id is not None and address.peer_id in self.connections:
+    def dial(self, address: Multiaddr, ended: Ended, *, afresh: bool = False) -> None:
+        """Dials a peer unless it is connected, or (`afresh`) all the same; dials of one peer at a time share one attempt."""
+        if not afresh and address.peer_id is not None and address.peer_id in self.connections:
             peer_id = address.peer_id
             self._owner.later(0.0, lambda: ended(peer_id))
             return
@@ -376,6 +376,12 @@ class Transport:
         if connection is not None:
             self.endpoint.close(connection.handle, code, reason, self._owner.now)
             self.pump()
+
+    def lose_everything(self) -> None:
+        """Ends all connections at this end, as where the machine has another address and does not migrate them."""
+        for handle in [*self._by_handle, *self._dial_of]:
+            self.endpoint.close(handle, ErrorCode.IDLE, "the address is gone", self._owner.now)
+        self.pump()
 
     def say_goodbye(self) -> None:
         """Closes everything, as a process that leaves does."""

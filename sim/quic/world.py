@@ -86,6 +86,10 @@ class QuicWorld(World):
         """See `World`."""
         self.shells[process.index].hang_up(peer_id, code)
 
+    def _lose_connections(self, process: Process) -> None:
+        """See `World`; whatever of the old connections still comes goes to the old address, where nobody is."""
+        self.shells[process.index].lose_everything()
+
     def note_greeting(self, process: Process, peer_id: PeerId) -> None:
         """Notes that a process has heard a peer."""
         self._note_greeting(process, self.by_id[peer_id])
@@ -103,8 +107,10 @@ class QuicWorld(World):
     def _send_message(self, process: Process, peer_id: PeerId, payload: bytes) -> None:
         self.shells[process.index].post(peer_id, payload)
 
-    def _dial(self, process: Process, target: membership.Target, addresses: tuple[Multiaddr, ...]) -> None:
-        self.call_later(process, process.life, 0.0, lambda: self.shells[process.index].dial(target, addresses))
+    def _dial(
+        self, process: Process, target: membership.Target, addresses: tuple[Multiaddr, ...], *, afresh: bool = False
+    ) -> None:
+        self.call_later(process, process.life, 0.0, lambda: self.shells[process.index].dial(target, addresses, afresh=afresh))
 
     # The network
 
@@ -118,7 +124,7 @@ class QuicWorld(World):
                 continue
             size_bytes = len(data) + UDP_OVERHEAD_BYTES - PACKET_OVERHEAD_BYTES
             for late_s in self.network.datagram(process.index, other.index, size_bytes, self.now):
-                self._deliver(other, self._spoilt(data), source, late_s)
+                self._deliver(process, other, self._spoilt(data), source, late_s)
 
     def _process_at(self, address: Address) -> Process | None:
         index = address[1] - FIRST_PORT
@@ -127,8 +133,10 @@ class QuicWorld(World):
         process = self.processes[index]
         return process if process.address.host == address[0] else None
 
-    def _deliver(self, other: Process, data: bytes, source: Address, late_s: float) -> None:
+    def _deliver(self, process: Process, other: Process, data: bytes, source: Address, late_s: float) -> None:
         def arrive() -> None:
+            if self.network.clogs and self.network.hold(process.index, other.index, arrive, datagram=True):
+                return
             arrived_at = self.now
 
             def take() -> None:

@@ -290,11 +290,13 @@ def test_who_gives_a_link_back_is_told_no_news_and_is_replaced():
     assert of(outputs, Grafted) == [Grafted(grafted)]
 
 
-def test_who_gave_a_link_back_is_left_alone_for_a_while():
+def test_who_gave_a_link_back_is_left_alone_for_a_while_and_may_ask_for_it():
     node = Node(0)
     node.connect(MESH[0])
     node.hear(MESH[0], Prune(), now=1.0)
-    assert told(node.hear(MESH[0], Graft(), now=2.0)) == [(MESH[0].peer_id, Prune())]
+    outputs = node.hear(MESH[0], Graft(), now=2.0)
+    assert (told(outputs), of(outputs, Grafted)) == ([], [Grafted(MESH[0].peer_id)])
+    node.hear(MESH[0], Prune(), now=1.0)
     assert told(node.beat_heart(1.0 + CONFIG.prune_backoff_s - 0.001), Graft) == []
     assert told(node.beat_heart(1.0 + CONFIG.prune_backoff_s + CONFIG.heartbeat_s), Graft) == [(MESH[0].peer_id, Graft())]
 

@@ -488,6 +488,7 @@ def test_peers_that_nobody_has_met_leave_half_of_the_dials_to_those_that_were_co
     membership.handle_card(OTHER, (address(2),), 0.0)
     membership.handle_connected(OTHER, 0.0, OTHER)
     membership.handle_disconnected(OTHER, ErrorCode.IDLE, 60.0)
+    drain(membership)
     for number in range(64):
         invented = Identity.from_seed(bytes([100, number]) * 16).peer_id
         membership.handle_card(invented, (address(100 + number),), 60.0)

@@ -83,7 +83,7 @@ def test_random_links_are_given_back_where_there_are_no_others():
 
 
 @pytest.mark.parametrize("given_back_by", ["peer", "this node"])
-def test_a_link_that_was_given_back_is_neither_asked_for_nor_taken_for_a_while(given_back_by):
+def test_a_link_that_was_given_back_is_not_asked_for_and_taken_only_from_who_gave_it_back(given_back_by):
     made = overlay(far=6 if given_back_by == "this node" else 1)
     if given_back_by == "this node":
         for peer_id in PEERS[:6]:
@@ -96,10 +96,19 @@ def test_a_link_that_was_given_back_is_neither_asked_for_nor_taken_for_a_while(g
     for other in list(made.members):
         made.handle_disconnected(other)
     before, after = CONFIG.prune_backoff_s - 0.001, CONFIG.prune_backoff_s
-    assert not made.handle_graft(left_alone, before)
     assert not made.handle_connected(left_alone, before, far=True)
     assert left_alone not in made.heartbeat(before).grafted
-    assert left_alone in made.heartbeat(after).grafted
+    assert made.handle_graft(left_alone, before) is (given_back_by == "peer")
+    assert (left_alone in made.heartbeat(after).grafted) is (given_back_by == "this node")
+
+
+def test_two_that_refused_one_another_come_together_again():
+    one, other = overlay(far=1), overlay(far=1)
+    one.handle_prune(PEERS[0], 0.0)  # the peer had not heard this node for a while
+    other.handle_silent(PEERS[0])
+    other.handle_heard(PEERS[0])
+    assert other.heartbeat(1.0).grafted == (PEERS[0],)
+    assert one.handle_graft(PEERS[0], 1.0)
 
 
 def test_a_silent_peer_is_not_chosen_until_it_is_heard():

@@ -16,7 +16,7 @@ from protocol.inference import Feature
 from protocol.node import Node
 from protocol.records import ModelOffer, Sequencer
 from sim.checks import CheckFailedError, Safety, healed, unhealed
-from sim.faults import KINDS, NOT_HEALED, Fault
+from sim.faults import KINDS, Fault
 from sim.process import MakeNode, Process
 from sim.world import World
 
@@ -24,7 +24,7 @@ HEAL_S_MAX = 60.0
 """Two of the longest back-offs of a dial."""
 FAULTS_MAX = 3  # on at once: more of them hide one another
 ONE_BY_ONE = ("death", "crash")  # what the rules `kill` and `restart` do
-ALL = tuple(sorted(name for name in KINDS if name not in (*NOT_HEALED, *ONE_BY_ONE)))
+ALL = tuple(sorted(name for name in KINDS if name not in ONE_BY_ONE))
 
 
 class MeshMachine(RuleBasedStateMachine):

@@ -6,22 +6,30 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from protocol.errors import ErrorCode, LocalProtocolError
+from protocol.membership import MembershipConfig
 from protocol.multiaddr import Multiaddr
+from protocol.probe import Liveness
 from protocol.quic import choose_engine
 from protocol.quic.endpoint import Endpoint
+from protocol.records import RecordKind
 from sim.__main__ import main
 from sim.checks import Safety, unhealed
-from sim.faults import Loss, split
+from sim.faults import Corruption, Loss, split
+from sim.faults.paths import unclog
+from sim.network import Clog
 from sim.quic import QuicWorld
 from sim.quic.speech import OUTBOX_MESSAGES_MAX
 from sim.quic.transport import Transport
 from sim.run import Run, Settings
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = MembershipConfig()
+GIVEN_UP_S = 3.0 + PATIENCE.gone_after_s + PATIENCE.linger_s  # after its death a peer is suspected, gone, and hung up on
 ENGINES = [("qh3",), ("aioquic",), ("qh3", "aioquic")]
 
 
@@ -164,7 +172,7 @@ def test_a_process_that_stays_dead_is_given_up(engines: tuple[str, ...]) -> None
     lines = noted(world)
     dead = world.processes[2]
     world.kill(dead)
-    world.run(20.0)
+    world.run(5.0 + GIVEN_UP_S)
     assert [line for line in lines if "n0 has lost" in line and "n2" in line]
     assert dead.peer_id not in world.shells[0].transport.connections
 
@@ -187,10 +195,10 @@ def test_what_is_cut_idles_out_and_heals(engines: tuple[str, ...]) -> None:
     lines = noted(world)
     cut = split(frozenset({3}))
     cut.begin(world)
-    world.run(20.0)
+    world.run(4.0 + GIVEN_UP_S)
     assert [line for line in lines if "n3 has lost (IDLE) n0" in line]
     cut.end(world)
-    assert world.run_until(agreed(world), 60.0)
+    assert world.run_until(agreed(world), 120.0)
 
 
 def test_a_dial_tries_the_next_address_when_one_leads_nowhere_or_to_somebody_else(engines: tuple[str, ...]) -> None:
@@ -246,3 +254,56 @@ def test_shells_that_choose_differently_between_two_connections_are_found(monkey
 def test_an_engine_that_does_not_exist_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--tier", "quic", "--engine", "quiche", "--nodes", "2"]) == 2
     assert "quiche" in capsys.readouterr().err
+
+
+def test_corruption_flips_bits_that_quic_finds(engines: tuple[str, ...]) -> None:
+    world = mesh(3, engines)
+    world.run(3.0)
+    fault = Corruption(Random(1), world, 0.2)
+    fault.begin(world)
+    world.run(8.0)
+    fault.end(world)
+    assert world.corrupted > 20
+    assert world.network.tally.lost == 0
+    assert world.corruptions == []
+    assert world.run_until(agreed(world), 20.0)
+
+
+def test_a_clogged_path_holds_datagrams(engines: tuple[str, ...]) -> None:
+    world = mesh(3, engines)
+    world.run(3.0)
+    clog = Clog(lambda _one, other: other == 2)
+    world.network.clogs.append(clog)
+    world.run(6.0)
+    assert len(clog.held) > 5
+    assert world.processes[2].node.probe.liveness(world.processes[0].peer_id) is Liveness.SUSPECTED
+    unclog(world, clog)
+    assert world.run_until(agreed(world), 20.0)
+
+
+@pytest.mark.parametrize("migrates", [True, False])
+def test_a_process_that_moves_is_found_again(migrates: bool, engines: tuple[str, ...]) -> None:
+    world = mesh(3, engines)
+    world.run(5.0)
+    moved, lines = world.processes[2], noted(world)
+    world.move(moved, migrates=migrates)
+    world.run(5.01)
+    assert bool([line for line in lines if "n2 has lost (IDLE) n0" in line]) is not migrates
+    assert world.run_until(agreed(world), 40.0)
+    world.run(world.now + 5.0)
+    cards = [process.node.table.get(moved.peer_id, RecordKind.CARD) for process in world.processes]
+    assert all(card is not None and card.payload.addresses == (moved.address,) for card in cards)
+    assert unhealed(world) is None
+
+
+def test_a_peer_that_is_not_heard_is_dialled_afresh(engines: tuple[str, ...]) -> None:
+    world = mesh(2, engines)
+    world.run(5.0)
+    lines = noted(world)
+    one, other = world.processes
+    world._dial(one, other.peer_id, (other.address,))
+    world.run(6.0)
+    assert not [line for line in lines if "another connection" in line]
+    world._dial(one, other.peer_id, (other.address,), afresh=True)
+    world.run(7.0)
+    assert [line for line in lines if "n0 has another connection with n1" in line]
