@@ -16,6 +16,7 @@ from benchmarks.simulation.memory import GOALS_MIB, MIB, reachable_bytes
 from benchmarks.simulation.observe import Traffic
 from benchmarks.simulation.scenario import FORMING_SHARE, Options, quantile, rested
 from benchmarks.simulation.staleness import Staleness
+from protocol.gossip import GossipReader
 from sim.network import PACKET_OVERHEAD_BYTES
 from sim.world import World
 
@@ -49,6 +50,8 @@ def measure(nodes: int, seed: int, options: Options) -> list[Figure]:
         world.run(began + window_s * (number + 1) / looks)
         staleness.look()
         watched.progress((number + 1) / looks)
+    for process in world.processes[:CORES_MEASURED]:
+        process.node.gossip.reader = GossipReader()  # what all share is no core's own
     cores = [float(reachable_bytes(process.node)) for process in world.processes[:CORES_MEASURED]]
     return [
         *_received(nodes, traffic, window_s, quick=options.quick),
