@@ -310,10 +310,14 @@ class Intrusion:
             self.processes.append(process)
 
     def end(self, world: World) -> None:
-        """See `Fault`."""
-        for process in self.processes:
+        """See `Fault`; who has not started yet does so first."""
+
+        def dies(process: Process) -> None:
             if process.running:
                 world.kill(process)
+
+        for process in self.processes:
+            world.at(world.now, lambda process=process: dies(process))  # type: ignore[misc]
 
 
 def _kept_to(conduct: Conduct, victim: PeerId) -> Conduct:
