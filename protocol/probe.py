@@ -78,10 +78,10 @@ class ProbeConfig:
         health_max: how unwell a node may hold itself to be: each step adds `suspect_after_s` once more. Lifeguard's 8.
         health_back_s: seconds in time that take one step back.
         rtt_s_max: longest round trip in seconds that counts as a sample.
-        window_probes: probes kept per peer, the outstanding ones included; 64 cover two minutes and any round trip up to
+        window_probes: probes kept per peer, the outstanding ones included; 64 cover a minute and a half and any round trip up to
             `rtt_s_max`.
         overdue_s: seconds after which a probe without an echo counts as lost in `PathQuality.loss`.
-        median_samples: the newest samples that `PathQuality.rtt_s` is the median of; 8 cover 16 s, so that a change shows soon.
+        median_samples: the newest samples that `PathQuality.rtt_s` is the median of; 8 cover 13 s, so that a change shows soon.
         answers_per_s: probes of one peer that are answered per second in the long run; ours send less than one.
         answers_burst: and at once.
         peers_max: connected peers that are probed.
