@@ -66,6 +66,7 @@ class Announcer:
         self._card_at = self._beat_at = self._edges_at = float("-inf")
         self._moves_wait_s = config.moves_wait_s
         self._told_place: Coordinate | None = None  # by the last card
+        self._near_at = float("-inf")
         self._told_near: Coordinate | None = None  # by the last beat that held one
         self._told_loads: tuple[ModelLoad, ...] = ()
         self._started = False
@@ -157,10 +158,11 @@ class Announcer:
         if not self._started or now < self._beat_due():
             return None
         self._due = None
-        self._beat_at, self._beat_changed, self._beat_moved = now, False, False
+        self._beat_at, self._beat_changed = now, False
         self._told_loads = self.loads
-        moved = self._is_news(self._told_near, place, 0.0)
-        self._told_near = place if moved else self._told_near
+        moved = self._told_near is None or (self._beat_moved and now >= self._near_at + self._config.beat_moves_s)
+        if moved:
+            self._told_near, self._near_at, self._beat_moved = place, now, False
         return Beat(self.draining, self.loads, place if moved else None)
 
     def whole_beat(self) -> Beat:
@@ -188,7 +190,8 @@ class Announcer:
         config = self._config
         if self._beat_changed:
             return self._beat_at + config.beat_interval_s
-        return self._beat_at + (config.beat_moves_s if self._beat_moved else config.beat_floor_s)
+        floor_at = self._beat_at + config.beat_floor_s
+        return min(floor_at, max(self._beat_at, self._near_at) + config.beat_moves_s) if self._beat_moved else floor_at
 
     def _is_news(self, told: Coordinate | None, place: Coordinate, rtt_s: float) -> bool:
         if told is None:

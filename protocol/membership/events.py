@@ -17,8 +17,8 @@ class MembershipConfig:
     is 22 MiB."""
     small_mesh: int = 24
     """Connections up to which every peer that becomes known is dialled: below it a mesh is fully connected."""
-    near_max: int = 64
-    """Nearest peers that a node stays connected to: those it may well send work to."""
+    near_max: int = 72
+    """Nearest peers that a node stays connected to: the 64 it may well send work to, and some more: estimates are not exact."""
     far_max: int = 6
     """Peers chosen at random that a node stays connected to: as many as the mesh of gossip has links."""
     surplus_after_s: float = 20.0

@@ -235,7 +235,7 @@ def test_load_that_creeps_is_told_by_what_was_told_last() -> None:
     assert 1 <= len(telling.beats) - before <= 2
 
 
-def test_coordinate_in_beats_is_told_at_most_so_often_and_rides_on_others() -> None:
+def test_coordinate_in_beats_is_told_at_most_so_often_also_where_the_load_is_told_more_often() -> None:
     telling = Telling().start()
     for step in range(1, 100):
         telling.run(step * 1.0)
@@ -243,9 +243,12 @@ def test_coordinate_in_beats_is_told_at_most_so_often_and_rides_on_others() -> N
     assert gaps(telling.beats) == pytest.approx([CONFIG.beat_moves_s] * len(gaps(telling.beats)), abs=1.1)
     assert all(beat.coordinate is not None for _, beat in telling.beats)
     telling.announcer.handle_load((LOAD,))
+    told = [beat.coordinate for _, beat in telling.beats][-1]
     telling.run(telling.now + 1.0)
+    assert telling.beats[-1][1] == Beat(draining=False, loads=(LOAD,), coordinate=None)
+    assert telling.announcer.whole_beat() == Beat(draining=False, loads=(LOAD,), coordinate=told)
+    telling.run(telling.now + CONFIG.beat_moves_s)
     assert telling.beats[-1][1].coordinate == telling.place
-    assert telling.announcer.whole_beat() == Beat(draining=False, loads=(LOAD,), coordinate=telling.place)
 
 
 def test_draining_is_told_at_once() -> None:
