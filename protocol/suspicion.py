@@ -8,7 +8,8 @@ enough others accuse a peer already, one's own voice is saved (Lifeguard's confi
 
 An accusation names an incarnation of its subject, a number on the subject's card. A node that hears itself accused waits a
 moment, for those who hear it again take their accusations back by themselves, and then publishes a card with a greater
-incarnation, which makes all that was said against earlier ones void (SWIM's refutation).
+incarnation, which makes all that was said against earlier ones void (SWIM's refutation). Who is refuted often is not believed
+for a while: an accuser has a credit that each accusation refuted takes from.
 
 Who takes an accusation back has heard its subject again. An accuser that forgets its subject says nothing: the verdict runs
 out by itself, after everybody else has forgotten the subject too, and a voice that ran out brings nobody back. A peer that was
@@ -55,6 +56,11 @@ class SuspicionConfig:
     are taken back by themselves."""
     accusers_max: int = 16_384
     """Accusers remembered: as many as peers."""
+    refuted_burst: float = 64.0
+    """Accusations, a count, that may be refuted before an accuser is not believed: half of a hundred nodes, cut off and heard again
+    before every accuser has taken back what it said."""
+    refuted_per_s: float = 1.0 / 30.0
+    """Such accusations forgiven per second: a liar past its credit disturbs one peer for two seconds in thirty."""
     subjects_max: int = 128
     """Peers that one verdict names: the bound of the record."""
 
@@ -84,6 +90,14 @@ class TellVerdict:
 @dataclass(frozen=True, slots=True)
 class Refute:
     """Publish a card with a greater incarnation: others hold this node for silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Credit:
+    """How many accusations of a peer may still be refuted, as it was at a time in monotonic seconds."""
+
+    left: float
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +134,7 @@ class Suspicion:
         self._incarnation_of = incarnation_of
         self._named: dict[RecordKey, tuple[tuple[RecordKey, int], ...]] = {}  # by accuser: whom its newest verdict names
         self._accusers: dict[RecordKey, dict[RecordKey, int]] = {}  # by subject: who accuses which incarnation
+        self._credits: dict[RecordKey, _Credit] = {}  # of accusers that were refuted, the longest ago first
         self._mine: dict[RecordKey, _Finding] = {}  # whom this node holds for silent itself
         self._past: dict[RecordKey, tuple[int, float]] = {}  # who was accused and forgotten: the incarnation, and until when
         self._told: tuple[tuple[RecordKey, int], ...] = ()
@@ -143,7 +158,12 @@ class Suspicion:
         if accuser == self._own or (accuser not in self._named and len(self._named) >= self._config.accusers_max):
             return
         before = self._named.pop(accuser, ())
-        named = tuple(accused)[: self._config.subjects_max]
+        believed = self._credit_of(accuser, now) >= 1.0
+        named = tuple(
+            (subject, incarnation)
+            for subject, incarnation in tuple(accused)[: self._config.subjects_max]
+            if incarnation >= (self._incarnation_of(subject) or 0) and (believed or (subject, incarnation) in before)
+        )
         if named:
             self._named[accuser] = named
         for subject, _ in before:
@@ -165,6 +185,7 @@ class Suspicion:
             self._past.pop(peer, None)
             self._take_back(peer, now)
         if peer in self._accusers:
+            self._refute_accusers(peer, now)
             self._judge(peer, now, heard=True)
 
     # What this node finds itself
@@ -210,12 +231,15 @@ class Suspicion:
         self._tell_soon(now)
 
     def voices(self, peer: RecordKey) -> int:
-        """How many others accuse the newest incarnation of a peer."""
+        """How many others accuse the newest incarnation of a peer; any incarnation where no card of it is known.
+
+        An accusation of an incarnation that nobody has shown yet waits for it: a liar could never be refuted otherwise.
+        """
         accusers = self._accusers.get(peer)
         if accusers is None:
             return 0
-        newest = self._incarnation_of(peer) or 0
-        return sum(incarnation >= newest for incarnation in accusers.values())
+        newest = self._incarnation_of(peer)
+        return sum(newest is None or incarnation == newest for incarnation in accusers.values())
 
     def is_doubted(self, peer: RecordKey) -> bool:
         """Whether enough others hold the peer for silent."""
@@ -240,6 +264,27 @@ class Suspicion:
         return self._outputs.popleft() if self._outputs else None
 
     # Helpers
+
+    def _refute_accusers(self, subject: RecordKey, now: float) -> None:
+        """Forgets what was said of earlier incarnations of a peer, at the cost of who said it."""
+        newest = self._incarnation_of(subject) or 0
+        voices = self._accusers[subject]
+        for accuser in [accuser for accuser, incarnation in voices.items() if incarnation < newest]:
+            del voices[accuser]
+            credit = _Credit(self._credit_of(accuser, now) - 1.0, now)
+            self._credits.pop(accuser, None)
+            self._credits[accuser] = credit
+            if len(self._credits) > self._config.accusers_max:
+                del self._credits[next(iter(self._credits))]
+        if not voices:
+            del self._accusers[subject]
+
+    def _credit_of(self, accuser: RecordKey, now: float) -> float:
+        """How many accusations of a node may still be refuted before it is not believed for a while."""
+        credit = self._credits.get(accuser)
+        if credit is None:
+            return self._config.refuted_burst
+        return min(self._config.refuted_burst, credit.left + (now - credit.at) * self._config.refuted_per_s)
 
     def _judge(self, subject: RecordKey, now: float, *, heard: bool) -> None:
         enough = self.voices(subject) >= self._config.confirmations

@@ -25,7 +25,8 @@ from protocol.inference import Feature
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output
 from protocol.probe import KIND_ECHO
-from protocol.records import Card, Hardware, ModelLoad, ModelOffer, RecordKind, Sequencer, seal
+from protocol.records import Accusation, Card, Hardware, ModelLoad, ModelOffer, RecordKind, Sequencer, Verdict, seal
+from protocol.table import record_key
 from protocol.wire import PackingLimits, pack
 from sim.faults.base import Fault, MakeFault
 from sim.process import MakeNode, Process
@@ -51,6 +52,9 @@ FUTURE_S = 7_200.0
 
 ECHO_LATE_S = 0.2
 """Seconds by which a liar about round trips delays its echoes: another continent."""
+
+SLANDERERS = 3
+"""Processes that slander together, a count: one more than the voices that make a peer doubted."""
 
 CROWD = 6
 """Processes of an eclipse attempt, a count: as many as a small mesh has honest nodes."""
@@ -88,6 +92,8 @@ class HostileNode(Node):
         super().__init__(config, identity, luck, sequencer)
         if conduct.coordinate is not None:
             self.vivaldi = _Elsewhere(config.coordinates, luck, conduct.coordinate)
+        if conduct.unrepentant:
+            self.suspicion.handle_forgotten_self = lambda now: None  # type: ignore[method-assign]
 
     def next_timer(self) -> float:
         """When the core or the conduct wants to be woken."""
@@ -138,11 +144,11 @@ class HostileNode(Node):
             return record.payload
         return Card((), Hardware("virtual", 1, 1, 1), (), None, "")
 
-    def sealed(self, card: Card, key: Identity | None = None, sequence: int | None = None, ahead_s: float = 0.0) -> bytes:
-        """An envelope round a card, signed by its own key or another of which it has the private half."""
+    def sealed(self, card: Card | Verdict, key: Identity | None = None, sequence: int | None = None, ahead_s: float = 0.0) -> bytes:
+        """An envelope round a card or a verdict, signed by its own key or another of which it has the private half."""
         issued_s = self.wall(self.now) + ahead_s
         number = next(self.numbers) if sequence is None else sequence
-        lifetime_s = self.config.announcer.card_lifetime_s
+        lifetime_s = self.config.announcer.card_lifetime_s if isinstance(card, Card) else self.config.verdict_lifetime_s
         return seal(key or self.key, self.config.network_id, card, number, issued_s, issued_s + lifetime_s).envelope
 
 
@@ -170,11 +176,13 @@ def _everything(_node: HostileNode, output: Output) -> Output | None:
 
 @dataclass(frozen=True, slots=True)
 class Conduct:
-    """What a hostile process does: `attack` twice a second, `says` with each output of the core; a coordinate it claims."""
+    """What a hostile process does: `attack` twice a second, `says` with each output of the core; a coordinate it claims; whether
+    it leaves what it said of others standing, which an honest core would take back on hearing it."""
 
     attack: Callable[[HostileNode], None] = _nothing
     says: Callable[[HostileNode, Output], Output | None] = _everything
     coordinate: Coordinate | None = None
+    unrepentant: bool = False
 
 
 def forge(node: HostileNode) -> None:
@@ -237,6 +245,20 @@ def invent(node: HostileNode) -> None:
         crowd.append(node.sealed(replace(card, addresses=nowhere), key=key, sequence=1))
     for peer_id in node.membership.connected():
         node.say(peer_id, *records_messages(crowd))
+
+
+def slander(node: HostileNode) -> None:
+    """Accuses everybody, in the newest incarnation that is known."""
+    cards = [(record.peer_id, record.payload) for record in node.table.cards() if record.peer_id != node.peer_id]
+    accused = tuple(
+        sorted(
+            (Accusation(record_key(peer_id, RecordKind.CARD), card.incarnation) for peer_id, card in cards if isinstance(card, Card)),
+            key=lambda accusation: accusation.subject,
+        )
+    )
+    envelope = node.sealed(Verdict(accused[: node.config.table.records.accused_max]))
+    for peer_id in node.membership.connected():
+        node.say(peer_id, *records_messages([envelope]))
 
 
 def boast_of_load(node: HostileNode) -> None:
@@ -363,6 +385,7 @@ CONDUCTS: dict[str, Conduct] = {
 
 KINDS: dict[str, MakeFault] = {
     **{name: _kind(name, conduct) for name, conduct in CONDUCTS.items()},
+    "hostile-slander": _kind("hostile-slander", Conduct(slander, unrepentant=True), crowd=SLANDERERS),
     "hostile-eclipse": _kind("hostile-eclipse", Conduct(coordinate=_NEAR), crowd=CROWD, eclipse=True),
 }
 """All hostile faults, by their names."""

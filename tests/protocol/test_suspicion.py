@@ -1,6 +1,7 @@
 """What nodes say of silent peers: accusations, doubt, refutation."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -102,6 +103,50 @@ def test_accusations_count_before_the_card_of_their_subject_is_known() -> None:
     heard.machine.handle_incarnation(SUBJECT, 1.0)
     assert heard.machine.is_doubted(SUBJECT)
     assert heard.outputs() == []
+
+
+def test_accusation_of_an_incarnation_that_nobody_has_shown_waits_for_it() -> None:
+    heard = Heard()
+    heard.accused_by(*OTHERS[:2], incarnation=2**60)  # what no refutation would ever reach
+    assert not heard.machine.is_doubted(SUBJECT)
+    heard.accused_by(*OTHERS[2:4], incarnation=2)  # from where a newer card is known already
+    assert not heard.machine.is_doubted(SUBJECT)
+    heard.incarnations[SUBJECT] = 2
+    heard.machine.handle_incarnation(SUBJECT, 1.0)
+    assert heard.machine.voices(SUBJECT) == 2
+    assert heard.outputs() == [Doubted(SUBJECT)]
+
+
+def test_accusers_that_are_refuted_again_and_again_are_not_believed_for_a_while() -> None:
+    heard = Heard(replace(CONFIG, refuted_burst=3.0))
+    slanderers, honest = OTHERS[:2], OTHERS[2:4]
+
+    def slandered(incarnation: int) -> bool:
+        heard.accused_by(*slanderers, incarnation=incarnation)
+        doubted = heard.machine.is_doubted(SUBJECT)
+        heard.incarnations[SUBJECT] = incarnation + 1
+        heard.machine.handle_incarnation(SUBJECT, heard.now)
+        return doubted
+
+    assert [slandered(incarnation) for incarnation in range(1, 7)] == [True, True, True, False, False, False]
+    heard.accused_by(*honest, incarnation=7)
+    assert heard.machine.is_doubted(SUBJECT)  # others are believed as before
+    heard.incarnations[SUBJECT] = 8
+    heard.machine.handle_incarnation(SUBJECT, heard.now)
+    heard.now += 1.0 / CONFIG.refuted_per_s
+    assert [slandered(incarnation) for incarnation in (8, 9)] == [True, False]  # one is forgiven after a while
+
+
+def test_accuser_past_its_credit_is_still_believed_in_what_it_said_before() -> None:
+    heard = Heard(replace(CONFIG, refuted_burst=1.0))
+    heard.accused_by(OTHERS[0], subject=OTHERS[5])
+    for accuser in OTHERS[:2]:
+        heard.machine.handle_verdict(accuser, [(SUBJECT, 1), (OTHERS[5], 1)], 0.0)
+    heard.incarnations[SUBJECT] = 2
+    heard.machine.handle_incarnation(SUBJECT, 0.0)
+    heard.machine.handle_verdict(OTHERS[0], [(OTHERS[5], 1), (OTHERS[6], 1)], 1.0)
+    assert heard.machine.is_doubted(OTHERS[5])
+    assert heard.machine.voices(OTHERS[6]) == 0
 
 
 def test_silent_peer_is_accused_after_a_moment_and_acquitted_at_once() -> None:
@@ -290,7 +335,8 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.incarnations: dict[RecordKey, int] = {OWN: 1}
-        self.machine = Suspicion(CONFIG, OWN, random.Random(1), self.incarnations.get)
+        believing = replace(CONFIG, refuted_burst=1e6)  # how credit is lost has its own tests
+        self.machine = Suspicion(believing, OWN, random.Random(1), self.incarnations.get)
         self.verdicts: dict[RecordKey, dict[RecordKey, int]] = {}
         self.doubted: set[RecordKey] = set()
         self.silent: dict[RecordKey, int] = {}
@@ -299,12 +345,13 @@ class AnyOrder(RuleBasedStateMachine):
         self.told_at = float("-inf")
 
     def voices(self, subject: RecordKey) -> int:
-        newest = self.incarnations.get(subject, 0)
-        return sum(accused.get(subject, -1) >= newest for accused in self.verdicts.values())
+        newest = self.incarnations.get(subject)
+        said = [accused[subject] for accused in self.verdicts.values() if subject in accused]
+        return len(said) if newest is None else said.count(newest)
 
     @rule(accuser=others, accused=st.dictionaries(peers, st.integers(0, 4), max_size=4))
     def verdict(self, accuser: RecordKey, accused: dict[RecordKey, int]) -> None:
-        self.verdicts[accuser] = accused
+        self.verdicts[accuser] = {peer: said for peer, said in accused.items() if said >= self.incarnations.get(peer, 0)}
         self.machine.handle_verdict(accuser, list(accused.items()), self.now)
 
     @rule(accuser=others)

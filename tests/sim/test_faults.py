@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from protocol import gossip, membership, probe
+from protocol import gossip, membership, probe, suspicion
 from protocol.node import Node
 from protocol.records import RecordKind
 from sim.__main__ import EXIT_FAILED, main
@@ -163,6 +163,19 @@ def test_late_echoes_lengthen_only_the_path_of_the_liar() -> None:
     liar, honest = fault.processes[0].peer_id, world.processes[1].peer_id
     assert node.probe.quality(liar, world.now).rtt_s > 0.2
     assert node.probe.quality(honest, world.now).rtt_s < 0.01
+
+
+def test_slanderers_are_refuted_and_then_not_believed() -> None:
+    world, fault, facts = intruded("hostile-slander", 50.0)  # three who accuse four, each refuted within 2 s: 64 accusations
+    refuted = sum(isinstance(output, suspicion.Refute) for _, output in facts)
+    assert refuted > 4
+    facts.clear()
+    world.run(world.now + 40.0)
+    later = [index for index, output in facts if isinstance(output, suspicion.Refute)]
+    assert len(later) <= 4  # who is refuted 64 times is believed once in 30 s
+    assert not [output for _, output in facts if isinstance(output, probe.PeerSuspected | membership.PeerGone)]
+    fault.end(world)
+    assert unhealed(world) is None
 
 
 def test_every_conduct_is_a_kind() -> None:
