@@ -206,11 +206,11 @@ class Dispatcher:
         serving: dict[str, list[tuple[float, PeerId, ModelOffer]]] = {}
         for offer in (offer for engine in self._engines for offer in engine.offers()):
             serving.setdefault(offer.model, []).append((0.0, self._node.peer_id, offer))
-        for view in self._node.peers(now):
-            if view.standing is Standing.ALIVE and view.card is not None:
-                rtt_s = view.quality.rtt_s if view.quality is not None else view.coordinate_rtt_s
-                for offer in view.card.models:
-                    serving.setdefault(offer.model, []).append((1.0 if rtt_s is None else rtt_s, view.peer_id, offer))
+        for facts in self._node.facts(now):
+            if facts.standing is Standing.ALIVE and facts.serving is not None:
+                rtt_s = facts.quality.rtt_s if facts.quality is not None else facts.coordinate_rtt_s
+                for offer in facts.serving.models:
+                    serving.setdefault(offer.model, []).append((1.0 if rtt_s is None else rtt_s, facts.peer_id, offer))
         entries = []
         for model, places in sorted(serving.items()):
             places.sort(key=lambda place: place[:2])

@@ -261,9 +261,10 @@ class Service:
     def _remember(self) -> None:
         """Keeps the addresses of the connected peers for the next start."""
         wall_s = self._machine.wall()
-        views = self.node.peers(self.transport.now())
+        now = self.transport.now()
+        views = [self.node.peer(peer_id, now) for peer_id in self.node.membership.connected()]
         fault = self._store.save_peers(
-            KnownPeer(view.peer_id, view.card.addresses, wall_s) for view in views if view.connected and view.card is not None
+            KnownPeer(view.peer_id, view.card.addresses, wall_s) for view in views if view.card is not None
         )
         if fault is not None:
             self._telemetry.log.warning("known peers were not kept", reason=str(fault))
@@ -300,8 +301,7 @@ class Service:
     async def _watch_mesh(self) -> None:
         """Keeps the metrics of the mesh and of the transport fresh."""
         while True:
-            views = self.node.peers(self.transport.now())
-            self._telemetry.peers_counted(Counter(str(view.standing) for view in views))
+            self._telemetry.peers_counted(Counter(map(str, self.node.standings(self.transport.now()))))
             self._telemetry.links_counted(len(self.node.membership.connected()), len(self.node.gossip.mesh()))
             self._telemetry.coordinate_moved(self.node.vivaldi.coordinate.error)
             counters = self.transport.endpoint.counters

@@ -55,7 +55,7 @@ def hardware_json(view: PeerView) -> dict[str, object]:
 
 def status_json(node: Node, transport: Transport, now: float) -> dict[str, object]:
     """This node as a JSON object."""
-    peers = node.peers(now)
+    standings = node.standings(now)
     coordinate = node.vivaldi.coordinate
     return {
         "peer_id": peer_id_text(node.peer_id),
@@ -63,8 +63,8 @@ def status_json(node: Node, transport: Transport, now: float) -> dict[str, objec
         "agent": node.config.agent,
         "quic_engine": transport.engine.name,
         "addresses": [str(address.with_peer(node.peer_id)) for address in transport.addresses],
-        "peers_alive": sum(view.standing is Standing.ALIVE for view in peers),
-        "peers_known": len(peers),
+        "peers_alive": standings.count(Standing.ALIVE),
+        "peers_known": len(standings),
         "connections": len(transport.connections),
         "records": len(node.table),
         "coordinate": {

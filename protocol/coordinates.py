@@ -20,6 +20,7 @@ Spec: docs/spec/05-coordinates.md.
 
 import math
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
@@ -141,6 +142,11 @@ def estimate_rtt(a: Coordinate, b: Coordinate) -> float:
     Source: Vivaldi, section 5.4, the norm of height vectors.
     """
     return math.dist(a.vector, b.vector) + a.height_s + b.height_s
+
+
+def estimate_rtt_to(a: Coordinate, place: Sequence[float]) -> float:
+    """The same to a place that is written as its components, its height and its error, in this order."""
+    return math.dist(a.vector, place[:-2]) + a.height_s + place[-2]
 
 
 def distance(a: Coordinate, b: Coordinate) -> float:

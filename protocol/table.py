@@ -9,7 +9,8 @@ For reconciliation each (peer, kind) has a key of 8 bytes. The keys of cards and
 buckets; beats and edges concern neighbours alone and are compared with nobody. Tables that hold the same sequence numbers have
 the same bucket hashes, and the same root over them.
 
-The table takes verified records only. Times named `wall_s` are wall-clock seconds since 1970; `now` is monotonic.
+What is asked of everybody stands in columns (`protocol.rows`); the records themselves are kept packed and are read when they are
+asked for. The table takes verified records only. Times named `wall_s` are wall-clock seconds since 1970; `now` is monotonic.
 
 Source: death certificates, Demers et al., "Epidemic algorithms for replicated database maintenance" (PODC 1987) section 2.1.
 Spec: docs/spec/03-records.md, section "Peer table"; docs/spec/04-gossip.md, section "Digests".
@@ -19,20 +20,39 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import NewType
 
 from protocol.identity import PeerId
-from protocol.records import DEFAULT_RECORD_CONFIG, Record, RecordConfig, RecordKind, signed_bytes
-
-RecordKey = NewType("RecordKey", bytes)
-"""What a digest calls the records of one peer and kind: `RECORD_KEY_BYTES` bytes of a hash."""
-
-RECORD_KEY_BYTES = 8
-"""Length of a record key in bytes: among 4,096 keys two are equal by chance once in 10^12, and no harm is done."""
+from protocol.records import (
+    DEFAULT_RECORD_CONFIG,
+    Card,
+    Record,
+    RecordConfig,
+    RecordKind,
+    RecordPacker,
+    Serving,
+    signed_bytes,
+)
+from protocol.rows import KINDS, RECORD_KEY_BYTES, Place, RecordKey, Rows
 
 BUCKETS = 256
 """Buckets in all, a count: 10,000 cards make about 40 a bucket, 640 bytes of entries for one that is missing."""
+
+__all__ = [
+    "BUCKETS",
+    "BUCKET_HASH_BYTES",
+    "COMPARED",
+    "RECORD_KEY_BYTES",
+    "Accepted",
+    "Equivocation",
+    "Full",
+    "Outcome",
+    "PeerTable",
+    "RecordKey",
+    "Stale",
+    "TableConfig",
+    "bucket_of",
+    "record_key",
+]
 
 COMPARED = frozenset((RecordKind.CARD, RecordKind.VERDICT))
 """The kinds of record that everyone is to hold."""
@@ -40,7 +60,9 @@ COMPARED = frozenset((RecordKind.CARD, RecordKind.VERDICT))
 BUCKET_HASH_BYTES = 8
 """Length of a bucket's hash in bytes; an unnoticed difference costs one more round."""
 
-_KINDS = tuple(RecordKind)
+_COMPARED_NUMBERS = frozenset(KINDS.index(kind) for kind in COMPARED)
+
+_EMPTY_HASH = bytes(BUCKET_HASH_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +117,6 @@ Outcome = Accepted | Stale | Equivocation | Full
 
 
 @dataclass(slots=True)
-class _Entry:
-    record: Record
-    key: RecordKey
-    forget_at_s: float  # wall clock; no record that this one made stale is valid from then on
-
-
-@dataclass(slots=True)
 class _Tombstone:
     sequence: int
     forget_at_s: float
@@ -120,43 +135,57 @@ class PeerTable:
         Args:
             own: this node, whose records are never evicted and do not count as a peer.
             config: the bounds.
+
+        The attribute `compared` is how many records a comparison looks at.
         """
         self.own = own
         self.config = config or TableConfig()
-        self._entries: dict[tuple[PeerId, RecordKind], _Entry] = {}
-        self._by_key: dict[RecordKey, _Entry] = {}
-        self._buckets: list[dict[RecordKey, int]] = [{} for _ in range(BUCKETS)]
+        self._packer = RecordPacker()
+        self.compared = 0
+        self._rows = Rows()
         self._hashes: list[bytes | None] = [None] * BUCKETS
         self._root: bytes | None = None
         self._expires_s = math.inf  # no record expires sooner
         self._heard: dict[PeerId, float] = {}  # when a record of the peer was last accepted, the longest unheard first
         self._tombstones: dict[RecordKey, _Tombstone] = {}
-        self._order: list[tuple[PeerId, RecordKind]] | None = None  # sorted; None when it has to be sorted again
-        self._cards: list[Record] | None = None  # asked for with every request, changed seldom
+
+    def use_packer(self, packer: RecordPacker) -> None:
+        """Keeps the records by another packer from now on, for whoever runs many tables in one process and shares their records."""
+        packed = self._rows.packed
+        packed[:] = [packer.pack(self._record(row)) for row in range(len(packed))]
+        self._packer = packer
 
     def __len__(self) -> int:
         """How many records are held."""
-        return len(self._entries)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Record]:
-        """All records, in order."""
-        return iter([self._entries[place].record for place in self._ordered()])
-
-    @property
-    def compared(self) -> int:
-        """How many records a comparison looks at."""
-        return sum(map(len, self._buckets))
+        """All records, in order; each is read for it, which is dear where there are thousands."""
+        return iter([self._record(row) for row in self._rows.ordered()])
 
     def get(self, peer_id: PeerId, kind: RecordKind) -> Record | None:
         """The newest record of a peer and kind."""
-        entry = self._entries.get((peer_id, kind))
-        return entry.record if entry else None
+        row = self._rows.find(record_key(peer_id, kind))
+        return None if row is None or self._rows.peers[row] != peer_id else self._record(row)
 
     def cards(self) -> list[Record]:
-        """All cards, in the order of peer ids; their payloads are `Card`s."""
-        if self._cards is None:
-            self._cards = [self._entries[place].record for place in self._ordered() if place[1] is RecordKind.CARD]
-        return list(self._cards)
+        """All cards, in the order of peer ids; their payloads are `Card`s. Each is read for it, as by `__iter__`."""
+        return [self._record(row) for row in self._rows.ordered() if self._rows.kind(row) is RecordKind.CARD]
+
+    def known(self) -> list[PeerId]:
+        """Everybody whose card is held, in order."""
+        rows = self._rows
+        return sorted(rows.peers[row] for row in range(len(rows)) if rows.servings[row] is not None)
+
+    def serving(self, peer_id: PeerId) -> tuple[Serving, Place | None] | None:
+        """What a peer's card says that routing asks of everybody, and where it says the peer is; nothing is read for it."""
+        row = self._rows.find(record_key(peer_id, RecordKind.CARD))
+        serving = None if row is None else self._rows.servings[row]
+        return None if row is None or serving is None else (serving, self._rows.place(row))
+
+    def places(self) -> Iterator[tuple[PeerId, Place]]:
+        """Everybody whose card tells a place, and the place, in an order that depends on who they are alone."""
+        return self._rows.places()
 
     def peers(self) -> list[PeerId]:
         """Everybody of whom a record is held, this node included if it published, in order."""
@@ -174,26 +203,29 @@ class PeerTable:
             now: monotonic seconds.
             wall_s: wall-clock seconds.
         """
-        place = (record.peer_id, record.kind)
-        known = self._entries.get(place)
-        if known is not None and record.sequence == known.record.sequence:
-            if signed_bytes(record.envelope) == signed_bytes(known.record.envelope):
+        key = record_key(record.peer_id, record.kind)
+        row = self._rows.find(key)
+        if row is not None and self._rows.peers[row] != record.peer_id:
+            return Stale(self._rows.sequences[row])  # another peer's key is the same: who came first stays
+        if row is not None and record.sequence == self._rows.sequences[row]:
+            kept = self._record(row)
+            if signed_bytes(record.envelope) == signed_bytes(kept.envelope):
                 return Stale(record.sequence)
-            return Equivocation(known.record, record)
-        key = record_key(*place)
+            return Equivocation(kept, record)
         newest = self.sequence_of(key)
         if record.sequence <= newest or wall_s >= record.expires_s + self.config.records.skew_s:
             return Stale(newest)
+        known = None if row is None else self._record(row)
         evicted: tuple[Record, ...] = ()
         if record.peer_id not in self._heard and record.peer_id != self.own:
             room = self._make_room(now, wall_s)
             if room is None:
                 return Full()
             evicted = room
-        self._put(place, key, record)
+        self._put(key, record)
         self._heard.pop(record.peer_id, None)
         self._heard[record.peer_id] = now  # moved to the end: heard the latest
-        return Accepted(record, known.record if known else None, evicted)
+        return Accepted(record, known, evicted)
 
     def expire(self, wall_s: float) -> list[Record]:
         """Drop what is past its expiry and the allowed skew, and forget tombstones nobody needs any more.
@@ -207,9 +239,10 @@ class PeerTable:
         skew_s = self.config.records.skew_s
         if wall_s < self._expires_s + skew_s:
             return []
-        expired = [place for place in self._ordered() if wall_s >= self._entries[place].record.expires_s + skew_s]
-        dropped = [self._drop(place, expired=True) for place in expired]
-        self._expires_s = min((entry.record.expires_s for entry in self._entries.values()), default=math.inf)
+        rows = self._rows
+        expired = [rows.key(row) for row in rows.ordered() if wall_s >= rows.expires_s[row] + skew_s]
+        dropped = [self._drop(key, expired=True) for key in expired]
+        self._expires_s = min(rows.expires_s, default=math.inf)
         return dropped
 
     def readmit_expired(self) -> None:
@@ -227,11 +260,11 @@ class PeerTable:
             until_s: wall-clock time after which the same records would be taken again, for whoever still has them then has
                 heard them from the peer itself; by default not before no older record can be valid.
         """
-        for kind in _KINDS:
-            entry = self._entries.get((peer_id, kind))
-            if entry is not None:
-                entry.forget_at_s = min(entry.forget_at_s, until_s)
-        return [self._drop((peer_id, kind)) for kind in _KINDS if (peer_id, kind) in self._entries]
+        keys = [key for kind in KINDS if self._rows.find(key := record_key(peer_id, kind)) is not None]
+        for key in keys:
+            row = self._row(key)
+            self._rows.forget_s[row] = min(self._rows.forget_s[row], until_s)
+        return [self._drop(key) for key in keys]
 
     def digest(self, buckets: Iterable[int] | None = None) -> list[tuple[RecordKey, int]]:
         """What is held, as (key, sequence number) pairs sorted by bucket and key.
@@ -240,13 +273,14 @@ class PeerTable:
             buckets: which buckets, each 0 to `BUCKETS - 1`; all of them when None.
         """
         chosen = range(BUCKETS) if buckets is None else sorted(set(buckets))
-        return [pair for bucket in chosen for pair in sorted(self._buckets[bucket].items())]
+        rows = self._rows
+        return [(rows.key(row), rows.sequences[row]) for bucket in chosen for row in self._compared_of(bucket)]
 
     def bucket_hashes(self) -> list[bytes]:
         """One hash of `BUCKET_HASH_BYTES` per bucket over its sorted keys and sequence numbers; zeros for an empty bucket."""
         found: list[bytes] = []
         for bucket, cached in enumerate(self._hashes):
-            fresh = cached if cached is not None else _hash_of(self._buckets[bucket])
+            fresh = cached if cached is not None else self._hash_of(bucket)
             self._hashes[bucket] = fresh
             found.append(fresh)
         return found
@@ -259,51 +293,54 @@ class PeerTable:
 
     def sequence_of(self, key: RecordKey) -> int:
         """The greatest sequence number known under a key, held or remembered; 0 when none is."""
-        entry = self._by_key.get(key)
-        tombstone = self._tombstones.get(key)
-        return max(entry.record.sequence if entry else 0, tombstone.sequence if tombstone else 0)
+        row, tombstone = self._rows.find(key), self._tombstones.get(key)
+        return max(0 if row is None else self._rows.sequences[row], tombstone.sequence if tombstone else 0)
 
     def record_of(self, key: RecordKey) -> Record | None:
         """The record held under a key."""
-        entry = self._by_key.get(key)
-        return entry.record if entry else None
+        row = self._rows.find(key)
+        return None if row is None else self._record(row)
 
-    def _put(self, place: tuple[PeerId, RecordKind], key: RecordKey, record: Record) -> None:
-        older = self._entries.get(place)
+    def _record(self, row: int) -> Record:
+        return self._packer.unpack(self._rows.packed[row], self.config.records)
+
+    def _row(self, key: RecordKey) -> int:
+        row = self._rows.find(key)
+        assert row is not None, "the record is held"
+        return row
+
+    def _put(self, key: RecordKey, record: Record) -> None:
+        rows, row = self._rows, self._rows.find(key)
+        is_compared = record.kind in COMPARED
+        if row is None:
+            row = rows.insert(key, record.peer_id, record.kind)
+            self.compared += is_compared
         tombstone = self._tombstones.pop(key, None)
-        forget_at_s = self._forget_at_s(record)
-        forget_at_s = max(forget_at_s, older.forget_at_s if older else 0.0, tombstone.forget_at_s if tombstone else 0.0)
-        entry = _Entry(record, key, forget_at_s)
-        if older is None:
-            self._order = None
-        if record.kind is RecordKind.CARD:
-            self._cards = None
-        self._entries[place] = entry
+        rows.sequences[row], rows.expires_s[row] = record.sequence, record.expires_s
+        rows.forget_s[row] = max(self._forget_at_s(record), rows.forget_s[row], tombstone.forget_at_s if tombstone else 0.0)
+        rows.packed[row] = self._packer.pack(record)
+        if isinstance(record.payload, Card):
+            rows.servings[row] = self._packer.serving(record.payload)
+            rows.set_place(row, record.payload.coordinate)
         self._expires_s = min(self._expires_s, record.expires_s)
-        self._by_key[key] = entry
-        if record.kind in COMPARED:
-            bucket = bucket_of(key)
-            self._buckets[bucket][key] = record.sequence
-            self._hashes[bucket] = self._root = None
+        if is_compared:
+            self._hashes[bucket_of(key)] = self._root = None
 
-    def _drop(self, place: tuple[PeerId, RecordKind], *, expired: bool = False) -> Record:
-        entry = self._entries.pop(place)
-        self._order = None
-        self._cards = None
-        key, kind = entry.key, entry.record.kind
-        if self._by_key.get(key) is entry:
-            del self._by_key[key]
-        if kind in COMPARED:
-            bucket = bucket_of(key)
-            self._buckets[bucket].pop(key, None)
-            self._hashes[bucket] = self._root = None
-        if not any((place[0], other) in self._entries for other in _KINDS):
-            del self._heard[place[0]]
-        self._tombstones[key] = _Tombstone(entry.record.sequence, entry.forget_at_s, expired)
+    def _drop(self, key: RecordKey, *, expired: bool = False) -> Record:
+        rows, row = self._rows, self._row(key)
+        record = self._record(row)
+        tombstone = _Tombstone(record.sequence, rows.forget_s[row], expired)
+        rows.delete(row)
+        if record.kind in COMPARED:
+            self.compared -= 1
+            self._hashes[bucket_of(key)] = self._root = None
+        if all(rows.find(record_key(record.peer_id, kind)) is None for kind in KINDS):
+            del self._heard[record.peer_id]
+        self._tombstones[key] = tombstone
         if len(self._tombstones) > self.config.tombstones_max:
             soonest = min(self._tombstones.items(), key=lambda item: (item[1].forget_at_s, item[0]))
             del self._tombstones[soonest[0]]
-        return entry.record
+        return record
 
     def _make_room(self, now: float, wall_s: float) -> tuple[Record, ...] | None:
         """Room for one more peer: what had to go for it, or None when there is none to be had."""
@@ -323,10 +360,19 @@ class PeerTable:
         records = self.config.records
         return record.issued_s + records.lifetime_s_max_of(record.kind) + records.skew_s
 
-    def _ordered(self) -> list[tuple[PeerId, RecordKind]]:
-        if self._order is None:
-            self._order = sorted(self._entries)
-        return self._order
+    def _compared_of(self, bucket: int) -> list[int]:
+        """The rows of a bucket that are compared, in the order of their keys."""
+        kinds = self._rows.kinds
+        return [row for row in self._rows.of_bucket(bucket) if kinds[row] in _COMPARED_NUMBERS]
+
+    def _hash_of(self, bucket: int) -> bytes:
+        rows, compared = self._rows, self._compared_of(bucket)
+        if not compared:
+            return _EMPTY_HASH
+        hasher = hashlib.sha256()
+        for row in compared:
+            hasher.update(rows.key(row) + rows.sequences[row].to_bytes(8, "big"))
+        return hasher.digest()[:BUCKET_HASH_BYTES]
 
 
 def record_key(peer_id: PeerId, kind: RecordKind) -> RecordKey:
@@ -337,12 +383,3 @@ def record_key(peer_id: PeerId, kind: RecordKind) -> RecordKey:
 def bucket_of(key: RecordKey) -> int:
     """The bucket of a record: its key's first byte."""
     return key[0]
-
-
-def _hash_of(bucket: dict[RecordKey, int]) -> bytes:
-    if not bucket:
-        return bytes(BUCKET_HASH_BYTES)
-    hasher = hashlib.sha256()
-    for key, sequence in sorted(bucket.items(), key=itemgetter(0)):
-        hasher.update(key + sequence.to_bytes(8, "big"))
-    return hasher.digest()[:BUCKET_HASH_BYTES]

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from protocol.node import Node, NodeConfig
 from protocol.records import RecordKind
+from protocol.records.packing import DECODED_MAX, SERVINGS_MAX
 from protocol.table import BUCKETS, COMPARED
 from protocol.timers import TimerQueue
 
@@ -29,14 +30,14 @@ TIMER_SLACK = 64
 """Outdated entries that a timer queue may hold beside twice the living, as its docstring says, a count."""
 
 LIMITS: dict[str, Callable[[NodeConfig], int]] = {
-    "table._entries": lambda config: (config.table.peers_max + 1) * len(RecordKind),
-    "table._by_key": lambda config: (config.table.peers_max + 1) * len(RecordKind),
+    "table._rows.packed": lambda config: (config.table.peers_max + 1) * len(RecordKind),
+    "table._rows.peers": lambda config: (config.table.peers_max + 1) * len(RecordKind),
+    "table._rows.servings": lambda config: (config.table.peers_max + 1) * len(RecordKind),
+    "table._packer._decoded": lambda _config: DECODED_MAX,
+    "table._packer._servings": lambda _config: SERVINGS_MAX,
     "table._heard": lambda config: config.table.peers_max + 1,
     "table._tombstones": lambda config: config.table.tombstones_max,
-    "table._buckets": lambda _config: BUCKETS,
     "table._hashes": lambda _config: BUCKETS,
-    "table._order": lambda config: (config.table.peers_max + 1) * len(RecordKind),
-    "table._cards": lambda config: config.table.peers_max + 1,
     "gossip._peers": lambda config: config.gossip.peers_max,
     "gossip._order": lambda config: config.gossip.peers_max,
     "gossip._wants": lambda config: config.gossip.wants_max * config.gossip.peers_max,
@@ -49,7 +50,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "gossip._overlay._refusing": lambda config: config.gossip.peers_max,
     "gossip._overlay._silent": lambda config: config.gossip.peers_max,
     "gossip._overlay.members": lambda config: config.gossip.degree_max + 1,
-    "membership._peers": lambda config: config.membership.peers_max,
+    "membership._peers._entries": lambda config: config.membership.peers_max,
     "membership._under_way": lambda config: config.membership.dials_max,
     "membership._waiting": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
     "membership._unproven": lambda config: config.membership.peers_max + config.membership.bootstrap_max,

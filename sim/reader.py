@@ -6,7 +6,15 @@ Nodes that hold the same record share one object, which also keeps ten thousand 
 
 from protocol.errors import RemoteProtocolError
 from protocol.gossip import GossipReader, Message
-from protocol.records import Beat, Record, RecordConfig, RecordHeader, check_network_and_time
+from protocol.records import (
+    Beat,
+    Record,
+    RecordConfig,
+    RecordHeader,
+    RecordPacker,
+    check_network_and_time,
+    reopen,
+)
 
 REMEMBERED_MAX = 200_000
 """Envelopes, a count: twenty for each of 10,000 nodes; past it the oldest are read again."""
@@ -68,3 +76,23 @@ class SharedReader(GossipReader):
         if len(self._records) > REMEMBERED_MAX:
             del self._records[next(iter(self._records))]
         return record
+
+
+class SharedPacker(RecordPacker):
+    """Keeps records as they are, one object for all tables: what many nodes hold need not be squeezed for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[bytes, Record] = {}
+
+    def pack(self, record: Record) -> bytes:
+        """See `RecordPacker`; the envelope stands for the record."""
+        known = self._kept.setdefault(record.envelope, record)
+        if len(self._kept) > REMEMBERED_MAX:
+            del self._kept[next(iter(self._kept))]
+        return known.envelope
+
+    def unpack(self, packed: bytes, config: RecordConfig) -> Record:
+        """See `RecordPacker`."""
+        record = self._kept.get(packed)
+        return reopen(packed, config) if record is None else record

@@ -26,7 +26,7 @@ from sim.journal import Journal
 from sim.luck import Streams
 from sim.network import Delays, Line, Network, NetworkConfig
 from sim.process import FIRST_PORT, Link, MakeNode, Process
-from sim.reader import SharedReader
+from sim.reader import SharedPacker, SharedReader
 
 WALL_S = 1_800_000_000.0
 """Wall-clock seconds since 1970 at virtual time 0: a round number in 2027."""
@@ -86,6 +86,7 @@ class World:
         self.life_watchers: list[Callable[[Process], None]] = []  # hear of every start and of every end
         self.on_forwarding: ForwardingTaker | None = None
         self.reader = SharedReader()
+        self.packer = SharedPacker()
         self.arrival_watchers: list[Arrival] = []
         self.message_watchers: list[MessageWatcher] = []
         self.make_node: MakeNode = Node
@@ -129,6 +130,7 @@ class World:
         make_node = process.make_node or self.make_node
         process.node = make_node(process.config, process.identity, luck, Sequencer(process.reserved))
         process.node.gossip.reader = self.reader
+        process.node.table.use_packer(self.packer)
         process.node.start((process.address,), HARDWARE, process.offers, self.wall_s(process), self.now)
         self.settle(process)
         process.node.add_bootstrap(process.bootstrap, self.now)

@@ -17,6 +17,7 @@ from benchmarks.simulation.observe import Traffic
 from benchmarks.simulation.scenario import FORMING_SHARE, Options, quantile, rested
 from benchmarks.simulation.staleness import Staleness
 from protocol.gossip import GossipReader
+from protocol.records import RecordPacker
 from sim.network import PACKET_OVERHEAD_BYTES
 from sim.world import World
 
@@ -52,6 +53,7 @@ def measure(nodes: int, seed: int, options: Options) -> list[Figure]:
         watched.progress((number + 1) / looks)
     for process in world.processes[:CORES_MEASURED]:
         process.node.gossip.reader = GossipReader()  # what all share is no core's own
+        process.node.table.use_packer(RecordPacker())
     cores = [float(reachable_bytes(process.node)) for process in world.processes[:CORES_MEASURED]]
     return [
         *_received(nodes, traffic, window_s, quick=options.quick),

@@ -24,8 +24,6 @@ Spec: docs/spec/07-membership.md.
 
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
@@ -43,40 +41,9 @@ from protocol.membership.events import (
     Standing,
     Target,
 )
+from protocol.membership.roster import Link, Peer, Roster
 from protocol.multiaddr import Multiaddr
 from protocol.timers import TimerQueue
-
-
-class _Link(StrEnum):
-    """Why this node keeps a connection."""
-
-    NONE = "none"
-    NEAR = "near"
-    FAR = "far"
-
-
-@dataclass(slots=True)
-class _Peer:
-    """Everything remembered of one peer."""
-
-    addresses: tuple[Multiaddr, ...] = ()
-    connected_at: float | None = None
-    failures: int = 0  # dials that failed and connections that did not last, in a row
-    suspected_since: float | None = None  # by this node's own probes
-    doubted_since: float | None = None  # by others
-    in_question: bool = False  # doubted while connected, and not heard since
-    gone_because: str | None = None
-    link: _Link = _Link.NONE
-    kept_by_peer: bool = False
-    shunned_until: float = 0.0
-    wanted: bool = False  # dialled on purpose, also where not everybody is
-    proven: bool = False  # connected at least once
-    joined: bool = False
-
-    @property
-    def connected(self) -> bool:
-        """Whether a connection is open."""
-        return self.connected_at is not None
 
 
 class Membership:
@@ -93,7 +60,7 @@ class Membership:
         self._config = config
         self._own = own
         self._luck = luck
-        self._peers: dict[PeerId, _Peer] = {}
+        self._peers = Roster()
         self._connected: set[PeerId] = set()
         self._failures: dict[Target, int] = {}  # of every target that waits to be dialled or is being dialled
         self._waiting: TimerQueue[Target] = TimerQueue()  # who is known to exist: bootstrap addresses and who was connected
@@ -168,7 +135,7 @@ class Membership:
                 peer.kept_by_peer, peer.proven = False, True
                 self._connected.add(peer_id)
                 self._choose_link(peer_id, peer, dialled=target is not None)
-            elif peer.link is not _Link.NONE:
+            elif peer.link is not Link.NONE:
                 self._outputs.append(KeepLink(peer_id, keeps=True))  # a new stream, or another life of the peer
             peer.suspected_since, peer.gone_because, peer.in_question = None, None, False
             self._declining.discard(peer_id)
@@ -182,8 +149,8 @@ class Membership:
             return
         lasted_s = now - peer.connected_at
         surplus = code is ErrorCode.SURPLUS and peer.suspected_since is None
-        peer.wanted = peer.link is not _Link.NONE and not surplus
-        peer.connected_at, peer.link, peer.in_question = None, _Link.NONE, False
+        peer.wanted = peer.link is not Link.NONE and not surplus
+        peer.connected_at, peer.link, peer.in_question = None, Link.NONE, False
         self._connected.discard(peer_id)
         if surplus:
             peer.shunned_until = now + self._config.shunned_s
@@ -286,11 +253,11 @@ class Membership:
         near = dict.fromkeys(nearest[: config.near_max])
         for peer_id in sorted(self._connected):
             peer = self._peers[peer_id]
-            if peer.link is not _Link.FAR:
-                self._set_link(peer_id, peer, _Link.NEAR if peer_id in near or self._is_small() else _Link.NONE)
+            if peer.link is not Link.FAR:
+                self._set_link(peer_id, peer, Link.NEAR if peer_id in near or self._is_small() else Link.NONE)
         if not self._is_small():
             self._dial_some(near, now)
-        kept = sum(peer.link is not _Link.NONE for peer in map(self._peers.__getitem__, sorted(self._connected)))
+        kept = sum(peer.link is not Link.NONE for peer in map(self._peers.__getitem__, sorted(self._connected)))
         surplus = [
             peer_id
             for peer_id in sorted(self._connected)
@@ -320,6 +287,8 @@ class Membership:
 
     def standing(self, peer_id: PeerId, now: float) -> tuple[Standing, str]:
         """Says what this node thinks of a peer, with the reason in words."""
+        if self._peers.is_plain(peer_id):
+            return Standing.ALIVE, "known by its card"
         peer = self._peers.get(peer_id)
         if peer is None:
             return Standing.UNKNOWN, "never heard of"
@@ -352,7 +321,7 @@ class Membership:
     def is_far(self, peer_id: PeerId) -> bool:
         """Whether a connected peer was chosen at random; in a small mesh everybody counts as that."""
         peer = self._peers.get(peer_id)
-        return peer is not None and (peer.link is _Link.FAR or len(self._peers) <= self._config.small_mesh)
+        return peer is not None and (peer.link is Link.FAR or len(self._peers) <= self._config.small_mesh)
 
     # Time and outputs
 
@@ -379,7 +348,7 @@ class Membership:
 
     # Helpers
 
-    def _peer(self, peer_id: PeerId) -> _Peer | None:
+    def _peer(self, peer_id: PeerId) -> Peer | None:
         """Finds or makes the entry of a peer; None for this node itself and when the table is full."""
         if peer_id == self._own:
             return None
@@ -387,13 +356,12 @@ class Membership:
         if peer is None:
             if len(self._peers) >= self._config.peers_max and not self._make_room():
                 return None
-            peer = self._peers[peer_id] = _Peer()
+            peer = self._peers.add(peer_id)
         return peer
 
     def _make_room(self) -> bool:
         """Drops the longest known of the peers that are away, if there is one."""
-        away = (peer_id for peer_id, peer in self._peers.items() if not (peer.connected or peer.joined))
-        oldest = next((peer_id for peer_id in away if peer_id not in self._under_way), None)
+        oldest = next((peer_id for peer_id in self._peers.away() if peer_id not in self._under_way), None)
         if oldest is not None:
             self.forget(oldest)
         return oldest is not None
@@ -415,7 +383,7 @@ class Membership:
             self._outputs.append(PeerForgotten(peer_id))
             self.forget(peer_id)
 
-    def _absolve(self, peer_id: PeerId, peer: _Peer) -> None:
+    def _absolve(self, peer_id: PeerId, peer: Peer) -> None:
         """Holds nothing against a peer that is away any more, a dial that failed before it came back included."""
         peer.gone_because, peer.failures = None, 0
         self._declining.discard(peer_id)
@@ -429,29 +397,29 @@ class Membership:
     def _polite_s(self, peer_id: PeerId) -> float:
         return 0.0 if self._own < peer_id else self._config.dial_polite_s
 
-    def _choose_link(self, peer_id: PeerId, peer: _Peer, *, dialled: bool) -> None:
+    def _choose_link(self, peer_id: PeerId, peer: Peer, *, dialled: bool) -> None:
         """Decides why a new connection is kept: the first that this node made are far links, for whom it knew first is chance."""
-        far = sum(self._peers[other].link is _Link.FAR for other in self._connected)
+        far = sum(self._peers[other].link is Link.FAR for other in self._connected)
         if dialled and far < self._config.far_max:
-            self._set_link(peer_id, peer, _Link.FAR)
+            self._set_link(peer_id, peer, Link.FAR)
         elif dialled or len(self._connected) <= self._config.small_mesh:
-            self._set_link(peer_id, peer, _Link.NEAR)
+            self._set_link(peer_id, peer, Link.NEAR)
 
-    def _set_link(self, peer_id: PeerId, peer: _Peer, link: _Link) -> None:
-        if (peer.link is _Link.NONE) is not (link is _Link.NONE):
-            self._outputs.append(KeepLink(peer_id, keeps=link is not _Link.NONE))
+    def _set_link(self, peer_id: PeerId, peer: Peer, link: Link) -> None:
+        if (peer.link is Link.NONE) is not (link is Link.NONE):
+            self._outputs.append(KeepLink(peer_id, keeps=link is not Link.NONE))
         peer.link = link
 
-    def _is_surplus(self, peer: _Peer, now: float) -> bool:
+    def _is_surplus(self, peer: Peer, now: float) -> bool:
         """Whether neither end wants to keep a connection that had its time."""
         if peer.connected_at is None or now < peer.connected_at + self._config.surplus_after_s:
             return False
-        return peer.suspected_since is None and peer.link is _Link.NONE and not peer.kept_by_peer
+        return peer.suspected_since is None and peer.link is Link.NONE and not peer.kept_by_peer
 
     def _dial_some(self, near: Collection[PeerId], now: float) -> None:
         """Dials a few of the near peers that are not connected, and a random one when far links are missing."""
         chosen = [peer_id for peer_id in near if self._may_be_chosen(peer_id, now)][: self._config.surplus_at_once]
-        far = sum(self._peers[other].link is _Link.FAR for other in self._connected)
+        far = sum(self._peers[other].link is Link.FAR for other in self._connected)
         if far < self._config.far_max:
             others = [peer_id for peer_id in sorted(self._peers) if peer_id not in near and self._may_be_chosen(peer_id, now)]
             if others:
@@ -461,12 +429,14 @@ class Membership:
             self._wait(peer_id, now + self._polite_s(peer_id), 0)
 
     def _may_be_chosen(self, peer_id: PeerId, now: float) -> bool:
+        if self._peers.is_plain(peer_id):
+            return True
         peer = self._peers.get(peer_id)
         if peer is None or peer.connected or peer_id in self._failures or now < peer.shunned_until:
             return False
         return self.standing(peer_id, now)[0] is Standing.ALIVE
 
-    def _judge(self, peer_id: PeerId, peer: _Peer, now: float) -> None:
+    def _judge(self, peer_id: PeerId, peer: Peer, now: float) -> None:
         """Says so when a peer comes into or falls out of the set that may be given work."""
         standing, why = self.standing(peer_id, now)
         alive = standing is Standing.ALIVE
@@ -476,6 +446,8 @@ class Membership:
         elif peer.joined and not alive:
             peer.joined = False
             self._outputs.append(PeerLeft(peer_id, why))
+        if alive and peer_id not in self._failures:
+            self._peers.put_away(peer_id, peer)
 
     def _backoff(self, failures: int) -> float:
         """Exponential, with full jitter over its upper half so that peers do not dial in step."""

@@ -1,6 +1,6 @@
 """The core of one node: its machines, composed."""
 
-from protocol.node.config import NodeConfig, Output, PeerView, RecordSealed, ReserveSequences
+from protocol.node.config import NodeConfig, Output, PeerFacts, PeerView, RecordSealed, ReserveSequences
 from protocol.node.machine import Node
 
-__all__ = ["Node", "NodeConfig", "Output", "PeerView", "RecordSealed", "ReserveSequences"]
+__all__ = ["Node", "NodeConfig", "Output", "PeerFacts", "PeerView", "RecordSealed", "ReserveSequences"]

@@ -3,7 +3,7 @@
 from protocol.announcer import Announcer
 from protocol.identity import PeerId
 from protocol.membership import Standing
-from protocol.node.config import PeerView
+from protocol.node.config import PeerFacts
 from protocol.records import Beat, Hardware
 from protocol.routing import CandidateInput, Path, RttSource
 
@@ -20,29 +20,29 @@ def own_candidate(peer_id: PeerId, announcer: Announcer, in_flight: int) -> Cand
     )
 
 
-def peer_candidate(view: PeerView, own_error: float, in_flight: int) -> CandidateInput:
+def peer_candidate(facts: PeerFacts, own_error: float, in_flight: int) -> CandidateInput:
     """A peer as a candidate: the best that is known of the path, its own word on the rest.
 
     Args:
-        view: what is known of the peer.
+        facts: what is known of the peer.
         own_error: the error estimate of this node's coordinate, unitless.
         in_flight: requests of this node that the peer works on.
     """
-    card, quality = view.card, view.quality
+    serving, quality = facts.serving, facts.quality
     if quality is not None:
-        path = Path(RttSource.MEASURED, quality.rtt_s, quality.jitter_s, quality.loss, connected=view.connected)
-    elif view.coordinate_rtt_s is not None and card is not None and card.coordinate is not None:
-        error = max(card.coordinate.error, own_error)
-        path = Path(RttSource.COORDINATE, view.coordinate_rtt_s, error=error, connected=view.connected)
+        path = Path(RttSource.MEASURED, quality.rtt_s, quality.jitter_s, quality.loss, connected=facts.connected)
+    elif facts.coordinate_rtt_s is not None:
+        error = max(facts.coordinate_error, own_error)
+        path = Path(RttSource.COORDINATE, facts.coordinate_rtt_s, error=error, connected=facts.connected)
     else:
-        path = Path(RttSource.UNKNOWN, connected=view.connected)
+        path = Path(RttSource.UNKNOWN, connected=facts.connected)
     return CandidateInput(
-        peer_id=view.peer_id,
+        peer_id=facts.peer_id,
         path=path,
-        offers=() if card is None else card.models,
-        beat=view.beat,
-        unavailable="" if view.standing is Standing.ALIVE else f"{view.standing}: {view.why}",
-        memory_bytes=_memory_bytes(None if card is None else card.hardware),
+        offers=() if serving is None else serving.models,
+        beat=facts.beat,
+        unavailable="" if facts.standing is Standing.ALIVE else f"{facts.standing}: {facts.why}",
+        memory_bytes=_memory_bytes(None if serving is None else serving.hardware),
         in_flight=in_flight,
     )
 

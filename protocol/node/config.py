@@ -10,7 +10,7 @@ from protocol.gossip import GossipConfig
 from protocol.identity import PeerId
 from protocol.membership import MembershipConfig, Standing
 from protocol.probe import PathQuality, ProbeConfig
-from protocol.records import Beat, Card, Record
+from protocol.records import Beat, Card, Record, Serving
 from protocol.routing import RoutingConfig
 from protocol.suspicion import SuspicionConfig
 from protocol.table import TableConfig
@@ -57,8 +57,27 @@ class RecordSealed:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerFacts:
+    """What is asked of everybody, and known without reading a card.
+
+    `serving` and the place come from the card, which a fresher beat of a connected peer overrules; a peer whose place is unknown
+    has no `coordinate_rtt_s`, and counts for as uncertain as can be.
+    """
+
+    peer_id: PeerId
+    standing: Standing
+    why: str
+    connected: bool
+    serving: Serving | None
+    beat: Beat | None
+    quality: PathQuality | None
+    coordinate_rtt_s: float | None
+    coordinate_error: float
+
+
+@dataclass(frozen=True, slots=True)
 class PeerView:
-    """What a node knows of one peer, for people and programs.
+    """What a node knows of one peer, for people and programs, its whole card included, which is read for it.
 
     `rtt_s` is the best estimate; `rtt_source` says whether it was measured, derived from coordinates, or is unknown.
     """

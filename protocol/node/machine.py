@@ -12,7 +12,6 @@ Source: docs/architecture.md, "The core".
 Spec: docs/spec/03-records.md and 04-gossip.md.
 """
 
-import heapq
 from collections import deque
 from collections.abc import Iterable
 from typing import assert_never
@@ -26,10 +25,11 @@ from protocol.forwarding import Forwarding
 from protocol.gossip import Gossip
 from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
-from protocol.membership import Membership
+from protocol.membership import Membership, Standing
 from protocol.multiaddr import Multiaddr
 from protocol.node.candidates import own_candidate, peer_candidate
-from protocol.node.config import NodeConfig, Output, PeerView, RecordSealed, ReserveSequences
+from protocol.node.config import NodeConfig, Output, PeerFacts, PeerView, RecordSealed, ReserveSequences
+from protocol.node.views import Views
 from protocol.probe import Liveness, Probe
 from protocol.records import (
     Accusation,
@@ -88,6 +88,8 @@ class Node:
         self._wall_offset_s: float | None = None  # until the wall clock was told
         self._outputs: deque[Output] = deque()
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
+        error_max = config.coordinates.error_max
+        self._views = Views(identity.peer_id, self.table, self.membership, self.probe, self._beats, error_max)
         self._unreserved_until = float("-inf")
         self._ranking_at = float("inf")
         self._ranking_wait_s = config.ranking_min_s
@@ -237,7 +239,7 @@ class Node:
         in_flight, own_error = self.forwarding.in_flight, self.vivaldi.coordinate.error
         candidates = [own_candidate(self.peer_id, self.announcer, in_flight(self.peer_id))]
         if request.hops_left > 0:  # otherwise nobody else may be asked
-            candidates.extend(peer_candidate(view, own_error, in_flight(view.peer_id)) for view in self.peers(now))
+            candidates.extend(peer_candidate(facts, own_error, in_flight(facts.peer_id)) for facts in self.facts(now))
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
     def submit(
@@ -312,9 +314,16 @@ class Node:
     # Views
 
     def peers(self, now: float) -> list[PeerView]:
-        """Everyone this node knows, in the order of their ids."""
-        known = {record.peer_id for record in self.table.cards()} | set(self.membership.connected())
-        return [self.peer(peer_id, now) for peer_id in sorted(known - {self.peer_id})]
+        """Everyone this node knows, in the order of their ids; every card is read for it, which `facts` does without."""
+        return [self.peer(peer_id, now) for peer_id in self._views.known()]
+
+    def facts(self, now: float) -> list[PeerFacts]:
+        """What is known without reading cards of everyone this node knows, in the order of their ids."""
+        return [self._views.facts(peer_id, self.vivaldi.coordinate, now) for peer_id in self._views.known()]
+
+    def standings(self, now: float) -> list[Standing]:
+        """What this node thinks of everyone it knows, in the order of their ids."""
+        return [self.membership.standing(peer_id, now)[0] for peer_id in self._views.known()]
 
     def peer(self, peer_id: PeerId, now: float) -> PeerView:
         """What is known of one peer."""
@@ -556,15 +565,8 @@ class Node:
         config = self.config
         self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.8, 1.2)
         self._ranking_wait_s = min(2.0 * self._ranking_wait_s, config.ranking_max_s)
-        own = self.vivaldi.coordinate
-        distances: list[tuple[float, PeerId]] = []
-        for record in self.table.cards():
-            place = self._place_of(record.peer_id)
-            if record.peer_id != self.peer_id and place is not None:
-                rtt_s = self.probe.rtt_s(record.peer_id)
-                distances.append((estimate_rtt(own, place) if rtt_s is None else rtt_s, record.peer_id))
-        nearest = heapq.nsmallest(config.membership.near_max, distances)
-        self.membership.handle_ranking([peer_id for _, peer_id in nearest], self.gossip.mesh(), now)
+        nearest = self._views.nearest(self.vivaldi.coordinate, config.membership.near_max)
+        self.membership.handle_ranking(nearest, self.gossip.mesh(), now)
 
     def _place_of(self, peer: PeerId) -> Coordinate | None:
         """Where a peer says it is: its beats are fresher than its card."""

@@ -1,9 +1,10 @@
 """The records nodes tell one another, card, beat, edges and verdict, and the signed envelope round them."""
 
 from protocol.records.config import DEFAULT_RECORD_CONFIG, NETWORK_ID_BYTES_MAX, SEQUENCE_MAX, RecordConfig
-from protocol.records.envelope import RecordReader, check_network_and_time, open_record, peek, seal, signed_bytes
+from protocol.records.envelope import RecordReader, check_network_and_time, open_record, peek, reopen, seal, signed_bytes
 from protocol.records.fit import fit
 from protocol.records.mapping import decode_payload, encode_payload, kind_of
+from protocol.records.packing import RecordPacker, Serving
 from protocol.records.sequencer import SEQUENCE_BLOCK, Sequencer
 from protocol.records.values import (
     Accusation,
@@ -43,8 +44,10 @@ __all__ = [
     "RecordConfig",
     "RecordHeader",
     "RecordKind",
+    "RecordPacker",
     "RecordReader",
     "Sequencer",
+    "Serving",
     "Verdict",
     "check_network_and_time",
     "decode_payload",
@@ -53,6 +56,7 @@ __all__ = [
     "kind_of",
     "open_record",
     "peek",
+    "reopen",
     "seal",
     "signed_bytes",
 ]

@@ -120,6 +120,12 @@ def open_record(envelope: bytes, network_id: str, wall_s: float, config: RecordC
     return _record(header, decode_payload(header.kind, packed, config), bytes(envelope))
 
 
+def reopen(envelope: bytes, config: RecordConfig) -> Record:
+    """Decode an envelope that was verified before, as this node has kept it."""
+    header, packed = _read(envelope, config)
+    return _record(header, decode_payload(header.kind, packed, config), envelope)
+
+
 def check_network_and_time(header: RecordHeader, network_id: str, wall_s: float, config: RecordConfig) -> None:
     """Refuse a record of another network or another time.
 

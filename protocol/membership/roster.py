@@ -1,0 +1,126 @@
+"""Everybody that membership has heard of, kept small where there is nothing to say.
+
+Of most peers of a large mesh a node knows the addresses and no more: it has never been connected to them, nobody doubts them,
+work may be sent to them. Such a peer is plain, and its packed addresses stand for it, fifty bytes in place of five hundred. It is
+spelled out again when somebody asks for it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+from protocol.encoding import encode_frame
+from protocol.identity import PeerId
+from protocol.multiaddr import Multiaddr
+
+_LENGTH_BYTES = 2
+"""Length in bytes of the length of one packed address."""
+
+
+class Link(StrEnum):
+    """Why this node keeps a connection."""
+
+    NONE = "none"
+    NEAR = "near"
+    FAR = "far"
+
+
+@dataclass(slots=True)
+class Peer:
+    """Everything remembered of one peer."""
+
+    addresses: tuple[Multiaddr, ...] = ()
+    connected_at: float | None = None
+    failures: int = 0  # dials that failed and connections that did not last, in a row
+    suspected_since: float | None = None  # by this node's own probes
+    doubted_since: float | None = None  # by others
+    in_question: bool = False  # doubted while connected, and not heard since
+    gone_because: str | None = None
+    link: Link = Link.NONE
+    kept_by_peer: bool = False
+    shunned_until: float = 0.0
+    wanted: bool = False  # dialled on purpose, also where not everybody is
+    proven: bool = False  # connected at least once
+    joined: bool = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open."""
+        return self.connected_at is not None
+
+
+class Roster:
+    """Peers by their ids, in the order in which they became known."""
+
+    def __init__(self) -> None:
+        """Nobody."""
+        self._entries: dict[PeerId, Peer | bytes] = {}
+
+    def __len__(self) -> int:
+        """How many peers are known."""
+        return len(self._entries)
+
+    def __contains__(self, peer_id: PeerId) -> bool:
+        """Whether a peer is known."""
+        return peer_id in self._entries
+
+    def __iter__(self) -> Iterator[PeerId]:
+        """The ids, the longest known first."""
+        return iter(self._entries)
+
+    def __getitem__(self, peer_id: PeerId) -> Peer:
+        """A peer that is known; what is changed in it is kept."""
+        entry = self._entries[peer_id]
+        if isinstance(entry, bytes):
+            entry = self._entries[peer_id] = Peer(addresses=_unpacked(peer_id, entry), joined=True)
+        return entry
+
+    def __delitem__(self, peer_id: PeerId) -> None:
+        del self._entries[peer_id]
+
+    def get(self, peer_id: PeerId) -> Peer | None:
+        """A peer, or None for a stranger."""
+        return self[peer_id] if peer_id in self._entries else None
+
+    def add(self, peer_id: PeerId) -> Peer:
+        """Makes the entry of a stranger."""
+        peer = self._entries[peer_id] = Peer()
+        return peer
+
+    def is_plain(self, peer_id: PeerId) -> bool:
+        """Whether a peer is known by its card and there is nothing else to say of it."""
+        return isinstance(self._entries.get(peer_id), bytes)
+
+    def put_away(self, peer_id: PeerId, peer: Peer) -> None:
+        """Keeps a peer packed if it is plain; `peer` is not to be changed any more then."""
+        if peer.connected_at is None and peer.addresses and peer == Peer(addresses=peer.addresses, joined=True):
+            self._entries[peer_id] = _packed(peer_id, peer.addresses)
+
+    def away(self) -> Iterator[PeerId]:
+        """Those that are neither connected nor may be given work, the longest known first."""
+        for peer_id, entry in self._entries.items():
+            if not (isinstance(entry, bytes) or entry.connected or entry.joined):
+                yield peer_id
+
+
+@lru_cache(maxsize=256)  # a card that comes is often the one that has come to another node of this process
+def _packed(peer_id: PeerId, addresses: tuple[Multiaddr, ...]) -> bytes:
+    """The addresses, each with its length; a peer's own id at the end of one is left out, which 0 stands for."""
+    pieces: list[bytes] = []
+    for address in addresses:
+        whole = address.to_bytes()
+        told = whole.removesuffix(encode_frame(peer_id))
+        pieces.append(bytes((len(told) == len(whole),)) + len(told).to_bytes(_LENGTH_BYTES, "big") + told)
+    return b"".join(pieces)
+
+
+def _unpacked(peer_id: PeerId, packed: bytes) -> tuple[Multiaddr, ...]:
+    """What `_packed` was given."""
+    addresses: list[Multiaddr] = []
+    while packed:
+        begin = 1 + _LENGTH_BYTES
+        end = begin + int.from_bytes(packed[1:begin], "big")
+        addresses.append(Multiaddr.from_bytes(packed[begin:end] + (b"" if packed[0] else encode_frame(peer_id))))
+        packed = packed[end:]
+    return tuple(addresses)

@@ -1,0 +1,85 @@
+"""What a node knows of its peers, put together from its machines without reading a card."""
+
+import heapq
+from collections.abc import Mapping
+
+from protocol.coordinates import Coordinate, estimate_rtt, estimate_rtt_to
+from protocol.identity import PeerId
+from protocol.membership import Membership
+from protocol.node.config import PeerFacts
+from protocol.probe import Probe
+from protocol.records import Beat
+from protocol.table import PeerTable
+
+
+class Views:
+    """Looks at the machines of one node."""
+
+    def __init__(
+        self, own: PeerId, table: PeerTable, membership: Membership, probe: Probe, beats: Mapping[PeerId, Beat], error_max: float
+    ) -> None:
+        """Keeps nothing of its own.
+
+        Args:
+            own: this node.
+            table: its peer table.
+            membership: who is connected and what is thought of them.
+            probe: measured paths.
+            beats: of connected peers, as they change.
+            error_max: the error of a place that is not known, unitless.
+        """
+        self._own = own
+        self._table = table
+        self._membership = membership
+        self._probe = probe
+        self._beats = beats
+        self._error_max = error_max
+
+    def known(self) -> list[PeerId]:
+        """Everybody who is connected or has told its card, this node left out, in order."""
+        return sorted({*self._table.known(), *self._membership.connected()} - {self._own})
+
+    def facts(self, peer_id: PeerId, place: Coordinate, now: float) -> PeerFacts:
+        """What is known of one peer.
+
+        Args:
+            peer_id: whom.
+            place: where this node is.
+            now: monotonic seconds.
+        """
+        standing, why = self._membership.standing(peer_id, now)
+        beat, (serving, carded) = self._beats.get(peer_id), self._table.serving(peer_id) or (None, None)
+        rtt_s, error = None, self._error_max
+        if beat is not None and beat.coordinate is not None:  # its beats are fresher than its card
+            rtt_s, error = estimate_rtt(place, beat.coordinate), beat.coordinate.error
+        elif carded is not None:
+            rtt_s, error = estimate_rtt_to(place, carded), carded[-1]
+        return PeerFacts(
+            peer_id=peer_id,
+            standing=standing,
+            why=why,
+            connected=self._membership.is_connected(peer_id),
+            serving=serving,
+            beat=beat,
+            quality=self._probe.quality(peer_id, now),
+            coordinate_rtt_s=rtt_s,
+            coordinate_error=error,
+        )
+
+    def nearest(self, place: Coordinate, count: int) -> list[PeerId]:
+        """The nearest peers whose places are known, nearest first: by measurement where there is one, by coordinates elsewhere.
+
+        Args:
+            place: where this node is.
+            count: how many at most.
+        """
+        distances = {peer_id: estimate_rtt_to(place, carded) for peer_id, carded in self._table.places()}
+        distances.pop(self._own, None)
+        for peer_id in self._membership.connected():
+            beat, rtt_s = self._beats.get(peer_id), self._probe.rtt_s(peer_id)
+            if beat is not None and beat.coordinate is not None:
+                distances[peer_id] = estimate_rtt(place, beat.coordinate)
+            if rtt_s is not None and peer_id in distances:
+                distances[peer_id] = rtt_s
+        nearest = heapq.nsmallest(count, ((rtt_s, peer_id) for peer_id, rtt_s in distances.items()))
+        return [peer_id for _, peer_id in nearest]
