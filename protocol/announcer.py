@@ -2,8 +2,8 @@
 
 A card reaches everyone, so it is told when something on it changes and renewed before it expires. A coordinate that moves is a
 change that can wait: each card that says nothing else makes the next of its kind wait four times as long. A beat
-reaches the peers that this node is connected to, so it is told as soon as the load has changed enough to matter, at most every
-`beat_interval_s`, and now and then when nothing has changed. Edges are told to neighbours, seldom.
+reaches the peers that this node is connected to, so it is told as soon as the load has changed enough to change what routing
+makes of it, at most every `beat_interval_s`, and now and then otherwise. Edges are told to neighbours, seldom.
 
 The machine decides and counts time; sealing and sending are for the node.
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from protocol.coordinates import Coordinate, distance
 from protocol.multiaddr import Multiaddr
+from protocol.queues import turns
 from protocol.records import Beat, Card, Hardware, ModelLoad, ModelOffer
 
 
@@ -28,7 +29,7 @@ class AnnouncerConfig:
     """Shortest time between two cards, however fast things change: a card reaches everyone."""
     moved_s: float = 0.002
     moved_share: float = 0.1
-    """A coordinate that moved by less than two milliseconds, or than a tenth of the round trip that moved it, is no news."""
+    """A coordinate that moved by less than two milliseconds, or than a tenth of the distances it is used for, is no news."""
     error_changed: float = 0.2
     """An error estimate that changed by less is no news: peers weigh this node by it, and a fresh one (1.5) counts for little."""
     moves_wait_s: float = 10.0
@@ -39,10 +40,13 @@ class AnnouncerConfig:
     """Shortest time between two beats: a load known for two seconds is still good, and 64 peers hear each."""
     beat_moves_s: float = 15.0
     """Shortest time between two beats of which the second only tells a new coordinate."""
-    beat_floor_s: float = 30.0
+    beat_changed_s: float = 30.0
+    """Longest time until a load is told that has changed at all, if only by what changes nobody's mind."""
+    beat_floor_s: float = 120.0
     """Longest time between two beats: a beat may have been lost in a full queue."""
     load_changed_share: float = 0.2
-    """A load that changed by no more of the slots, or of a time, is no news: what routing makes of it hardly changes."""
+    """A load is news when the wait that readers work out from it has changed by more of a service time, or a time by more of
+    itself. How many of a node's free slots are taken changes no wait, so it does not matter to routing."""
     edges_interval_s: float = 300.0
     edges_lifetime_s: float = 1800.0
     edges_max: int = 16
@@ -103,11 +107,16 @@ class Announcer:
         self.loads = loads
         self._beat_changed = self._beat_changed or _load_changed(self._told_loads, loads, self._config.load_changed_share)
 
-    def handle_moved(self, place: Coordinate, rtt_s: float) -> None:
-        """Takes over where this node is, after a round trip of `rtt_s` moved it."""
+    def handle_moved(self, place: Coordinate, typical_rtt_s: float) -> None:
+        """Takes over where this node is now.
+
+        Args:
+            place: its coordinate.
+            typical_rtt_s: how long round trips from here are, in seconds: by this others judge what a move means.
+        """
         self._due = None
-        self._card_moved = self._card_moved or self._is_news(self._told_place, place, rtt_s)
-        self._beat_moved = self._beat_moved or self._is_news(self._told_near, place, rtt_s)
+        self._card_moved = self._card_moved or self._is_news(self._told_place, place, typical_rtt_s)
+        self._beat_moved = self._beat_moved or self._is_news(self._told_near, place, typical_rtt_s)
 
     def drain(self) -> None:
         """Has everyone told that this node takes no more work."""
@@ -190,13 +199,13 @@ class Announcer:
         config = self._config
         if self._beat_changed:
             return self._beat_at + config.beat_interval_s
-        floor_at = self._beat_at + config.beat_floor_s
+        floor_at = self._beat_at + (config.beat_floor_s if self.loads == self._told_loads else config.beat_changed_s)
         return min(floor_at, max(self._beat_at, self._near_at) + config.beat_moves_s) if self._beat_moved else floor_at
 
-    def _is_news(self, told: Coordinate | None, place: Coordinate, rtt_s: float) -> bool:
+    def _is_news(self, told: Coordinate | None, place: Coordinate, typical_rtt_s: float) -> bool:
         if told is None:
             return True
-        moved = distance(told, place) > max(self._config.moved_s, self._config.moved_share * rtt_s)
+        moved = distance(told, place) > max(self._config.moved_s, self._config.moved_share * typical_rtt_s)
         return moved or abs(told.error - place.error) > self._config.error_changed
 
 
@@ -207,9 +216,8 @@ def _load_changed(told: tuple[ModelLoad, ...], loads: tuple[ModelLoad, ...], sha
     if [load.model for load in told] != [load.model for load in loads]:
         return True
     return any(
-        abs(old.running + old.waiting - new.running - new.waiting) > share * max(1, new.slots)
+        abs(turns(old) - turns(new)) > share
         or old.slots != new.slots
-        or abs(old.queue_s - new.queue_s) > share * max(old.queue_s, new.queue_s)
         or abs(old.service_s - new.service_s) > share * max(old.service_s, new.service_s)
         for old, new in zip(told, loads, strict=True)
     )

@@ -225,6 +225,7 @@ class Vivaldi:
         self._coordinate = origin(config)
         self._filters: OrderedDict[PeerId, LatencyFilter] = OrderedDict()
         self._residuals: deque[float] = deque(maxlen=config.residuals_max)
+        self._round_trips: deque[float] = deque(maxlen=config.residuals_max)
         self._limit_s = math.inf
         self._limit_age = 0  # samples since it was worked out
 
@@ -232,6 +233,11 @@ class Vivaldi:
     def coordinate(self) -> Coordinate:
         """Where this node is now."""
         return self._coordinate
+
+    @property
+    def typical_rtt_s(self) -> float:
+        """The median of the last round trips from here, in seconds; 0 before the first. It scales what a move means."""
+        return median(self._round_trips) if self._round_trips else 0.0
 
     @property
     def peers_tracked(self) -> int:
@@ -255,6 +261,7 @@ class Vivaldi:
         predicted_s = estimate_rtt(self._coordinate, other)
         limit_s = self._residual_limit_s()
         self._residuals.append(abs(filtered_s - predicted_s))
+        self._round_trips.append(filtered_s)
         believed_s = max(predicted_s - limit_s, min(predicted_s + limit_s, filtered_s))
         moved = update(self._coordinate, other, min(believed_s, config.rtt_s_max), config, self._luck)
         self._coordinate = attract(moved, config)

@@ -14,16 +14,15 @@ Those that failed a moment ago come last. The others stay in the report with a p
 Path: a measured round trip wins over one derived from coordinates, whose own error is added as a margin. Jitter counts twice,
 and a lost packet costs one probe timeout of QUIC. A peer that is not connected costs one more round trip for the handshake.
 
-Queue: with n requests before this one, c slots and mean service time S, the wait is (n - c + 1) S / c when n >= c and nothing
-otherwise, which is the mean of an M/M/c queue for a request that finds n in the system. n is what the peer's beat says or
-what this node itself has in flight there, whichever is more, because the beat may be older than our last requests. S is that of
-ordinary requests: how many tokens this one wants says nothing of those before it.
+Queue: the wait of an M/M/c queue (`queues`). The requests before this one are those that the peer's beat tells or those that
+this node itself has in flight there, whichever are more, because the beat may be older than our last requests. The service time
+is that of ordinary requests: how many tokens this one wants says nothing of those before it.
 
 Service: this node's own measurements win over what the peer advertises. Few or old measurements count less: the estimate is
 drawn toward the median of all candidates, so that one slow first run does not banish a peer for good, and an unknown peer counts
 as ordinary.
 
-Source: L. Kleinrock, "Queueing Systems", volume 1 (1975), section 3.5 (M/M/c); RFC 9002 section 6.2.1 (probe timeout); RFC 6298
+Source: RFC 9002 section 6.2.1 (probe timeout); RFC 6298
 (smoothing); P. Efraimidis, P. Spirakis, "Weighted random sampling with a reservoir", 2006 (weighted order).
 Spec: docs/spec/06-inference.md.
 """
@@ -37,6 +36,7 @@ from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.inference import Feature
+from protocol.queues import queue_time
 from protocol.records import Beat, ModelLoad, ModelOffer
 from protocol.services import ServiceConfig, ServiceEstimate, ServiceEstimates
 
@@ -301,24 +301,6 @@ def path_time(path: Path, config: RoutingConfig) -> float:
             timeout_s = path.rtt_s + max(4.0 * path.jitter_s, GRANULARITY_S) + ACK_DELAY_S
             under_way_s = path.rtt_s + config.jitter_margin * path.jitter_s + path.loss * timeout_s
     return under_way_s if path.connected else 2.0 * under_way_s
-
-
-def queue_time(load: ModelLoad | None, in_flight: int, service_s: float) -> float:
-    """Expected wait for a slot, in seconds.
-
-    Args:
-        load: what the candidate says of the model, None when it says nothing; then it is taken to have one slot.
-        in_flight: requests of this node that it has not finished.
-        service_s: mean time in a slot.
-
-    Source: Kleinrock, section 3.5: with n >= c in an M/M/c system, n - c + 1 departures have to pass, at a rate of c / S.
-    """
-    if load is None:
-        return in_flight * service_s
-    slots = max(1, load.slots)
-    ahead = max(load.running + load.waiting, in_flight)
-    wait_s = max(0, ahead - slots + 1) * service_s / slots
-    return max(wait_s, load.queue_s) if load.waiting > 0 else wait_s
 
 
 def _offer_of(facts: CandidateInput, requirement: Requirement) -> ModelOffer | None:

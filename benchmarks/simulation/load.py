@@ -8,6 +8,9 @@ Source: L. Kleinrock, "Queueing Systems", volume 1 (1975), section 3.5; LOAD_INT
 asks the engines.
 """
 
+from collections.abc import Callable
+
+from protocol.queues import turns
 from protocol.records import ModelLoad
 from sim.process import Process
 from sim.world import World
@@ -26,6 +29,10 @@ BUSY = (0.1, 0.9)
 
 LENGTH_MAX = 64
 """Requests at one node, waiting ones included, a count: more are refused."""
+
+
+SAME_WAIT = 0.2
+"""Service times by which two expected waits may differ and still count as the same: what routing makes of them hardly differs."""
 
 
 class Load:
@@ -71,9 +78,23 @@ class Load:
 
     def wrong_for_s(self, index: int, known: tuple[int, int]) -> float | None:
         """For how long the load of a process has not been what is known of it: 0 while it is; None when it never was."""
+        return self._since(index, lambda pair: pair == known)
+
+    def misjudged_for_s(self, index: int, known: tuple[int, int]) -> float | None:
+        """For how long the wait at a process has been other than what is known of its load says: 0 while it is near enough."""
+        wait = _turns(known)
+        return self._since(index, lambda pair: abs(_turns(pair) - wait) <= SAME_WAIT)
+
+    def _since(self, index: int, holds: Callable[[tuple[int, int]], bool]) -> float | None:
         ends_at = None
         for began_at, pair in reversed(self.history[index]):
-            if pair == known:
+            if holds(pair):
                 return 0.0 if ends_at is None else self.world.now - ends_at
             ends_at = began_at
         return None
+
+
+def _turns(pair: tuple[int, int]) -> float:
+    """The wait for a slot, in service times."""
+    running, waiting = pair
+    return turns(ModelLoad("echo", running, waiting, SLOTS, 0.0, SERVICE_S))

@@ -26,6 +26,7 @@ class Staleness:
     load: Load
     beat_age_s: list[float] = field(default_factory=list[float])
     load_wrong_s: list[float] = field(default_factory=list[float])
+    wait_wrong_s: list[float] = field(default_factory=list[float])
     card_wrong_s: list[float] = field(default_factory=list[float])
     load_unknown: int = 0
     cards_unknown: int = 0
@@ -52,16 +53,19 @@ class Staleness:
         for observer, near in self._near:
             for subject in near:
                 beat = observer.node.peer(subject.peer_id, now).beat
-                wrong_s = None
+                wrong_s = misjudged_s = None
                 if beat is not None and beat.loads:
-                    wrong_s = self.load.wrong_for_s(subject.index, (beat.loads[0].running, beat.loads[0].waiting))
+                    known = (beat.loads[0].running, beat.loads[0].waiting)
+                    wrong_s = self.load.wrong_for_s(subject.index, known)
+                    misjudged_s = self.load.misjudged_for_s(subject.index, known)
                 sent_at = self._beats.sent_at.get((observer.index, subject.index))
                 if sent_at is not None:
                     self.beat_age_s.append(now - sent_at)
-                if wrong_s is None:
+                if wrong_s is None or misjudged_s is None:
                     self.load_unknown += 1
                 else:
                     self.load_wrong_s.append(wrong_s)
+                    self.wait_wrong_s.append(misjudged_s)
         for _ in range(CARDS_LOOKED_AT):
             observer, subject = self._luck.sample(self.world.processes, 2)
             self._look_at_card(observer, subject)

@@ -558,7 +558,7 @@ class Node:
         place = self._place_of(peer)
         if place is not None:
             self.vivaldi.handle_sample(peer, rtt_s, place)
-            self.announcer.handle_moved(self.vivaldi.coordinate, rtt_s)
+            self.announcer.handle_moved(self.vivaldi.coordinate, self.vivaldi.typical_rtt_s)
 
     def _rank_nearest(self, now: float) -> None:
         """Tells membership who is nearest, by measurement where there is one and by coordinates elsewhere."""

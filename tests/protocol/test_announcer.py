@@ -56,9 +56,9 @@ class Telling:
             assert self.announcer.next_due() > self.now
         self.now = until
 
-    def move(self, to: Coordinate, rtt_s: float = 0.0) -> None:
+    def move(self, to: Coordinate, typical_rtt_s: float = 0.0) -> None:
         self.place = to
-        self.announcer.handle_moved(to, rtt_s)
+        self.announcer.handle_moved(to, typical_rtt_s)
 
 
 def gaps(told: list[tuple[float, object]]) -> list[float]:
@@ -138,11 +138,11 @@ def test_change_of_another_kind_makes_the_coordinate_soon_told_again() -> None:
 def test_small_moves_are_no_news() -> None:
     telling = Telling().start()
     telling.move(place(CONFIG.moved_s * 0.9))
-    telling.move(place(0.009), rtt_s=0.1)  # less than a tenth of the round trip that moved it
+    telling.move(place(0.009), typical_rtt_s=0.1)  # less than a tenth of what it is used for
     telling.move(place(0.0, error=0.1 + CONFIG.error_changed * 0.9))
     telling.run(1000.0)
     assert len(telling.cards) == 1
-    telling.move(place(0.011), rtt_s=0.1)
+    telling.move(place(0.011), typical_rtt_s=0.1)
     telling.run(2000.0)
     assert len(telling.cards) == 2
     assert telling.cards[-1][1].coordinate == place(0.011)
@@ -193,35 +193,46 @@ def test_beat_is_told_when_the_load_changes_and_now_and_then_otherwise() -> None
     telling.announcer.handle_load((LOAD,))
     assert telling.announcer.next_due() <= telling.now
     for step in range(100):
-        telling.announcer.handle_load((replace(LOAD, running=(step % 2) * 10),))
+        telling.announcer.handle_load((replace(LOAD, running=10, waiting=step),))
         telling.run(telling.now + 0.1)
     assert all(gap >= CONFIG.beat_interval_s for gap in gaps(telling.beats[before:]))
     assert len(telling.beats) - before == pytest.approx(10.0 / CONFIG.beat_interval_s, abs=1)
 
 
+FULL = replace(LOAD, running=10, waiting=1)
+"""Two requests more than there are free slots: a wait of a fifth of a service time."""
+
+
 @pytest.mark.parametrize(
-    ("load", "is_news"),
+    ("told", "load", "is_news"),
     [
-        (replace(LOAD, running=2), False),  # a fifth of the slots
-        (replace(LOAD, running=2, waiting=1), True),
-        (replace(LOAD, slots=9), True),
-        (replace(LOAD, service_s=1.2), False),
-        (replace(LOAD, service_s=1.3), True),
-        (replace(LOAD, queue_s=0.1), True),
-        (replace(LOAD, tokens_per_s=500.0), False),
-        (replace(LOAD, model="other"), True),
+        (LOAD, replace(LOAD, running=9), False),  # a slot is free still: nobody waits
+        (LOAD, replace(LOAD, running=10), False),  # the next one waits for a tenth of a service time
+        (LOAD, replace(LOAD, running=10, waiting=2), True),
+        (FULL, replace(FULL, waiting=3), False),
+        (FULL, replace(FULL, waiting=4), True),
+        (FULL, LOAD, False),
+        (FULL, replace(FULL, queue_s=0.4), False),
+        (FULL, replace(FULL, queue_s=0.5), True),  # what the engine says of its queue
+        (LOAD, replace(LOAD, queue_s=0.5), False),  # which is empty
+        (LOAD, replace(LOAD, slots=9), True),
+        (LOAD, replace(LOAD, service_s=1.2), False),
+        (LOAD, replace(LOAD, service_s=1.3), True),
+        (replace(LOAD, service_s=0.0), replace(FULL, service_s=0.0, waiting=2), True),
+        (LOAD, replace(LOAD, tokens_per_s=500.0), False),
+        (LOAD, replace(LOAD, model="other"), True),
     ],
 )
-def test_load_is_news_when_it_changed_enough_to_matter(load: ModelLoad, is_news: bool) -> None:
+def test_load_is_news_when_the_wait_changed_enough_to_matter(told: ModelLoad, load: ModelLoad, is_news: bool) -> None:
     telling = Telling().start()
-    telling.announcer.handle_load((LOAD,))
+    telling.announcer.handle_load((told,))
     telling.run(5.0)
     before = len(telling.beats)
     telling.announcer.handle_load((load,))
     telling.run(10.0)
     assert len(telling.beats) - before == is_news
-    telling.run(40.0)
-    assert telling.beats[-1][1].loads == (load,)  # the floor brings it in any case
+    telling.run(5.0 + CONFIG.beat_changed_s)
+    assert telling.beats[-1][1].loads == (load,)  # what changed at all is told in the end
 
 
 def test_load_that_creeps_is_told_by_what_was_told_last() -> None:
@@ -229,8 +240,8 @@ def test_load_that_creeps_is_told_by_what_was_told_last() -> None:
     telling.announcer.handle_load((replace(LOAD, slots=100),))
     telling.run(5.0)
     before = len(telling.beats)
-    for running in range(41):
-        telling.announcer.handle_load((replace(LOAD, slots=100, running=running),))
+    for waiting in range(41):
+        telling.announcer.handle_load((replace(LOAD, slots=100, running=100, waiting=waiting),))
         telling.run(telling.now + 0.6)
     assert 1 <= len(telling.beats) - before <= 2
 

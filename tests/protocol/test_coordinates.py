@@ -23,6 +23,7 @@ from protocol.coordinates import (
     plausible_rtt,
     update,
 )
+from protocol.identity import PeerId
 
 CONFIG = CoordinateConfig()
 VECTORS = Path(__file__).parents[2] / "docs" / "spec" / "vectors" / "coordinates.json"
@@ -272,3 +273,14 @@ def test_spec_vectors_hold(case: dict[str, object]) -> None:
 
 def parse(fields: dict[str, object]) -> Coordinate:
     return Coordinate(tuple(fields["vector"]), fields["height_s"], fields["error"])
+
+
+def test_typical_round_trip_is_the_median_of_the_last_ones_and_not_that_of_an_outlier() -> None:
+    vivaldi = Vivaldi(CONFIG, random.Random(1))
+    assert vivaldi.typical_rtt_s == 0.0
+    for number in range(CONFIG.residuals_max):
+        vivaldi.handle_sample(PeerId(bytes([number % 8])), 0.1 if number % 8 else 5.0, place(0.05))
+    assert vivaldi.typical_rtt_s == 0.1
+    for _ in range(CONFIG.residuals_max):
+        vivaldi.handle_sample(PeerId(b"1"), 0.02, place(0.05))
+    assert vivaldi.typical_rtt_s == 0.02
