@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protocol.encoding import Luck
+from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig
@@ -29,6 +30,28 @@ MakeNode = Callable[[NodeConfig, Identity, Luck, Sequencer], Node]
 
 
 @dataclass(eq=False, slots=True)
+class Farewell:
+    """The word that a connection is closed, which is repeated to a peer that goes on talking, as the endpoint does.
+
+    Attributes:
+        code: why it was closed.
+        until: when the end that closed it has forgotten it.
+        heard: packets that have come since.
+    """
+
+    code: ErrorCode
+    until: float
+    heard: int = 0
+
+    def answers(self, now: float) -> bool:
+        """Whether a packet that comes now is answered: the first, the second, the fourth, the eighth."""
+        if now > self.until:
+            return False
+        self.heard += 1
+        return self.heard & (self.heard - 1) == 0
+
+
+@dataclass(eq=False, slots=True)
 class Link:
     """One connection: which life of which process is at each end, and at which ends it is open.
 
@@ -39,6 +62,7 @@ class Link:
         lanes: what each end has sent on its stream and has not arrived, with the earliest time of arrival.
         moving: the ends whose lane has an event under way.
         streams: whoever else uses it, by a number of their own; each hears of an end that closes it.
+        farewells: what ends that have closed it answer to whatever still comes.
     """
 
     lives: dict[PeerId, int]
@@ -47,6 +71,7 @@ class Link:
     lanes: dict[PeerId, deque[tuple[float, bytes]]] = field(default_factory=dict[PeerId, deque[tuple[float, bytes]]])
     moving: set[PeerId] = field(default_factory=set[PeerId])
     streams: dict[int, Callable[[PeerId], None]] = field(default_factory=dict[int, Callable[[PeerId], None]])
+    farewells: dict[PeerId, Farewell] = field(default_factory=dict[PeerId, Farewell])
 
     def close_at(self, end: PeerId) -> None:
         """Closes it at one end, and tells its streams."""

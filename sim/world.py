@@ -21,11 +21,12 @@ from protocol.identity import Identity, PeerId
 from protocol.inference import Feature
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output, RecordSealed, ReserveSequences
+from protocol.quic.events import EndpointConfig
 from protocol.records import Hardware, ModelOffer, Record, Sequencer
 from sim.journal import Journal
 from sim.luck import Streams
 from sim.network import Delays, Line, Network, NetworkConfig
-from sim.process import FIRST_PORT, Link, MakeNode, Process
+from sim.process import FIRST_PORT, Farewell, Link, MakeNode, Process
 from sim.reader import SharedPacker, SharedReader
 
 WALL_S = 1_800_000_000.0
@@ -39,6 +40,9 @@ IDLE_TIMEOUT_S = 30.0
 
 RETRY_S = 0.25
 """Seconds between two tries of a stream to get through a blocked path: a probe timeout that has doubled a few times."""
+
+FAREWELL_S = EndpointConfig().farewell_s
+"""Seconds in which the end that closed a connection says so again to a peer that goes on talking, as the endpoint does."""
 
 HANDSHAKE_BYTES = 1200
 """Bytes of a handshake's first datagram: RFC 9000 section 14.1."""
@@ -343,6 +347,8 @@ class World:
                 return
             if self._is_open(link, other):
                 self._enter(other, link.lives[peer_id], take)
+            else:
+                self._repeat_farewell(link, other, process)
 
         def take() -> None:
             if self._is_open(link, other):
@@ -383,6 +389,7 @@ class World:
         link.moving.discard(sender.peer_id)
         if not self._is_open(link, receiver) or not lane:
             lane.clear()
+            self._insist(link, sender, receiver)
             return
         if self.network.is_blocked(sender.index, receiver.index):
             if self._is_open(link, sender):
@@ -514,20 +521,46 @@ class World:
         if link is None:
             return
         link.close_at(process.peer_id)
+        link.farewells[process.peer_id] = Farewell(code, self.now + FAREWELL_S)
         process.node.handle_disconnected(peer_id, code, self.now)
         self.settle(process)
-        other = self.by_id[peer_id]
+        self._say_farewell(link, process, self.by_id[peer_id], code)
+
+    def _repeat_farewell(self, link: Link, end: Process, peer: Process) -> None:
+        """Answers a packet that came for a connection which this end has closed."""
+        farewell = link.farewells.get(end.peer_id)
+        if farewell is None or not end.running or link.lives[end.peer_id] != end.life:
+            return
+
+        def answer() -> None:
+            if farewell.answers(self.now):
+                self._say_farewell(link, end, peer, farewell.code)
+
+        self._enter(end, end.life, answer)
+
+    def _insist(self, link: Link, sender: Process, receiver: Process) -> None:
+        """Sends again, as long as that may be answered, what no acknowledgement comes for because the connection is closed."""
+        farewell = link.farewells.get(receiver.peer_id)
+        if farewell is None or self.now > farewell.until or not self._is_open(link, sender):
+            return
+        if not (self.network.clogs and self.network.is_cut(sender.index, receiver.index)):
+            for late_s in self.network.datagram(sender.index, receiver.index, 0, self.now):
+                self.at(self.now + late_s, lambda: self._repeat_farewell(link, receiver, sender))
+        self.at(self.now + RETRY_S, lambda: self._insist(link, sender, receiver))
+
+    def _say_farewell(self, link: Link, process: Process, other: Process, code: ErrorCode) -> None:
+        """Sends the word that a connection is closed."""
 
         def heard() -> None:
             if self.network.clogs and self.network.hold(process.index, other.index, heard):
                 return
             if self._is_open(link, other):
-                self._enter(other, link.lives[peer_id], closed)
+                self._enter(other, link.lives[other.peer_id], closed)
 
         def closed() -> None:
             if not self._is_open(link, other):
                 return
-            link.close_at(peer_id)
+            link.close_at(other.peer_id)
             if other.connections.get(process.peer_id) is link:
                 del other.connections[process.peer_id]
                 other.node.handle_disconnected(process.peer_id, code, self.now)

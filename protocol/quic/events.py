@@ -34,7 +34,8 @@ class EndpointConfig:
         streams_per_s: how many streams a peer may open per second, over time; guards against rapid reset.
         streams_burst: how many it may open at once on top.
         farewells_max: connection ids for which a close is repeated when the peer did not hear it.
-        farewell_s: how long it is repeated, in seconds: three probe timeouts of a slow path (RFC 9000 section 10.2).
+        farewell_s: how long it is repeated, in seconds: as long as the peer's idle timeout, for until then it may hold the
+            connection for living and be told so by nothing else. RFC 9000 section 10.2 asks for three probe timeouts at least.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -51,7 +52,7 @@ class EndpointConfig:
     streams_per_s: float = 500.0
     streams_burst: float = 1000.0
     farewells_max: int = 1024
-    farewell_s: float = 3.0
+    farewell_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from sim.checks import Safety, healed, unhealed
 from sim.faults import KINDS, BurstLoss, Duplication, Loss, names_of, split
 from sim.luck import Streams
 from sim.network import Grid, Line, Network, NetworkConfig, delays_named, load_matrix
+from sim.process import Farewell
 from sim.run import Run, Settings
 from sim.world import World
 
@@ -197,3 +198,26 @@ def test_a_peer_hung_up_on_hears_of_it() -> None:
     world.hang_up(one, other.peer_id, ErrorCode.GOODBYE)
     world.run(3.1)
     assert not other.node.membership.is_connected(one.peer_id)
+
+
+def test_a_lost_word_of_a_close_is_said_again_to_who_goes_on_talking() -> None:
+    world = mesh(2)
+    world.run(3.0)
+    one, other = world.processes
+    cut = split(frozenset({0}))
+    cut.begin(world)
+    world.hang_up(one, other.peer_id, ErrorCode.SURPLUS)
+    cut.end(world)
+    world.network.losses.append(lambda _now, sender, _receiver, _datagram: sender == 0)
+    world.run(3.3)
+    assert other.node.membership.is_connected(one.peer_id), "it has heard nothing yet"
+    world.network.losses.clear()
+    world.run(8.0)
+    assert other.node.membership.is_connected(one.peer_id) is (one.peer_id in other.connections)
+    assert world.processes[1].connections.get(one.peer_id) is one.connections.get(other.peer_id)
+
+
+def test_a_forgotten_close_is_answered_no_more() -> None:
+    farewell = Farewell(ErrorCode.SURPLUS, 10.0)
+    assert [farewell.answers(now) for now in (1.0, 2.0, 3.0, 4.0, 5.0)] == [True, True, False, True, False]
+    assert not farewell.answers(10.1)

@@ -409,6 +409,18 @@ def test_a_lost_close_is_said_again(engines):
     assert pair.listener.closed.code is ErrorCode.GOODBYE
 
 
+def test_a_lost_close_is_said_again_as_long_as_the_peer_may_hold_the_connection_for_living(engines):
+    pair = Pair(engines)
+    pair.connect()
+    pair.run(1.0)
+    pair.cut = True
+    pair.dialler.endpoint.close(pair.dialler.established, ErrorCode.SURPLUS, "too many", pair.now)
+    pair.run(10.0)
+    pair.cut = False
+    pair.run(10.0)  # a keep-alive goes out in this time
+    assert pair.listener.closed.code is ErrorCode.SURPLUS
+
+
 def test_nobody_at_the_address_gives_up_after_the_handshake_timeout(engines):
     pair = Pair(engines)
     pair.cut = True
