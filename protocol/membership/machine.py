@@ -201,12 +201,18 @@ class Membership:
             self._drop_dial(peer_id)
             self._judge(peer_id, peer, now)
 
-    def handle_doubted(self, peer_id: PeerId, now: float) -> None:
-        """Notes that enough others hold the peer for silent; of a connected peer this node's own probes decide."""
+    def handle_doubted(self, peer_id: PeerId, now: float, *, heard: bool = False) -> None:
+        """Notes that enough others hold the peer for silent; of a connected peer this node's own probes decide.
+
+        Args:
+            peer_id: who is doubted.
+            now: monotonic seconds.
+            heard: whether it answered this node more lately than others can have missed it.
+        """
         peer = self._peers.get(peer_id)
         if peer is not None and peer.doubted_since is None:
             peer.doubted_since = now
-            peer.in_question = peer.connected
+            peer.in_question = peer.connected and not heard
             if not peer.connected and peer.gone_because is None:
                 self._declining.set(peer_id, now + self._config.gone_after_s)
             self._judge(peer_id, peer, now)

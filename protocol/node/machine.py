@@ -513,8 +513,9 @@ class Node:
         match output:
             case suspicion.Doubted(key):
                 if (peer := self._peer_of(key)) is not None:
+                    heard = self.probe.answered_lately(peer, now)
                     self.probe.handle_doubt(peer, now)
-                    self.membership.handle_doubted(peer, now)
+                    self.membership.handle_doubted(peer, now, heard=heard)
             case suspicion.Cleared(key, heard):
                 if (peer := self._peer_of(key)) is not None:
                     self.membership.handle_cleared(peer, now, heard=heard)

@@ -242,6 +242,16 @@ def test_what_others_say_of_a_connected_peer_decides_nothing_once_it_has_answere
     assert membership.standing(OTHER, 500.0) == (Standing.ALIVE, "connected")
 
 
+def test_what_others_say_of_a_peer_that_has_just_answered_changes_nothing() -> None:
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 0.0)
+    drain(membership)
+    membership.handle_doubted(OTHER, 1.0, heard=True)
+    assert drain(membership) == []
+    assert membership.standing(OTHER, 1.0) == (Standing.ALIVE, "connected")
+
+
 def test_node_that_was_held_up_declares_nobody_dead_for_it() -> None:
     membership = machine()
     membership.handle_card(OTHER, (address(2),), 0.0)

@@ -381,9 +381,44 @@ def test_silent_peer_is_probed_fast_until_it_is_suspected_and_then_seldom() -> N
     fast = [at for at in times if doubted_at <= at <= suspected_at]
     assert len(fast) == pytest.approx(CONFIG.suspect_after_s / CONFIG.burst_interval_s, abs=2)
     assert len(fast) <= CONFIG.answers_burst
-    gaps = [later - earlier for earlier, later in pairwise(at for at in times if at > suspected_at)]
+    assert len([at for at in times if doubted_at <= at <= doubted_at + CONFIG.insist_s]) <= CONFIG.answers_burst
+    after_s = CONFIG.insist_s + CONFIG.interval_s / 4
+    gaps = [later - earlier for earlier, later in pairwise(at for at in times if at > doubted_at + after_s)]
     assert len(gaps) > 20
     assert all(0.9 <= 4 * gap / CONFIG.interval_s <= 1.1 for gap in gaps)
+
+
+def test_a_peer_has_answered_lately_for_as_long_as_a_watcher_waits() -> None:
+    pair = Pair(watched=False)
+    pair.run(100.05)
+    asked, answered_at = pair.nodes[A], pair.nodes[A].quality(B, pair.now).measured_at
+    assert asked.answered_lately(B, answered_at + 0.99)
+    assert not asked.answered_lately(B, answered_at + CONFIG.quiet_s)
+    pair.cut = True
+    pair.run(140.0)
+    assert asked.liveness(B) is Liveness.SUSPECTED
+    assert not asked.answered_lately(B, answered_at), "a suspected peer has to answer anew"
+
+
+def suspected_for_s(seed: int, answered: float) -> float:
+    """How long a peer stays suspected of whose probes a share is answered, while it does not probe itself."""
+    machine, luck = Probe(CONFIG, random.Random(seed)), random.Random(seed)
+    machine.handle_connected(A, 0.0)
+    drain(machine)
+    suspected_at = None
+    while True:
+        now = machine.next_timer()
+        machine.handle_timer(now)
+        for output in drain(machine):
+            if isinstance(output, PeerSuspected):
+                suspected_at = now
+            elif isinstance(output, SendDatagram) and suspected_at is not None and luck.random() < answered:
+                machine.handle_datagram(A, echo_of(output), now + 0.02, now + 0.02)
+                return now + 0.02 - suspected_at
+
+
+def test_a_living_peer_is_not_suspected_for_long_though_half_of_the_probes_get_no_echo() -> None:
+    assert max(suspected_for_s(seed, 0.49) for seed in range(2000)) < 2.0
 
 
 @pytest.mark.parametrize("seed", range(5))
