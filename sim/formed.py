@@ -84,7 +84,7 @@ def formed(
     def make_node(config: NodeConfig, identity: Identity, luck: Luck, sequencer: Sequencer) -> Node:
         node = Node(config, identity, luck, sequencer)
         process = world.by_id[identity.peer_id]
-        if process.life == 1:
+        if process.life == 1 and process.index < formation.nodes:
             node.vivaldi = places[process.index]
         return node
 
@@ -169,10 +169,15 @@ def _lay_cards(world: World, process: Process, records: list[Record]) -> None:
 
 
 def _introduce(world: World, process: Process, records: list[Record]) -> None:
-    """Tells a node's membership of everybody, now that those it would dial first are connected."""
+    """Tells a node's membership of everybody, now that those it would dial first are connected, and which of them are near.
+
+    A node that has lived for days has looked for its nearest a moment ago; by its own clock it would do so within a minute, and
+    until then say to none of those that were connected to it here that it keeps the connection.
+    """
     membership = process.node.membership
     for record in records:
         if record.peer_id != process.peer_id and isinstance(record.payload, Card):
             membership.handle_card(record.peer_id, record.payload.addresses, world.now)
     process.node.handle_timer(world.now)
+    process.node.rank_nearest(world.now)
     world.settle(process)

@@ -68,6 +68,7 @@ class Membership:
         self._under_way: TimerQueue[Target] = TimerQueue()  # with the time at which the dial is given up
         self._declining: TimerQueue[PeerId] = TimerQueue()  # when a silent peer falls to its next stage
         self._bootstrap: dict[str, Multiaddr] = {}  # by their texts as given; the peer id is added when it is known
+        self._ranked_at = float("-inf")
         self._outputs: deque[Output] = deque()
 
     # What happened
@@ -247,6 +248,14 @@ class Membership:
         if peer is not None and peer.connected:
             peer.kept_by_peer = keeps
 
+    def handle_near(self, peer_id: PeerId) -> None:
+        """Keeps a connection that a peer has made since the last ranking, because it is as near as those that were named then."""
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.connected_at is None or peer.link is not Link.NONE:
+            return
+        if peer.connected_at >= self._ranked_at:
+            self._set_link(peer_id, peer, Link.NEAR)
+
     def handle_ranking(self, nearest: Sequence[PeerId], in_mesh: Collection[PeerId], now: float) -> None:
         """Moves the connections toward the nearest peers.
 
@@ -255,7 +264,7 @@ class Membership:
             in_mesh: the connected peers whose links belong to gossip's mesh, which are kept.
             now: monotonic seconds.
         """
-        config = self._config
+        config, self._ranked_at = self._config, now
         near = dict.fromkeys(nearest[: config.near_max])
         for peer_id in sorted(self._connected):
             peer = self._peers[peer_id]

@@ -93,6 +93,7 @@ class Node:
         self._unreserved_until = float("-inf")
         self._ranking_at = float("inf")
         self._ranking_wait_s = config.ranking_min_s
+        self._near_within_s = float("-inf")  # the round trip to the farthest of the nearest, when they were last looked for
 
     # This node's own facts
 
@@ -366,7 +367,16 @@ class Node:
         self.forwarding.handle_timer(now)
         self._publish(now)
         if now >= self._ranking_at:
-            self._rank_nearest(now)
+            self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.8, 1.2)
+            self._ranking_wait_s = min(2.0 * self._ranking_wait_s, self.config.ranking_max_s)
+            self.rank_nearest(now)
+        else:
+            self._settle(now)
+
+    def rank_nearest(self, now: float) -> None:
+        """Looks for the nearest peers, as it does by itself from time to time: by measurements, and by coordinates elsewhere."""
+        nearest, self._near_within_s = self._views.nearest(self.vivaldi.coordinate, self.config.membership.near_max)
+        self.membership.handle_ranking(nearest, self.gossip.mesh(), now)
         self._settle(now)
 
     def next_output(self) -> Output | None:
@@ -555,19 +565,13 @@ class Node:
         self._beats[peer] = beat
 
     def _take_sample(self, peer: PeerId, rtt_s: float) -> None:
-        """Moves the coordinate."""
+        """Moves the coordinate, and keeps the connection of a peer that turns out to be near."""
+        if rtt_s <= self._near_within_s:
+            self.membership.handle_near(peer)
         place = self._place_of(peer)
         if place is not None:
             self.vivaldi.handle_sample(peer, rtt_s, place)
             self.announcer.handle_moved(self.vivaldi.coordinate, self.vivaldi.typical_rtt_s)
-
-    def _rank_nearest(self, now: float) -> None:
-        """Tells membership who is nearest, by measurement where there is one and by coordinates elsewhere."""
-        config = self.config
-        self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.8, 1.2)
-        self._ranking_wait_s = min(2.0 * self._ranking_wait_s, config.ranking_max_s)
-        nearest = self._views.nearest(self.vivaldi.coordinate, config.membership.near_max)
-        self.membership.handle_ranking(nearest, self.gossip.mesh(), now)
 
     def _place_of(self, peer: PeerId) -> Coordinate | None:
         """Where a peer says it is: its beats are fresher than its card."""

@@ -66,8 +66,10 @@ class Views:
             coordinate_error=error,
         )
 
-    def nearest(self, place: Coordinate, count: int) -> list[PeerId]:
-        """The nearest peers whose places are known, nearest first: by measurement where there is one, by coordinates elsewhere.
+    def nearest(self, place: Coordinate, count: int) -> tuple[list[PeerId], float]:
+        """The nearest peers whose places are known, nearest first, and the round trip in seconds within which a peer is as near.
+
+        A round trip is the one that was measured last where there is one, and the estimate from coordinates elsewhere.
 
         Args:
             place: where this node is.
@@ -82,4 +84,4 @@ class Views:
             if rtt_s is not None and peer_id in distances:
                 distances[peer_id] = rtt_s
         nearest = heapq.nsmallest(count, ((rtt_s, peer_id) for peer_id, rtt_s in distances.items()))
-        return [peer_id for _, peer_id in nearest]
+        return [peer_id for _, peer_id in nearest], nearest[-1][0] if len(nearest) == count else float("inf")

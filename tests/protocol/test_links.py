@@ -66,6 +66,20 @@ def test_first_peers_that_a_node_dials_are_far_links_and_the_bound_is_kept() -> 
     assert not any(membership.is_far(peer_id) for peer_id in PEERS[CONFIG.far_max : 10])
 
 
+def test_near_peer_that_has_dialled_since_the_last_ranking_is_kept_at_once() -> None:
+    membership = crowded(10)
+    membership.handle_ranking(PEERS[20:26], (), 1.0)
+    drained(membership, object)
+    newcomer = PEERS[12]
+    membership.handle_connected(newcomer, 2.0)
+    membership.handle_near(newcomer)
+    membership.handle_near(newcomer)
+    assert drained(membership, KeepLink) == [KeepLink(newcomer, keeps=True)]
+    membership.handle_near(PEERS[9])  # the ranking has looked at it
+    membership.handle_near(PEERS[13])  # it is not connected
+    assert drained(membership, KeepLink) == []
+
+
 def test_nearest_peers_are_kept_and_the_others_are_not() -> None:
     membership = crowded(20)
     nearest = PEERS[15:21]
