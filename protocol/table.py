@@ -18,7 +18,7 @@ Spec: docs/spec/03-records.md, section "Peer table"; docs/spec/04-gossip.md, sec
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from protocol.identity import PeerId
@@ -50,8 +50,10 @@ __all__ = [
     "RecordKey",
     "Stale",
     "TableConfig",
+    "bucket_hash",
     "bucket_of",
     "record_key",
+    "root_hash",
 ]
 
 COMPARED = frozenset((RecordKind.CARD, RecordKind.VERDICT))
@@ -61,8 +63,6 @@ BUCKET_HASH_BYTES = 8
 """Length of a bucket's hash in bytes; an unnoticed difference costs one more round."""
 
 _COMPARED_NUMBERS = frozenset(KINDS.index(kind) for kind in COMPARED)
-
-_EMPTY_HASH = bytes(BUCKET_HASH_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,12 @@ class Accepted:
     record: Record
     replaced: Record | None = None
     evicted: tuple[Record, ...] = ()
+
+    @property
+    def says_the_same(self) -> bool:
+        """Whether a card only takes the place of one that would expire. A verdict is news even then: silence goes on."""
+        replaced = self.replaced
+        return replaced is not None and replaced.kind is RecordKind.CARD and replaced.payload == self.record.payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +193,16 @@ class PeerTable:
         """Everybody whose card tells a place, and the place, in an order that depends on who they are alone."""
         return self._rows.places()
 
+    def place(self, key: RecordKey) -> Place | None:
+        """Where the card under a key says its node is; None where it does not, or there is no such card."""
+        row = self._rows.find(key)
+        return None if row is None else self._rows.place(row)
+
+    def placed(self, bucket: int) -> list[tuple[RecordKey, int, Place | None]]:
+        """What is held in a bucket and compared, sorted by key: keys, sequence numbers and, of cards that tell one, places."""
+        rows = self._rows
+        return [(rows.key(row), rows.sequences[row], rows.place(row)) for row in self._compared_of(bucket)]
+
     def peers(self) -> list[PeerId]:
         """Everybody of whom a record is held, this node included if it published, in order."""
         return sorted(self._heard)
@@ -266,6 +282,13 @@ class PeerTable:
             self._rows.forget_s[row] = min(self._rows.forget_s[row], until_s)
         return [self._drop(key) for key in keys]
 
+    def evict(self, peer_id: PeerId) -> list[Record]:
+        """Drop all records of a peer that is of no interest now, and remember nothing: any of them may come back."""
+        evicted = self.remove(peer_id)
+        for record in evicted:
+            self._tombstones.pop(record_key(peer_id, record.kind), None)
+        return evicted
+
     def digest(self, buckets: Iterable[int] | None = None) -> list[tuple[RecordKey, int]]:
         """What is held, as (key, sequence number) pairs sorted by bucket and key.
 
@@ -280,7 +303,7 @@ class PeerTable:
         """One hash of `BUCKET_HASH_BYTES` per bucket over its sorted keys and sequence numbers; zeros for an empty bucket."""
         found: list[bytes] = []
         for bucket, cached in enumerate(self._hashes):
-            fresh = cached if cached is not None else self._hash_of(bucket)
+            fresh = cached if cached is not None else bucket_hash(self.digest((bucket,)))
             self._hashes[bucket] = fresh
             found.append(fresh)
         return found
@@ -288,7 +311,7 @@ class PeerTable:
     def root_hash(self) -> bytes:
         """One hash of `BUCKET_HASH_BYTES` over all bucket hashes; equal where two tables hold the same."""
         if self._root is None:
-            self._root = hashlib.sha256(b"".join(self.bucket_hashes())).digest()[:BUCKET_HASH_BYTES]
+            self._root = root_hash(self.bucket_hashes())
         return self._root
 
     def sequence_of(self, key: RecordKey) -> int:
@@ -365,15 +388,6 @@ class PeerTable:
         kinds = self._rows.kinds
         return [row for row in self._rows.of_bucket(bucket) if kinds[row] in _COMPARED_NUMBERS]
 
-    def _hash_of(self, bucket: int) -> bytes:
-        rows, compared = self._rows, self._compared_of(bucket)
-        if not compared:
-            return _EMPTY_HASH
-        hasher = hashlib.sha256()
-        for row in compared:
-            hasher.update(rows.key(row) + rows.sequences[row].to_bytes(8, "big"))
-        return hasher.digest()[:BUCKET_HASH_BYTES]
-
 
 def record_key(peer_id: PeerId, kind: RecordKind) -> RecordKey:
     """The first `RECORD_KEY_BYTES` bytes of SHA-256 over the kind, a colon and the peer id."""
@@ -383,3 +397,16 @@ def record_key(peer_id: PeerId, kind: RecordKind) -> RecordKey:
 def bucket_of(key: RecordKey) -> int:
     """The bucket of a record: its key's first byte."""
     return key[0]
+
+
+def bucket_hash(entries: Sequence[tuple[RecordKey, int]]) -> bytes:
+    """The hash of a bucket that holds these entries, sorted by key; zeros for none."""
+    if not entries:
+        return bytes(BUCKET_HASH_BYTES)
+    packed = b"".join([key + sequence.to_bytes(8, "big") for key, sequence in entries])
+    return hashlib.sha256(packed).digest()[:BUCKET_HASH_BYTES]
+
+
+def root_hash(hashes: Iterable[bytes]) -> bytes:
+    """The hash of a table whose buckets have these hashes."""
+    return hashlib.sha256(b"".join(hashes)).digest()[:BUCKET_HASH_BYTES]

@@ -6,7 +6,8 @@ looked at after healing. The invariants, by the names of docs/simulation.md:
 I1. A record is accepted only if the peer it names has sealed these very bytes, for this time; its sequence number is greater than
     every one accepted before; no peer that means well seals a number twice; nothing is passed on that nobody sealed.
 I2. After healing all living nodes hold the newest card of one another, nobody living is suspected, gone or accused, nobody dead
-    that meant well is alive, and what one of them pushes reaches all others over the mesh of links.
+    that meant well is alive, and what one of them pushes reaches all others over the mesh of links. In a mesh of which nodes hold
+    a part this is demanded of what their scopes cover, and connections count as links: a scope's edge is reached by comparison.
 I5. Nobody is suspected, or held for dead, for a silence that is this node's own stall; nobody is doubted on too few voices.
 I6. What is counted is within its limit, and nobody who means well is blamed.
 I9. What is kept is bounded by the limits, and is not kept past its time.
@@ -25,6 +26,7 @@ from protocol.node import Output
 from protocol.records import Card, Record, RecordKind, Verdict, peek, signed_bytes
 from protocol.records.config import SIGNATURE_BYTES
 from protocol.records.envelope import RECORD_DOMAIN
+from protocol.scope import place_of
 from protocol.table import RecordKey, record_key
 from protocol.wire import PackingLimits, Plain, unpack
 from sim.bounds import excess
@@ -111,6 +113,8 @@ class Safety:
         match output:
             case gossip.RecordAccepted(record):
                 self._look_at_record(process, record)
+            case gossip.RecordEvicted(record):  # it may come back as it is
+                self.newest.pop((process.index, process.life, record.peer_id, record.kind), None)
             case probe.PeerSuspected(peer):
                 self._suspected_at[process.index, process.life, peer] = self.world.now
                 self._look_at_silence(process, peer)
@@ -298,16 +302,28 @@ def unhealed(world: World, *, fresh_s: float = SPREAD_S) -> str | None:
             pair = f"n{process.index} {{}} n{other.index}"
             held = process.node.table.get(other.peer_id, RecordKind.CARD)
             fresh = own.issued_s > world.wall_s(other) - fresh_s
+            if not concerns(process, own):
+                continue
             if held is None or (held.sequence != own.sequence and not fresh):
                 return "I2: " + pair.format("has not the newest card of")
             standing, why = process.node.membership.standing(other.peer_id, world.now)
             if standing in (Standing.SUSPECTED, Standing.GONE):
                 return "I2: " + pair.format("holds") + f" for {standing}: {why}"
         for other in dead:
+            last = other.node.table.get(other.peer_id, RecordKind.CARD)
+            if last is None or not concerns(process, last):
+                continue
             standing, why = process.node.membership.standing(other.peer_id, world.now)
             if standing is Standing.ALIVE:
                 return f"I2: n{process.index} holds n{other.index}, which is dead, for {standing}: {why}"
     return _accused(living) or _torn(living)
+
+
+def concerns(process: Process, card: Record) -> bool:
+    """Whether a process is to hold a card: its scope covers the place on it."""
+    scope = process.node.gossip.scope
+    coordinate = card.payload.coordinate if isinstance(card.payload, Card) else None
+    return scope is None or (coordinate is not None and scope.covers(place_of(coordinate)))
 
 
 def _accused(living: list[Process]) -> str | None:
@@ -329,14 +345,20 @@ def _accused(living: list[Process]) -> str | None:
 def _torn(living: list[Process]) -> str | None:
     """Whom something that another pushes does not reach over the mesh of links."""
     indices = {process.peer_id: process.index for process in living}
-    links = {process.index: [indices[peer] for peer in process.node.gossip.mesh() if peer in indices] for process in living}
-    for begin in links:
+    whole = all(process.node.gossip.scope is None for process in living)
+    links: dict[int, list[int]] = {}
+    for process in living:
+        peers = process.node.gossip.mesh() if whole else process.node.membership.connected()
+        links[process.index] = [indices[peer] for peer in peers if peer in indices]
+    for process in living:
+        begin, own = process.index, process.node.table.get(process.peer_id, RecordKind.CARD)
+        concerned = {other.index for other in living if whole or other is process or (own and concerns(other, own))}
         reached, left = {begin}, [begin]
         while left:
-            new = set(links[left.pop()]) - reached
+            new = (set(links[left.pop()]) & concerned) - reached
             reached |= new
             left.extend(new)
-        missed = sorted(set(links) - reached)
+        missed = sorted(concerned - reached)
         if missed:
             return f"I2: what n{begin} pushes does not reach n{missed[0]}"
     return None

@@ -71,7 +71,7 @@ class Journal:
             case gossip.RecordAccepted(record, from_peer):
                 who = self._name(record.peer_id)
                 return f"{kind} {record.kind} {record.sequence} of {who} from {self._name(from_peer)}"
-            case gossip.RecordExpired(record) | RecordSealed(record):
+            case gossip.RecordExpired(record) | gossip.RecordEvicted(record) | RecordSealed(record):
                 return f"{kind} {record.kind} {record.sequence} of {self._name(record.peer_id)}"
             case membership.Connect(target, _):
                 return f"{kind} {target if isinstance(target, str) else self._name(target)}"
@@ -110,7 +110,7 @@ def _bytes_of(output: Output) -> bytes:
             return b"m" + peer_id + payload
         case gossip.RecordAccepted(record, from_peer):
             return b"a" + from_peer + record.envelope
-        case gossip.RecordExpired(record):
+        case gossip.RecordExpired(record) | gossip.RecordEvicted(record):
             return b"x" + record.envelope
         case RecordSealed(record):
             return b"s" + record.envelope

@@ -11,10 +11,12 @@ from protocol.gossip.events import (
     OwnRecordHeard,
     Pruned,
     RecordAccepted,
+    RecordEvicted,
     RecordExpired,
     RecordRefused,
     Send,
 )
+from protocol.gossip.horizon import HorizonConfig
 from protocol.gossip.machine import Gossip
 from protocol.gossip.messages import MESSAGE_BYTES_MAX, Message
 from protocol.gossip.reader import GossipReader
@@ -27,6 +29,7 @@ __all__ = [
     "GossipConfig",
     "GossipReader",
     "Grafted",
+    "HorizonConfig",
     "LinkKept",
     "Message",
     "Misbehaved",
@@ -34,6 +37,7 @@ __all__ = [
     "OwnRecordHeard",
     "Pruned",
     "RecordAccepted",
+    "RecordEvicted",
     "RecordExpired",
     "RecordRefused",
     "Send",

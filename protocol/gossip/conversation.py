@@ -1,10 +1,11 @@
-"""What gossip remembers of each connected peer, and of what it has asked for."""
+"""What gossip remembers of each connected peer."""
 
 from dataclasses import dataclass, field
 
 from protocol.gossip.budget import Budget
 from protocol.gossip.events import GossipConfig
-from protocol.identity import PeerId
+from protocol.gossip.horizon import View
+from protocol.scope import Scope
 from protocol.table import RecordKey
 
 
@@ -17,9 +18,11 @@ class Conversation:
     received: Budget
     served: Budget
     beats: Budget
-    wants: int = 0  # asked for and neither come nor given up
     misbehaved: bool = False
-    news: list[bytes] = field(default_factory=list[bytes])  # to be pushed when the present call ends
+    scope: Scope | None = None  # as it was told last
+    view: View | None = None  # what concerns both; None until it is asked for
+    sought: int = 0  # cards that may still come in answer to a search
+    sought_until: float = 0.0
     has: dict[RecordKey, int] = field(default_factory=dict[RecordKey, int])  # what it said it has, oldest first
 
     @classmethod
@@ -32,11 +35,3 @@ class Conversation:
             served=Budget(config.served_bytes_per_s, config.served_burst, 0.0, now),
             beats=Budget(config.beats_per_s, config.beats_burst, 0.0, now),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Whom a record was asked for, and until when it may come."""
-
-    peer_id: PeerId
-    give_up_at: float

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from protocol.errors import ErrorCode
+from protocol.gossip.horizon import HorizonConfig
 from protocol.identity import PeerId
 from protocol.records import Beat, Record
 
@@ -57,6 +58,8 @@ class GossipConfig:
         expire_s: seconds between two looks for records that have expired; their expiry is minutes away and has a minute's slack.
         beats_per_s: beats taken from one peer.
         beats_burst: how many at once.
+        question_cost: exchanges that a scope or a search counts for: either has a whole table looked through.
+        horizon: how much of a large mesh is held.
     """
 
     degree: int = 4
@@ -94,6 +97,8 @@ class GossipConfig:
     expire_s: float = 10.0
     beats_per_s: float = 5.0
     beats_burst: int = 20
+    question_cost: int = 5
+    horizon: HorizonConfig = field(default_factory=HorizonConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,13 @@ class RecordAccepted:
 @dataclass(frozen=True, slots=True)
 class RecordExpired:
     """A record has left the table, because it expired or had to make room."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEvicted:
+    """A record has left the table, because it is beyond what this node holds of the mesh; it may come back as it is."""
 
     record: Record
 
@@ -193,6 +205,7 @@ Output = (
     | Send
     | RecordAccepted
     | RecordExpired
+    | RecordEvicted
     | RecordRefused
     | Misbehaved
     | Equivocated

@@ -5,7 +5,8 @@ the one before said, issued anew so that it does not expire, is no news: it is a
 who lacks it. What was news is announced to some peers outside the mesh. Now and then, and first of all when a connection
 begins, two nodes compare what they hold: one hash, the hashes of buckets where it differs, the entries of buckets that differ.
 Each asks for what it lacks, so what comes by comparison was asked for, and only what comes unasked counts against a peer's
-budget. Edges and signed beats concern neighbours: they are pushed one hop and not compared.
+budget. Edges and signed beats concern neighbours: they are pushed one hop and not compared. In a mesh of which a node holds only
+a part (`horizon`) all this is done with what concerns both ends of a link.
 
 A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature
 last. Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped.
@@ -16,16 +17,17 @@ for replicated database maintenance" (PODC 1987): anti-entropy.
 Spec: docs/spec/04-gossip.md.
 """
 
-import hashlib
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import assert_never
 
+from protocol.coordinates import Coordinate
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip.budget import Budget, Verdict
-from protocol.gossip.conversation import Asked, Conversation
+from protocol.gossip.comparison import differing, newer, summary, wanted
+from protocol.gossip.conversation import Conversation
 from protocol.gossip.events import (
     BeatHeard,
     Equivocated,
@@ -37,10 +39,12 @@ from protocol.gossip.events import (
     OwnRecordHeard,
     Pruned,
     RecordAccepted,
+    RecordEvicted,
     RecordExpired,
     RecordRefused,
     Send,
 )
+from protocol.gossip.horizon import Horizon, View
 from protocol.gossip.messages import (
     BeatTold,
     Digest,
@@ -50,15 +54,17 @@ from protocol.gossip.messages import (
     Keep,
     Prune,
     Records,
+    ScopeTold,
+    Seek,
     Want,
     answer_messages,
     encode_message,
-    entries_messages,
     records_messages,
 )
-from protocol.gossip.news import News
+from protocol.gossip.news import News, Pushes
 from protocol.gossip.overlay import Overlay
 from protocol.gossip.reader import GossipReader
+from protocol.gossip.wants import Refused, Wants
 from protocol.identity import PeerId
 from protocol.records import (
     Beat,
@@ -70,10 +76,8 @@ from protocol.records import (
     fit,
     signed_bytes,
 )
-from protocol.table import BUCKETS, COMPARED, Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
-
-_REFUSED_HASH_BYTES = 16
-"""Length in bytes of the hash by which a refused envelope is remembered: none is found twice by chance or on purpose."""
+from protocol.scope import Scope
+from protocol.table import COMPARED, Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
 
 
 class Gossip:
@@ -94,11 +98,13 @@ class Gossip:
         self._luck = luck
         self.reader = GossipReader()
         self._overlay = Overlay(config, luck)
+        self._horizon = Horizon(config.horizon, table, luck)
+        self._shuffle_at = 0.0
         self._peers: dict[PeerId, Conversation] = {}
         self._order: list[PeerId] = []  # connected peers, sorted
-        self._pushing: list[PeerId] = []  # who has news to be pushed when the present call ends
-        self._wants: dict[RecordKey, Asked] = {}
-        self._refused: dict[bytes, None] = {}  # hashes, oldest first
+        self._pushes = Pushes()
+        self._wants = Wants(config)
+        self._refused = Refused(config.refused_max)
         self._news = News(config.history_heartbeats, config.history_max)
         self._renewed: dict[RecordKey, int] = {}  # what says nothing new, to be announced at the next heartbeat
         self._repeats: Budget | None = None
@@ -120,6 +126,7 @@ class Gossip:
         self._start_clock(now)
         known = self._peers.get(peer_id)
         if known is not None and not known.misbehaved:
+            self._tell_scope(peer_id)
             self._greet(peer_id, now)
             if peer_id in self._overlay:
                 self._send(peer_id, [encode_message(Graft())])
@@ -127,6 +134,7 @@ class Gossip:
             return
         self._peers[peer_id] = Conversation.begin(self._config, now)
         insort(self._order, peer_id)
+        self._tell_scope(peer_id)
         self._greet(peer_id, now)
         if self._overlay.handle_connected(peer_id, now, far=far):
             self._graft(peer_id)
@@ -136,7 +144,7 @@ class Gossip:
         self._start_clock(now)
         if self._peers.pop(peer_id, None) is not None:
             self._order.remove(peer_id)
-            self._wants = {key: want for key, want in self._wants.items() if want.peer_id != peer_id}
+            self._wants.handle_disconnected(peer_id)
             if self._overlay.handle_disconnected(peer_id):
                 self._outputs.append(Pruned(peer_id))
 
@@ -158,6 +166,27 @@ class Gossip:
         for peer_id in self._order:
             if not self._peers[peer_id].misbehaved:
                 self._greet(peer_id, now)
+
+    def handle_moved(self, place: Coordinate) -> None:
+        """Takes over where this node is."""
+        self._horizon.handle_moved(place)
+
+    @property
+    def scope(self) -> Scope | None:
+        """The part of the mesh of which this node holds all cards; None for everything."""
+        return self._horizon.scope
+
+    def beyond(self) -> list[PeerId]:
+        """Those whose cards are held though they are beyond the scope, in the order of their ids."""
+        return self._horizon.beyond()
+
+    def seek(self, search: Seek, peers: Iterable[PeerId], now: float) -> None:
+        """Ask connected peers for cards beyond the scope; what comes is accepted as any record that was asked for."""
+        for peer_id in peers:
+            peer = self._peers.get(peer_id)
+            if peer is not None and not peer.misbehaved:
+                peer.sought, peer.sought_until = search.count, now + self._config.want_timeout_s
+                self._send(peer_id, [encode_message(search)])
 
     def in_mesh(self, peer_id: PeerId) -> bool:
         """Whether news is pushed over the link to the peer."""
@@ -205,9 +234,10 @@ class Gossip:
                 case DontWant(entries=entries):
                     if self._within(peer_id, peer.records, 1, now):
                         self._note_has(peer, entries)
-                case Graft() | Prune() | Keep():
-                    if self._within(peer_id, peer.exchanges, 1, now):
-                        self._handle_link(peer_id, message, now)
+                case Graft() | Prune() | Keep() | ScopeTold() | Seek():
+                    cost = self._config.question_cost if isinstance(message, ScopeTold | Seek) else 1
+                    if self._within(peer_id, peer.exchanges, cost, now):
+                        self._handle_link(peer_id, peer, message, now)
                 case None:
                     pass  # of a later version
                 case _:
@@ -228,10 +258,14 @@ class Gossip:
         outcome = self._table.offer(record, now, record.issued_s)
         if not isinstance(outcome, Accepted):
             raise LocalProtocolError(ErrorCode.MALFORMED, f"sequence number {record.sequence} is not newer than the last")
-        if record.kind in COMPARED and _says_the_same(outcome):
-            self._renewed[record_key(record.peer_id, record.kind)] = record.sequence
+        key = record_key(record.peer_id, record.kind)
+        if record.kind is RecordKind.CARD:
+            for peer_id in self._horizon.unheard_by((peer_id, self._peers[peer_id].scope) for peer_id in self._order):
+                self._send(peer_id, answer_messages([(key, record.sequence)]))
+        if record.kind in COMPARED and outcome.says_the_same:
+            self._renewed[key] = record.sequence
             return
-        self._tell(record, self._overlay.members, except_for=())
+        self._tell(record, self._overlay.members, except_for=(), replaced=outcome.replaced)
         self._push_news()
 
     def next_timer(self) -> float | None:
@@ -253,8 +287,7 @@ class Gossip:
         if now < self._round_at or not self._peers:
             return
         self._schedule_round(now)
-        for key in [key for key, want in self._wants.items() if now >= want.give_up_at]:
-            self._forget_want(key)
+        self._wants.handle_timer(now)
         partners = [peer_id for peer_id in self._order if not self._peers[peer_id].misbehaved]
         if partners:
             self._start_exchange(self._luck.choice(partners))
@@ -278,15 +311,16 @@ class Gossip:
                     self._outputs.append(RecordRefused(peer_id, error.code))
                 continue
             key = record_key(header.peer_id, header.kind)
-            wanted = self._wants.get(key)
-            asked = wanted is not None and wanted.peer_id == peer_id
-            if asked:
-                self._forget_want(key)
+            asked = self._wants.handle_came(key, peer_id)
+            sought = not asked and peer.sought > 0 and now < peer.sought_until
+            if sought:
+                peer.sought -= 1
+            if asked or sought:
                 peer.received.give_back(len(envelope))
             if self._is_news(key, header, envelope) and self._may_be_verified(
-                peer_id, peer, header, envelope, asked, now, wall_s
+                peer_id, peer, header, envelope, asked or sought, now, wall_s
             ):
-                self._verify(peer_id, envelope, asked, now, wall_s)
+                self._verify(peer_id, envelope, asked, sought, now, wall_s)
 
     def _is_news(self, key: RecordKey, header: RecordHeader, envelope: bytes) -> bool:
         """Whether the header claims what is not known yet, or contradicts what is known under the same number."""
@@ -308,15 +342,15 @@ class Gossip:
                 raise
             self._outputs.append(RecordRefused(peer_id, error.code))
             return False
-        if _hash_of(envelope) in self._refused:
+        if envelope in self._refused:
             return False
         return asked or self._within(peer_id, peer.records, 1, now)
 
-    def _verify(self, peer_id: PeerId, envelope: bytes, asked: bool, now: float, wall_s: float) -> None:
+    def _verify(self, peer_id: PeerId, envelope: bytes, asked: bool, sought: bool, now: float, wall_s: float) -> None:
         try:
             record = self.reader.open(envelope, self._network_id, wall_s, self._table.config.records)
         except RemoteProtocolError as error:
-            self._remember_refused(envelope)
+            self._refused.add(envelope)
             if error.code is ErrorCode.BAD_SIGNATURE:
                 raise
             self._outputs.append(RecordRefused(peer_id, error.code))
@@ -324,14 +358,20 @@ class Gossip:
         if record.peer_id == self._table.own:
             self._outputs.append(OwnRecordHeard(record.sequence))
             return
+        if not (sought or self._horizon.takes(record, self._peers)):
+            return
         outcome = self._table.offer(record, now, wall_s)
         match outcome:
             case Accepted(evicted=evicted):
                 self._outputs.extend(RecordExpired(old) for old in evicted)
                 self._outputs.append(RecordAccepted(record, peer_id, outcome.replaced))
-                self._pass_on(record, peer_id, outcome, asked, now)
+                if not sought:
+                    self._pass_on(record, peer_id, outcome, asked, now)
+                self._horizon.note(record, outcome.replaced)
+                if self._horizon.is_overfull:
+                    self._look(now)
             case Equivocation(kept=kept, offered=offered):
-                self._remember_refused(envelope)
+                self._refused.add(envelope)
                 self._outputs.append(Equivocated(kept, offered))
             case Full():
                 self._outputs.append(RecordRefused(peer_id, ErrorCode.OVERLOADED))
@@ -350,7 +390,7 @@ class Gossip:
         if record.kind not in COMPARED:
             return
         key = record_key(record.peer_id, record.kind)
-        if _says_the_same(outcome):
+        if outcome.says_the_same:
             self._renewed[key] = record.sequence
             return
         if asked and not self._may_repeat(now):
@@ -360,39 +400,33 @@ class Gossip:
             for peer_id in self._overlay.members:
                 if peer_id != from_peer:
                     self._send(peer_id, [had])
-        self._tell(record, self._overlay.members, except_for=(from_peer, record.peer_id))
+        self._tell(record, self._overlay.members, except_for=(from_peer, record.peer_id), replaced=outcome.replaced)
 
-    def _tell(self, record: Record, peers: Iterable[PeerId], except_for: tuple[PeerId, ...]) -> None:
-        """Have peers told of a record when the present call ends, and others at the next heartbeats."""
+    def _tell(self, record: Record, peers: Iterable[PeerId], except_for: tuple[PeerId, ...], replaced: Record | None) -> None:
+        """Have peers that it concerns told of a record when the present call ends, and others at the next heartbeats."""
         key = record_key(record.peer_id, record.kind)
         for peer_id in peers:
             peer = self._peers[peer_id]
             if peer_id in except_for or peer.misbehaved or peer.has.get(key, 0) >= record.sequence:
                 continue
-            if not peer.news:
-                self._pushing.append(peer_id)
-            peer.news.append(record.envelope)
+            if peer.scope is not None and record.kind in COMPARED and not self._horizon.concerns(peer.scope, record, replaced):
+                continue
+            self._pushes.add(peer_id, record.envelope)
         if record.kind in COMPARED:
             self._news.add(key, record.sequence)
 
     def _push_news(self) -> None:
-        if not self._pushing:
-            return
-        encoded: dict[tuple[bytes, ...], list[bytes]] = {}  # most peers are told the same
-        for peer_id in self._pushing:
-            peer = self._peers.get(peer_id)
-            if peer is not None and peer.news:
-                news = tuple(peer.news)
-                if news not in encoded:
-                    encoded[news] = records_messages(news)
-                self._send(peer_id, encoded[news])
-                peer.news = []
-        self._pushing.clear()
+        for peer_id, messages in self._pushes.taken():
+            self._send(peer_id, messages)
 
     # The mesh
 
     def _heartbeat(self, now: float) -> None:
         """Ask for links or give some back, and announce what was news."""
+        if self._horizon.is_due(now):
+            self._look(now)
+        if self.scope is not None and now >= self._shuffle_at:
+            self._shuffle(now)
         change = self._overlay.heartbeat(now)
         for peer_id in change.grafted:
             self._graft(peer_id)
@@ -400,15 +434,18 @@ class Gossip:
             self._prune(peer_id)
         if scarce := self._news.heartbeat(self._config.copies_enough):
             for peer_id in self._overlay.outside(self._config.degree_lazy):
-                self._send(peer_id, answer_messages(scarce))
+                self._send(peer_id, answer_messages(self._horizon.concerning(self._peers[peer_id].scope, scarce)))
         if self._renewed:
             told = list(self._renewed.items())
             self._renewed = {}
             for peer_id in self._overlay.members:
-                fresh = [(key, sequence) for key, sequence in told if self._peers[peer_id].has.get(key, 0) < sequence]
-                self._send(peer_id, answer_messages(fresh))
+                peer = self._peers[peer_id]
+                fresh = [(key, sequence) for key, sequence in told if peer.has.get(key, 0) < sequence]
+                self._send(peer_id, answer_messages(self._horizon.concerning(peer.scope, fresh)))
 
-    def _handle_link(self, peer_id: PeerId, message: Graft | Prune | Keep, now: float) -> None:
+    def _handle_link(
+        self, peer_id: PeerId, peer: Conversation, message: Graft | Prune | Keep | ScopeTold | Seek, now: float
+    ) -> None:
         match message:
             case Graft():
                 known = peer_id in self._overlay
@@ -421,6 +458,10 @@ class Gossip:
                     self._outputs.append(Pruned(peer_id))
             case Keep(keeps=keeps):
                 self._outputs.append(LinkKept(peer_id, keeps))
+            case ScopeTold(scope=scope):
+                peer.scope, peer.view = scope, None
+            case Seek():
+                self._serve(peer_id, peer, self._horizon.found(message, peer.scope), now)
             case _:
                 assert_never(message)
 
@@ -446,10 +487,40 @@ class Gossip:
         self._send(peer_id, [encode_message(Prune())])
         self._outputs.append(Pruned(peer_id))
 
-    def _remember_refused(self, envelope: bytes) -> None:
-        self._refused[_hash_of(envelope)] = None
-        if len(self._refused) > self._config.refused_max:
-            del self._refused[next(iter(self._refused))]
+    # The part of the mesh that is held
+
+    def _look(self, now: float) -> None:
+        """Fit the scope to what is known; where it is another now, all are told, and the mesh is compared with anew."""
+        changed, dropped = self._horizon.look(self._peers, now)
+        self._outputs.extend(RecordEvicted(record) for record in dropped)
+        if changed:
+            for peer_id in self._order:
+                self._peers[peer_id].view = None
+                self._send(peer_id, [encode_message(ScopeTold(self.scope))])
+            for peer_id in self._overlay.members:
+                self._greet(peer_id, now)
+
+    def _shuffle(self, now: float) -> None:
+        """Ask somebody for a few cards from beyond, every other time somebody who is there itself."""
+        config = self._config.horizon
+        self._shuffle_at = now + config.shuffle_s * self._luck.uniform(0.8, 1.2)
+        asked = [peer_id for peer_id in self._order if not self._peers[peer_id].misbehaved]
+        far = [peer_id for peer_id in self.beyond() if peer_id in self._peers]
+        if asked:
+            partner = self._luck.choice(far if far and self._luck.random() < 0.5 else asked)
+            self.seek(Seek("", config.shuffle_count), [partner], now)
+
+    def _tell_scope(self, peer_id: PeerId) -> None:
+        if self.scope is not None:
+            self._send(peer_id, [encode_message(ScopeTold(self.scope))])
+
+    def _held(self, peer: Conversation) -> PeerTable | View:
+        """What is compared with a peer: what concerns both ends."""
+        if self.scope is None and peer.scope is None:
+            return self._table
+        if peer.view is None:
+            peer.view = View(self._horizon, peer.scope)
+        return peer.view
 
     # Digests
 
@@ -461,70 +532,34 @@ class Gossip:
             self._start_exchange(peer_id)
 
     def _start_exchange(self, peer_id: PeerId) -> None:
-        """Tell a peer the hash of everything that is held."""
-        self._send(peer_id, [encode_message(Digest((self._table.root_hash(),)))])
+        """Tell a peer the hash of everything that concerns both."""
+        self._send(peer_id, [encode_message(Digest((self._held(self._peers[peer_id]).root_hash(),)))])
 
     def _handle_exchange(self, peer_id: PeerId, peer: Conversation, message: Digest | Entries | Want, now: float) -> None:
         match message:
             case Digest(hashes=(root,)):
-                if root != self._table.root_hash():
-                    self._send(peer_id, self._summary())
+                held = self._held(peer)
+                if root != held.root_hash():
+                    self._send(peer_id, summary(held, self._table.compared, self._config.direct_entries_max))
             case Digest(hashes=hashes):
-                own = self._table.bucket_hashes()
-                self._send(
-                    peer_id, entries_messages(self._told([bucket for bucket in range(BUCKETS) if own[bucket] != hashes[bucket]]))
-                )
+                self._send(peer_id, differing(self._held(peer), hashes))
             case Entries(entries=entries, buckets=buckets):
-                table = self._table
-                self._ask(peer_id, peer, [key for key, sequence in entries if table.sequence_of(key) < sequence], now)
+                if asked := self._wants.ask(peer_id, wanted(self._table, entries), now):
+                    self._send(peer_id, [encode_message(Want(asked))])
                 if buckets:
-                    theirs = dict(entries)
-                    newer = [(key, sequence) for key, sequence in table.digest(buckets) if theirs.get(key, 0) < sequence]
-                    self._send(peer_id, answer_messages(newer))
+                    self._send(peer_id, newer(self._held(peer), self._table, message))
             case Want(keys=keys):
-                self._serve(peer_id, peer, keys, now)
+                held_records = map(self._table.record_of, dict.fromkeys(keys))
+                self._serve(peer_id, peer, [record for record in held_records if record is not None], now)
 
-    def _summary(self) -> list[bytes]:
-        """What is held, by entries or by hashes, whichever is shorter."""
-        if self._table.compared <= self._config.direct_entries_max:
-            return entries_messages(self._told(range(BUCKETS)))
-        return [encode_message(Digest(tuple(self._table.bucket_hashes())))]
-
-    def _told(self, buckets: Iterable[int]) -> list[tuple[int, Sequence[tuple[RecordKey, int]]]]:
-        return [(bucket, self._table.digest([bucket])) for bucket in buckets]
-
-    def _ask(self, peer_id: PeerId, peer: Conversation, keys: Iterable[RecordKey], now: float) -> None:
-        """Ask for records nobody has been asked for, as many as may be under way."""
-        asked: list[RecordKey] = []
-        for key in dict.fromkeys(keys):
-            if peer.wants >= self._config.wants_max:
-                break
-            under_way = self._wants.get(key)
-            if under_way is not None and now < under_way.give_up_at:
-                continue
-            self._forget_want(key)
-            self._wants[key] = Asked(peer_id, now + self._config.want_timeout_s)
-            peer.wants += 1
-            asked.append(key)
-        if asked:
-            self._send(peer_id, [encode_message(Want(tuple(asked)))])
-
-    def _serve(self, peer_id: PeerId, peer: Conversation, keys: Iterable[RecordKey], now: float) -> None:
-        """Send the records asked for, as far as the peer's share goes; it may ask again for the rest."""
+    def _serve(self, peer_id: PeerId, peer: Conversation, records: Iterable[Record], now: float) -> None:
+        """Send records that were asked for, as far as the peer's share goes; it may ask again for the rest."""
         envelopes: list[bytes] = []
-        for key in dict.fromkeys(keys):
-            record = self._table.record_of(key)
-            if record is None:
-                continue
+        for record in records:
             if peer.served.take(len(record.envelope), now) is not Verdict.GRANTED:
                 break
             envelopes.append(record.envelope)
         self._send(peer_id, records_messages(envelopes))
-
-    def _forget_want(self, key: RecordKey) -> None:
-        want = self._wants.pop(key, None)
-        if want is not None and want.peer_id in self._peers:
-            self._peers[want.peer_id].wants -= 1
 
     # Helpers
 
@@ -543,7 +578,6 @@ class Gossip:
         """Say once that a peer misbehaved; from then on it is neither heard nor told anything."""
         if not peer.misbehaved:
             peer.misbehaved = True
-            peer.news = []
             self._outputs.append(Misbehaved(peer_id, code))
             if self._overlay.handle_silent(peer_id):
                 self._outputs.append(Pruned(peer_id))
@@ -562,13 +596,3 @@ class Gossip:
     def _schedule_round(self, now: float) -> None:
         share = self._luck.uniform(1.0 - self._config.round_jitter, 1.0 + self._config.round_jitter)
         self._round_at = now + self._config.round_s * share
-
-
-def _says_the_same(outcome: Accepted) -> bool:
-    """Whether a card only takes the place of one that would expire. A verdict is news even then: silence goes on."""
-    replaced = outcome.replaced
-    return replaced is not None and replaced.kind is RecordKind.CARD and replaced.payload == outcome.record.payload
-
-
-def _hash_of(envelope: bytes) -> bytes:
-    return hashlib.sha256(envelope).digest()[:_REFUSED_HASH_BYTES]

@@ -1,9 +1,10 @@
 """The messages of gossip and their msgpack.
 
 Each is an array whose first element tells which: records pushed or asked for; a digest of hashes; entries of buckets, or of
-what is news; wants; a link asked for or given back; records not wanted any more; a beat; whether the connection is kept. Keys
-and sequence numbers are packed into one byte string, 8 and 8 bytes big-endian: there may be thousands of them. Elements after
-the known ones are ignored, and so are messages of unknown types: later versions may send them.
+what is news; wants; a link asked for or given back; records not wanted any more; a beat; whether the connection is kept; which
+part of the mesh the sender holds; cards looked for beyond that part. Keys and sequence numbers are packed into one byte string,
+8 and 8 bytes big-endian: there may be thousands of them. Elements after the known ones are ignored, and so are messages of
+unknown types: later versions may send them.
 
 Spec: docs/spec/04-gossip.md, section "Messages".
 """
@@ -11,8 +12,10 @@ Spec: docs/spec/04-gossip.md, section "Messages".
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from protocol.coordinates import DIMENSIONS
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.records import SEQUENCE_MAX
+from protocol.records import DEFAULT_RECORD_CONFIG, SEQUENCE_MAX
+from protocol.scope import RADIUS_S_MAX, Scope
 from protocol.table import BUCKET_HASH_BYTES, BUCKETS, RECORD_KEY_BYTES, RecordKey
 from protocol.wire import PackingLimits, Plain, pack, unpack
 
@@ -28,6 +31,12 @@ WANTS_MAX = 1024
 ENVELOPES_MAX = 512
 """Most envelopes in one message, a count: the shortest have 150 bytes."""
 
+SOUGHT_MAX = 16
+"""Most cards in the answer to one search, a count: more than a request has candidates worth asking."""
+
+MODEL_BYTES_MAX = DEFAULT_RECORD_CONFIG.name_bytes_max
+"""Longest name of a model in bytes of UTF-8: as on a card."""
+
 _SEQUENCE_BYTES = 8
 """Length of a sequence number in an entry, in bytes."""
 
@@ -39,7 +48,7 @@ _MESSAGE_OVERHEAD_BYTES = 8
 
 _LIMITS = PackingLimits(size_bytes_max=MESSAGE_BYTES_MAX, depth_max=6, values_max=ENVELOPES_MAX + 64)
 
-_RECORDS, _DIGEST, _ENTRIES, _WANT, _GRAFT, _PRUNE, _DONT_WANT, _BEAT, _KEEP = 1, 2, 3, 4, 5, 6, 7, 8, 9
+_RECORDS, _DIGEST, _ENTRIES, _WANT, _GRAFT, _PRUNE, _DONT_WANT, _BEAT, _KEEP, _SCOPE, _SEEK = range(1, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,27 @@ class Keep:
     keeps: bool
 
 
-Message = Records | Digest | Entries | Want | Graft | Prune | DontWant | BeatTold | Keep
+@dataclass(frozen=True, slots=True)
+class ScopeTold:
+    """Which part of the mesh the sender holds cards of; None for all of it."""
+
+    scope: Scope | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """The sender asks for cards beyond its scope.
+
+    Attributes:
+        model: those that offer it, nearest to the sender first; any cards at random when empty.
+        count: at most so many, 1 to `SOUGHT_MAX`.
+    """
+
+    model: str
+    count: int
+
+
+Message = Records | Digest | Entries | Want | Graft | Prune | DontWant | BeatTold | Keep | ScopeTold | Seek
 
 
 def encode_message(message: Message) -> bytes:
@@ -137,6 +166,10 @@ def encode_message(message: Message) -> bytes:
             value = [_BEAT, message.payload]
         case Keep():
             value = [_KEEP, message.keeps]
+        case ScopeTold(scope=scope):
+            value = [_SCOPE, None] if scope is None else [_SCOPE, list(scope.vector), scope.radius_s]
+        case Seek():
+            value = [_SEEK, message.model, message.count]
     return pack(value, _LIMITS)
 
 
@@ -168,13 +201,13 @@ def decode_message(payload: bytes) -> Message | None:
         case 7:
             return DontWant(_split_entries(value[1]))
         case 8:
-            if not isinstance(value[1], bytes):
-                raise RemoteProtocolError(ErrorCode.MALFORMED, "a beat that is not bytes")
-            return BeatTold(value[1])
+            return _beat(value[1])
         case 9:
-            if not isinstance(value[1], bool):
-                raise RemoteProtocolError(ErrorCode.MALFORMED, "neither kept nor not")
-            return Keep(value[1])
+            return _keep(value[1])
+        case 10:
+            return _scope(value)
+        case 11:
+            return _seek(value)
         case _:
             return None
 
@@ -243,6 +276,43 @@ def _entries(value: list[Plain]) -> Entries:
         entries=_split_entries(value[2]),
         buckets=tuple(bucket for bucket in range(BUCKETS) if bits >> bucket & 1),
     )
+
+
+def _beat(value: Plain) -> BeatTold:
+    if not isinstance(value, bytes):
+        raise RemoteProtocolError(ErrorCode.MALFORMED, "a beat that is not bytes")
+    return BeatTold(value)
+
+
+def _keep(value: Plain) -> Keep:
+    if not isinstance(value, bool):
+        raise RemoteProtocolError(ErrorCode.MALFORMED, "neither kept nor not")
+    return Keep(value)
+
+
+def _scope(value: list[Plain]) -> ScopeTold:
+    if value[1] is None:
+        return ScopeTold(None)
+    if len(value) < 3 or not isinstance(value[1], list) or len(value[1]) != DIMENSIONS:
+        raise RemoteProtocolError(ErrorCode.MALFORMED, "a scope without a middle and a radius")
+    farthest_s = DEFAULT_RECORD_CONFIG.rtt_s_max
+    vector = tuple(_number(part, -farthest_s, farthest_s) for part in value[1])
+    return ScopeTold(Scope(vector, _number(value[2], 0.0, RADIUS_S_MAX)))
+
+
+def _seek(value: list[Plain]) -> Seek:
+    count = value[2] if len(value) > 2 else None
+    if not isinstance(value[1], str) or not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise RemoteProtocolError(ErrorCode.MALFORMED, "a search without a model and a count")
+    if count > SOUGHT_MAX or len(value[1].encode()) > MODEL_BYTES_MAX:
+        raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a search for {count} cards")
+    return Seek(value[1], count)
+
+
+def _number(value: Plain, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise RemoteProtocolError(ErrorCode.MALFORMED, "no number, or one out of its range")
+    return float(value)
 
 
 def _packed_entries(entries: Iterable[tuple[RecordKey, int]]) -> bytes:

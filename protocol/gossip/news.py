@@ -7,6 +7,8 @@ Spec: docs/spec/04-gossip.md, section "News".
 
 from dataclasses import dataclass
 
+from protocol.gossip.messages import records_messages
+from protocol.identity import PeerId
 from protocol.table import RecordKey
 
 
@@ -51,3 +53,28 @@ class News:
             item.heartbeats_left -= 1
         self._items = {key: item for key, item in self._items.items() if item.heartbeats_left > 0}
         return scarce
+
+
+class Pushes:
+    """What is to be pushed, and to whom, when the present call ends: all of it for one peer in as few messages as hold it."""
+
+    def __init__(self) -> None:
+        self._news: dict[PeerId, list[bytes]] = {}
+
+    def add(self, peer_id: PeerId, envelope: bytes) -> None:
+        """Has a record pushed to a peer."""
+        self._news.setdefault(peer_id, []).append(envelope)
+
+    def taken(self) -> list[tuple[PeerId, list[bytes]]]:
+        """The messages for each peer, in the order in which they were first given something; they are kept no longer."""
+        if not self._news:
+            return []
+        encoded: dict[tuple[bytes, ...], list[bytes]] = {}  # most peers are told the same
+        told: list[tuple[PeerId, list[bytes]]] = []
+        for peer_id, envelopes in self._news.items():
+            news = tuple(envelopes)
+            if news not in encoded:
+                encoded[news] = records_messages(news)
+            told.append((peer_id, encoded[news]))
+        self._news = {}
+        return told

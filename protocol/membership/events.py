@@ -21,6 +21,8 @@ class MembershipConfig:
     """Nearest peers that a node stays connected to: the 64 it may well send work to, and some more: estimates are not exact."""
     far_max: int = 6
     """Peers chosen at random that a node stays connected to: as many as the mesh of gossip has links."""
+    beyond_max: int = 3
+    """Peers beyond what the node holds of a large mesh that it stays connected to: whom it asks for what is not near."""
     surplus_after_s: float = 20.0
     """A connection is not closed as surplus sooner: the other end must have had the time to say that it keeps it."""
     surplus_at_once: int = 4

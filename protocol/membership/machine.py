@@ -2,7 +2,8 @@
 
 The machine learns addresses from the bootstrap list and from cards. While the mesh is small a node connects to everybody; in a
 larger one to a few peers at random (far links, which keep the mesh in one piece) and to those that are nearest (near links,
-over which beats travel), as `handle_ranking` names them now and then. A connection that neither end wants to keep is closed
+over which beats travel), as `handle_ranking` names them now and then; in one of which it holds only a part also to a few that are
+beyond that part, to ask them for what is not found in it. A connection that neither end wants to keep is closed
 when there are too many. Dials that fail are tried again with exponential back-off.
 
 Of each peer the machine says whether work may be sent to it. What this node measures itself comes first: a connected peer is
@@ -256,22 +257,30 @@ class Membership:
         if peer.connected_at >= self._ranked_at:
             self._set_link(peer_id, peer, Link.NEAR)
 
-    def handle_ranking(self, nearest: Sequence[PeerId], in_mesh: Collection[PeerId], now: float) -> None:
+    def handle_ranking(
+        self, nearest: Sequence[PeerId], in_mesh: Collection[PeerId], now: float, beyond: Sequence[PeerId] = ()
+    ) -> None:
         """Moves the connections toward the nearest peers.
 
         Args:
             nearest: the nearest peers by the best estimates, this node not among them, the nearest first.
             in_mesh: the connected peers whose links belong to gossip's mesh, which are kept.
             now: monotonic seconds.
+            beyond: the peers beyond the part of a large mesh that the node holds; their random links keep no part in one piece.
         """
         config, self._ranked_at = self._config, now
         near = dict.fromkeys(nearest[: config.near_max])
+        outside = dict.fromkeys(beyond)
+        places = config.beyond_max
         for peer_id in sorted(self._connected):
             peer = self._peers[peer_id]
-            if peer.link is not Link.FAR:
+            if peer_id in outside and peer_id not in near and not self._is_small():
+                self._set_link(peer_id, peer, Link.BEYOND if places > 0 else Link.NONE)
+                places -= 1
+            elif peer.link is not Link.FAR:
                 self._set_link(peer_id, peer, Link.NEAR if peer_id in near or self._is_small() else Link.NONE)
         if not self._is_small():
-            self._dial_some(near, now)
+            self._dial_some(near, outside, now)
         kept = sum(peer.link is not Link.NONE for peer in map(self._peers.__getitem__, sorted(self._connected)))
         surplus = [
             peer_id
@@ -431,17 +440,24 @@ class Membership:
             return False
         return peer.suspected_since is None and peer.link is Link.NONE and not peer.kept_by_peer
 
-    def _dial_some(self, near: Collection[PeerId], now: float) -> None:
-        """Dials a few of the near peers that are not connected, and a random one when far links are missing."""
+    def _dial_some(self, near: Collection[PeerId], outside: Collection[PeerId], now: float) -> None:
+        """Dials a few of the near peers that are not connected, and a random one when far links, or links beyond, are missing."""
         chosen = [peer_id for peer_id in near if self._may_be_chosen(peer_id, now)][: self._config.surplus_at_once]
         far = sum(self._peers[other].link is Link.FAR for other in self._connected)
         if far < self._config.far_max:
-            others = [peer_id for peer_id in sorted(self._peers) if peer_id not in near and self._may_be_chosen(peer_id, now)]
-            if others:
-                chosen.append(self._luck.choice(others))
+            others = [peer_id for peer_id in sorted(self._peers) if peer_id not in near and peer_id not in outside]
+            self._choose_one(others, chosen, now)
+        if outside and sum(self._peers[other].link is Link.BEYOND for other in self._connected) < self._config.beyond_max:
+            self._choose_one(outside, chosen, now)
         for peer_id in chosen:
             self._peers[peer_id].wanted = True
             self._wait(peer_id, now + self._polite_s(peer_id), 0)
+
+    def _choose_one(self, peers: Iterable[PeerId], chosen: list[PeerId], now: float) -> None:
+        """Adds one of the peers that may be dialled, at random, to those chosen."""
+        able = [peer_id for peer_id in peers if self._may_be_chosen(peer_id, now)]
+        if able:
+            chosen.append(self._luck.choice(able))
 
     def _may_be_chosen(self, peer_id: PeerId, now: float) -> bool:
         if self._peers.is_plain(peer_id):

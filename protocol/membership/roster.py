@@ -24,6 +24,7 @@ class Link(StrEnum):
     NONE = "none"
     NEAR = "near"
     FAR = "far"
+    BEYOND = "beyond"
 
 
 @dataclass(slots=True)

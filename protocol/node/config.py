@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from protocol import forwarding, gossip, membership, probe, suspicion
 from protocol.announcer import AnnouncerConfig
 from protocol.coordinates import CoordinateConfig
+from protocol.errors import ErrorCode
 from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
 from protocol.identity import PeerId
@@ -14,6 +15,10 @@ from protocol.records import Beat, Card, Record, Serving
 from protocol.routing import RoutingConfig
 from protocol.suspicion import SuspicionConfig
 from protocol.table import TableConfig
+
+
+FALLEN_SILENT = frozenset((ErrorCode.NO_ERROR, ErrorCode.INTERNAL, ErrorCode.IDLE, ErrorCode.GOODBYE))
+"""Codes of connections that end because a peer has left or is not heard; others end a connection between peers that live."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from protocol.inference import Failed, Finished, InferenceRequest
 from protocol.membership import Membership, Standing
 from protocol.multiaddr import Multiaddr
 from protocol.node.candidates import own_candidate, peer_candidate
-from protocol.node.config import NodeConfig, Output, PeerFacts, PeerView, RecordSealed, ReserveSequences
+from protocol.node.config import FALLEN_SILENT, NodeConfig, Output, PeerFacts, PeerView, RecordSealed, ReserveSequences
 from protocol.node.views import Views
 from protocol.probe import Liveness, Probe
 from protocol.records import (
@@ -52,9 +52,6 @@ from protocol.routing import Requirement, RouteReport, rank
 from protocol.services import ServiceEstimates
 from protocol.suspicion import Suspicion
 from protocol.table import PeerTable, RecordKey, record_key
-
-_FALLEN_SILENT = frozenset((ErrorCode.NO_ERROR, ErrorCode.INTERNAL, ErrorCode.IDLE, ErrorCode.GOODBYE))
-"""Codes of connections that end because a peer has left or is not heard; others end a connection between peers that live."""
 
 
 class Node:
@@ -103,6 +100,7 @@ class Node:
         """Begins to tell others about this node."""
         self.handle_wall_clock(wall_s, now)
         self.announcer.start(addresses, hardware, offers)
+        self.gossip.handle_moved(self.vivaldi.coordinate)
         self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.5, 1.5)
         self.handle_timer(now)
 
@@ -180,7 +178,7 @@ class Node:
 
     def handle_disconnected(self, peer_id: PeerId, code: ErrorCode, now: float) -> None:
         """Notes that a connection has ended."""
-        if code in _FALLEN_SILENT and self.membership.is_connected(peer_id):
+        if code in FALLEN_SILENT and self.membership.is_connected(peer_id):
             key = record_key(peer_id, RecordKind.CARD)
             self.suspicion.accuse(key, now, watched=self.gossip.in_mesh(peer_id))
         self._beats.pop(peer_id, None)
@@ -376,7 +374,7 @@ class Node:
     def rank_nearest(self, now: float) -> None:
         """Looks for the nearest peers, as it does by itself from time to time: by measurements, and by coordinates elsewhere."""
         nearest, self._near_within_s = self._views.nearest(self.vivaldi.coordinate, self.config.membership.near_max)
-        self.membership.handle_ranking(nearest, self.gossip.mesh(), now)
+        self.membership.handle_ranking(nearest, self.gossip.mesh(), now, self.gossip.beyond())
         self._settle(now)
 
     def next_output(self) -> Output | None:
@@ -483,7 +481,7 @@ class Node:
         match output:
             case gossip.RecordAccepted(record, _, replaced):
                 self._take_record(record, replaced, now)
-            case gossip.RecordExpired(record):
+            case gossip.RecordExpired(record) | gossip.RecordEvicted(record):
                 if record.kind is RecordKind.CARD or self.table.heard_at(record.peer_id) is None:
                     self.membership.forget(record.peer_id)
                 if record.kind is RecordKind.VERDICT:
@@ -572,6 +570,7 @@ class Node:
         if place is not None:
             self.vivaldi.handle_sample(peer, rtt_s, place)
             self.announcer.handle_moved(self.vivaldi.coordinate, self.vivaldi.typical_rtt_s)
+            self.gossip.handle_moved(self.vivaldi.coordinate)
 
     def _place_of(self, peer: PeerId) -> Coordinate | None:
         """Where a peer says it is: its beats are fresher than its card."""

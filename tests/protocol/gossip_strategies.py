@@ -2,13 +2,30 @@
 
 from hypothesis import strategies as st
 
-from protocol.gossip.messages import BeatTold, Digest, DontWant, Entries, Graft, Keep, Prune, Records, Want
+from protocol.coordinates import DIMENSIONS
+from protocol.gossip.messages import (
+    SOUGHT_MAX,
+    BeatTold,
+    Digest,
+    DontWant,
+    Entries,
+    Graft,
+    Keep,
+    Prune,
+    Records,
+    ScopeTold,
+    Seek,
+    Want,
+)
 from protocol.records import SEQUENCE_MAX
+from protocol.scope import RADIUS_S_MAX, Scope
 from protocol.table import BUCKETS, RecordKey
 
 hashes = st.binary(min_size=8, max_size=8)
 keys = hashes.map(RecordKey)
 entries = st.lists(st.tuples(keys, st.integers(1, SEQUENCE_MAX)), max_size=20).map(tuple)
+places = st.lists(st.floats(-60.0, 60.0), min_size=DIMENSIONS, max_size=DIMENSIONS).map(tuple)
+scopes = st.builds(Scope, places, st.floats(0.0, RADIUS_S_MAX))
 messages = (
     st.builds(Records, st.lists(st.binary(max_size=300), max_size=5).map(tuple))
     | st.builds(Digest, hashes.map(lambda root: (root,)))
@@ -20,4 +37,6 @@ messages = (
     | st.builds(DontWant, entries)
     | st.builds(BeatTold, st.binary(max_size=300))
     | st.builds(Keep, st.booleans())
+    | st.builds(ScopeTold, st.none() | scopes)
+    | st.builds(Seek, st.text(max_size=60), st.integers(1, SOUGHT_MAX))
 )

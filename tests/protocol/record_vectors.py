@@ -11,9 +11,23 @@ from pathlib import Path
 import msgpack
 from record_strategies import BEAT, CARD, EXAMPLES, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S
 
-from protocol.gossip.messages import BeatTold, Digest, DontWant, Entries, Graft, Keep, Prune, Records, Want, encode_message
+from protocol.gossip.messages import (
+    BeatTold,
+    Digest,
+    DontWant,
+    Entries,
+    Graft,
+    Keep,
+    Prune,
+    Records,
+    ScopeTold,
+    Seek,
+    Want,
+    encode_message,
+)
 from protocol.identity import peer_id_text
 from protocol.records import DEFAULT_RECORD_CONFIG, Verdict, encode_payload, kind_of, seal
+from protocol.scope import Scope
 from protocol.table import COMPARED, PeerTable, RecordKey, bucket_of, record_key
 
 FOLDER = Path(__file__).parents[2] / "docs" / "spec" / "vectors"
@@ -155,6 +169,10 @@ def gossip_vectors():
         ("beat with a coordinate", BeatTold(moved)),
         ("keep", Keep(keeps=True)),
         ("do not keep", Keep(keeps=False)),
+        ("scope", ScopeTold(Scope(CARD.coordinate.vector, 0.05))),
+        ("scope of everything", ScopeTold(None)),
+        ("search for any cards", Seek("", 8)),
+        ("search for cards with a model", Seek("all-minilm-l6-v2", 16)),
     ]
     invalid = [
         ("no type", [], "MALFORMED"),
@@ -172,6 +190,12 @@ def gossip_vectors():
         ("half an entry not wanted", [7, bytes(8)], "MALFORMED"),
         ("a beat that is a map", [8, {"draining": False}], "MALFORMED"),
         ("a keep that is a number", [9, 1], "MALFORMED"),
+        ("a scope without a radius", [10, [0.0] * 8], "MALFORMED"),
+        ("a scope of seven components", [10, [0.0] * 7, 0.05], "MALFORMED"),
+        ("a scope farther than a round trip", [10, [61.0] + [0.0] * 7, 0.05], "MALFORMED"),
+        ("a negative radius", [10, [0.0] * 8, -0.01], "MALFORMED"),
+        ("a search for no cards", [11, "", 0], "MALFORMED"),
+        ("a search for 17 cards", [11, "", 17], "TOO_LARGE"),
     ]
     return {
         "comment": "Bytes are hexadecimal. See ../04-gossip.md.",

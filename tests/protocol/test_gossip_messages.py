@@ -13,6 +13,8 @@ from protocol.gossip.messages import (
     WANTS_MAX,
     Graft,
     Keep,
+    ScopeTold,
+    Seek,
     Want,
     answer_messages,
     decode_message,
@@ -20,6 +22,7 @@ from protocol.gossip.messages import (
     entries_messages,
     records_messages,
 )
+from protocol.scope import Scope
 from protocol.table import BUCKETS, RecordKey
 from protocol.wire import PackingLimits, pack
 
@@ -79,6 +82,17 @@ def test_any_bytes_are_a_message_or_the_one_declared_error(payload):
         ([8, "beat"], ErrorCode.MALFORMED),
         ([9, None], ErrorCode.MALFORMED),
         ([9, 1], ErrorCode.MALFORMED),
+        ([10, "everything"], ErrorCode.MALFORMED),
+        ([10, [0.0] * 8], ErrorCode.MALFORMED),
+        ([10, [0.0] * 9, 0.1], ErrorCode.MALFORMED),
+        ([10, [0.0] * 7 + [False], 0.1], ErrorCode.MALFORMED),
+        ([10, [0.0] * 7 + [-60.1], 0.1], ErrorCode.MALFORMED),
+        ([10, [0.0] * 8, 60.1], ErrorCode.MALFORMED),
+        ([11, "model"], ErrorCode.MALFORMED),
+        ([11, b"model", 1], ErrorCode.MALFORMED),
+        ([11, "model", True], ErrorCode.MALFORMED),
+        ([11, "model", 17], ErrorCode.TOO_LARGE),
+        ([11, "m" * 257, 1], ErrorCode.TOO_LARGE),
         ([1, [b"x" * 66_000]], ErrorCode.TOO_LARGE),
     ],
 )
@@ -89,11 +103,13 @@ def test_a_message_out_of_its_limits_is_refused(value, code):
 
 
 def test_messages_of_later_versions_are_ignored():
-    assert decode_message(pack([10, "whatever"], WIDE)) is None
+    assert decode_message(pack([12, "whatever"], WIDE)) is None
     assert decode_message(pack([0, "whatever"], WIDE)) is None
     assert decode_message(pack([4, b"x" * 8, "more"], WIDE)) == Want((RecordKey(b"x" * 8),))
     assert decode_message(pack([5, {"why": "lonely"}], WIDE)) == Graft()
     assert decode_message(pack([9, False, "more"], WIDE)) == Keep(keeps=False)
+    assert decode_message(pack([10, [0] * 8, 1, "more"], WIDE)) == ScopeTold(Scope((0.0,) * 8, 1.0))
+    assert decode_message(pack([11, "model", 3, "more"], WIDE)) == Seek("model", 3)
 
 
 def test_long_lists_are_split_into_messages_within_the_limit():
