@@ -301,7 +301,7 @@ class Service:
     async def _watch_mesh(self) -> None:
         """Keeps the metrics of the mesh and of the transport fresh."""
         while True:
-            self._telemetry.peers_counted(Counter(map(str, self.node.standings(self.transport.now()))))
+            self._telemetry.peers_counted(Counter(map(str, self.node.views.standings(self.transport.now()))))
             self._telemetry.links_counted(len(self.node.membership.connected()), len(self.node.gossip.mesh()))
             self._telemetry.coordinate_moved(self.node.vivaldi.coordinate.error)
             counters = self.transport.endpoint.counters

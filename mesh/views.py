@@ -55,7 +55,7 @@ def hardware_json(view: PeerView) -> dict[str, object]:
 
 def status_json(node: Node, transport: Transport, now: float) -> dict[str, object]:
     """This node as a JSON object."""
-    standings = node.standings(now)
+    standings = node.views.standings(now)
     coordinate = node.vivaldi.coordinate
     return {
         "peer_id": peer_id_text(node.peer_id),

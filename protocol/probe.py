@@ -223,6 +223,7 @@ class Probe:
         self._peers: dict[PeerId, _Peer] = {}
         self._timers: TimerQueue[PeerId] = TimerQueue()
         self._outputs: deque[Output] = deque()
+        self.outputs = self._outputs  # for who drains several machines at once
         self._stalls = 0
         self._unwell = 0
         self._unwell_at = 0.0

@@ -143,6 +143,7 @@ class Suspicion:
         self._doubted: set[RecordKey] = set()
         self._timers: TimerQueue[str] = TimerQueue()
         self._outputs: deque[Output] = deque()
+        self.outputs = self._outputs  # for who drains several machines at once
 
     # What others say
 

@@ -156,7 +156,7 @@ class PeerTable:
         self._tombstones: dict[RecordKey, _Tombstone] = {}
 
     def use_packer(self, packer: RecordPacker) -> None:
-        """Keeps the records by another packer from now on, for whoever runs many tables in one process and shares their records."""
+        """Keeps the records by another packer from now on, for who runs many tables in one process and shares their records."""
         packed = self._rows.packed
         packed[:] = [packer.pack(self._record(row)) for row in range(len(packed))]
         self._packer = packer

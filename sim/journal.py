@@ -17,6 +17,9 @@ from protocol.table import RecordKey, record_key
 EVENTS_KEPT = 200
 """Events, a count: what fits a few screens and, at some forty events per node and second, the last moments of a small mesh."""
 
+NOTED_MAX = 512
+"""Pieces that are hashed together, a count: one call for some 20 kB in place of one for each output."""
+
 _STAMP = struct.Struct("<dI")
 
 
@@ -27,25 +30,35 @@ class Journal:
         self.names: dict[PeerId, str] = {}
         self.watch: Callable[[str], None] | None = None
         self._hasher = hashlib.sha256()
+        self._noted: list[bytes] = []  # not yet hashed
         self._last: deque[tuple[float, int, Output | str]] = deque(maxlen=EVENTS_KEPT)
 
     def output(self, now: float, index: int, output: Output) -> None:
         """Notes one output of the core of process `index`."""
-        self._hasher.update(_STAMP.pack(now, index) + _bytes_of(output))
+        noted = self._noted
+        noted.append(_STAMP.pack(now, index))
+        noted.append(_bytes_of(output))
+        if len(noted) >= NOTED_MAX:
+            self._take_in()
         self._last.append((now, index, output))
         if self.watch is not None:
             self.watch(self._line(now, index, output))
 
     def note(self, now: float, index: int, text: str) -> None:
         """Notes something the world did to process `index`, or to no process in particular (-1)."""
-        self._hasher.update(f"{now!r} {index} {text}\n".encode())
+        self._noted.append(f"{now!r} {index} {text}\n".encode())
         self._last.append((now, index, text))
         if self.watch is not None:
             self.watch(self._line(now, index, text))
 
     def digest(self) -> str:
         """The hash over everything noted so far."""
+        self._take_in()
         return self._hasher.hexdigest()
+
+    def _take_in(self) -> None:
+        self._hasher.update(b"".join(self._noted))
+        self._noted.clear()
 
     def last(self) -> list[str]:
         """The last events as text, oldest first."""

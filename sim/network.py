@@ -11,6 +11,7 @@ Source: RFC 9002 section 6.2 (probe timeouts double); PlanetLab and Seattle matr
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import log
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -243,7 +244,7 @@ class Network:
         """One trip of one packet that meets no queue."""
         delay_s = self.delays.one_way_s(one, other)
         jitter_s = self.config.jitter_s if self.jitter_of is None else self.jitter_of(one, other)
-        return delay_s + self._jitter.expovariate(1.0 / jitter_s) if jitter_s else delay_s
+        return delay_s - jitter_s * log(1.0 - self._jitter.random()) if jitter_s else delay_s
 
     def datagram(self, one: int, other: int, size_bytes: int, now: float) -> tuple[float, ...]:
         """When a datagram arrives, in seconds from now: not at all, once, or twice."""
@@ -274,9 +275,11 @@ class Network:
         """When a piece of a stream arrives, in seconds from now; blocked paths are the caller's to look at on arrival."""
         tally = self.tally
         tally.messages += 1
+        waits_s = self._queue(one, size_bytes, now)
+        if waits_s is not None and not self.losses:
+            return waits_s + self.path_s(one, other)
         timeout_s = max(RETRANSMISSION_S_MIN, 3.0 * self.delays.one_way_s(one, other))
         late_s = 0.0
-        waits_s = self._queue(one, size_bytes, now)
         if waits_s is None:
             tally.overflowed += 1
             waits_s, late_s = self._queue_bytes(one) / self._rate(one), timeout_s
@@ -296,9 +299,11 @@ class Network:
 
     def _queue(self, one: int, size_bytes: int, now: float) -> float | None:
         """How long a packet waits for the uplink and passes it; None when the queue is full."""
-        rate = self._rate(one)
-        free_at = max(now, self._free_at.get(one, 0.0))
-        if (free_at - now) * rate > self._queue_bytes(one):
+        rate = self.rates.get(one, self.config.uplink_bytes_per_s) if self.rates else self.config.uplink_bytes_per_s
+        free_at = self._free_at.get(one, 0.0)
+        if free_at <= now:
+            free_at = now
+        elif (free_at - now) * rate > self._queue_bytes(one):
             return None
-        self._free_at[one] = free_at + (size_bytes + PACKET_OVERHEAD_BYTES) / rate
-        return self._free_at[one] - now
+        free_at = self._free_at[one] = free_at + (size_bytes + PACKET_OVERHEAD_BYTES) / rate
+        return free_at - now

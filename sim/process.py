@@ -52,24 +52,39 @@ class Farewell:
 
 
 @dataclass(eq=False, slots=True)
+class Lane:
+    """One direction of a connection's gossip stream.
+
+    Attributes:
+        receiver: who is at its far end.
+        arrive: lets the first message arrive; made once, as there are many messages.
+        waiting: what was sent and has not arrived, with the earliest time of arrival.
+        speaking: whether the stream is open.
+        moving: whether it has an event under way.
+    """
+
+    receiver: "Process"
+    arrive: Callable[[], None] = field(default=lambda: None)
+    waiting: deque[tuple[float, bytes]] = field(default_factory=deque[tuple[float, bytes]])
+    speaking: bool = False
+    moving: bool = False
+
+
+@dataclass(eq=False, slots=True)
 class Link:
     """One connection: which life of which process is at each end, and at which ends it is open.
 
     Attributes:
         lives: the lives of both processes when it was made.
         open_at: the ends that have not closed it.
-        speaking: the ends whose gossip stream is open.
-        lanes: what each end has sent on its stream and has not arrived, with the earliest time of arrival.
-        moving: the ends whose lane has an event under way.
+        lanes: the gossip stream of each end.
         streams: whoever else uses it, by a number of their own; each hears of an end that closes it.
         farewells: what ends that have closed it answer to whatever still comes.
     """
 
     lives: dict[PeerId, int]
     open_at: set[PeerId] = field(default_factory=set[PeerId])
-    speaking: set[PeerId] = field(default_factory=set[PeerId])
-    lanes: dict[PeerId, deque[tuple[float, bytes]]] = field(default_factory=dict[PeerId, deque[tuple[float, bytes]]])
-    moving: set[PeerId] = field(default_factory=set[PeerId])
+    lanes: dict[PeerId, Lane] = field(default_factory=dict[PeerId, Lane])
     streams: dict[int, Callable[[PeerId], None]] = field(default_factory=dict[int, Callable[[PeerId], None]])
     farewells: dict[PeerId, Farewell] = field(default_factory=dict[PeerId, Farewell])
 

@@ -11,7 +11,6 @@ Source: TigerBeetle, src/vopr.zig; FoundationDB, "Simulation and Testing"; the d
 import hashlib
 import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import count
 
@@ -26,7 +25,7 @@ from protocol.records import Hardware, ModelOffer, Record, Sequencer
 from sim.journal import Journal
 from sim.luck import Streams
 from sim.network import Delays, Line, Network, NetworkConfig
-from sim.process import FIRST_PORT, Farewell, Link, MakeNode, Process
+from sim.process import FIRST_PORT, Farewell, Lane, Link, MakeNode, Process
 from sim.reader import SharedPacker, SharedReader
 
 WALL_S = 1_800_000_000.0
@@ -234,10 +233,15 @@ class World:
 
     def run(self, until: float) -> None:
         """Lets time pass."""
-        while self._heap and self._heap[0][0] <= until:
-            self.now, _, event = heapq.heappop(self._heap)
-            self.events += 1
-            event()
+        heap, pop, before = self._heap, heapq.heappop, self.events
+        done = 0
+        try:
+            while heap and heap[0][0] <= until:
+                self.now, _, event = pop(heap)
+                done += 1
+                event()
+        finally:
+            self.events = before + done
         self.now = until
 
     def run_until(self, reached: Callable[[], bool], limit: float, step_s: float = 0.1) -> bool:
@@ -282,8 +286,11 @@ class World:
             self._enter(process, life, lambda: self._wake(process))
 
     def _wake(self, process: Process) -> None:
-        """What the driver's loop does when it comes round."""
+        """What the driver's loop does when it comes round; a timer that has moved to later is waited for."""
         process.armed_for = math.inf
+        if process.node.next_timer() > self.now:
+            self._arm(process)
+            return
         process.node.handle_timer(self.now)
         self.settle(process)
         assert process.armed_for > self.now, "the core wants to be woken in the past for ever"
@@ -307,6 +314,8 @@ class World:
             case probe.SampleTaken(peer_id):
                 process.heard[peer_id] = self.now
                 return
+            case gossip.BeatHeard():
+                pass
             case membership.Connect(target, addresses, afresh):
                 self._dial(process, target, addresses, afresh=afresh)
             case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code):
@@ -345,10 +354,12 @@ class World:
         def arrive() -> None:
             if self.network.clogs and self.network.hold(process.index, other.index, arrive, datagram=True):
                 return
-            if self._is_open(link, other):
+            if not self._is_open(link, other):
+                self._repeat_farewell(link, other, process)
+            elif other.paused or other.slow_s > 0.0 or other.busy_until > self.now:
                 self._enter(other, link.lives[peer_id], take)
             else:
-                self._repeat_farewell(link, other, process)
+                take()
 
         def take() -> None:
             if self._is_open(link, other):
@@ -367,51 +378,57 @@ class World:
         process.bytes_sent += len(payload)
         for watcher in self.message_watchers:
             watcher(process, peer_id, payload)
-        lane = link.lanes.setdefault(process.peer_id, deque())
-        late_s = self.network.message(process.index, self.by_id[peer_id].index, len(payload), self.now)
-        if len(lane) >= process.lane_max:
-            lane.popleft()
-        lane.append((self.now + late_s, payload))
-        self._move(link, process, self.by_id[peer_id])
+        lane = link.lanes[process.peer_id]
+        now = self.now
+        late_s = self.network.message(process.index, lane.receiver.index, len(payload), now)
+        waiting = lane.waiting
+        if len(waiting) >= process.lane_max:
+            waiting.popleft()
+        waiting.append((now + late_s, payload))
+        if lane.speaking and not lane.moving:
+            self._move(lane)
 
-    def _move(self, link: Link, sender: Process, receiver: Process) -> None:
-        """Sees to it that the first message of a stream is on its way, once the stream is open."""
-        lane = link.lanes.get(sender.peer_id)
-        if lane and sender.peer_id in link.speaking and sender.peer_id not in link.moving:
-            link.moving.add(sender.peer_id)
-            self.at(lane[0][0], lambda: self._moved(link, sender, receiver))
+    def _move(self, lane: Lane) -> None:
+        """Sees to it that the first message of an open stream is on its way."""
+        lane.moving = True
+        arrives_at, now = lane.waiting[0][0], self.now
+        heapq.heappush(self._heap, (max(now, arrives_at), next(self._order), lane.arrive))
 
-    def _moved(self, link: Link, sender: Process, receiver: Process) -> None:
+    def _moved(self, link: Link, lane: Lane, sender: Process) -> None:
         """The first message of a stream arrives, or finds its path blocked and tries again; the next one follows."""
-        if self.network.clogs and self.network.hold(sender.index, receiver.index, lambda: self._moved(link, sender, receiver)):
+        receiver, network = lane.receiver, self.network
+        if network.clogs and network.hold(sender.index, receiver.index, lane.arrive):
             return
-        lane = link.lanes[sender.peer_id]
-        link.moving.discard(sender.peer_id)
-        if not self._is_open(link, receiver) or not lane:
-            lane.clear()
+        lane.moving = False
+        waiting = lane.waiting
+        if not waiting or not self._is_open(link, receiver):
+            waiting.clear()
             self._insist(link, sender, receiver)
             return
-        if self.network.is_blocked(sender.index, receiver.index):
+        if network.blocks and network.is_blocked(sender.index, receiver.index):
             if self._is_open(link, sender):
-                link.moving.add(sender.peer_id)
-                self.at(self.now + RETRY_S, lambda: self._moved(link, sender, receiver))
+                lane.moving = True
+                self.at(self.now + RETRY_S, lane.arrive)
             return
-        _, payload = lane.popleft()
+        payload = waiting.popleft()[1]
+        if receiver.paused or receiver.slow_s > 0.0 or receiver.busy_until > self.now:
+            self._enter(receiver, link.lives[receiver.peer_id], lambda: self._take_message(link, receiver, sender, payload))
+        else:
+            self._take_message(link, receiver, sender, payload)
+        if waiting and lane.speaking and not lane.moving:
+            self._move(lane)
 
-        def take() -> None:
-            if not self._is_open(link, receiver):
-                return
-            for watcher in self.arrival_watchers:
-                watcher(receiver, sender, payload, False)
-            node = receiver.node
-            if not node.membership.is_connected(sender.peer_id):
-                self._note_greeting(receiver, sender)
-                node.handle_connected(sender.peer_id, self.now)
-            node.handle_message(sender.peer_id, payload, self.now)
-            self.settle(receiver)
-
-        self._enter(receiver, link.lives[receiver.peer_id], take)
-        self._move(link, sender, receiver)
+    def _take_message(self, link: Link, receiver: Process, sender: Process, payload: bytes) -> None:
+        if not self._is_open(link, receiver):
+            return
+        for watcher in self.arrival_watchers:
+            watcher(receiver, sender, payload, False)
+        node, sender_id = receiver.node, sender.peer_id
+        if not node.membership.is_connected(sender_id):
+            self._note_greeting(receiver, sender)
+            node.handle_connected(sender_id, self.now)
+        node.handle_message(sender_id, payload, self.now)
+        self.settle(receiver)
 
     def _is_open(self, link: Link, end: Process) -> bool:
         return end.running and end.peer_id in link.open_at and link.lives[end.peer_id] == end.life
@@ -468,6 +485,8 @@ class World:
             return
         link = Link({process.peer_id: process.life, other.peer_id: other.life})
         for end, peer in ((process, other), (other, process)):
+            lane = link.lanes[end.peer_id] = Lane(peer)
+            lane.arrive = lambda lane=lane, end=end: self._moved(link, lane, end)  # type: ignore[misc]
             old = end.connections.get(peer.peer_id)
             if old is not None:
                 old.close_at(end.peer_id)
@@ -507,11 +526,13 @@ class World:
 
         def greeted() -> None:
             if self._is_open(link, end):
-                link.speaking.add(end.peer_id)
+                lane = link.lanes[end.peer_id]
+                lane.speaking = True
                 self._note_greeting(end, peer)
                 end.node.handle_connected(peer.peer_id, self.now, target)
                 self.settle(end)
-                self._move(link, end, peer)
+                if lane.waiting and not lane.moving:
+                    self._move(lane)
 
         self.at(self.now + wait_s, confirmed)
 

@@ -45,32 +45,42 @@ class Load:
         self._luck = world.streams.of("load")
         self._length: list[int] = []
         self._rate: list[float] = []
+        self._next: list[tuple[float, bool]] = []
+        self._told: list[object] = [None] * len(world.processes)  # the load that each core was told, and in which life
         for process in world.processes:
             busy = self._luck.uniform(*BUSY)
             self._rate.append(busy * SLOTS / SERVICE_S)
             self._length.append(round(busy * SLOTS))
             self.history.append([(world.now, self._pair(process.index))])
+            self._next.append(self._drawn(process.index, world.now))
             world.at(world.now + self._luck.uniform(0.0, TOLD_EVERY_S), lambda process=process: self._tell(process))  # type: ignore[misc]
-            self._plan(process.index)
 
     def _pair(self, index: int) -> tuple[int, int]:
         length = self._length[index]
         return min(length, SLOTS), max(0, length - SLOTS)
 
-    def _plan(self, index: int) -> None:
+    def _drawn(self, index: int, now: float) -> tuple[float, bool]:
+        """When the next request comes to a process or leaves it, and whether it comes."""
         leaving = min(self._length[index], SLOTS) / SERVICE_S
         total = self._rate[index] + leaving
         comes = self._luck.random() < self._rate[index] / total
-        self.world.at(self.world.now + self._luck.expovariate(total), lambda: self._change(index, comes=comes))
+        return now + self._luck.expovariate(total), comes
 
-    def _change(self, index: int, *, comes: bool) -> None:
-        self._length[index] = min(LENGTH_MAX, self._length[index] + 1) if comes else self._length[index] - 1
-        self.history[index].append((self.world.now, self._pair(index)))
-        self._plan(index)
+    def _catch_up(self, index: int) -> None:
+        """Lets come and leave what has until now; nobody looks in between, so that it need not be an event each."""
+        at, comes = self._next[index]
+        while at <= self.world.now:
+            self._length[index] = min(LENGTH_MAX, self._length[index] + 1) if comes else self._length[index] - 1
+            self.history[index].append((at, self._pair(index)))
+            at, comes = self._drawn(index, at)
+        self._next[index] = at, comes
 
     def _tell(self, process: Process) -> None:
-        if process.works:
-            running, waiting = self._pair(process.index)
+        self._catch_up(process.index)
+        pair = self._pair(process.index)
+        if process.works and (pair, process.life) != self._told[process.index]:
+            self._told[process.index] = pair, process.life
+            running, waiting = pair
             queue_s = waiting * SERVICE_S / SLOTS
             process.node.handle_load((ModelLoad("echo", running, waiting, SLOTS, queue_s, SERVICE_S),))
             self.world.settle(process)
@@ -86,6 +96,7 @@ class Load:
         return self._since(index, lambda pair: abs(_turns(pair) - wait) <= SAME_WAIT)
 
     def _since(self, index: int, holds: Callable[[tuple[int, int]], bool]) -> float | None:
+        self._catch_up(index)
         ends_at = None
         for began_at, pair in reversed(self.history[index]):
             if holds(pair):

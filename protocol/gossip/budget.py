@@ -29,13 +29,21 @@ class Budget:
 
     def take(self, amount: float, now: float) -> Verdict:
         """Ask for `amount` tokens at monotonic time `now`."""
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
-        self._at = max(self._at, now)
-        if self._tokens - amount < -self._debt_max:
+        tokens = self._tokens  # every message comes here: comparisons in place of calls of min and max
+        if now > self._at:
+            tokens += (now - self._at) * self._rate
+            if tokens > self._burst:
+                tokens = self._burst
+            self._at = now
+        left = tokens - amount
+        if left >= 0.0:
+            self._tokens = left
+            return Verdict.GRANTED
+        if left < -self._debt_max:
+            self._tokens = tokens
             return Verdict.FLOODED
-        granted = self._tokens >= amount
-        self._tokens -= amount
-        return Verdict.GRANTED if granted else Verdict.REFUSED
+        self._tokens = left
+        return Verdict.REFUSED
 
     def give_back(self, amount: float) -> None:
         """Return tokens that were taken for something found to be free."""

@@ -112,6 +112,7 @@ class Gossip:
         self._round_at: float | None = None
         self._heartbeat_at = self._expire_at = 0.0
         self._outputs: deque[Output] = deque()
+        self.outputs = self._outputs  # for who drains several machines at once
 
     def handle_connected(self, peer_id: PeerId, now: float, *, far: bool = True) -> None:
         """Begin with a peer: compare what is held. A peer over the limit is left as it is.
@@ -224,13 +225,13 @@ class Gossip:
         try:
             message = self.reader.message(payload)
             match message:
+                case BeatTold():
+                    self._handle_beat(peer_id, peer, message, now)
                 case Records():
                     self._handle_records(peer_id, peer, message, now, wall_s)
                 case Digest() | Entries() | Want():
                     if self._within(peer_id, peer.exchanges, 1, now):
                         self._handle_exchange(peer_id, peer, message, now)
-                case BeatTold():
-                    self._handle_beat(peer_id, peer, message, now)
                 case DontWant(entries=entries):
                     if self._within(peer_id, peer.records, 1, now):
                         self._note_has(peer, entries)

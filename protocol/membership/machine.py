@@ -71,6 +71,7 @@ class Membership:
         self._bootstrap: dict[str, Multiaddr] = {}  # by their texts as given; the peer id is added when it is known
         self._ranked_at = float("-inf")
         self._outputs: deque[Output] = deque()
+        self.outputs = self._outputs  # for who drains several machines at once
 
     # What happened
 
@@ -352,6 +353,8 @@ class Membership:
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called, or None."""
         due = self._declining.next_due()
+        if not self._failures:  # nobody is to be dialled, as is usual at rest
+            return due
         for timers in (self._under_way, *self._open_lines()):
             other = timers.next_due()
             if other is not None and (due is None or other < due):

@@ -2,10 +2,11 @@
 
 from protocol.announcer import Announcer
 from protocol.identity import PeerId
+from protocol.inference import InferenceRequest
 from protocol.membership import Standing
 from protocol.node.config import PeerFacts
 from protocol.records import Beat, Hardware
-from protocol.routing import CandidateInput, Path, RttSource
+from protocol.routing import CandidateInput, Path, Requirement, RttSource
 
 
 def own_candidate(peer_id: PeerId, announcer: Announcer, in_flight: int) -> CandidateInput:
@@ -17,6 +18,18 @@ def own_candidate(peer_id: PeerId, announcer: Announcer, in_flight: int) -> Cand
         beat=Beat(announcer.draining, announcer.loads),
         memory_bytes=_memory_bytes(announcer.hardware),
         in_flight=in_flight,
+    )
+
+
+def requirement_of(request: InferenceRequest, from_peer: PeerId | None) -> Requirement:
+    """What a request needs; the peer that forwarded it is not asked again."""
+    return Requirement(
+        model=request.model,
+        feature=request.feature,
+        memory_bytes=request.memory_bytes,
+        output_tokens=request.output_tokens,
+        stream=request.stream,
+        excluded=frozenset() if from_peer is None else frozenset({from_peer}),
     )
 
 

@@ -16,7 +16,6 @@ from protocol.routing import RoutingConfig
 from protocol.suspicion import SuspicionConfig
 from protocol.table import TableConfig
 
-
 FALLEN_SILENT = frozenset((ErrorCode.NO_ERROR, ErrorCode.INTERNAL, ErrorCode.IDLE, ErrorCode.GOODBYE))
 """Codes of connections that end because a peer has left or is not heard; others end a connection between peers that live."""
 
@@ -97,6 +96,9 @@ class PeerView:
     coordinate_rtt_s: float | None
 
 
+MachineOutput = gossip.Output | membership.Output | probe.Output | suspicion.Output
+"""What passes between the machines."""
+
 Output = (
-    gossip.Output | membership.Output | probe.Output | suspicion.Output | forwarding.Output | RecordSealed | ReserveSequences
+    MachineOutput | forwarding.Output | RecordSealed | ReserveSequences
 )  # the commands and facts of every machine, as they are

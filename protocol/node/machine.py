@@ -18,24 +18,32 @@ from typing import assert_never
 
 from protocol import forwarding, gossip, membership, probe, suspicion
 from protocol.announcer import Announcer
-from protocol.coordinates import Coordinate, Vivaldi, estimate_rtt
+from protocol.coordinates import Vivaldi
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.forwarding import Forwarding
 from protocol.gossip import Gossip
 from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
-from protocol.membership import Membership, Standing
+from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
-from protocol.node.candidates import own_candidate, peer_candidate
-from protocol.node.config import FALLEN_SILENT, NodeConfig, Output, PeerFacts, PeerView, RecordSealed, ReserveSequences
+from protocol.node.candidates import own_candidate, peer_candidate, requirement_of
+from protocol.node.config import (
+    FALLEN_SILENT,
+    MachineOutput,
+    NodeConfig,
+    Output,
+    PeerFacts,
+    PeerView,
+    RecordSealed,
+    ReserveSequences,
+)
 from protocol.node.views import Views
 from protocol.probe import Liveness, Probe
 from protocol.records import (
     Accusation,
     Beat,
     Card,
-    Edge,
     Edges,
     Hardware,
     ModelLoad,
@@ -48,7 +56,7 @@ from protocol.records import (
     fit,
     seal,
 )
-from protocol.routing import Requirement, RouteReport, rank
+from protocol.routing import RouteReport, rank
 from protocol.services import ServiceEstimates
 from protocol.suspicion import Suspicion
 from protocol.table import PeerTable, RecordKey, record_key
@@ -82,11 +90,13 @@ class Node:
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
         self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
+        self._queues = (self.gossip.outputs, self.probe.outputs, self.membership.outputs, self.suspicion.outputs)
+        self._due: float | None = None  # the next timer; None when it has to be worked out anew
         self._wall_offset_s: float | None = None  # until the wall clock was told
         self._outputs: deque[Output] = deque()
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
         error_max = config.coordinates.error_max
-        self._views = Views(identity.peer_id, self.table, self.membership, self.probe, self._beats, error_max)
+        self.views = Views(identity.peer_id, self.table, self.membership, self.probe, self._beats, error_max)
         self._unreserved_until = float("-inf")
         self._ranking_at = float("inf")
         self._ranking_wait_s = config.ranking_min_s
@@ -131,6 +141,9 @@ class Node:
 
     def handle_load(self, loads: tuple[ModelLoad, ...]) -> None:
         """Takes over how busy this node's engines are; told with the next beat, soon if it changed much."""
+        if loads == self.announcer.loads:
+            return
+        self._due = None
         self.announcer.handle_load(loads)
 
     def drain(self, now: float) -> None:
@@ -209,7 +222,7 @@ class Node:
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float) -> None:
         """Takes a gossip message."""
         self.gossip.handle_message(peer_id, payload, now, self.wall(now))
-        self._settle(now)
+        self._settle(now, timers_moved=False)
 
     def handle_datagram(self, peer_id: PeerId, payload: bytes, received_at: float, now: float) -> None:
         """Takes a datagram, which is a probe or an echo; `received_at` is the kernel's time of arrival where it tells."""
@@ -226,19 +239,11 @@ class Node:
             now: monotonic seconds.
             from_peer: the peer that forwarded it, who is not asked again.
         """
-        excluded: frozenset[PeerId] = frozenset() if from_peer is None else frozenset({from_peer})
-        requirement = Requirement(
-            model=request.model,
-            feature=request.feature,
-            memory_bytes=request.memory_bytes,
-            output_tokens=request.output_tokens,
-            stream=request.stream,
-            excluded=excluded,
-        )
         in_flight, own_error = self.forwarding.in_flight, self.vivaldi.coordinate.error
         candidates = [own_candidate(self.peer_id, self.announcer, in_flight(self.peer_id))]
         if request.hops_left > 0:  # otherwise nobody else may be asked
             candidates.extend(peer_candidate(facts, own_error, in_flight(facts.peer_id)) for facts in self.facts(now))
+        requirement = requirement_of(request, from_peer)
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
     def submit(
@@ -253,6 +258,7 @@ class Node:
             refusal = self.forwarding.admit(request.request_id, from_peer, request.hops_left, now)
             if refusal is not None:
                 return refusal
+        self._due = None
         self.forwarding.submit(
             request.request_id, report.qualified, self.peer_id, now + request.deadline_s, request.hops_left, now
         )
@@ -260,6 +266,7 @@ class Node:
 
     def handle_first_output(self, request: InferenceRequest, peer: PeerId, now: float) -> bool:
         """Notes that an attempt has delivered; whether the output is to reach the caller."""
+        self._due = None
         return self.forwarding.handle_first_output(request.request_id, peer, now)
 
     def handle_finished(
@@ -291,11 +298,13 @@ class Node:
         service_s, first_output_s = max(0.0, took_s - waited_s), max(0.0, first_s - waited_s)
         tokens = end.usage.completion_tokens
         self.services.record(peer, request.model, request.feature, now, service_s, first_output_s, tokens)
+        self._due = None
         self.forwarding.handle_finished(request.request_id, peer, now)
 
     def handle_failed(self, request: InferenceRequest, peer: PeerId, failed: Failed, now: float) -> None:
         """Notes a failed attempt; the next candidate is asked when there is one and nothing was delivered yet."""
         self.services.record_failure(peer, request.model, failed.code, now)
+        self._due = None
         self.forwarding.handle_failed(request.request_id, peer, failed.code, failed.message, now)
 
     def handle_given_up(self, request: InferenceRequest, peer: PeerId, now: float) -> None:
@@ -304,6 +313,7 @@ class Node:
 
     def handle_cancelled(self, request: InferenceRequest, now: float) -> None:
         """Notes that the caller is gone; nothing happens when the request has ended already."""
+        self._due = None
         self.forwarding.handle_cancelled(request.request_id, now)
 
     def wall(self, now: float) -> float:
@@ -314,37 +324,25 @@ class Node:
 
     def peers(self, now: float) -> list[PeerView]:
         """Everyone this node knows, in the order of their ids; every card is read for it, which `facts` does without."""
-        return [self.peer(peer_id, now) for peer_id in self._views.known()]
+        return [self.peer(peer_id, now) for peer_id in self.views.known()]
 
     def facts(self, now: float) -> list[PeerFacts]:
         """What is known without reading cards of everyone this node knows, in the order of their ids."""
-        return [self._views.facts(peer_id, self.vivaldi.coordinate, now) for peer_id in self._views.known()]
-
-    def standings(self, now: float) -> list[Standing]:
-        """What this node thinks of everyone it knows, in the order of their ids."""
-        return [self.membership.standing(peer_id, now)[0] for peer_id in self._views.known()]
+        return [self.views.facts(peer_id, self.vivaldi.coordinate, now) for peer_id in self.views.known()]
 
     def peer(self, peer_id: PeerId, now: float) -> PeerView:
         """What is known of one peer."""
-        standing, why = self.membership.standing(peer_id, now)
-        card = self._payload(peer_id, RecordKind.CARD)
-        assert card is None or isinstance(card, Card)
-        place = self._place_of(peer_id)
-        return PeerView(
-            peer_id=peer_id,
-            standing=standing,
-            why=why,
-            connected=self.membership.is_connected(peer_id),
-            card=card,
-            beat=self._beats.get(peer_id),
-            quality=self.probe.quality(peer_id, now),
-            coordinate_rtt_s=None if place is None else estimate_rtt(self.vivaldi.coordinate, place),
-        )
+        return self.views.peer(peer_id, self.vivaldi.coordinate, now)
 
     # Time and outputs
 
     def next_timer(self) -> float:
         """When `handle_timer` wants to be called."""
+        if self._due is None:
+            self._due = self._next_due()
+        return self._due
+
+    def _next_due(self) -> float:  # what may change it has to forget `_due`
         due = min(max(self.announcer.next_due(), self._unreserved_until), self._ranking_at)
         for machine in self._timed:
             timer = machine.next_timer()
@@ -373,7 +371,7 @@ class Node:
 
     def rank_nearest(self, now: float) -> None:
         """Looks for the nearest peers, as it does by itself from time to time: by measurements, and by coordinates elsewhere."""
-        nearest, self._near_within_s = self._views.nearest(self.vivaldi.coordinate, self.config.membership.near_max)
+        nearest, self._near_within_s = self.views.nearest(self.vivaldi.coordinate, self.config.membership.near_max)
         self.membership.handle_ranking(nearest, self.gossip.mesh(), now, self.gossip.beyond())
         self._settle(now)
 
@@ -417,12 +415,9 @@ class Node:
 
     def _publish_edges(self, now: float) -> None:
         """Tells what this node has measured, nearest first."""
-        measured = [(peer_id, self.probe.quality(peer_id, now)) for peer_id in self.membership.connected()]
-        edges = [Edge(peer_id, q.rtt_s, q.jitter_s, q.samples) for peer_id, q in measured if q is not None]
-        edges.sort(key=lambda edge: (edge.rtt_s, edge.peer_id))
-        if edges:
-            announcer = self.config.announcer
-            self._spread(Edges(tuple(edges[: announcer.edges_max])), announcer.edges_lifetime_s, now)
+        announcer = self.config.announcer
+        if edges := self.views.edges(announcer.edges_max, now):
+            self._spread(Edges(edges), announcer.edges_lifetime_s, now)
 
     def _spread(self, payload: Payload, lifetime_s: float, now: float) -> None:
         """Seals a record and gives it to gossip."""
@@ -441,40 +436,51 @@ class Node:
 
     # Cross-wiring
 
-    def _settle(self, now: float) -> None:
+    def _settle(self, now: float, *, timers_moved: bool = True) -> None:
         """Drains the machines, lets each hear what concerns it, and passes everything on."""
-        gossip_next, probe_next = self.gossip.next_output, self.probe.next_output
-        membership_next, suspicion_next = self.membership.next_output, self.suspicion.next_output
-        while (output := gossip_next() or probe_next() or membership_next() or suspicion_next()) is not None:
+        if timers_moved:  # a message moves a timer by what it tells only, and most are beats, which move none
+            self._due = None
+        gossip_outputs, probe_outputs, membership_outputs, suspicion_outputs = self._queues
+        while queue := gossip_outputs or probe_outputs or membership_outputs or suspicion_outputs:
+            output = queue.popleft()
             match output:
                 case gossip.Send() | probe.SendDatagram():
                     pass
-                case probe.SampleTaken(peer, rtt_s):
-                    self.membership.handle_heard(peer, now)
-                    self._take_sample(peer, rtt_s)
-                case probe.PeerSuspected() | probe.PeerRecovered():
-                    self._take_liveness(output, now)
-                case membership.KeepLink(peer, keeps):
-                    self.gossip.tell_kept(peer, keeps=keeps)
-                case membership.PeerGone(peer):
-                    self.forwarding.handle_gone(peer, now)
-                case membership.PeerLeft(peer):
-                    self.forwarding.handle_left(peer)
-                case membership.PeerJoined(peer):
-                    self.forwarding.handle_joined(peer)
-                case membership.PeerForgotten(peer):
-                    self.forwarding.handle_joined(peer)
-                    self.suspicion.handle_forgotten(record_key(peer, RecordKind.CARD), now)
-                    for record in self.table.remove(peer, self.wall(now) + self.config.forgotten_s):
-                        self._take_gossip(gossip.RecordExpired(record), now)
-                        self._outputs.append(gossip.RecordExpired(record))
-                case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict() | suspicion.Refute():
-                    self._take_suspicion(output, now)
-                case membership.Connect() | membership.Disconnect() | probe.Misbehaved():
-                    pass
+                case gossip.BeatHeard(peer, beat):
+                    self._take_beat(peer, beat)
                 case _:
-                    self._take_gossip(output, now)
+                    self._due = None  # whatever is news may move a timer
+                    self._take(output, now)
             self._outputs.append(output)
+
+    def _take(self, output: MachineOutput, now: float) -> None:
+        """Lets the other machines hear what one of them has to say."""
+        match output:
+            case probe.SampleTaken(peer, rtt_s):
+                self.membership.handle_heard(peer, now)
+                self._take_sample(peer, rtt_s)
+            case probe.PeerSuspected() | probe.PeerRecovered():
+                self._take_liveness(output, now)
+            case membership.KeepLink(peer, keeps):
+                self.gossip.tell_kept(peer, keeps=keeps)
+            case membership.PeerGone(peer):
+                self.forwarding.handle_gone(peer, now)
+            case membership.PeerLeft(peer):
+                self.forwarding.handle_left(peer)
+            case membership.PeerJoined(peer):
+                self.forwarding.handle_joined(peer)
+            case membership.PeerForgotten(peer):
+                self.forwarding.handle_joined(peer)
+                self.suspicion.handle_forgotten(record_key(peer, RecordKind.CARD), now)
+                for record in self.table.remove(peer, self.wall(now) + self.config.forgotten_s):
+                    self._take_gossip(gossip.RecordExpired(record), now)
+                    self._outputs.append(gossip.RecordExpired(record))
+            case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict() | suspicion.Refute():
+                self._take_suspicion(output, now)
+            case membership.Connect() | membership.Disconnect() | probe.Misbehaved() | probe.SendDatagram():
+                pass
+            case _:
+                self._take_gossip(output, now)
 
     def _take_gossip(self, output: gossip.Output, now: float) -> None:
         """Lets the other machines hear what gossip has brought."""
@@ -490,8 +496,6 @@ class Node:
                 self._sequencer.observe(sequence)
                 self.announcer.renew()
                 self.suspicion.handle_forgotten_self(now)
-            case gossip.BeatHeard(peer, beat):
-                self._take_beat(peer, beat)
             case gossip.LinkKept(peer, keeps):
                 self.membership.handle_kept(peer, keeps=keeps)
                 if keeps:
@@ -566,19 +570,11 @@ class Node:
         """Moves the coordinate, and keeps the connection of a peer that turns out to be near."""
         if rtt_s <= self._near_within_s:
             self.membership.handle_near(peer)
-        place = self._place_of(peer)
+        place = self.views.place_of(peer)
         if place is not None:
             self.vivaldi.handle_sample(peer, rtt_s, place)
             self.announcer.handle_moved(self.vivaldi.coordinate, self.vivaldi.typical_rtt_s)
             self.gossip.handle_moved(self.vivaldi.coordinate)
-
-    def _place_of(self, peer: PeerId) -> Coordinate | None:
-        """Where a peer says it is: its beats are fresher than its card."""
-        beat = self._beats.get(peer)
-        if beat is not None and beat.coordinate is not None:
-            return beat.coordinate
-        card = self._payload(peer, RecordKind.CARD)
-        return card.coordinate if isinstance(card, Card) else None
 
     def _incarnation_of(self, key: RecordKey) -> int | None:
         """The newest incarnation known of the peer whose card has this key."""
@@ -591,8 +587,3 @@ class Node:
         """Whose card has this key; None when it is not known."""
         record = self.table.record_of(key)
         return None if record is None else record.peer_id
-
-    def _payload(self, peer_id: PeerId, kind: RecordKind) -> Payload | None:
-        """What a peer's newest record of a kind says."""
-        record = self.table.get(peer_id, kind)
-        return None if record is None else record.payload

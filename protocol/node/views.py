@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from protocol.coordinates import Coordinate, estimate_rtt, estimate_rtt_to
 from protocol.identity import PeerId
-from protocol.membership import Membership
-from protocol.node.config import PeerFacts
+from protocol.membership import Membership, Standing
+from protocol.node.config import PeerFacts, PeerView
 from protocol.probe import Probe
-from protocol.records import Beat
+from protocol.records import Beat, Card, Edge, RecordKind
 from protocol.table import PeerTable
 
 
@@ -39,6 +39,10 @@ class Views:
         """Everybody who is connected or has told its card, this node left out, in order."""
         return sorted({*self._table.known(), *self._membership.connected()} - {self._own})
 
+    def standings(self, now: float) -> list[Standing]:
+        """What this node thinks of everyone it knows, in the order of their ids."""
+        return [self._membership.standing(peer_id, now)[0] for peer_id in self.known()]
+
     def facts(self, peer_id: PeerId, place: Coordinate, now: float) -> PeerFacts:
         """What is known of one peer.
 
@@ -66,6 +70,39 @@ class Views:
             coordinate_error=error,
         )
 
+    def peer(self, peer_id: PeerId, place: Coordinate, now: float) -> PeerView:
+        """What is known of one peer, its card included, which is read for it.
+
+        Args:
+            peer_id: whom.
+            place: where this node is.
+            now: monotonic seconds.
+        """
+        standing, why = self._membership.standing(peer_id, now)
+        told = self.place_of(peer_id)
+        return PeerView(
+            peer_id=peer_id,
+            standing=standing,
+            why=why,
+            connected=self._membership.is_connected(peer_id),
+            card=self._card(peer_id),
+            beat=self._beats.get(peer_id),
+            quality=self._probe.quality(peer_id, now),
+            coordinate_rtt_s=None if told is None else estimate_rtt(place, told),
+        )
+
+    def place_of(self, peer_id: PeerId) -> Coordinate | None:
+        """Where a peer says it is: its beats are fresher than its card."""
+        beat = self._beats.get(peer_id)
+        if beat is not None and beat.coordinate is not None:
+            return beat.coordinate
+        card = self._card(peer_id)
+        return None if card is None else card.coordinate
+
+    def _card(self, peer_id: PeerId) -> Card | None:
+        record = self._table.get(peer_id, RecordKind.CARD)
+        return record.payload if record is not None and isinstance(record.payload, Card) else None
+
     def nearest(self, place: Coordinate, count: int) -> tuple[list[PeerId], float]:
         """The nearest peers whose places are known, nearest first, and the round trip in seconds within which a peer is as near.
 
@@ -85,3 +122,15 @@ class Views:
                 distances[peer_id] = rtt_s
         nearest = heapq.nsmallest(count, ((rtt_s, peer_id) for peer_id, rtt_s in distances.items()))
         return [peer_id for _, peer_id in nearest], nearest[-1][0] if len(nearest) == count else float("inf")
+
+    def edges(self, count: int, now: float) -> tuple[Edge, ...]:
+        """The shortest measured paths, shortest first.
+
+        Args:
+            count: how many at most.
+            now: monotonic seconds.
+        """
+        measured = [(peer_id, self._probe.quality(peer_id, now)) for peer_id in self._membership.connected()]
+        edges = [Edge(peer_id, q.rtt_s, q.jitter_s, q.samples) for peer_id, q in measured if q is not None]
+        edges.sort(key=lambda edge: (edge.rtt_s, edge.peer_id))
+        return tuple(edges[:count])
