@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test test-compiled check bench bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # One environment, filled as far as the target needs; two installations at once would get in each other's way.
 .NOTPARALLEL:
@@ -23,6 +23,9 @@ demo: $(READY)-run ## Five nodes at different distances, real inference, and a p
 test: $(READY)-test ## Run the fast test suite
 	$(BIN)/python -m pytest
 
+test-compiled: $(READY)-test $(READY)-check ## Compile the core to machine code and show that it behaves the same
+	$(BIN)/python -m pytest -m compiled tests/sim/test_compiled.py
+
 check: $(READY)-check ## Format, lint, types, import contracts, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,8 +38,8 @@ bench: $(READY)-run ## Measure, beside what a user would pick instead; writes bu
 	@$(BIN)/pip install --quiet -e '.[bench]'
 	@$(BIN)/python -m benchmarks
 
-bench-sim: $(READY)-run ## The mesh at scale on virtual time (hours); writes build/bench/simulation.json and docs/measurements.md
-	@$(BIN)/python -m benchmarks.simulation
+bench-sim: $(READY)-run $(READY)-check ## The mesh at scale on virtual time (hours); writes build/bench/simulation.json and docs/measurements.md
+	@$(BIN)/python scripts/compiled.py -m benchmarks.simulation
 
 testnet: $(READY)-run ## A live five-node mesh to play with
 	@$(BIN)/isochrone testnet
@@ -44,8 +47,8 @@ testnet: $(READY)-run ## A live five-node mesh to play with
 sim: $(READY)-run ## Twenty nodes on virtual time for a minute; a table and a picture
 	@$(BIN)/python -m sim --nodes 20 --for 60 --seed 42
 
-soak: $(READY)-run ## A hundred seeds with faults; fails if one failed
-	@$(BIN)/python -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --requests 6 --json
+soak: $(READY)-run $(READY)-check ## A hundred seeds with faults; fails if one failed
+	@$(BIN)/python scripts/compiled.py -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --requests 6 --json
 
 schemas: $(READY)-run ## Regenerate the FlatBuffers code from protocol/schemas
 	@scripts/schemas.sh

@@ -66,6 +66,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "suspicion._named": lambda config: config.suspicion.accusers_max,
     "suspicion._accusers": lambda config: config.suspicion.accusers_max * config.suspicion.subjects_max,
     "suspicion._accusers.*": lambda config: config.suspicion.accusers_max,
+    "suspicion._credits": lambda config: config.suspicion.accusers_max,
     "suspicion._doubted": lambda config: config.suspicion.accusers_max * config.suspicion.subjects_max,
     "suspicion._mine": lambda config: config.suspicion.subjects_max,
     "_beats": lambda config: config.gossip.peers_max,
@@ -76,7 +77,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
 
 def containers(node: Node) -> Iterator[tuple[str, int]]:
     """Every container that a core keeps, as path and size; a path with a `*` comes once for each key."""
-    for name, value in vars(node).items():
+    for name, value in variables(node).items():
         if name not in ("config", "conduct"):
             yield from _walk(name, value, 1)
 
@@ -128,7 +129,14 @@ def _attributes(value: object) -> list[tuple[str, object]]:
     if is_dataclass(kind):
         frozen: bool = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
         return [] if frozen else [(entry.name, getattr(value, entry.name)) for entry in fields(kind)]
-    return [(name, child) for name, child in getattr(value, "__dict__", {}).items() if name not in ("_config", "config")]
+    return [(name, child) for name, child in variables(value).items() if name not in ("_config", "config")]
+
+
+def variables(value: object) -> dict[str, object]:
+    """What an object holds by name; a compiled class tells the names, having no `__dict__`."""
+    names: tuple[str, ...] = getattr(type(value), "__mypyc_attrs__", ())
+    compiled = {name: getattr(value, name) for name in names if name != "__dict__" and hasattr(value, name)}
+    return {**compiled, **getattr(value, "__dict__", {})}
 
 
 @lru_cache(maxsize=64)

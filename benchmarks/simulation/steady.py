@@ -18,6 +18,7 @@ from benchmarks.simulation.scenario import FORMING_SHARE, Options, quantile, res
 from benchmarks.simulation.staleness import Staleness
 from protocol.gossip import GossipReader
 from protocol.records import RecordPacker
+from sim.bounds import variables
 from sim.network import PACKET_OVERHEAD_BYTES
 from sim.world import World
 
@@ -102,7 +103,7 @@ def _parts(nodes: int, world: World) -> list[Figure]:
             "the share of one machine.",
             detail=True,
         )
-        for name, part in sorted(vars(node).items())
+        for name, part in sorted(variables(node).items())
         if type(part).__module__.startswith("protocol.") and name not in ("config", "identity")
     ]
 

@@ -26,6 +26,7 @@ from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output
 from protocol.probe import KIND_ECHO
 from protocol.records import Accusation, Card, Hardware, ModelLoad, ModelOffer, RecordKind, Sequencer, Verdict, seal
+from protocol.suspicion import Suspicion
 from protocol.table import record_key
 from protocol.wire import PackingLimits, pack
 from sim.faults.base import Fault, MakeFault
@@ -93,7 +94,8 @@ class HostileNode(Node):
         if conduct.coordinate is not None:
             self.vivaldi = _Elsewhere(config.coordinates, luck, conduct.coordinate)
         if conduct.unrepentant:
-            self.suspicion.handle_forgotten_self = lambda now: None  # type: ignore[method-assign]
+            self.suspicion = _Unrepentant(config.suspicion, self._own_key, luck, self._incarnation_of)
+            self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
 
     def next_timer(self) -> float:
         """When the core or the conduct wants to be woken."""
@@ -163,6 +165,13 @@ class _Elsewhere(Vivaldi):
     def coordinate(self) -> Coordinate:
         """What is claimed."""
         return self._claimed
+
+
+class _Unrepentant(Suspicion):
+    """Takes nothing back that was said in its name."""
+
+    def handle_forgotten_self(self, now: float) -> None:
+        """Leaves it standing."""
 
 
 def _nothing(_node: HostileNode) -> None:
