@@ -86,7 +86,7 @@ class ProbeConfig:
         overdue_s: seconds after which a probe without an echo counts as lost in `PathQuality.loss`.
         median_samples: the newest samples that `PathQuality.rtt_s` is the median of; 8 cover 13 s, so that a change shows soon.
         answers_per_s: probes of one peer that are answered per second in the long run; ours send less than one.
-        answers_burst: and at once.
+        answers_burst: and at once: a path that was clogged for ten seconds and more delivers some fifty probes in one moment.
         peers_max: connected peers that are probed.
     """
 
@@ -107,7 +107,7 @@ class ProbeConfig:
     overdue_s: float = 2.5
     median_samples: int = 8
     answers_per_s: float = 20.0
-    answers_burst: int = 40
+    answers_burst: int = 64
     peers_max: int = 1024
 
 
