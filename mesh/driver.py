@@ -23,7 +23,7 @@ from protocol.identity import PeerId
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, Output, ReserveSequences
 
-GOSSIP_PROTOCOL = "/isochrone/gossip/2.0.0"
+GOSSIP_PROTOCOL = "/isochrone/gossip/3.0.0"
 OUTBOX_MESSAGES_MAX = 256
 """Gossip messages waiting for one peer: a few seconds of a busy mesh; past it the oldest go, for newer ones replace them."""
 UNREACHED_MAX = 256

@@ -32,14 +32,14 @@ class AnnouncerConfig:
     """A coordinate that moved by less than two milliseconds, or than a tenth of the distances it is used for, is no news."""
     error_changed: float = 0.2
     """An error estimate that changed by less is no news: peers weigh this node by it, and a fresh one (1.5) counts for little."""
+    moves_settle_s: float = 10.0
+    """A coordinate is told when it has been elsewhere for so long: what a burst of bad samples moved comes back by itself."""
     moves_wait_s: float = 10.0
     """A card that only tells a new coordinate waits so long after the card before, and four times as long each further time."""
     moves_wait_s_max: float = 640.0
-    """And at most so long; peers that are near hear of it by beats."""
+    """And at most so long; connected peers hear of it by echoes."""
     beat_interval_s: float = 2.0
     """Shortest time between two beats: a load known for two seconds is still good, and 64 peers hear each."""
-    beat_moves_s: float = 15.0
-    """Shortest time between two beats of which the second only tells a new coordinate."""
     beat_changed_s: float = 30.0
     """Longest time until a load is told that has changed at all, if only by what changes nobody's mind."""
     beat_floor_s: float = 120.0
@@ -66,12 +66,11 @@ class Announcer:
         self._agent = agent
         self._addresses: tuple[Multiaddr, ...] = ()
         self._incarnation = 0
-        self._card_changed = self._card_moved = self._beat_changed = self._beat_moved = self._reborn = False
+        self._card_changed = self._beat_changed = self._reborn = False
+        self._moved_at: float | None = None  # since when the place is another than the last card tells
         self._card_at = self._beat_at = self._edges_at = float("-inf")
         self._moves_wait_s = config.moves_wait_s
         self._told_place: Coordinate | None = None  # by the last card
-        self._near_at = float("-inf")
-        self._told_near: Coordinate | None = None  # by the last beat that held one
         self._told_loads: tuple[ModelLoad, ...] = ()
         self._started = False
         self._due: float | None = None  # None when it has to be worked out anew
@@ -107,16 +106,17 @@ class Announcer:
         self.loads = loads
         self._beat_changed = self._beat_changed or _load_changed(self._told_loads, loads, self._config.load_changed_share)
 
-    def handle_moved(self, place: Coordinate, typical_rtt_s: float) -> None:
+    def handle_moved(self, place: Coordinate, typical_rtt_s: float, now: float) -> None:
         """Takes over where this node is now.
 
         Args:
             place: its coordinate.
             typical_rtt_s: how long round trips from here are, in seconds: by this others judge what a move means.
+            now: monotonic seconds.
         """
-        self._due = None
-        self._card_moved = self._card_moved or self._is_news(self._told_place, place, typical_rtt_s)
-        self._beat_moved = self._beat_moved or self._is_news(self._told_near, place, typical_rtt_s)
+        if self._is_news(self._told_place, place, typical_rtt_s) is not (self._moved_at is not None):
+            self._due = None
+            self._moved_at = now if self._moved_at is None else None
 
     def drain(self) -> None:
         """Has everyone told that this node takes no more work."""
@@ -151,32 +151,29 @@ class Announcer:
             return None
         self._due = None
         assert self.hardware is not None
-        if self._card_changed or not self._card_moved:
+        if self._card_changed or self._moved_at is None:
             self._moves_wait_s = self._config.moves_wait_s
         else:
             self._moves_wait_s = min(4.0 * self._moves_wait_s, self._config.moves_wait_s_max)
         if self._reborn:
             self._incarnation = sequence
-        if self._card_changed or self._card_moved or self._told_place is None:
+        if self._card_changed or self._moved_at is not None or self._told_place is None:
             self._told_place = place
-        self._card_at, self._card_changed, self._card_moved, self._reborn = now, False, False, False
+        self._card_at, self._card_changed, self._moved_at, self._reborn = now, False, None, False
         return Card(self._addresses, self.hardware, self.offers, self._told_place, self._agent, self._incarnation)
 
-    def beat(self, place: Coordinate, now: float) -> Beat | None:
-        """The beat to be told, if one is due; with the coordinate where that has moved."""
+    def beat(self, now: float) -> Beat | None:
+        """The beat to be told, if one is due."""
         if not self._started or now < self._beat_due():
             return None
         self._due = None
         self._beat_at, self._beat_changed = now, False
         self._told_loads = self.loads
-        moved = self._told_near is None or (self._beat_moved and now >= self._near_at + self._config.beat_moves_s)
-        if moved:
-            self._told_near, self._near_at, self._beat_moved = place, now, False
-        return Beat(self.draining, self.loads, place if moved else None)
+        return Beat(self.draining, self.loads)
 
     def whole_beat(self) -> Beat:
         """What somebody is told who has heard no beat of this node yet."""
-        return Beat(self.draining, self.loads, self._told_near)
+        return Beat(self.draining, self.loads)
 
     def edges_due(self, now: float) -> bool:
         """Whether edges are to be told now; they count as told then."""
@@ -193,14 +190,15 @@ class Announcer:
         if self._card_changed:
             return self._card_at + config.card_interval_s
         renewed_at = self._card_at + config.card_lifetime_s / 2
-        return min(renewed_at, self._card_at + self._moves_wait_s) if self._card_moved else renewed_at
+        if self._moved_at is None:
+            return renewed_at
+        return min(renewed_at, max(self._card_at + self._moves_wait_s, self._moved_at + config.moves_settle_s))
 
     def _beat_due(self) -> float:
         config = self._config
         if self._beat_changed:
             return self._beat_at + config.beat_interval_s
-        floor_at = self._beat_at + (config.beat_floor_s if self.loads == self._told_loads else config.beat_changed_s)
-        return min(floor_at, max(self._beat_at, self._near_at) + config.beat_moves_s) if self._beat_moved else floor_at
+        return self._beat_at + (config.beat_floor_s if self.loads == self._told_loads else config.beat_changed_s)
 
     def _is_news(self, told: Coordinate | None, place: Coordinate, typical_rtt_s: float) -> bool:
         if told is None:

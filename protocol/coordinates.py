@@ -38,6 +38,9 @@ _TOGETHER_S = 1e-6
 """Seconds. Points nearer than this have no direction between them: Serf's zeroThreshold, a hundredth of a LAN's round trip."""
 
 
+_TYPICAL_SAMPLES = 64
+"""Samples, a count, for which the typical round trip is used before it is worked out again; at first, after as many as peers."""
+
 _LIMIT_SAMPLES = 8
 """Samples, a count, for which the limit on differences is used before it is worked out again: an eighth of its window."""
 
@@ -210,6 +213,11 @@ class LatencyFilter:
     def __init__(self, samples_max: int) -> None:
         self._samples: deque[float] = deque(maxlen=samples_max)
 
+    @property
+    def newest_s(self) -> float:
+        """The newest sample in seconds; there is one."""
+        return self._samples[-1]
+
     def add(self, rtt_s: float) -> float:
         """Take one sample in and return the filtered round trip, both in seconds."""
         self._samples.append(rtt_s)
@@ -225,7 +233,8 @@ class Vivaldi:
         self._coordinate = origin(config)
         self._filters: OrderedDict[PeerId, LatencyFilter] = OrderedDict()
         self._residuals: deque[float] = deque(maxlen=config.residuals_max)
-        self._round_trips: deque[float] = deque(maxlen=config.residuals_max)
+        self._typical_rtt_s = 0.0
+        self._typical_left = 0  # samples until it is worked out again
         self._limit_s = math.inf
         self._limit_age = 0  # samples since it was worked out
 
@@ -236,8 +245,11 @@ class Vivaldi:
 
     @property
     def typical_rtt_s(self) -> float:
-        """The median of the last round trips from here, in seconds; 0 before the first. It scales what a move means."""
-        return median(self._round_trips) if self._round_trips else 0.0
+        """The median of the round trips to all peers measured, in seconds; 0 before the first. It scales what a move means."""
+        if self._typical_left <= 0 and self._filters:
+            self._typical_left = min(len(self._filters), _TYPICAL_SAMPLES)
+            self._typical_rtt_s = median([samples.newest_s for samples in self._filters.values()])
+        return self._typical_rtt_s
 
     @property
     def peers_tracked(self) -> int:
@@ -261,7 +273,7 @@ class Vivaldi:
         predicted_s = estimate_rtt(self._coordinate, other)
         limit_s = self._residual_limit_s()
         self._residuals.append(abs(filtered_s - predicted_s))
-        self._round_trips.append(filtered_s)
+        self._typical_left -= 1
         believed_s = max(predicted_s - limit_s, min(predicted_s + limit_s, filtered_s))
         moved = update(self._coordinate, other, min(believed_s, config.rtt_s_max), config, self._luck)
         self._coordinate = attract(moved, config)

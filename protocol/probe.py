@@ -4,6 +4,9 @@ A connected peer is sent a datagram with a fresh 64-bit nonce and returns it at 
 moment the probe was handed out to the moment its echo arrived; nothing a peer reports about time is used, so a liar can delay
 an echo and cannot hasten it. A nonce counts once, and only on the connection of the peer it was sent to.
 
+An echo also tells where its sender is (`places`), so that a round trip and the place at its other end come together: while a
+mesh forms places change faster than any record can tell, and a sample against a place of some seconds ago moves a node astray.
+
 The same datagrams tell whether the peer lives. Peers whose link belongs to the mesh are watched: each end probes the other
 every `interval_s`, by turns, so that each hears the other twice as often. Other peers are only measured, every
 `idle_interval_s`; who watches them tells when they fall silent, and then `handle_doubt` has them probed at once. A peer is in
@@ -27,19 +30,23 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
 
+from protocol.coordinates import Coordinate
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
+from protocol.places import PLACE_BYTES, decode_place, encode_place
 from protocol.timers import TimerQueue
 
 PROBE_BYTES = 9
-"""Bytes of a probe or an echo: one kind byte and the nonce."""
+"""Bytes of a probe, and of an echo that tells no place: one kind byte and the nonce."""
 
 KIND_PROBE = 1
 """First byte of a probe. 0 is left out, so that a zeroed buffer is no probe."""
 
 KIND_ECHO = 2
 """First byte of an echo."""
+
+_ECHO = bytes((KIND_ECHO,))
 
 _NONCE_BITS = 64
 """Bits of a nonce: guessing one among 64 outstanding takes 2**57 datagrams on average, each of them counted."""
@@ -67,7 +74,9 @@ class ProbeConfig:
             each hears the other every 0.8 s.
         idle_interval_s: seconds between probes of a peer that is only measured: a distance is fresh for half a minute.
         interval_spread: each interval is varied by this share, so that a mesh does not probe in step.
-        burst_probes: probes sent soon after a peer connects, so that its distance is known within a round trip.
+        settle_s: seconds between the first two probes of a peer that has connected; each further gap is twice as long, up to an
+            interval. Samples that are seconds apart tell more of a path than as many at once, and each meets better places.
+        burst_probes: probes sent at once to a suspected peer that speaks.
         burst_interval_s: seconds between those, and between probes of a peer in doubt; 20 probes a second are what every node
             answers.
         quiet_s: silence in seconds after which a watched peer is in doubt: a little more than half of the longest interval.
@@ -93,6 +102,7 @@ class ProbeConfig:
     interval_s: float = 1.6
     idle_interval_s: float = 30.0
     interval_spread: float = 0.1
+    settle_s: float = 0.5
     burst_probes: int = 4
     burst_interval_s: float = 0.05
     quiet_s: float = 1.0
@@ -121,10 +131,11 @@ class SendDatagram:
 
 @dataclass(frozen=True, slots=True)
 class SampleTaken:
-    """A round trip was measured."""
+    """A round trip was measured; `place` is where the peer says it is, None where it does not say."""
 
     peer: PeerId
     rtt_s: float
+    place: Coordinate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +212,7 @@ class _Peer:
     burst_left: int
     allowance: float
     allowance_at: float
+    settling_s: float  # gap to the next probe while it is shorter than an interval
     warned_at: float | None = None
     liveness: Liveness = Liveness.ALIVE
     watched: bool = False
@@ -227,6 +239,8 @@ class Probe:
         self._stalls = 0
         self._unwell = 0
         self._unwell_at = 0.0
+        self._place: Coordinate | None = None
+        self._packed_place = b""
 
     @property
     def stalls(self) -> int:
@@ -244,7 +258,7 @@ class Probe:
         known = self._peers.get(peer)
         if known is None and len(self._peers) >= self._config.peers_max:
             return False
-        state = _Peer(now, now, now, self._config.burst_probes, float(self._config.answers_burst), now)
+        state = _Peer(now, now, now, 0, float(self._config.answers_burst), now, self._config.settle_s)
         state.watched = known is not None and known.watched
         self._peers[peer] = state
         self._send_probe(peer, state, now)
@@ -275,7 +289,9 @@ class Probe:
             state.doubt_at = now
             self._schedule(peer, state)
 
-    def handle_datagram(self, peer: PeerId, payload: bytes, received_at: float, now: float) -> None:
+    def handle_datagram(
+        self, peer: PeerId, payload: bytes, received_at: float, now: float, place: Coordinate | None = None
+    ) -> None:
         """Take in one datagram of a connected peer.
 
         Args:
@@ -283,19 +299,20 @@ class Probe:
             payload: its bytes.
             received_at: monotonic time of arrival, from the kernel where it tells; `now` otherwise.
             now: monotonic time.
+            place: where this node is, which its echo tells; None where it does not know.
         """
         state = self._peers.get(peer)
         if state is None:
             return  # it crossed with the end of the connection
         if payload and payload[0] not in (KIND_PROBE, KIND_ECHO):
             return  # a kind of a later version
-        if len(payload) != PROBE_BYTES:
-            detail = f"a datagram of {len(payload)} bytes is no probe, which has {PROBE_BYTES}"
+        if len(payload) != PROBE_BYTES and (payload[:1] != _ECHO or len(payload) != PROBE_BYTES + PLACE_BYTES):
+            detail = f"a datagram of {len(payload)} bytes is neither a probe nor an echo"
             self._complain(peer, state, ErrorCode.MALFORMED, detail, now)
         elif payload[0] == KIND_PROBE:
-            self._answer(peer, state, payload, min(received_at, now), now)
+            self._answer(peer, state, payload, min(received_at, now), now, place)
         else:
-            self._take_echo(peer, state, int.from_bytes(payload[1:], "big"), min(received_at, now))
+            self._take_echo(peer, state, payload, min(received_at, now))
 
     def next_timer(self) -> float | None:
         """When `handle_timer` has to be called next, or None."""
@@ -382,8 +399,9 @@ class Probe:
         if state.burst_left > 0:
             state.next_probe_at = now + self._config.burst_interval_s
         else:
-            spread = self._config.interval_spread
-            state.next_probe_at = now + self._interval_s(state) * self._luck.uniform(1.0 - spread, 1.0 + spread)
+            spread, gap_s = self._config.interval_spread, min(state.settling_s, self._interval_s(state))
+            state.settling_s = min(2.0 * state.settling_s, self._config.idle_interval_s)
+            state.next_probe_at = now + gap_s * self._luck.uniform(1.0 - spread, 1.0 + spread)
 
     def _interval_s(self, state: _Peer) -> float:
         """Seconds between two probes of a peer that answers, or is suspected and may come back."""
@@ -453,7 +471,9 @@ class Probe:
                 state.doubt_at = min(now, state.doubt_at + lateness_s)
             self._schedule(peer, state)
 
-    def _answer(self, peer: PeerId, state: _Peer, payload: bytes, received_at: float, now: float) -> None:
+    def _answer(
+        self, peer: PeerId, state: _Peer, payload: bytes, received_at: float, now: float, place: Coordinate | None
+    ) -> None:
         config = self._config
         refill = max(0.0, now - state.allowance_at) * config.answers_per_s
         state.allowance = min(float(config.answers_burst), state.allowance + refill)
@@ -462,7 +482,7 @@ class Probe:
             self._complain(peer, state, ErrorCode.FLOODING, f"more than {config.answers_per_s:g} probes per second", now)
             return
         state.allowance -= 1.0
-        self._outputs.append(SendDatagram(peer, bytes((KIND_ECHO,)) + payload[1:]))
+        self._outputs.append(SendDatagram(peer, _ECHO + payload[1:] + self._told(place)))
         if state.liveness is not Liveness.ALIVE:
             state.burst_left = config.burst_probes  # it speaks; whether it hears us its echo tells
             state.next_probe_at = min(state.next_probe_at, max(now, state.probed_at + config.burst_interval_s))
@@ -473,6 +493,12 @@ class Probe:
             state.doubt_at = None
         self._schedule(peer, state)
 
+    def _told(self, place: Coordinate | None) -> bytes:
+        """A place as an echo tells it; most echoes tell the one before."""
+        if place is not self._place:
+            self._place, self._packed_place = place, b"" if place is None else encode_place(place)
+        return self._packed_place
+
     def _turn_at(self, state: _Peer, now: float) -> float:
         """When a watched peer, whose probe has come, is probed next: half an interval later, so that the ends take turns."""
         interval_s = self._config.interval_s
@@ -481,8 +507,8 @@ class Probe:
         turn_at = min(now + interval_s / 2, state.probed_at + 1.5 * interval_s)  # who probes often is still measured
         return max(state.next_probe_at, turn_at)
 
-    def _take_echo(self, peer: PeerId, state: _Peer, nonce: int, received_at: float) -> None:
-        sent = state.sent.get(nonce)
+    def _take_echo(self, peer: PeerId, state: _Peer, payload: bytes, received_at: float) -> None:
+        sent = state.sent.get(int.from_bytes(payload[1:PROBE_BYTES], "big"))
         if sent is None or sent.rtt_s is not None:
             return  # never sent, sent to someone else, forgotten, or counted already
         rtt_s = received_at - sent.sent_at
@@ -492,7 +518,8 @@ class Probe:
                 state.jitter_s += (abs(rtt_s - state.last_rtt_s) - state.jitter_s) * _JITTER_GAIN
             state.last_rtt_s = rtt_s
             state.measured_at = received_at
-            self._outputs.append(SampleTaken(peer, rtt_s))
+            place = decode_place(payload[PROBE_BYTES:]) if len(payload) > PROBE_BYTES else None
+            self._outputs.append(SampleTaken(peer, rtt_s, place))
         else:
             sent.rtt_s = -1.0  # two clocks disagree about the moment, or the echo took absurdly long: it lives, and no more
         state.heard_at = max(state.heard_at, received_at)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.simulation.figures import Figure
 from protocol.node import NodeConfig
+from protocol.places import PLACE_BYTES
 from protocol.probe import PROBE_BYTES
 from sim.network import PACKET_OVERHEAD_BYTES
 
@@ -74,7 +75,7 @@ def costs_at(nodes: int, costs: Costs) -> float:
     total = 0.0
     for kind, kb in costs.kb.items():
         if kind == "probe":
-            total += there["probe"] * (PROBE_BYTES + PACKET_OVERHEAD_BYTES) / 1000.0
+            total += there["probe"] * (PROBE_BYTES + PLACE_BYTES / 2.0 + PACKET_OVERHEAD_BYTES) / 1000.0
         else:
             total += kb * (there[kind] / here[kind] if kind in here else 1.0)
     return total

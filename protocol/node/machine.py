@@ -18,7 +18,7 @@ from typing import assert_never
 
 from protocol import forwarding, gossip, membership, probe, suspicion
 from protocol.announcer import Announcer
-from protocol.coordinates import Vivaldi
+from protocol.coordinates import Coordinate, Vivaldi
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.forwarding import Forwarding
@@ -95,8 +95,9 @@ class Node:
         self._wall_offset_s: float | None = None  # until the wall clock was told
         self._outputs: deque[Output] = deque()
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
+        self._places: dict[PeerId, Coordinate] = {}  # of connected peers, as their echoes tell them
         error_max = config.coordinates.error_max
-        self.views = Views(identity.peer_id, self.table, self.membership, self.probe, self._beats, error_max)
+        self.views = Views(identity.peer_id, self.table, self.membership, self.probe, self._beats, self._places, error_max)
         self._unreserved_until = float("-inf")
         self._ranking_at = float("inf")
         self._ranking_wait_s = config.ranking_min_s
@@ -195,6 +196,7 @@ class Node:
             key = record_key(peer_id, RecordKind.CARD)
             self.suspicion.accuse(key, now, watched=self.gossip.in_mesh(peer_id))
         self._beats.pop(peer_id, None)
+        self._places.pop(peer_id, None)
         self.gossip.handle_disconnected(peer_id, now)
         self.probe.handle_disconnected(peer_id, now)
         self.membership.handle_disconnected(peer_id, code, now)
@@ -226,7 +228,7 @@ class Node:
 
     def handle_datagram(self, peer_id: PeerId, payload: bytes, received_at: float, now: float) -> None:
         """Takes a datagram, which is a probe or an echo; `received_at` is the kernel's time of arrival where it tells."""
-        self.probe.handle_datagram(peer_id, payload, received_at, now)
+        self.probe.handle_datagram(peer_id, payload, received_at, now, self.vivaldi.coordinate)
         self._settle(now)
 
     # Requests
@@ -385,7 +387,7 @@ class Node:
 
     def _publish(self, now: float) -> None:
         """Signs and spreads what is due."""
-        beat = self.announcer.beat(self.vivaldi.coordinate, now)
+        beat = self.announcer.beat(now)
         if beat is not None:
             self.gossip.tell_beat(beat, self.membership.listeners())
         if now < max(self.announcer.next_due(), self._unreserved_until) or not self._may_sign(now):
@@ -456,9 +458,9 @@ class Node:
     def _take(self, output: MachineOutput, now: float) -> None:
         """Lets the other machines hear what one of them has to say."""
         match output:
-            case probe.SampleTaken(peer, rtt_s):
+            case probe.SampleTaken(peer, rtt_s, place):
                 self.membership.handle_heard(peer, now)
-                self._take_sample(peer, rtt_s)
+                self._take_sample(peer, rtt_s, place, now)
             case probe.PeerSuspected() | probe.PeerRecovered():
                 self._take_liveness(output, now)
             case membership.KeepLink(peer, keeps):
@@ -558,22 +560,20 @@ class Node:
                 assert_never(record.payload)
 
     def _take_beat(self, peer: PeerId, beat: Beat) -> None:
-        """Keeps how a connected peer is doing; where the beat holds no coordinate, the last one still counts."""
-        if not self.membership.is_connected(peer):
-            return
-        known = self._beats.get(peer)
-        if beat.coordinate is None and known is not None:
-            beat = Beat(beat.draining, beat.loads, known.coordinate, beat.extra)
-        self._beats[peer] = beat
+        """Keeps how a connected peer is doing."""
+        if self.membership.is_connected(peer):
+            self._beats[peer] = beat
 
-    def _take_sample(self, peer: PeerId, rtt_s: float) -> None:
-        """Moves the coordinate, and keeps the connection of a peer that turns out to be near."""
+    def _take_sample(self, peer: PeerId, rtt_s: float, told: Coordinate | None, now: float) -> None:
+        """Moves the coordinate by a round trip and the place told with it, and keeps the connection of a peer that is near."""
         if rtt_s <= self._near_within_s:
             self.membership.handle_near(peer)
-        place = self.views.place_of(peer)
+        if told is not None and self.membership.is_connected(peer):
+            self._places[peer] = told
+        place = told or self.views.place_of(peer)
         if place is not None:
             self.vivaldi.handle_sample(peer, rtt_s, place)
-            self.announcer.handle_moved(self.vivaldi.coordinate, self.vivaldi.typical_rtt_s)
+            self.announcer.handle_moved(self.vivaldi.coordinate, self.vivaldi.typical_rtt_s, now)
             self.gossip.handle_moved(self.vivaldi.coordinate)
 
     def _incarnation_of(self, key: RecordKey) -> int | None:

@@ -16,7 +16,14 @@ class Views:
     """Looks at the machines of one node."""
 
     def __init__(
-        self, own: PeerId, table: PeerTable, membership: Membership, probe: Probe, beats: Mapping[PeerId, Beat], error_max: float
+        self,
+        own: PeerId,
+        table: PeerTable,
+        membership: Membership,
+        probe: Probe,
+        beats: Mapping[PeerId, Beat],
+        places: Mapping[PeerId, Coordinate],
+        error_max: float,
     ) -> None:
         """Keeps nothing of its own.
 
@@ -26,6 +33,7 @@ class Views:
             membership: who is connected and what is thought of them.
             probe: measured paths.
             beats: of connected peers, as they change.
+            places: of connected peers, as their echoes tell them: fresher than their cards.
             error_max: the error of a place that is not known, unitless.
         """
         self._own = own
@@ -33,6 +41,7 @@ class Views:
         self._membership = membership
         self._probe = probe
         self._beats = beats
+        self._places = places
         self._error_max = error_max
 
     def known(self) -> list[PeerId]:
@@ -52,10 +61,10 @@ class Views:
             now: monotonic seconds.
         """
         standing, why = self._membership.standing(peer_id, now)
-        beat, (serving, carded) = self._beats.get(peer_id), self._table.serving(peer_id) or (None, None)
+        told, (serving, carded) = self._places.get(peer_id), self._table.serving(peer_id) or (None, None)
         rtt_s, error = None, self._error_max
-        if beat is not None and beat.coordinate is not None:  # its beats are fresher than its card
-            rtt_s, error = estimate_rtt(place, beat.coordinate), beat.coordinate.error
+        if told is not None:
+            rtt_s, error = estimate_rtt(place, told), told.error
         elif carded is not None:
             rtt_s, error = estimate_rtt_to(place, carded), carded[-1]
         return PeerFacts(
@@ -64,7 +73,7 @@ class Views:
             why=why,
             connected=self._membership.is_connected(peer_id),
             serving=serving,
-            beat=beat,
+            beat=self._beats.get(peer_id),
             quality=self._probe.quality(peer_id, now),
             coordinate_rtt_s=rtt_s,
             coordinate_error=error,
@@ -92,10 +101,10 @@ class Views:
         )
 
     def place_of(self, peer_id: PeerId) -> Coordinate | None:
-        """Where a peer says it is: its beats are fresher than its card."""
-        beat = self._beats.get(peer_id)
-        if beat is not None and beat.coordinate is not None:
-            return beat.coordinate
+        """Where a peer says it is: its echoes are fresher than its card."""
+        told = self._places.get(peer_id)
+        if told is not None:
+            return told
         card = self._card(peer_id)
         return None if card is None else card.coordinate
 
@@ -115,9 +124,9 @@ class Views:
         distances = {peer_id: estimate_rtt_to(place, carded) for peer_id, carded in self._table.places()}
         distances.pop(self._own, None)
         for peer_id in self._membership.connected():
-            beat, rtt_s = self._beats.get(peer_id), self._probe.rtt_s(peer_id)
-            if beat is not None and beat.coordinate is not None:
-                distances[peer_id] = estimate_rtt(place, beat.coordinate)
+            told, rtt_s = self._places.get(peer_id), self._probe.rtt_s(peer_id)
+            if told is not None:
+                distances[peer_id] = estimate_rtt(place, told)
             if rtt_s is not None and peer_id in distances:
                 distances[peer_id] = rtt_s
         nearest = heapq.nsmallest(count, ((rtt_s, peer_id) for peer_id, rtt_s in distances.items()))

@@ -59,8 +59,6 @@ def encode_payload(payload: Payload, config: RecordConfig) -> bytes:
             value = _card_to_plain(payload)
         case Beat():
             value = {**payload.extra, "draining": payload.draining, "loads": [_load_to_plain(load) for load in payload.loads]}
-            if payload.coordinate is not None:
-                value["coordinate"] = _coordinate_to_plain(payload.coordinate)
         case Edges():
             value = {**payload.extra, "edges": [_edge_to_plain(edge) for edge in payload.edges]}
         case Verdict():
@@ -80,11 +78,9 @@ def decode_payload(kind: RecordKind, packed: bytes, config: RecordConfig) -> Pay
             return _card_from_plain(fields, config)
         case RecordKind.BEAT:
             loads = tuple(_load_from_plain(item, config) for item in fields.items("loads", config.loads_max))
-            coordinate = fields.perhaps("coordinate")
             return Beat(
                 draining=fields.truth("draining"),
                 loads=loads,
-                coordinate=None if coordinate is None else _coordinate_from_plain(coordinate, config),
                 extra=fields.rest(),
             )
         case RecordKind.EDGES:

@@ -109,11 +109,10 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """How a node is doing now, told to the peers it is connected to; `coordinate` is None where it has not moved since."""
+    """How a node is doing now, told to the peers it is connected to."""
 
     draining: bool
     loads: tuple[ModelLoad, ...]
-    coordinate: Coordinate | None = None
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 

@@ -17,7 +17,7 @@ from protocol.identity import PeerId
 from protocol.libp2p.multistream import Initiator, Listener
 from sim.quic.transport import Connection, Transport
 
-GOSSIP_PROTOCOL = "/isochrone/gossip/2.0.0"
+GOSSIP_PROTOCOL = "/isochrone/gossip/3.0.0"
 
 OUTBOX_MESSAGES_MAX = 256
 """Messages waiting for one peer, a count, as in the shell; the oldest give way."""

@@ -109,7 +109,6 @@ beats = st.builds(
     Beat,
     draining=st.booleans(),
     loads=st.lists(loads, max_size=4).map(tuple),
-    coordinate=st.none() | coordinates,
     extra=extras,
 )
 edge_values = st.builds(

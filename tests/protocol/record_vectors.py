@@ -63,7 +63,6 @@ def valid_records():
     plain = [(kind_of(payload).value, payload) for payload in EXAMPLES]
     told = [
         ("card of an earlier version, without an incarnation", replace(CARD, incarnation=0)),
-        ("beat that tells a coordinate", replace(BEAT, coordinate=CARD.coordinate)),
         ("verdict that takes back all that was said", Verdict(())),
     ]
     for name, payload in plain + told:
@@ -154,7 +153,6 @@ def gossip_vectors():
         for record in table
     ]
     entries = tuple(table.digest())
-    moved = encode_payload(replace(BEAT, coordinate=CARD.coordinate), DEFAULT_RECORD_CONFIG)
     messages = [
         ("records", Records((sealed(CARD).envelope,))),
         ("digest of everything", Digest((table.root_hash(),))),
@@ -166,7 +164,6 @@ def gossip_vectors():
         ("prune", Prune()),
         ("do not want", DontWant(entries)),
         ("beat", BeatTold(encode_payload(BEAT, DEFAULT_RECORD_CONFIG))),
-        ("beat with a coordinate", BeatTold(moved)),
         ("keep", Keep(keeps=True)),
         ("do not keep", Keep(keeps=False)),
         ("scope", ScopeTold(Scope(CARD.coordinate.vector, 0.05))),

@@ -41,7 +41,7 @@ class Telling:
 
     def tell(self) -> None:
         """What the node does when something is due or has changed."""
-        if (beat := self.announcer.beat(self.place, self.now)) is not None:
+        if (beat := self.announcer.beat(self.now)) is not None:
             self.beats.append((self.now, beat))
         self.sequence += 1
         if (card := self.announcer.card(self.place, self.sequence, self.now)) is not None:
@@ -58,7 +58,7 @@ class Telling:
 
     def move(self, to: Coordinate, typical_rtt_s: float = 0.0) -> None:
         self.place = to
-        self.announcer.handle_moved(to, typical_rtt_s)
+        self.announcer.handle_moved(to, typical_rtt_s, self.now)
 
 
 def gaps(told: list[tuple[float, object]]) -> list[float]:
@@ -69,7 +69,7 @@ def test_nothing_is_told_before_the_start() -> None:
     telling = Telling()
     telling.announcer.handle_offers((OFFER,))
     telling.announcer.handle_load((LOAD,))
-    telling.announcer.handle_moved(place(1.0), 0.1)
+    telling.announcer.handle_moved(place(1.0), 0.1, 0.0)
     telling.run(1e6)
     telling.tell()
     assert telling.cards == telling.beats == telling.edges == []
@@ -78,7 +78,7 @@ def test_nothing_is_told_before_the_start() -> None:
 def test_everything_is_told_at_the_start() -> None:
     telling = Telling().start()
     assert telling.cards == [(0.0, Card(ADDRESSES, HARDWARE, (OFFER,), telling.place, "test/1", 101))]
-    assert telling.beats == [(0.0, Beat(draining=False, loads=(), coordinate=telling.place))]
+    assert telling.beats == [(0.0, Beat(draining=False, loads=()))]
     assert telling.edges == [0.0]
 
 
@@ -148,6 +148,20 @@ def test_small_moves_are_no_news() -> None:
     assert telling.cards[-1][1].coordinate == place(0.011)
 
 
+def test_place_that_comes_back_before_it_is_told_is_no_news() -> None:
+    telling = Telling().start()
+    telling.run(1000.0)
+    for turn in range(10):
+        telling.move(place(0.1))
+        telling.run(telling.now + CONFIG.moves_settle_s * 0.9)
+        telling.move(place(0.001))
+        telling.run(1000.0 + (turn + 1) * 100.0)
+    assert len(telling.cards) == 1
+    telling.move(place(0.1))
+    telling.run(telling.now + CONFIG.moves_settle_s)
+    assert telling.cards[-1] == (telling.now, replace(telling.cards[0][1], coordinate=place(0.1)))
+
+
 def test_error_that_changed_much_is_news() -> None:
     telling = Telling(place=place(0.0, error=1.5)).start()
     telling.move(place(0.0, error=0.3))
@@ -187,7 +201,6 @@ def test_beat_is_told_when_the_load_changes_and_now_and_then_otherwise() -> None
     telling = Telling().start()
     telling.run(200.0)
     assert set(gaps(telling.beats)) == {CONFIG.beat_floor_s}
-    assert all(beat.coordinate is None for _, beat in telling.beats[1:])  # told once
     telling.run(telling.beats[-1][0] + 5.0)
     before = len(telling.beats)
     telling.announcer.handle_load((LOAD,))
@@ -246,20 +259,10 @@ def test_load_that_creeps_is_told_by_what_was_told_last() -> None:
     assert 1 <= len(telling.beats) - before <= 2
 
 
-def test_coordinate_in_beats_is_told_at_most_so_often_also_where_the_load_is_told_more_often() -> None:
+def test_whole_beat_tells_the_load_as_it_is() -> None:
     telling = Telling().start()
-    for step in range(1, 100):
-        telling.run(step * 1.0)
-        telling.move(place(step * 0.01))
-    assert gaps(telling.beats) == pytest.approx([CONFIG.beat_moves_s] * len(gaps(telling.beats)), abs=1.1)
-    assert all(beat.coordinate is not None for _, beat in telling.beats)
     telling.announcer.handle_load((LOAD,))
-    told = [beat.coordinate for _, beat in telling.beats][-1]
-    telling.run(telling.now + 1.0)
-    assert telling.beats[-1][1] == Beat(draining=False, loads=(LOAD,), coordinate=None)
-    assert telling.announcer.whole_beat() == Beat(draining=False, loads=(LOAD,), coordinate=told)
-    telling.run(telling.now + CONFIG.beat_moves_s)
-    assert telling.beats[-1][1].coordinate == telling.place
+    assert telling.announcer.whole_beat() == Beat(draining=False, loads=(LOAD,))
 
 
 def test_draining_is_told_at_once() -> None:

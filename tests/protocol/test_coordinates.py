@@ -23,7 +23,6 @@ from protocol.coordinates import (
     plausible_rtt,
     update,
 )
-from protocol.identity import PeerId
 
 CONFIG = CoordinateConfig()
 VECTORS = Path(__file__).parents[2] / "docs" / "spec" / "vectors" / "coordinates.json"
@@ -275,12 +274,13 @@ def parse(fields: dict[str, object]) -> Coordinate:
     return Coordinate(tuple(fields["vector"]), fields["height_s"], fields["error"])
 
 
-def test_typical_round_trip_is_the_median_of_the_last_ones_and_not_that_of_an_outlier() -> None:
+def test_typical_round_trip_is_the_median_over_peers_however_often_each_is_measured() -> None:
     vivaldi = Vivaldi(CONFIG, random.Random(1))
     assert vivaldi.typical_rtt_s == 0.0
-    for number in range(CONFIG.residuals_max):
-        vivaldi.handle_sample(PeerId(bytes([number % 8])), 0.1 if number % 8 else 5.0, place(0.05))
-    assert vivaldi.typical_rtt_s == 0.1
-    for _ in range(CONFIG.residuals_max):
-        vivaldi.handle_sample(PeerId(b"1"), 0.02, place(0.05))
+    for number in range(300):
+        far = number % 10 == 0
+        vivaldi.handle_sample(networks.peer(number % 50 if far else 1000), 0.2 if far else 0.001, place(0.05))
+    assert vivaldi.typical_rtt_s == 0.2
+    for number in range(0, 300, 10):
+        vivaldi.handle_sample(networks.peer(number % 50), 0.02, place(0.05))
     assert vivaldi.typical_rtt_s == 0.02

@@ -360,9 +360,8 @@ def test_a_beat_that_is_too_long_tells_the_busiest_models():
 
 def test_a_beat_that_is_heard_goes_no_further():
     node = meshed(*OUTSIDE)
-    moved = replace(BEAT, coordinate=CARD.coordinate)
-    outputs = node.hear(MESH[0], BeatTold(encode_payload(moved, DEFAULT_RECORD_CONFIG)))
-    assert outputs == [BeatHeard(MESH[0].peer_id, moved)]
+    outputs = node.hear(MESH[0], BeatTold(encode_payload(BEAT, DEFAULT_RECORD_CONFIG)))
+    assert outputs == [BeatHeard(MESH[0].peer_id, BEAT)]
     assert len(node.table) == 0
 
 

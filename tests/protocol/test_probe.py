@@ -10,8 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from protocol.coordinates import DIMENSIONS, Coordinate
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
+from protocol.places import PLACE_BYTES
 from protocol.probe import (
     KIND_ECHO,
     KIND_PROBE,
@@ -106,8 +108,60 @@ def test_the_distance_is_known_within_a_round_trip_of_connecting() -> None:
     pair = Pair(rtt_s=0.02)
     pair.run(100.021)
     assert pair.nodes[A].quality(B, pair.now).rtt_s == pytest.approx(0.02)
-    pair.run(100.3)
-    assert pair.nodes[A].quality(B, pair.now).samples == CONFIG.burst_probes
+
+
+def test_an_echo_tells_where_its_sender_is() -> None:
+    here, there = Probe(CONFIG, random.Random(1)), Probe(CONFIG, random.Random(2))
+    place = Coordinate((0.25, *[-0.125] * (DIMENSIONS - 1)), 0.001, 0.5)
+    here.handle_connected(B, 0.0)
+    there.handle_connected(A, 0.0)
+    (probe,), _ = drain(here), drain(there)
+    there.handle_datagram(A, probe.payload, 0.01, 0.01, place)
+    (echo,) = drain(there)
+    assert len(echo.payload) == PROBE_BYTES + PLACE_BYTES == 37
+    here.handle_datagram(B, echo.payload, 0.02, 0.02)
+    ((sample),) = drain(here)
+    assert sample == SampleTaken(B, pytest.approx(0.02), sample.place)
+    assert sample.place.vector == pytest.approx(place.vector)
+
+
+def test_an_echo_without_a_place_or_with_one_that_cannot_be_is_a_sample_all_the_same() -> None:
+    for told in (b"", b"\x7f" * PLACE_BYTES):
+        machine = Probe(CONFIG, random.Random(1))
+        machine.handle_connected(B, 0.0)
+        (probe,) = drain(machine)
+        machine.handle_datagram(B, echo_of(probe) + told, 0.02, 0.02)
+        assert drain(machine) == [SampleTaken(B, 0.02, None)]
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 10, 36, 38, 1200])
+@pytest.mark.parametrize("kind", [KIND_PROBE, KIND_ECHO])
+def test_a_datagram_of_another_length_is_blamed(kind: int, length: int) -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(B, 0.0)
+    drain(machine)
+    machine.handle_datagram(B, bytes([kind])[:length] + bytes(max(0, length - 1)), 0.02, 0.02)
+    (complaint,) = drain(machine)
+    assert complaint.code is ErrorCode.MALFORMED
+
+
+def test_a_probe_with_a_place_is_blamed() -> None:
+    machine = Probe(CONFIG, random.Random(1))
+    machine.handle_connected(B, 0.0)
+    drain(machine)
+    machine.handle_datagram(B, bytes([KIND_PROBE]) + bytes(8 + PLACE_BYTES), 0.02, 0.02)
+    assert [type(output) for output in drain(machine)] == [Misbehaved]
+
+
+def test_probes_come_ever_farther_apart_until_the_path_is_known() -> None:
+    config = replace(CONFIG, interval_spread=0.0)
+    pair = Pair(watched=False, config=config)
+    pair.run(100.0 + 4 * config.idle_interval_s)
+    gaps = [later - earlier for (earlier, _), (later, _) in pairwise(pair.facts_of(A, SampleTaken))]
+    doubled = [config.settle_s * 2**step for step in range(6)]
+    assert gaps == pytest.approx([*doubled, *[config.idle_interval_s] * (len(gaps) - 6)])
+    assert sum(doubled[:4]) < 10.0
+    assert len(gaps) > 6
 
 
 @pytest.mark.parametrize(("watched", "interval_s"), [(True, CONFIG.interval_s), (False, CONFIG.idle_interval_s)])
@@ -129,7 +183,7 @@ def test_probes_go_out_every_interval_and_not_in_step(watched: bool, interval_s:
         times = [at for at, before in zip(times[1:], times, strict=False) if at - before > CONFIG.burst_interval_s * 1.01]
         assert all(gap <= CONFIG.quiet_s + 0.02 for gap in map(float.__sub__, times[1:], times))
         return
-    gaps = [later - earlier for earlier, later in pairwise(times[CONFIG.burst_probes :])]
+    gaps = [later - earlier for earlier, later in pairwise(times) if earlier > interval_s]
     assert all(0.9 * interval_s <= gap <= 1.1 * interval_s for gap in gaps)
     assert len(set(gaps)) > 10
 
@@ -175,7 +229,7 @@ def test_peers_that_are_only_measured_cost_little() -> None:
 
 
 def test_quality_tells_median_minimum_jitter_and_loss() -> None:
-    config = replace(CONFIG, burst_probes=1, interval_spread=0.0, idle_interval_s=0.5, echo_s=10.0)
+    config = replace(CONFIG, interval_spread=0.0, idle_interval_s=0.5, echo_s=10.0)
     machine = Probe(config, random.Random(1))
     machine.handle_connected(A, 0.0)
     rtts = [0.010, 0.030, 0.010, None, 0.020]

@@ -275,15 +275,13 @@ ORIGIN = (0.0,) * 8
         Edges((replace(EDGE, peer_id=b"nobody"),)),
         replace(CARD, incarnation=-1),
         replace(CARD, incarnation=2**63),
-        replace(BEAT, coordinate=Coordinate(ORIGIN[:7], 0.0, 0.0)),
-        replace(BEAT, coordinate=Coordinate(ORIGIN, math.nan, 0.0)),
         Verdict((ACCUSATION,) * 129),
         Verdict((replace(ACCUSATION, subject=b"seven by"[:7]),)),
         Verdict((replace(ACCUSATION, subject=b"nine byte"),)),
         Verdict((replace(ACCUSATION, incarnation=-1),)),
         Verdict((replace(ACCUSATION, incarnation=2**63),)),
     ],
-    ids=range(43),
+    ids=range(41),
 )
 def test_a_value_out_of_range_is_not_sealed(payload):
     with pytest.raises(LocalProtocolError):
@@ -316,8 +314,6 @@ def test_a_value_out_of_range_is_not_sealed(payload):
         (CARD, ["incarnation"], "one"),
         (CARD, ["incarnation"], -1),
         (CARD, ["incarnation"], True),
-        (BEAT, ["coordinate"], [0.0] * 8),
-        (BEAT, ["coordinate"], "here"),
         (VERDICT, ["accused"], {}),
         (VERDICT, ["accused", 0], [b"01234567"]),
         (VERDICT, ["accused", 0, 0], "01234567"),
@@ -385,16 +381,10 @@ def test_usual_records_are_small():
     assert len(sealed(Verdict(())).envelope) < 180
 
 
-def test_card_without_incarnation_and_beat_without_coordinate_are_those_of_earlier_versions():
-    for payload, field in ((replace(CARD, incarnation=0), "incarnation"), (BEAT, "coordinate")):
-        record = sealed(payload)
-        assert field not in unpack(fields_of(record)[6], WIDE)
-        assert open_record(record.envelope, NETWORK, WALL_S).payload == payload
-
-
-def test_beat_tells_where_the_node_has_moved_to():
-    moved = replace(BEAT, coordinate=CARD.coordinate)
-    assert open_record(sealed(moved).envelope, NETWORK, WALL_S).payload == moved
+def test_card_without_incarnation_is_one_of_an_earlier_version():
+    record = sealed(replace(CARD, incarnation=0))
+    assert "incarnation" not in unpack(fields_of(record)[6], WIDE)
+    assert open_record(record.envelope, NETWORK, WALL_S).payload == replace(CARD, incarnation=0)
 
 
 @given(payload=payloads)

@@ -42,6 +42,7 @@ STEADY = replace(
     announcer=AnnouncerConfig(card_lifetime_s=600.0, moves_wait_s=600.0),
     gossip=GossipConfig(expire_s=0.5),
 )  # what expires is dropped while a wrong clock lasts, and new cards do not make it good
+SETTLED = replace(PLAIN, probe=ProbeConfig(settle_s=ProbeConfig().idle_interval_s))  # as connections are that are minutes old
 CROWDED = replace(
     PLAIN, table=TableConfig(peers_max=3, evictable_after_s=0.5)
 )  # too small a table, from which peers are driven out
@@ -260,7 +261,7 @@ PLANTED = {
     "never dials again": (made_as(NeverDialsAgain), "I2", Story("crash", nodes=3, duration_s=20.0)),
     "never suspects": (never_suspects, "I2", Story("death", nodes=3, duration_s=6.0)),
     "suspects during its own stall": (suspects_during_its_own_stall, "I5", Story("pause", nodes=3, duration_s=12.0)),
-    "watches nobody": (watches_nobody, "I2", Story("death", nodes=3, duration_s=6.0)),
+    "watches nobody": (watches_nobody, "I2", Story("death", SETTLED, nodes=3, duration_s=6.0)),
     "declares dead during its own stall": (
         declares_dead_during_its_own_stall,
         "I5",

@@ -281,7 +281,7 @@ async def test_a_stranger_is_served_ping_and_identify_and_is_no_peer(start: Star
     async with start.stranger(9) as stranger:
         connection = await stranger.dial(a.address)
         assert await connection.ping() > 0
-        assert "/isochrone/gossip/2.0.0" in (await connection.identify()).protocols
+        assert "/isochrone/gossip/3.0.0" in (await connection.identify()).protocols
         await eventually(lambda: bool(a.logged("no gossip with peer")))
         assert a.service.node.peers(a.service.transport.now()) == []
         assert a.service.driver._outboxes == {}

@@ -60,7 +60,7 @@ def test_coordinates_predict_the_distances_of_a_plane(seed: int) -> None:
     cards = [one.node.table.get(one.peer_id, RecordKind.CARD).payload for one in world.members]
     told = [card.coordinate.error for card in cards]  # not the uncertainty of the first second
     assert median(told) < 0.2
-    assert sum(error > 0.8 for error in told) <= 1  # one that settled late tells it with its next card
+    assert max(told) < 0.5
 
 
 def test_quiet_mesh_renews_its_cards_seldom() -> None:
