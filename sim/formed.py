@@ -4,7 +4,8 @@ Forming a mesh of N nodes costs N² cards to carry and verify, which is most of 
 asks about. Here every process starts at its own moment within half a card's lifetime, so that renewals are spread as they are in
 a mesh that grew over days; the places are found beforehand by the coordinate machine itself from the true round trips; the cards
 are laid into all tables as verified records; and the links are opened as if dials had just succeeded. From then on everything is
-the core's own doing. The records are shared by all tables, so memory is to be measured elsewhere.
+the core's own doing. The records are shared by all tables, so memory is to be measured elsewhere. In a mesh of which no node
+holds all (`protocol.gossip.horizon`) each is given its scope and the cards of its region only (`sim.regions`).
 
 Source: Dabek et al., "Vivaldi" (SIGCOMM 2004) for the number of samples after which places are good.
 """
@@ -17,8 +18,10 @@ from protocol.encoding import Luck
 from protocol.identity import Identity
 from protocol.node import Node, NodeConfig
 from protocol.records import Card, Record, RecordKind, Sequencer
+from protocol.table import record_key
 from sim.network import NetworkConfig, delays_named
 from sim.process import Process
+from sim.regions import Region, links_in, regions_of
 from sim.world import World
 
 SAMPLES = 256
@@ -57,13 +60,39 @@ class Formation:
     config: NodeConfig = field(default_factory=NodeConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it is a mesh of which no node holds all."""
+        horizon = self.config.gossip.horizon
+        return self.nodes - 1 > horizon.peers * (1.0 + horizon.slack)
+
+
+class _Laid:
+    """Whose cards each node is given."""
+
+    def __init__(self, records: list[Record], regions: list[Region]) -> None:
+        """Those of everybody where there are no regions."""
+        self._records = records
+        self._regions = regions
+        keys = [record_key(record.peer_id, RecordKind.CARD) for record in records]
+        self._order = {number: place for place, number in enumerate(sorted(range(len(keys)), key=keys.__getitem__))}
+
+    def of(self, index: int) -> list[Record]:
+        """The cards of one node, in the order of their keys, in which a table takes them fastest."""
+        if not self._regions:
+            return self._records
+        region = self._regions[index]
+        return [
+            self._records[number] for number in sorted([*region.nearest.tolist(), *region.beyond], key=self._order.__getitem__)
+        ]
+
 
 def formed(
     formation: Formation,
     progress: Progress = lambda _share: None,
     prepare: Callable[[World], object] = lambda _world: None,
 ) -> World:
-    """Makes a mesh in which everybody holds everybody's card and the links are open.
+    """Makes a mesh in which everybody holds everybody's card, or those of its region, and the links are open.
 
     Args:
         formation: what it is like.
@@ -95,15 +124,20 @@ def formed(
         progress(0.1 + 0.4 * world.now / within_s)
     records = [record for process in world.processes if (record := process.node.table.get(process.peer_id, RecordKind.CARD))]
     assert len(records) == formation.nodes, "every process has signed a card"
+    regions = regions_of(world, formation.config) if formation.is_large else []
+    links = links_in(world, regions, formation.config) if regions else links
+    laid = _Laid(records, regions)
     for process in world.processes:
-        _lay_cards(world, process, records)
+        if regions:
+            process.node.gossip.horizon.scope = regions[process.index].scope
+        _lay_cards(world, process, laid.of(process.index))
     progress(0.7)
     for one, other in links:
         world.connect(world.processes[one], world.processes[other])
     world.run(world.now + GREETED_S)
     progress(0.9)
     for process in world.processes:
-        _introduce(world, process, records)
+        _introduce(world, process, laid.of(process.index))
     doors = world.streams.of("bootstrap")
     for process in world.processes:
         others = [peer.address for peer in doors.sample(world.processes, min(DOORS + 1, formation.nodes)) if peer is not process]

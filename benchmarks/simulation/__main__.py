@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.harness import FOLDER
-from benchmarks.simulation import churn, deaths, memory, split, spread, stalls, steady
+from benchmarks.simulation import churn, deaths, horizon, memory, split, spread, stalls, steady
 from benchmarks.simulation.figures import COLUMNS, Figure, merged, read, update_document, write
 from benchmarks.simulation.scenario import Measure, Options
 from sim.garbage import collect_seldom
@@ -40,6 +40,7 @@ class Scenario:
     measure: Measure
     sizes: tuple[int, ...]
     quick_size: int = 8
+    horizon: int | None = None  # cards that a node means to hold, where the scenario is about that; in quick runs a sixteenth
 
 
 SCENARIOS = {
@@ -48,6 +49,7 @@ SCENARIOS = {
     deaths.NAME: Scenario(deaths.measure, (30,)),
     stalls.NAME: Scenario(stalls.measure, (100,), quick_size=10),
     steady.NAME: Scenario(steady.measure, (100, 1000, 3000)),
+    horizon.NAME: Scenario(horizon.measure, (1000, 4000, 10_000), quick_size=24, horizon=256),
     memory.NAME: Scenario(memory.measure, (100, 1000, 10_000), quick_size=50),
     churn.NAME: Scenario(churn.measure, (1000,)),
 }
@@ -65,7 +67,7 @@ def _adopt(shares: "SynchronizedArray[float]") -> None:
 _shares: "SynchronizedArray[float] | None" = None
 
 
-def run_job(place: int, name: str, nodes: int, seed: int, quick: bool, delays: str) -> list[Figure]:
+def run_job(place: int, name: str, nodes: int, seed: int, quick: bool, delays: str, peers: int | None) -> list[Figure]:
     """One scenario at one size, in whatever process."""
 
     def progress(share: float) -> None:
@@ -73,12 +75,17 @@ def run_job(place: int, name: str, nodes: int, seed: int, quick: bool, delays: s
             _shares[place] = share
 
     collect_seldom()  # the mesh of the job before is collected too
-    figures = SCENARIOS[name].measure(nodes, seed, Options(quick=quick, delays=delays, progress=progress))
+    options = Options(quick=quick, delays=delays, progress=progress)
+    usual = SCENARIOS[name].horizon
+    peers = peers or (usual // 16 if usual is not None and quick else usual)
+    figures = SCENARIOS[name].measure(nodes, seed, options if peers is None else options.with_horizon(peers))
     progress(1.0)
     return figures
 
 
-def run_all(jobs: Sequence[tuple[str, int]], seed: int, *, quick: bool, delays: str, processes: int) -> list[Figure]:
+def run_all(
+    jobs: Sequence[tuple[str, int]], seed: int, *, quick: bool, delays: str, processes: int, peers: int | None = None
+) -> list[Figure]:
     """All jobs, at most so many at once, with a bar for each; the figures in the order of the jobs."""
     console = Console(stderr=True)
     bar = Progress(console=console, transient=True) if console.is_terminal else None
@@ -87,7 +94,7 @@ def run_all(jobs: Sequence[tuple[str, int]], seed: int, *, quick: bool, delays: 
     with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(shares,)) as pool, bar or nullcontext():
         futures: list[Future[list[Figure]]] = []
         for place, (name, nodes) in enumerate(jobs):
-            futures.append(pool.submit(run_job, place, name, nodes, seed, quick, delays))
+            futures.append(pool.submit(run_job, place, name, nodes, seed, quick, delays, peers))
         tasks = [bar.add_task(f"{name}, {nodes:,} nodes", total=1.0) for name, nodes in jobs] if bar else []
         waiting = set(futures)
         while waiting:
@@ -116,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, action="append", help="a size instead of the usual ones; may be given again")
     parser.add_argument("--seed", type=int, default=1, help="everything follows from it (1)")
     parser.add_argument("--delays", default="continents", help="line, grid, continents, or a file as in `python -m sim`")
+    parser.add_argument("--horizon", type=int, help="cards that a node means to hold, instead of the usual number")
     parser.add_argument("--processes", type=int, default=1, help="meshes at once, at most 2 (1); the speed is true with 1")
     parser.add_argument("--output", type=Path, help=f"the JSON file ({FOLDER}/simulation.json)")
     parser.add_argument("--document", type=Path, help=f"the file with the generated section ({DOCUMENT})")
@@ -128,7 +136,14 @@ def main(arguments: list[str] | None = None) -> int:
     if any(nodes < 4 for nodes in options.nodes or ()) or options.processes < 1:
         parser.error("at least 4 nodes and one process")
     jobs = [(name, nodes) for name in names for nodes in _sizes(name, options.nodes, quick=options.quick)]
-    found = run_all(jobs, options.seed, quick=options.quick, delays=options.delays, processes=options.processes)
+    found = run_all(
+        jobs,
+        options.seed,
+        quick=options.quick,
+        delays=options.delays,
+        processes=options.processes,
+        peers=options.horizon,
+    )
     found += steady.trend(found, Options(quick=options.quick))
     Console(width=170).print(table([figure for figure in found if options.details or not figure.detail]))
     output = options.output or (None if options.quick else FOLDER / "simulation.json")

@@ -58,7 +58,9 @@ def rates_at(nodes: int, config: NodeConfig) -> dict[str, float]:
     """Per second, how many things of each kind a node is told of that has so many peers; copies not counted."""
     linked = min(nodes - 1, config.membership.near_max + 2 * config.membership.far_max)
     watched = min(linked, config.gossip.degree)
-    cards_per_s = (nodes - 1) / (config.announcer.card_lifetime_s / 2.0)
+    horizon = config.gossip.horizon
+    held = min(nodes - 1, horizon.peers + horizon.sample_max)
+    cards_per_s = held / (config.announcer.card_lifetime_s / 2.0)
     return {
         # theirs, and the echoes of ours
         "probe": watched * 2.0 / config.probe.interval_s + (linked - watched) * 2.0 / config.probe.idle_interval_s,

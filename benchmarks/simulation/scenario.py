@@ -41,6 +41,11 @@ class Options:
     config: NodeConfig = field(default_factory=NodeConfig)
     progress: Progress = _silent
 
+    def with_horizon(self, peers: int) -> "Options":
+        """The same options for nodes that mean to hold so many cards."""
+        gossip = self.config.gossip
+        return replace(self, config=replace(self.config, gossip=replace(gossip, horizon=replace(gossip.horizon, peers=peers))))
+
     def part(self, begin: float, end: float) -> "Options":
         """The same options for a part of the work, whose progress counts from `begin` to `end`."""
         whole = self.progress

@@ -57,7 +57,7 @@ def measure(nodes: int, seed: int, options: Options) -> list[Figure]:
         process.node.table.use_packer(RecordPacker())
     cores = [float(reachable_bytes(process.node)) for process in world.processes[:CORES_MEASURED]]
     return [
-        *_received(nodes, traffic, window_s, quick=options.quick),
+        *received(nodes, traffic, window_s, quick=options.quick),
         *_stale(nodes, staleness, quick=options.quick),
         *_parts(nodes, world),
         Figure(
@@ -108,7 +108,8 @@ def _parts(nodes: int, world: World) -> list[Figure]:
     ]
 
 
-def _received(nodes: int, traffic: Traffic, window_s: float, *, quick: bool) -> list[Figure]:
+def received(nodes: int, traffic: Traffic, window_s: float, *, quick: bool, scenario: str = NAME) -> list[Figure]:
+    """What a node has received in a window, whole and by kind of message."""
     per = nodes * window_s
     payload = sum(traffic.payload_bytes.values()) / per / KB
     kinds = sorted(traffic.messages)
@@ -117,7 +118,7 @@ def _received(nodes: int, traffic: Traffic, window_s: float, *, quick: bool) -> 
     against = NEAR_RING if theirs else ""
     rows = [
         Figure(
-            NAME,
+            scenario,
             PAYLOAD,
             payload,
             "kB/s",
@@ -128,7 +129,7 @@ def _received(nodes: int, traffic: Traffic, window_s: float, *, quick: bool) -> 
             goal,
         ),
         Figure(
-            NAME,
+            scenario,
             WIRE,
             wire,
             "kB/s",
@@ -139,7 +140,7 @@ def _received(nodes: int, traffic: Traffic, window_s: float, *, quick: bool) -> 
             goal,
         ),
         Figure(
-            NAME,
+            scenario,
             "messages received per node",
             sum(traffic.messages.values()) / per,
             "/s",
@@ -150,7 +151,7 @@ def _received(nodes: int, traffic: Traffic, window_s: float, *, quick: bool) -> 
     for kind in kinds:
         rows.append(
             Figure(
-                NAME,
+                scenario,
                 f"{WIRE}: {kind}",
                 traffic.wire_bytes(kind) / per / KB,
                 "kB/s",
@@ -161,7 +162,7 @@ def _received(nodes: int, traffic: Traffic, window_s: float, *, quick: bool) -> 
         )
         rows.append(
             Figure(
-                NAME,
+                scenario,
                 f"messages received per node: {kind}",
                 traffic.messages[kind] / per,
                 "/s",

@@ -98,7 +98,7 @@ class Gossip:
         self._luck = luck
         self.reader = GossipReader()
         self._overlay = Overlay(config, luck)
-        self._horizon = Horizon(config.horizon, table, luck)
+        self.horizon = Horizon(config.horizon, table, luck)
         self._shuffle_at = 0.0
         self._peers: dict[PeerId, Conversation] = {}
         self._order: list[PeerId] = []  # connected peers, sorted
@@ -170,16 +170,16 @@ class Gossip:
 
     def handle_moved(self, place: Coordinate) -> None:
         """Takes over where this node is."""
-        self._horizon.handle_moved(place)
+        self.horizon.handle_moved(place)
 
     @property
     def scope(self) -> Scope | None:
         """The part of the mesh of which this node holds all cards; None for everything."""
-        return self._horizon.scope
+        return self.horizon.scope
 
     def beyond(self) -> list[PeerId]:
         """Those whose cards are held though they are beyond the scope, in the order of their ids."""
-        return self._horizon.beyond()
+        return self.horizon.beyond()
 
     def seek(self, search: Seek, peers: Iterable[PeerId], now: float) -> None:
         """Ask connected peers for cards beyond the scope; what comes is accepted as any record that was asked for."""
@@ -261,7 +261,7 @@ class Gossip:
             raise LocalProtocolError(ErrorCode.MALFORMED, f"sequence number {record.sequence} is not newer than the last")
         key = record_key(record.peer_id, record.kind)
         if record.kind is RecordKind.CARD:
-            for peer_id in self._horizon.unheard_by((peer_id, self._peers[peer_id].scope) for peer_id in self._order):
+            for peer_id in self.horizon.unheard_by((peer_id, self._peers[peer_id].scope) for peer_id in self._order):
                 self._send(peer_id, answer_messages([(key, record.sequence)]))
         if record.kind in COMPARED and outcome.says_the_same:
             self._renewed[key] = record.sequence
@@ -359,7 +359,7 @@ class Gossip:
         if record.peer_id == self._table.own:
             self._outputs.append(OwnRecordHeard(record.sequence))
             return
-        if not (sought or self._horizon.takes(record, self._peers)):
+        if not (sought or self.horizon.takes(record, self._peers)):
             return
         outcome = self._table.offer(record, now, wall_s)
         match outcome:
@@ -368,8 +368,8 @@ class Gossip:
                 self._outputs.append(RecordAccepted(record, peer_id, outcome.replaced))
                 if not sought:
                     self._pass_on(record, peer_id, outcome, asked, now)
-                self._horizon.note(record, outcome.replaced)
-                if self._horizon.is_overfull:
+                self.horizon.note(record, outcome.replaced)
+                if self.horizon.is_overfull:
                     self._look(now)
             case Equivocation(kept=kept, offered=offered):
                 self._refused.add(envelope)
@@ -410,7 +410,7 @@ class Gossip:
             peer = self._peers[peer_id]
             if peer_id in except_for or peer.misbehaved or peer.has.get(key, 0) >= record.sequence:
                 continue
-            if peer.scope is not None and record.kind in COMPARED and not self._horizon.concerns(peer.scope, record, replaced):
+            if peer.scope is not None and record.kind in COMPARED and not self.horizon.concerns(peer.scope, record, replaced):
                 continue
             self._pushes.add(peer_id, record.envelope)
         if record.kind in COMPARED:
@@ -424,7 +424,7 @@ class Gossip:
 
     def _heartbeat(self, now: float) -> None:
         """Ask for links or give some back, and announce what was news."""
-        if self._horizon.is_due(now):
+        if self.horizon.is_due(now):
             self._look(now)
         if self.scope is not None and now >= self._shuffle_at:
             self._shuffle(now)
@@ -435,14 +435,14 @@ class Gossip:
             self._prune(peer_id)
         if scarce := self._news.heartbeat(self._config.copies_enough):
             for peer_id in self._overlay.outside(self._config.degree_lazy):
-                self._send(peer_id, answer_messages(self._horizon.concerning(self._peers[peer_id].scope, scarce)))
+                self._send(peer_id, answer_messages(self.horizon.concerning(self._peers[peer_id].scope, scarce)))
         if self._renewed:
             told = list(self._renewed.items())
             self._renewed = {}
             for peer_id in self._overlay.members:
                 peer = self._peers[peer_id]
                 fresh = [(key, sequence) for key, sequence in told if peer.has.get(key, 0) < sequence]
-                self._send(peer_id, answer_messages(self._horizon.concerning(peer.scope, fresh)))
+                self._send(peer_id, answer_messages(self.horizon.concerning(peer.scope, fresh)))
 
     def _handle_link(
         self, peer_id: PeerId, peer: Conversation, message: Graft | Prune | Keep | ScopeTold | Seek, now: float
@@ -462,7 +462,7 @@ class Gossip:
             case ScopeTold(scope=scope):
                 peer.scope, peer.view = scope, None
             case Seek():
-                self._serve(peer_id, peer, self._horizon.found(message, peer.scope), now)
+                self._serve(peer_id, peer, self.horizon.found(message, peer.scope), now)
             case _:
                 assert_never(message)
 
@@ -492,7 +492,7 @@ class Gossip:
 
     def _look(self, now: float) -> None:
         """Fit the scope to what is known; where it is another now, all are told, and the mesh is compared with anew."""
-        changed, dropped = self._horizon.look(self._peers, now)
+        changed, dropped = self.horizon.look(self._peers, now)
         self._outputs.extend(RecordEvicted(record) for record in dropped)
         if changed:
             for peer_id in self._order:
@@ -520,7 +520,7 @@ class Gossip:
         if self.scope is None and peer.scope is None:
             return self._table
         if peer.view is None:
-            peer.view = View(self._horizon, peer.scope)
+            peer.view = View(self.horizon, peer.scope)
         return peer.view
 
     # Digests
