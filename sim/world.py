@@ -21,6 +21,7 @@ from protocol.inference import Feature
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output, RecordSealed, ReserveSequences
 from protocol.quic.events import EndpointConfig
+from protocol.quic.seam import EngineConfig
 from protocol.records import Hardware, ModelOffer, Record, Sequencer
 from sim.journal import Journal
 from sim.luck import Streams
@@ -33,6 +34,10 @@ WALL_S = 1_800_000_000.0
 
 DIAL_TIMEOUT_S = 5.0
 """Seconds after which a dial into the void has failed, as in the shell."""
+
+DIAL_AGAIN_S = tuple(2.0 * EngineConfig().initial_rtt_s * (2.0**tries - 1.0) for tries in range(1, 5))
+"""Seconds after which the first packet of a dial that is not answered goes out again: 0.2, 0.6, 1.4 and 3. Probe timeouts that
+double, from twice the round trip that is assumed before there is a sample (RFC 9002 section 6.2)."""
 
 IDLE_TIMEOUT_S = 30.0
 """Seconds after which a greeting that never got through is given up, as QUIC's idle timeout does."""
@@ -438,7 +443,7 @@ class World:
     def _dial(
         self, process: Process, target: membership.Target, addresses: tuple[Multiaddr, ...], *, afresh: bool = False
     ) -> None:
-        """Tries the addresses in turn; each takes a round trip, or the timeout where nobody answers."""
+        """Tries the addresses in turn: packets go out until one is answered, or until the timeout."""
         life = process.life
         if not addresses:
             self.at(self.now, lambda: self._enter(process, life, lambda: self._dial_failed(process, target)))
@@ -446,24 +451,46 @@ class World:
         other = self.processes[addresses[0].port - FIRST_PORT]
         expected = addresses[0].peer_id
 
-        def reachable() -> bool:
-            cut = self.network.is_cut
-            if cut(process.index, other.index) or cut(other.index, process.index):
-                return False
-            return other.works and addresses[0].host == other.address.host
+        over: list[bool] = []
+        began = self.now
 
         def answered() -> None:
-            if reachable() and expected in (None, other.peer_id):
-                self._established(process, other, target)
-            else:
+            if not over and self._reaches(process, other, addresses[0]):
+                over.append(True)
+                if expected in (None, other.peer_id):
+                    self._established(process, other, target)
+                else:
+                    self._dial(process, target, addresses[1:], afresh=afresh)
+
+        def timed_out() -> None:
+            if not over:
+                over.append(True)
                 self._dial(process, target, addresses[1:], afresh=afresh)
 
-        took_s = DIAL_TIMEOUT_S
-        if reachable():
-            there_s = self.network.message(process.index, other.index, HANDSHAKE_BYTES, self.now)
-            back_s = self.network.message(other.index, process.index, HANDSHAKE_BYTES, self.now)
-            took_s = min(there_s + back_s, DIAL_TIMEOUT_S)
-        self.at(self.now + took_s, lambda: self._enter(process, life, answered))
+        def send(tries: int) -> None:
+            if over:
+                return
+            if self._reaches(process, other, addresses[0]) and (took_s := self._answer_s(process, other)) is not None:
+                self.at(self.now + took_s, lambda: self._enter(process, life, answered))
+            if tries < len(DIAL_AGAIN_S):
+                self.at(began + DIAL_AGAIN_S[tries], lambda: send(tries + 1))
+            else:
+                self.at(began + DIAL_TIMEOUT_S, lambda: self._enter(process, life, timed_out))
+
+        send(0)
+
+    def _reaches(self, process: Process, other: Process, address: Multiaddr) -> bool:
+        """Whether somebody answers at an address now."""
+        cut = self.network.is_cut
+        if cut(process.index, other.index) or cut(other.index, process.index):
+            return False
+        return other.works and address.host == other.address.host
+
+    def _answer_s(self, process: Process, other: Process) -> float | None:
+        """Seconds until the answer to the first packet of a dial comes; None when either is lost."""
+        there_s = self.network.datagram(process.index, other.index, HANDSHAKE_BYTES, self.now)
+        back_s = self.network.datagram(other.index, process.index, HANDSHAKE_BYTES, self.now)
+        return there_s[0] + back_s[0] if there_s and back_s else None
 
     def _dial_failed(self, process: Process, target: membership.Target) -> None:
         process.node.handle_dial_failed(target, self.now)

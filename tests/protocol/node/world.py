@@ -27,6 +27,8 @@ WALL_S = 1_800_000_000.0
 """Wall-clock seconds since 1970 at virtual time 0."""
 DIAL_TIMEOUT_S = 5.0
 """Seconds after which a dial into the void has failed, as in the shell."""
+DIAL_AGAIN_S = (0.2, 0.6, 1.4, 3.0)
+"""Seconds after which the first packet of a dial that is not answered goes out again, as in the simulator's world."""
 HARDWARE = Hardware("virtual", 1, 8_000_000_000, 1)
 ECHO = ModelOffer("echo", frozenset({Feature.EMBEDDINGS}), engine="echo")
 
@@ -285,7 +287,7 @@ class World:
     # Connections
 
     def _dial(self, member: Member, target: membership.Target, addresses: tuple[Multiaddr, ...]) -> None:
-        """Tries the addresses in turn; each takes a round trip, or the timeout where nobody answers."""
+        """Tries the addresses in turn: packets go out until one is answered, or until the timeout."""
         life = member.life
         if not addresses:
             member.node.handle_dial_failed(target, self.now)
@@ -294,16 +296,25 @@ class World:
         other = self.members[addresses[0].port - 1000]
         expected = addresses[0].peer_id
 
-        def answered() -> None:
-            if member.life != life or not member.running:
+        over: list[bool] = []
+
+        def ended(answered: bool) -> None:
+            if over or member.life != life or not member.running:
                 return
-            if other.running and self._passes(member, other) and expected in (None, other.peer_id):
+            over.append(True)
+            if answered and expected in (None, other.peer_id):
                 self._established(member, other, target)
             else:
                 self._dial(member, target, addresses[1:])
 
-        silent = not other.running or not self._passes(member, other)
-        self.at(self.now + (DIAL_TIMEOUT_S if silent else self.rtt_s(member, other)), answered)
+        def send() -> None:
+            if not over and other.running and self._passes(member, other):
+                self.at(self.now + self.rtt_s(member, other), lambda: ended(other.running and self._passes(member, other)))
+
+        send()
+        for wait_s in DIAL_AGAIN_S:
+            self.at(self.now + wait_s, send)
+        self.at(self.now + DIAL_TIMEOUT_S, lambda: ended(False))
 
     def _established(self, member: Member, other: Member, target: membership.Target) -> None:
         if member is other:
