@@ -387,9 +387,11 @@ def test_a_peer_that_is_heard_and_does_not_answer_is_suspected() -> None:
         assert now < 3.0
     machine.handle_datagram(A, bytes([KIND_PROBE]) + bytes(8), now, now)
     assert not any(isinstance(output, PeerRecovered) for output in drain(machine))
-    machine.handle_timer(now)
+    soon = machine.next_timer()
+    assert soon <= now + 2 * CONFIG.burst_interval_s * (1.0 + CONFIG.interval_spread)
+    machine.handle_timer(soon)
     (probe,) = drain(machine)  # whether it hears this node is found out at once
-    machine.handle_datagram(A, echo_of(probe), now + 0.02, now + 0.02)
+    machine.handle_datagram(A, echo_of(probe), soon + 0.02, soon + 0.02)
     assert PeerRecovered(A) in drain(machine)
 
 
@@ -452,6 +454,27 @@ def test_a_peer_has_answered_lately_for_as_long_as_a_watcher_waits() -> None:
     pair.run(140.0)
     assert asked.liveness(B) is Liveness.SUSPECTED
     assert not asked.answered_lately(B, answered_at), "a suspected peer has to answer anew"
+
+
+def test_probes_that_a_path_held_for_three_seconds_are_no_flood_when_they_come_at_once() -> None:
+    """One way is clogged, so each end misses the other's echoes, and one of them hears the other ask."""
+    pair = Pair(rtt_s=0.0)
+    pair.run(110.0)
+    asks, deaf = pair.nodes[A], pair.nodes[B]
+    asks.handle_doubt(B, 110.0)
+    held: list[bytes] = []
+    for step in range(3000):
+        now = 110.0 + step * 0.001
+        for machine in (asks, deaf):
+            machine.handle_timer(now)
+        for output in drain(deaf):
+            if isinstance(output, SendDatagram):
+                asks.handle_datagram(B, output.payload, now, now)
+        held += [output.payload for output in drain(asks) if isinstance(output, SendDatagram) and output.payload[0] == KIND_PROBE]
+    assert len(held) > 20
+    for payload in held:
+        deaf.handle_datagram(A, payload, 113.0, 113.0)
+    assert not [output for output in drain(deaf) if isinstance(output, Misbehaved)]
 
 
 def suspected_for_s(seed: int, answered: float) -> float:
