@@ -3,9 +3,10 @@
 Every node has one uplink that sends so many bytes a second and holds so many bytes; what does not fit is dropped. Behind it a
 packet takes the one-way delay of its path plus an exponential jitter. What faults add (loss, blocked paths, copies, packets that
 overtake one another) is asked of the hooks in the order in which they were put up. A datagram is delivered zero, one or two
-times; a piece of a stream always is, later by a retransmission timeout for every time it was lost.
+times; a piece of a stream always is, later for every time it was lost: by a probe timeout, which doubles, or by the time until a
+later packet of the same path is acknowledged, which is shorter where much is sent.
 
-Source: RFC 9002 section 6.2 (probe timeouts double); PlanetLab and Seattle matrices of Ledlie et al. and of serf for the files.
+Source: RFC 9002 sections 6.1 (a loss shows by later packets) and 6.2 (probe timeouts double); PlanetLab and Seattle matrices of Ledlie et al. and of serf for the files.
 """
 
 from collections import deque
@@ -25,6 +26,18 @@ PACKET_OVERHEAD_BYTES = 60
 
 RETRANSMISSION_S_MIN = 0.025
 """Seconds. The shortest probe timeout: QUIC's default max_ack_delay, RFC 9002 section 6.2.1."""
+
+RETRANSMISSION_S_MAX = 15.0
+"""Seconds. Gaps between packets that are longer count as so long: QUIC's keep-alive of this mesh sends one then."""
+
+LOSS_SHOWS_RTTS = 9.0 / 8.0
+"""Round trips, unitless, after which a packet is held to be lost when a later one was acknowledged: RFC 9002 section 6.1.2."""
+
+GAP_GAIN = 0.25
+"""Share of the newest gap in the mean gap between two packets of a path, unitless: some four packets are remembered."""
+
+GAP_S_MIN = 0.001
+"""Seconds. Packets that leave closer together are acknowledged together: a timer's granularity, RFC 9002 section 6.1.2."""
 
 RETRANSMISSIONS_MAX = 8
 """Losses of one piece of a stream in a row, a count: at 50 % loss one piece in 256 would meet more."""
@@ -211,6 +224,7 @@ class Network:
 
     def __post_init__(self) -> None:
         self._free_at: dict[int, float] = {}
+        self._sent: dict[tuple[int, int], tuple[float, float]] = {}  # per lossy path: when last, and the mean gap before
         self._jitter = self.streams.of("jitter")
         self._copies = self.streams.of("copies")
 
@@ -257,9 +271,11 @@ class Network:
         if self.blocks and self.is_blocked(one, other):
             tally.blocked += 1
             return ()
-        if self.losses and any(lossy(now, one, other, True) for lossy in self.losses):
-            tally.lost += 1
-            return ()
+        if self.losses:
+            self._gap_s(one, other, now)
+            if any(lossy(now, one, other, True) for lossy in self.losses):
+                tally.lost += 1
+                return ()
         first_s = waits_s + self.path_s(one, other)
         for share, late_s in self.reorderings:
             if self._copies.random() < share:
@@ -283,13 +299,34 @@ class Network:
         if waits_s is None:
             tally.overflowed += 1
             waits_s, late_s = self._queue_bytes(one) / self._rate(one), timeout_s
-        for _ in range(RETRANSMISSIONS_MAX):
-            if not any(lossy(now, one, other, False) for lossy in self.losses):
-                break
-            tally.lost += 1
-            late_s += timeout_s
-            timeout_s *= 2.0
+        if self.losses:
+            late_s += self._lost_s(one, other, now, timeout_s)
         return waits_s + late_s + self.path_s(one, other)
+
+    def _lost_s(self, one: int, other: int, now: float, timeout_s: float) -> float:
+        """By how much losses make a piece of a stream late, in seconds."""
+        late_s, gap_s = 0.0, self._gap_s(one, other, now)
+        shows_s = LOSS_SHOWS_RTTS * (self.delays.one_way_s(one, other) + self.delays.one_way_s(other, one))
+        for _ in range(RETRANSMISSIONS_MAX):
+            if not self._is_lost(one, other, now):
+                break
+            self.tally.lost += 1
+            wait_s = shows_s + gap_s
+            while wait_s < timeout_s and (self._is_lost(one, other, now) or self._is_lost(other, one, now)):
+                wait_s += gap_s  # the later packet was lost as well, or its acknowledgement
+            late_s += min(timeout_s, wait_s)
+            timeout_s *= 2.0
+        return late_s
+
+    def _is_lost(self, one: int, other: int, now: float) -> bool:
+        return any(lossy(now, one, other, False) for lossy in self.losses)
+
+    def _gap_s(self, one: int, other: int, now: float) -> float:
+        """Notes a packet; the mean gap between those of its path lately, in seconds."""
+        sent_at, mean_s = self._sent.get((one, other), (float("-inf"), RETRANSMISSION_S_MAX))
+        mean_s += GAP_GAIN * (min(now - sent_at, RETRANSMISSION_S_MAX) - mean_s)
+        self._sent[one, other] = now, mean_s
+        return max(mean_s, GAP_S_MIN)
 
     def _rate(self, one: int) -> float:
         return self.rates.get(one, self.config.uplink_bytes_per_s)

@@ -97,6 +97,35 @@ def test_reordered_datagrams_overtake() -> None:
     assert arrivals != sorted(arrivals)
 
 
+def lateness(per_s: float, share: float = 0.3, one_way_s: float = 0.1) -> list[float]:
+    """How late messages on one stream are, in one-way trips, in order of size: none arrives before the one before it."""
+    net, luck = Network(Line(one_way_s), NetworkConfig(jitter_s=0.0), Streams(1)), Streams(2).of("loss")
+    net.losses.append(lambda *_: luck.random() < share)
+    now, arrived, late = 0.0, 0.0, []
+    for _ in range(4000):
+        now += luck.expovariate(per_s)
+        arrived = max(arrived, now + net.message(0, 1, 200, now))
+        late.append((arrived - now) / one_way_s)
+    return sorted(late)
+
+
+@pytest.mark.parametrize(("per_s", "median", "p99"), [(10.0, 3.9, 15.8), (40.0, 4.9, 27.4)])
+def test_a_busy_stream_is_as_late_under_loss_as_real_endpoints_are(per_s: float, median: float, p99: float) -> None:
+    """The figures are those of qh3 at the same loss and distance: a loss shows by the packets after it."""
+    late = lateness(per_s)
+    assert median / 1.5 < late[2000] < median * 1.5
+    assert p99 / 2 < late[3960] < p99 * 2
+
+
+def test_a_lone_message_waits_for_probe_timeouts_that_double() -> None:
+    late = lateness(0.02)
+    assert [round(trips) for trips in (late[2000], late[3200], late[3700])] == [1, 4, 10]
+
+
+def test_a_path_that_loses_everything_is_late_and_no_more() -> None:
+    assert lateness(1000.0, share=1.0)[0] > 100.0
+
+
 def test_a_full_uplink_drops_and_empties_again() -> None:
     net = Network(Line(), NetworkConfig(uplink_bytes_per_s=100_000.0, uplink_queue_bytes=10_000), Streams(1))
     arrived = sum(len(net.datagram(0, 1, 940, 0.0)) for _ in range(30))
