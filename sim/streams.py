@@ -18,8 +18,9 @@ from itertools import count
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.multiaddr import Multiaddr
+from sim.dial import DIAL_TIMEOUT_S, HANDSHAKE_BYTES
 from sim.process import FIRST_PORT, Link, Process
-from sim.world import DIAL_TIMEOUT_S, HANDSHAKE_BYTES, RETRY_S, World
+from sim.world import RETRY_S, World
 
 RESET_BYTES = 20
 """Bytes of RESET_STREAM and STOP_SENDING together: RFC 9000 sections 19.4 and 19.5, with ids of one byte."""

@@ -21,8 +21,8 @@ from protocol.inference import Feature
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output, RecordSealed, ReserveSequences
 from protocol.quic.events import EndpointConfig
-from protocol.quic.seam import EngineConfig
 from protocol.records import Hardware, ModelOffer, Record, Sequencer
+from sim.dial import FirstPackets
 from sim.journal import Journal
 from sim.luck import Streams
 from sim.network import Delays, Line, Network, NetworkConfig
@@ -32,13 +32,6 @@ from sim.reader import SharedPacker, SharedReader
 WALL_S = 1_800_000_000.0
 """Wall-clock seconds since 1970 at virtual time 0: a round number in 2027."""
 
-DIAL_TIMEOUT_S = 5.0
-"""Seconds after which a dial into the void has failed, as in the shell."""
-
-DIAL_AGAIN_S = tuple(2.0 * EngineConfig().initial_rtt_s * (2.0**tries - 1.0) for tries in range(1, 5))
-"""Seconds after which the first packet of a dial that is not answered goes out again: 0.2, 0.6, 1.4 and 3. Probe timeouts that
-double, from twice the round trip that is assumed before there is a sample (RFC 9002 section 6.2)."""
-
 IDLE_TIMEOUT_S = 30.0
 """Seconds after which a greeting that never got through is given up, as QUIC's idle timeout does."""
 
@@ -47,9 +40,6 @@ RETRY_S = 0.25
 
 FAREWELL_S = EndpointConfig().farewell_s
 """Seconds in which the end that closed a connection says so again to a peer that goes on talking, as the endpoint does."""
-
-HANDSHAKE_BYTES = 1200
-"""Bytes of a handshake's first datagram: RFC 9000 section 14.1."""
 
 HARDWARE = Hardware("virtual", 1, 8_000_000_000, 1)
 ECHO = ModelOffer("echo", frozenset({Feature.EMBEDDINGS}), engine="echo")
@@ -209,7 +199,7 @@ class World:
             process.node.handle_addresses((process.address,), self.now)
             self.settle(process)
 
-        self._enter(process, process.life, learns)
+        self.enter(process, process.life, learns)
 
     def _lose_connections(self, process: Process) -> None:
         """Ends all connections at one end, without a word to the other."""
@@ -234,7 +224,7 @@ class World:
     def later(self, process: Process, delay_s: float, action: Callable[[], None]) -> None:
         """Lets something happen in a process after a while, if this life of it lasts that long."""
         life = process.life
-        self.at(self.now + delay_s, lambda: self._enter(process, life, action))
+        self.at(self.now + delay_s, lambda: self.enter(process, life, action))
 
     def run(self, until: float) -> None:
         """Lets time pass."""
@@ -259,7 +249,7 @@ class World:
 
     # Into and out of a process
 
-    def _enter(self, process: Process, life: int, action: Callable[[], None]) -> None:
+    def enter(self, process: Process, life: int, action: Callable[[], None]) -> None:
         """The one way into a process; faults stop it or make it late here."""
         if process.life != life or not process.running:
             return
@@ -288,7 +278,7 @@ class World:
 
     def _due(self, process: Process, life: int, due: float) -> None:
         if process.armed_for == due:
-            self._enter(process, life, lambda: self._wake(process))
+            self.enter(process, life, lambda: self._wake(process))
 
     def _wake(self, process: Process) -> None:
         """What the driver's loop does when it comes round; a timer that has moved to later is waited for."""
@@ -325,7 +315,7 @@ class World:
                 self._dial(process, target, addresses, afresh=afresh)
             case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code):
                 life = process.life
-                self.at(self.now, lambda: self._enter(process, life, lambda: self.hang_up(process, peer_id, code)))
+                self.at(self.now, lambda: self.enter(process, life, lambda: self.hang_up(process, peer_id, code)))
             case (
                 forwarding.RunLocally()
                 | forwarding.Forward()
@@ -362,7 +352,7 @@ class World:
             if not self._is_open(link, other):
                 self._repeat_farewell(link, other, process)
             elif other.paused or other.slow_s > 0.0 or other.busy_until > self.now:
-                self._enter(other, link.lives[peer_id], take)
+                self.enter(other, link.lives[peer_id], take)
             else:
                 take()
 
@@ -417,7 +407,7 @@ class World:
             return
         payload = waiting.popleft()[1]
         if receiver.paused or receiver.slow_s > 0.0 or receiver.busy_until > self.now:
-            self._enter(receiver, link.lives[receiver.peer_id], lambda: self._take_message(link, receiver, sender, payload))
+            self.enter(receiver, link.lives[receiver.peer_id], lambda: self._take_message(link, receiver, sender, payload))
         else:
             self._take_message(link, receiver, sender, payload)
         if waiting and lane.speaking and not lane.moving:
@@ -446,51 +436,20 @@ class World:
         """Tries the addresses in turn: packets go out until one is answered, or until the timeout."""
         life = process.life
         if not addresses:
-            self.at(self.now, lambda: self._enter(process, life, lambda: self._dial_failed(process, target)))
+            self.at(self.now, lambda: self.enter(process, life, lambda: self._dial_failed(process, target)))
             return
         other = self.processes[addresses[0].port - FIRST_PORT]
-        expected = addresses[0].peer_id
-
-        over: list[bool] = []
-        began = self.now
 
         def answered() -> None:
-            if not over and self._reaches(process, other, addresses[0]):
-                over.append(True)
-                if expected in (None, other.peer_id):
-                    self._established(process, other, target)
-                else:
-                    self._dial(process, target, addresses[1:], afresh=afresh)
-
-        def timed_out() -> None:
-            if not over:
-                over.append(True)
+            if addresses[0].peer_id in (None, other.peer_id):
+                self._established(process, other, target)
+            else:
                 self._dial(process, target, addresses[1:], afresh=afresh)
 
-        def send(tries: int) -> None:
-            if over:
-                return
-            if self._reaches(process, other, addresses[0]) and (took_s := self._answer_s(process, other)) is not None:
-                self.at(self.now + took_s, lambda: self._enter(process, life, answered))
-            if tries < len(DIAL_AGAIN_S):
-                self.at(began + DIAL_AGAIN_S[tries], lambda: send(tries + 1))
-            else:
-                self.at(began + DIAL_TIMEOUT_S, lambda: self._enter(process, life, timed_out))
+        def timed_out() -> None:
+            self._dial(process, target, addresses[1:], afresh=afresh)
 
-        send(0)
-
-    def _reaches(self, process: Process, other: Process, address: Multiaddr) -> bool:
-        """Whether somebody answers at an address now."""
-        cut = self.network.is_cut
-        if cut(process.index, other.index) or cut(other.index, process.index):
-            return False
-        return other.works and address.host == other.address.host
-
-    def _answer_s(self, process: Process, other: Process) -> float | None:
-        """Seconds until the answer to the first packet of a dial comes; None when either is lost."""
-        there_s = self.network.datagram(process.index, other.index, HANDSHAKE_BYTES, self.now)
-        back_s = self.network.datagram(other.index, process.index, HANDSHAKE_BYTES, self.now)
-        return there_s[0] + back_s[0] if there_s and back_s else None
+        FirstPackets(self, process, other, addresses[0].host, answered, timed_out).send()
 
     def _dial_failed(self, process: Process, target: membership.Target) -> None:
         process.node.handle_dial_failed(target, self.now)
@@ -520,7 +479,7 @@ class World:
             link.open_at.add(end.peer_id)
             end.connections[peer.peer_id] = link
             if old is not None:
-                self._enter(end, end.life, lambda end=end, peer=peer: self._replaced(end, peer))  # type: ignore[misc]
+                self.enter(end, end.life, lambda end=end, peer=peer: self._replaced(end, peer))  # type: ignore[misc]
         self._greet_later(link, process, other, rtt_s, target, self.now)
         self._greet_later(link, other, process, rtt_s * 1.5, None, self.now)
 
@@ -549,7 +508,7 @@ class World:
                 else:
                     self.hang_up(end, peer.peer_id, ErrorCode.IDLE)
                 return
-            self._enter(end, link.lives[end.peer_id], greeted)
+            self.enter(end, link.lives[end.peer_id], greeted)
 
         def greeted() -> None:
             if self._is_open(link, end):
@@ -584,7 +543,7 @@ class World:
             if farewell.answers(self.now):
                 self._say_farewell(link, end, peer, farewell.code)
 
-        self._enter(end, end.life, answer)
+        self.enter(end, end.life, answer)
 
     def _insist(self, link: Link, sender: Process, receiver: Process) -> None:
         """Sends again, as long as that may be answered, what no acknowledgement comes for because the connection is closed."""
@@ -603,7 +562,7 @@ class World:
             if self.network.clogs and self.network.hold(process.index, other.index, heard):
                 return
             if self._is_open(link, other):
-                self._enter(other, link.lives[other.peer_id], closed)
+                self.enter(other, link.lives[other.peer_id], closed)
 
         def closed() -> None:
             if not self._is_open(link, other):

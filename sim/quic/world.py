@@ -96,7 +96,7 @@ class QuicWorld(World):
 
     def call_later(self, process: Process, life: int, delay_s: float, action: Callable[[], None]) -> None:
         """Lets something happen in a life of a process; what takes no time costs a slow process nothing."""
-        enter = self._enter if delay_s > 0.0 else self._do
+        enter = self.enter if delay_s > 0.0 else self._do
         self.at(self.now + delay_s, lambda: enter(process, life, action))
 
     # What the cores want
@@ -142,7 +142,7 @@ class QuicWorld(World):
             def take() -> None:
                 self.shells[other.index].receive(data, source, arrived_at)
 
-            self._enter(other, other.life, take)
+            self.enter(other, other.life, take)
 
         self.at(self.now + late_s, arrive)
 
