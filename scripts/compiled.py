@@ -25,8 +25,16 @@ TARGET = ROOT / "build" / "compiled"
 STAMP = TARGET / "made-from"
 PACKAGES = ("protocol", "sim")
 
-COMPILED = ("protocol",)
-"""What is compiled of it; the world stays as it is, so that faults can put on its processes what they like."""
+COMPILED = (
+    "protocol",
+    "sim/formed.py",
+    "sim/journal.py",
+    "sim/network.py",
+    "sim/process.py",
+    "sim/reader.py",
+    "sim/world.py",
+)
+"""What is compiled of it: the core, and what every event of a world passes through."""
 
 LEFT = (
     "protocol/quic",
@@ -47,8 +55,13 @@ OPEN = {
     "protocol/records/envelope.py": ("RecordReader",),
     "protocol/records/packing.py": ("RecordPacker",),
     "protocol/suspicion.py": ("Suspicion",),
+    "sim/world.py": ("World",),
 }
 """Classes that the simulator's hostile peers and its shared reader refine: the compiler has to be told that they may be."""
+
+_SLOTS = re.compile(r"^(@dataclass\(.*?)(, slots=True|slots=True, |slots=True)", re.MULTILINE)
+"""How a data class asks for slots: that makes the class anew, and what comes out of it is no compiled class; those have no
+dictionary anyway."""
 
 OPTIONS = {"MYPYC_OPT_LEVEL": "2", "MYPYC_DEBUG_LEVEL": "0"}
 """The C compiler's options: without debugging symbols it takes two thirds of the time."""
@@ -94,12 +107,15 @@ def compile_all(made_from: str) -> None:
         (TARGET / "protocol" / "schemas").mkdir(exist_ok=True)
         shutil.copyfile(schema, TARGET / "protocol" / "schemas" / schema.name)
     (TARGET / "mypy.ini").write_text(CONFIG)
-    chosen = [str(path) for path in sources() if path.parts[0] in COMPILED and not str(path).startswith(LEFT)]
-    for module, names in OPEN.items():
-        (TARGET / module).write_text(_opened((ROOT / module).read_text(), names))
+    chosen = [str(path) for path in sources() if str(path).startswith(COMPILED) and not str(path).startswith(LEFT)]
+    for module in chosen:
+        source = _SLOTS.sub(r"\1", (ROOT / module).read_text())
+        (TARGET / module).write_text(_opened(source, OPEN.get(module, ())))
     command = [sys.executable, "-c", "from mypyc.__main__ import main; main()", *chosen]
     print(f"compiling {len(chosen)} modules, once for these sources (about a minute)", file=sys.stderr, flush=True)
-    done = subprocess.run(command, cwd=TARGET, env={**os.environ, **OPTIONS}, check=False, capture_output=True, text=True, timeout=COMPILE_S)
+    done = subprocess.run(
+        command, cwd=TARGET, env={**os.environ, **OPTIONS}, check=False, capture_output=True, text=True, timeout=COMPILE_S
+    )
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr)
         done.check_returncode()
@@ -130,7 +146,7 @@ def main(arguments: list[str]) -> int:
         environment["PYTHONSAFEPATH"] = "1"  # the working directory's sources must not come first
     if not arguments:
         return 0
-    os.execve(sys.executable, [sys.executable, *arguments], environment)
+    return os.execve(sys.executable, [sys.executable, *arguments], environment)
 
 
 if __name__ == "__main__":
