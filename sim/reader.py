@@ -42,11 +42,11 @@ class SharedReader(GossipReader):
             del self._messages[next(iter(self._messages))]
         return message
 
-    def beat(self, payload: bytes, config: RecordConfig) -> Beat:
+    def beat(self, payload: bytes) -> Beat:
         """See `GossipReader`."""
         beat = self._beats.get(payload)
         if beat is None:
-            beat = self._beats[payload] = super().beat(payload, config)
+            beat = self._beats[payload] = super().beat(payload)
             if len(self._beats) > MESSAGES_MAX:
                 del self._beats[next(iter(self._beats))]
         return beat

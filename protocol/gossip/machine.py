@@ -25,6 +25,7 @@ from typing import assert_never
 from protocol.coordinates import Coordinate
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.gossip.beats import encode_beat
 from protocol.gossip.budget import Budget, Verdict
 from protocol.gossip.comparison import differing, newer, summary, wanted
 from protocol.gossip.conversation import Conversation
@@ -72,8 +73,6 @@ from protocol.records import (
     RecordHeader,
     RecordKind,
     check_network_and_time,
-    encode_payload,
-    fit,
     signed_bytes,
 )
 from protocol.scope import Scope
@@ -199,8 +198,7 @@ class Gossip:
 
     def tell_beat(self, beat: Beat, peers: Iterable[PeerId]) -> None:
         """Tell connected peers how this node is doing."""
-        records = self._table.config.records
-        message = encode_message(BeatTold(encode_payload(fit(beat, records), records)))
+        message = encode_message(BeatTold(encode_beat(beat)))
         for peer_id in peers:
             self._send(peer_id, [message])
 
@@ -470,7 +468,7 @@ class Gossip:
         if peer.beats.take(1, now) is not Verdict.GRANTED:
             self._outputs.append(RecordRefused(peer_id, ErrorCode.FLOODING))
             return
-        self._outputs.append(BeatHeard(peer_id, self.reader.beat(message.payload, self._table.config.records)))
+        self._outputs.append(BeatHeard(peer_id, self.reader.beat(message.payload)))
 
     def _note_has(self, peer: Conversation, entries: Iterable[tuple[RecordKey, int]]) -> None:
         """Remember what a peer has, so that it is not sent; what is forgotten costs one copy."""

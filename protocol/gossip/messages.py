@@ -109,7 +109,7 @@ class DontWant:
 
 @dataclass(frozen=True, slots=True)
 class BeatTold:
-    """How the sender is doing: the payload of a beat, packed. The connection proves who says so."""
+    """How the sender is doing, as `beats` packs it. The connection proves who says so."""
 
     payload: bytes
 

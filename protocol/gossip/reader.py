@@ -1,7 +1,8 @@
 """How gossip reads what comes: messages, beats, and the records in them."""
 
+from protocol.gossip.beats import decode_beat
 from protocol.gossip.messages import Message, decode_message
-from protocol.records import Beat, RecordConfig, RecordKind, RecordReader, decode_payload
+from protocol.records import Beat, RecordReader
 
 
 class GossipReader(RecordReader):
@@ -11,12 +12,10 @@ class GossipReader(RecordReader):
         """See `decode_message`."""
         return decode_message(payload)
 
-    def beat(self, payload: bytes, config: RecordConfig) -> Beat:
+    def beat(self, payload: bytes) -> Beat:
         """The beat that a message carries.
 
         Raises:
             RemoteProtocolError: TOO_LARGE or MALFORMED.
         """
-        beat = decode_payload(RecordKind.BEAT, payload, config)
-        assert isinstance(beat, Beat)
-        return beat
+        return decode_beat(payload)

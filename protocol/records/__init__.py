@@ -1,6 +1,6 @@
 """The records nodes tell one another, card, beat, edges and verdict, and the signed envelope round them."""
 
-from protocol.records.config import DEFAULT_RECORD_CONFIG, NETWORK_ID_BYTES_MAX, SEQUENCE_MAX, RecordConfig
+from protocol.records.config import COUNT_MAX, DEFAULT_RECORD_CONFIG, NETWORK_ID_BYTES_MAX, SEQUENCE_MAX, RecordConfig
 from protocol.records.envelope import RecordReader, check_network_and_time, open_record, peek, reopen, seal, signed_bytes
 from protocol.records.fit import fit
 from protocol.records.mapping import decode_payload, encode_payload, kind_of
@@ -25,6 +25,7 @@ from protocol.records.values import (
 )
 
 __all__ = [
+    "COUNT_MAX",
     "DEFAULT_RECORD_CONFIG",
     "NETWORK_ID_BYTES_MAX",
     "SEQUENCE_BLOCK",

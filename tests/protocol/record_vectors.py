@@ -11,6 +11,7 @@ from pathlib import Path
 import msgpack
 from record_strategies import BEAT, CARD, EXAMPLES, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S
 
+from protocol.gossip.beats import encode_beat
 from protocol.gossip.messages import (
     BeatTold,
     Digest,
@@ -26,7 +27,7 @@ from protocol.gossip.messages import (
     encode_message,
 )
 from protocol.identity import peer_id_text
-from protocol.records import DEFAULT_RECORD_CONFIG, Verdict, encode_payload, kind_of, seal
+from protocol.records import Verdict, kind_of, seal
 from protocol.scope import Scope
 from protocol.table import COMPARED, PeerTable, RecordKey, bucket_of, record_key
 
@@ -163,7 +164,7 @@ def gossip_vectors():
         ("graft", Graft()),
         ("prune", Prune()),
         ("do not want", DontWant(entries)),
-        ("beat", BeatTold(encode_payload(BEAT, DEFAULT_RECORD_CONFIG))),
+        ("beat", BeatTold(encode_beat(BEAT))),
         ("keep", Keep(keeps=True)),
         ("do not keep", Keep(keeps=False)),
         ("scope", ScopeTold(Scope(CARD.coordinate.vector, 0.05))),

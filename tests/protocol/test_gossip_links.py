@@ -8,6 +8,7 @@ from record_strategies import BEAT, CARD, EDGES, IDENTITIES, VERDICT, WALL_S
 
 from protocol.errors import ErrorCode
 from protocol.gossip import BeatHeard, GossipConfig, Grafted, LinkKept, Misbehaved, Pruned, RecordAccepted, Send
+from protocol.gossip.beats import BEAT_BYTES_MAX, encode_beat
 from protocol.gossip.messages import (
     BeatTold,
     Digest,
@@ -341,7 +342,7 @@ def test_who_misbehaves_leaves_the_mesh_and_is_replaced():
 def test_a_beat_goes_to_those_who_are_to_hear_it():
     node = meshed(*OUTSIDE)
     node.gossip.tell_beat(BEAT, [MESH[0].peer_id, OUTSIDE[0].peer_id, ORIGIN.peer_id])
-    beat = BeatTold(encode_payload(BEAT, DEFAULT_RECORD_CONFIG))
+    beat = BeatTold(encode_beat(BEAT))
     assert told(drained(node.gossip)) == [(MESH[0].peer_id, beat), (OUTSIDE[0].peer_id, beat)]
 
 
@@ -351,7 +352,7 @@ def test_a_beat_that_is_too_long_tells_the_busiest_models():
     many = replace(BEAT, loads=tuple(replace(load, model=f"organisation/model-{index}", running=index) for index in range(60)))
     node.gossip.tell_beat(many, [MESH[0].peer_id])
     ((_, message),) = told(drained(node.gossip))
-    assert len(message.payload) <= DEFAULT_RECORD_CONFIG.beat_bytes_max
+    assert len(message.payload) <= BEAT_BYTES_MAX
     other = Node(1)
     other.connect(node.identity)
     (heard,) = other.hear(node.identity, message)
@@ -360,7 +361,7 @@ def test_a_beat_that_is_too_long_tells_the_busiest_models():
 
 def test_a_beat_that_is_heard_goes_no_further():
     node = meshed(*OUTSIDE)
-    outputs = node.hear(MESH[0], BeatTold(encode_payload(BEAT, DEFAULT_RECORD_CONFIG)))
+    outputs = node.hear(MESH[0], BeatTold(encode_beat(BEAT)))
     assert outputs == [BeatHeard(MESH[0].peer_id, BEAT)]
     assert len(node.table) == 0
 

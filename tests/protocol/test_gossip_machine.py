@@ -20,8 +20,9 @@ from protocol.gossip import (
     RecordRefused,
     Send,
 )
+from protocol.gossip.beats import encode_beat
 from protocol.gossip.messages import BeatTold, Digest, Entries, Graft, Keep, Prune, Want, encode_message, records_messages
-from protocol.records import DEFAULT_RECORD_CONFIG, RecordKind, encode_payload
+from protocol.records import RecordKind
 from protocol.table import BUCKETS, PeerTable, RecordKey, TableConfig, bucket_of, record_key
 from protocol.wire import PackingLimits, pack
 
@@ -368,7 +369,7 @@ def test_endless_bytes_are_ignored_and_then_blamed():
 
 def test_endless_beats_are_refused():
     node = listener()
-    told_beat = BeatTold(encode_payload(BEAT, DEFAULT_RECORD_CONFIG))
+    told_beat = BeatTold(encode_beat(BEAT))
     outputs = [output for _ in range(100) for output in node.hear(PEER, told_beat)]
     assert len(outputs) == 100
     assert codes(outputs) == [ErrorCode.FLOODING] * (100 - CONFIG.beats_burst)

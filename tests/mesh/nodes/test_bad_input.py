@@ -15,10 +15,11 @@ from mesh.inference import ServeLimits
 from mesh.transport import Connection, ConnectionLost, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode
+from protocol.gossip.beats import encode_beat
 from protocol.gossip.messages import BeatTold, Records, encode_message
 from protocol.identity import Identity
 from protocol.inference import Failed, Feature, Finished, TextDelta
-from protocol.records import DEFAULT_RECORD_CONFIG, Beat, Card, Hardware, ModelOffer, Payload, encode_payload, seal
+from protocol.records import Beat, Card, Hardware, ModelOffer, Payload, seal
 from protocol.wire.inference import PROTOCOL_ID, decode_reply, encode_request
 
 SEED = 9
@@ -41,7 +42,7 @@ def records(*envelopes: bytes) -> bytes:
 
 
 def told(beat: Beat) -> bytes:
-    return encode_frame(encode_message(BeatTold(encode_payload(beat, DEFAULT_RECORD_CONFIG))))
+    return encode_frame(encode_message(BeatTold(encode_beat(beat))))
 
 
 def forged() -> bytes:
