@@ -30,6 +30,9 @@ SAMPLES = 256
 GREETED_S = 1.5
 """Seconds until all links have been greeted: three times the longest round trip between continents."""
 
+GREETING_STEPS = 30
+"""Reports of progress while the links are greeted, a count: most of the work of forming a mesh."""
+
 CANDIDATES_MAX = 2000
 """Peers looked at for the nearest of one node, a count: sorting all of 10,000 for each of them would take minutes."""
 
@@ -131,13 +134,16 @@ def formed(
         if regions:
             process.node.gossip.horizon.scope = regions[process.index].scope
         _lay_cards(world, process, laid.of(process.index))
-    progress(0.7)
+        progress(0.5 + 0.2 * (process.index + 1) / formation.nodes)
     for one, other in links:
         world.connect(world.processes[one], world.processes[other])
-    world.run(world.now + GREETED_S)
-    progress(0.9)
+    began = world.now
+    for step in range(1, GREETING_STEPS + 1):
+        world.run(began + GREETED_S * step / GREETING_STEPS)
+        progress(0.7 + 0.2 * step / GREETING_STEPS)
     for process in world.processes:
         _introduce(world, process, laid.of(process.index))
+        progress(0.9 + 0.1 * (process.index + 1) / formation.nodes)
     doors = world.streams.of("bootstrap")
     for process in world.processes:
         others = [peer.address for peer in doors.sample(world.processes, min(DOORS + 1, formation.nodes)) if peer is not process]

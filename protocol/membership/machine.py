@@ -426,8 +426,7 @@ class Membership:
 
     def _choose_link(self, peer_id: PeerId, peer: Peer, *, dialled: bool) -> None:
         """Decides why a new connection is kept: the first that this node made are far links, for whom it knew first is chance."""
-        far = sum(self._peers[other].link is Link.FAR for other in self._connected)
-        if dialled and far < self._config.far_max:
+        if dialled and sum(self._peers[other].link is Link.FAR for other in self._connected) < self._config.far_max:
             self._set_link(peer_id, peer, Link.FAR)
         elif dialled or len(self._connected) <= self._config.small_mesh:
             self._set_link(peer_id, peer, Link.NEAR)

@@ -86,3 +86,11 @@ def test_a_process_that_is_killed_comes_back_by_its_own_addresses() -> None:
     world.run(world.now + 5.0)
     world.start(victim)
     assert world.run_until(lambda: len(victim.node.membership.connected()) == 5, world.now + 60.0)
+
+
+def test_a_bar_moves_all_the_while_a_mesh_forms() -> None:
+    shares = [0.0]
+    formed(Formation(20, 1, start_within_s=1.0), progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert max(later - share for share, later in zip(shares, shares[1:], strict=False)) < 0.11
