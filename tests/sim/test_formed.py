@@ -1,5 +1,6 @@
 """A formed mesh is what a mesh is after a while: cards, links and places are there, and nothing is repeated differently."""
 
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -93,4 +94,4 @@ def test_a_bar_moves_all_the_while_a_mesh_forms() -> None:
     formed(Formation(20, 1, start_within_s=1.0), progress=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
-    assert max(later - share for share, later in zip(shares, shares[1:], strict=False)) < 0.11
+    assert max(later - share for share, later in pairwise(shares)) < 0.11
