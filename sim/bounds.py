@@ -70,6 +70,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "suspicion._doubted": lambda config: config.suspicion.accusers_max * config.suspicion.subjects_max,
     "suspicion._mine": lambda config: config.suspicion.subjects_max,
     "_beats": lambda config: config.gossip.peers_max,
+    "searches._waiting": lambda config: config.searches.waiting_max,
     "forwarding._seen": lambda config: config.forwarding.seen_max,
 }
 """Limits by path; `*` stands for every key."""

@@ -10,6 +10,7 @@ from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
 from protocol.identity import PeerId
 from protocol.membership import MembershipConfig, Standing
+from protocol.node.searches import SearchConfig
 from protocol.probe import PathQuality, ProbeConfig
 from protocol.records import Beat, Card, Record, Serving
 from protocol.routing import RoutingConfig
@@ -44,6 +45,7 @@ class NodeConfig:
     coordinates: CoordinateConfig = field(default_factory=CoordinateConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
+    searches: SearchConfig = field(default_factory=SearchConfig)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from protocol.node.config import (
     RecordSealed,
     ReserveSequences,
 )
+from protocol.node.searches import Searches
 from protocol.node.views import Views
 from protocol.probe import Liveness, Probe
 from protocol.records import (
@@ -89,7 +90,8 @@ class Node:
         self.announcer = Announcer(config.announcer, config.agent)
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
-        self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
+        self.searches = Searches(config.searches, self.peer_id, self.gossip, self.membership, self.forwarding, self.rank, luck)
+        self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding, self.searches)
         self._queues = (self.gossip.outputs, self.probe.outputs, self.membership.outputs, self.suspicion.outputs)
         self._due: float | None = None  # the next timer; None when it has to be worked out anew
         self._wall_offset_s: float | None = None  # until the wall clock was told
@@ -261,6 +263,9 @@ class Node:
             if refusal is not None:
                 return refusal
         self._due = None
+        if from_peer is None and not report.qualified and self.searches.begin(request, now):
+            self._settle(now)
+            return None
         self.forwarding.submit(
             request.request_id, report.qualified, self.peer_id, now + request.deadline_s, request.hops_left, now
         )
@@ -316,6 +321,7 @@ class Node:
     def handle_cancelled(self, request: InferenceRequest, now: float) -> None:
         """Notes that the caller is gone; nothing happens when the request has ended already."""
         self._due = None
+        self.searches.handle_cancelled(request.request_id)
         self.forwarding.handle_cancelled(request.request_id, now)
 
     def wall(self, now: float) -> float:
@@ -363,6 +369,7 @@ class Node:
         self.probe.handle_timer(now)
         self.suspicion.handle_timer(now)
         self.forwarding.handle_timer(now)
+        self.searches.handle_timer(now)
         self._publish(now)
         if now >= self._ranking_at:
             self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.8, 1.2)
@@ -544,13 +551,15 @@ class Node:
         if record.peer_id == self.peer_id:
             return
         match record.payload:
-            case Card(addresses=addresses, incarnation=incarnation):
+            case Card(addresses=addresses, models=models, incarnation=incarnation):
                 key = record_key(record.peer_id, RecordKind.CARD)
                 before = replaced.payload.incarnation if replaced and isinstance(replaced.payload, Card) else -1
                 self.membership.handle_card(record.peer_id, addresses, now, renewed=incarnation > before)
                 self.suspicion.handle_incarnation(key, now)
                 if self.suspicion.is_doubted(key):  # the accusations came before the card
                     self.membership.handle_doubted(record.peer_id, now)
+                if self.searches.handle_card(models, now):
+                    self._due = None
             case Verdict(accused=accused):
                 named = ((RecordKey(item.subject), item.incarnation) for item in accused)
                 self.suspicion.handle_verdict(record_key(record.peer_id, RecordKind.CARD), named, now)

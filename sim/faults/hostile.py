@@ -95,7 +95,7 @@ class HostileNode(Node):
             self.vivaldi = _Elsewhere(config.coordinates, luck, conduct.coordinate)
         if conduct.unrepentant:
             self.suspicion = _Unrepentant(config.suspicion, self._own_key, luck, self._incarnation_of)
-            self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding)
+            self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding, self.searches)
 
     def next_timer(self) -> float:
         """When the core or the conduct wants to be woken."""

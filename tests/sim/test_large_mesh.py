@@ -3,15 +3,20 @@
 from dataclasses import replace
 
 from protocol import gossip, membership, probe
+from protocol.errors import ErrorCode
 from protocol.gossip import GossipConfig, HorizonConfig
 from protocol.gossip.messages import ScopeTold, encode_message
+from protocol.inference import Failed
 from protocol.membership import MembershipConfig, Standing
 from protocol.node import NodeConfig
 from protocol.records import Card, ModelOffer, RecordKind
 from protocol.scope import Scope
 from sim.checks import Safety, concerns, unhealed
+from sim.engines import EngineConfig
 from sim.formed import Formation, formed
 from sim.process import Process
+from sim.promises import Promises
+from sim.requests import Requests
 from sim.world import World
 
 SMALL = NodeConfig(
@@ -104,6 +109,34 @@ def test_a_mesh_that_grows_past_the_horizon_finds_its_scopes_by_itself() -> None
     scoped = [process for process in world.processes if process.node.gossip.scope is not None]
     assert len(scoped) > 20
     assert sorted(len(process.node.table.known()) for process in world.processes)[13] < 24
+
+
+def test_a_model_that_nobody_near_serves_is_found_by_asking_beyond() -> None:
+    made: list[Requests] = []
+
+    def prepare(world: World) -> None:
+        Safety(world)
+        made.append(Requests(world))
+        Promises(made[0])
+
+    world = formed(Formation(NODES, 3, start_within_s=4.0, config=SMALL), prepare=prepare)
+    requests = made[0]
+    rare = requests.add((EngineConfig("rare", slots=8),), bootstrap=[world.processes[5].address], at=world.now, config=SMALL)
+    world.run(world.now + 30.0)
+    strangers = [process for process in world.working() if rare.peer_id not in process.node.table.known()]
+    indices = [process.index for process in strangers]
+    assert len(indices) > NODES // 3
+    asks = [requests.ask(process, "rare", 3, deadline_s=8.0) for process in strangers]
+    unheard_of = requests.ask(strangers[0], "unheard of", 3, deadline_s=8.0)
+    world.run(world.now + 10.0)
+    ended = [ask.ended_at is not None for ask in asks]
+    answered = [ask.answered for ask in asks]
+    assert all(ended)
+    assert sum(answered) >= 0.75 * len(answered)  # five peers are asked, each of which holds a third of the mesh
+    end, took_s = unheard_of.end, (unheard_of.ended_at or world.now) - unheard_of.asked_at
+    assert isinstance(end, Failed)
+    assert end.code is ErrorCode.MODEL_NOT_FOUND
+    assert took_s < SMALL.searches.wait_s + 0.5
 
 
 def test_a_liar_that_moves_its_scope_all_the_time_is_dropped_and_harms_nobody() -> None:
