@@ -57,8 +57,8 @@ class SuspicionConfig:
     accusers_max: int = 16_384
     """Accusers remembered: as many as peers."""
     refuted_burst: float = 64.0
-    """Accusations, a count, that may be refuted before an accuser is not believed: half of a hundred nodes, cut off and heard again
-    before every accuser has taken back what it said."""
+    """Accusations, a count, that may be refuted before an accuser is not believed: half of a hundred nodes, cut off and heard
+    again before every accuser has taken back what it said."""
     refuted_per_s: float = 1.0 / 30.0
     """Such accusations forgiven per second: a liar past its credit disturbs one peer for two seconds in thirty."""
     subjects_max: int = 128

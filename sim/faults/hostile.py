@@ -146,7 +146,9 @@ class HostileNode(Node):
             return record.payload
         return Card((), Hardware("virtual", 1, 1, 1), (), None, "")
 
-    def sealed(self, card: Card | Verdict, key: Identity | None = None, sequence: int | None = None, ahead_s: float = 0.0) -> bytes:
+    def sealed(
+        self, card: Card | Verdict, key: Identity | None = None, sequence: int | None = None, ahead_s: float = 0.0
+    ) -> bytes:
         """An envelope round a card or a verdict, signed by its own key or another of which it has the private half."""
         issued_s = self.wall(self.now) + ahead_s
         number = next(self.numbers) if sequence is None else sequence
@@ -185,8 +187,14 @@ def _everything(_node: HostileNode, output: Output) -> Output | None:
 
 @dataclass(frozen=True, slots=True)
 class Conduct:
-    """What a hostile process does: `attack` twice a second, `says` with each output of the core; a coordinate it claims; whether
-    it leaves what it said of others standing, which an honest core would take back on hearing it."""
+    """What a hostile process does.
+
+    Attributes:
+        attack: done twice a second.
+        says: what becomes of an output of the core.
+        coordinate: a place that it claims.
+        unrepentant: whether it leaves standing what it said of others, which an honest core takes back on hearing it.
+    """
 
     attack: Callable[[HostileNode], None] = _nothing
     says: Callable[[HostileNode, Output], Output | None] = _everything
@@ -258,14 +266,14 @@ def invent(node: HostileNode) -> None:
 
 def slander(node: HostileNode) -> None:
     """Accuses everybody, in the newest incarnation that is known."""
-    cards = [(record.peer_id, record.payload) for record in node.table.cards() if record.peer_id != node.peer_id]
-    accused = tuple(
-        sorted(
-            (Accusation(record_key(peer_id, RecordKind.CARD), card.incarnation) for peer_id, card in cards if isinstance(card, Card)),
-            key=lambda accusation: accusation.subject,
-        )
+    others = [record for record in node.table.cards() if record.peer_id != node.peer_id]
+    named = sorted(
+        (record_key(record.peer_id, RecordKind.CARD), record.payload.incarnation)
+        for record in others
+        if isinstance(record.payload, Card)
     )
-    envelope = node.sealed(Verdict(accused[: node.config.table.records.accused_max]))
+    accused = tuple(Accusation(subject, incarnation) for subject, incarnation in named[: node.config.table.records.accused_max])
+    envelope = node.sealed(Verdict(accused))
     for peer_id in node.membership.connected():
         node.say(peer_id, *records_messages([envelope]))
 
