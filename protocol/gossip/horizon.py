@@ -36,7 +36,8 @@ class HorizonConfig:
         peers: cards of the nearest that a node means to hold. Two thousand make a request find what is usual near by, and cost
             half a kilobyte per second.
         slack: the scope changes when it covers so much more or less than `peers`, as a share, so that it changes seldom.
-        moved_share: and when this node has moved by this share of the radius.
+        moved_share: and when this node has moved by this share of the radius. Where many nodes are near, the radius is a few
+            milliseconds, and a coordinate wanders by a tenth of that all the time.
         widened: a scope that covers too little is made so many times wider, and again at the next look.
         look_s: seconds between two looks at the scope, while nothing forces one.
         sample_max: cards from beyond the scope that are held beside those of connected peers.
@@ -47,7 +48,7 @@ class HorizonConfig:
 
     peers: int = 2048
     slack: float = 0.25
-    moved_share: float = 0.1
+    moved_share: float = 0.5
     widened: float = 1.25
     look_s: float = 10.0
     sample_max: int = 64

@@ -100,12 +100,12 @@ def test_a_new_scope_is_told_to_all_and_what_is_dropped_is_told_here():
 def test_the_scope_stays_while_little_changes_and_follows_the_node_when_it_moves_far():
     node, _, _ = crowded(40)
     before = node.gossip.scope
-    node.gossip.handle_moved(place(0.05 * before.radius_s))
+    node.gossip.handle_moved(place(0.4 * before.radius_s))
     node.beat_heart(30.0)
     assert node.gossip.scope == before
-    node.gossip.handle_moved(place(0.2 * before.radius_s))
+    node.gossip.handle_moved(place(0.6 * before.radius_s))
     node.beat_heart(60.0)
-    assert node.gossip.scope == Scope(place(0.2 * before.radius_s).vector, before.radius_s)
+    assert node.gossip.scope.vector == place(0.6 * before.radius_s).vector
 
 
 def test_a_scope_grows_until_it_is_everything_where_the_mesh_has_shrunk():

@@ -9,6 +9,7 @@ from protocol.gossip.messages import ScopeTold, encode_message
 from protocol.inference import Failed
 from protocol.membership import MembershipConfig, Standing
 from protocol.node import NodeConfig
+from protocol.node.searches import SearchConfig
 from protocol.records import Card, ModelOffer, RecordKind
 from protocol.scope import Scope
 from sim.checks import Safety, concerns, unhealed
@@ -22,6 +23,7 @@ from sim.world import World
 SMALL = NodeConfig(
     gossip=GossipConfig(horizon=HorizonConfig(peers=12, sample_max=4, shuffle_s=10.0, shuffle_count=2)),
     membership=MembershipConfig(small_mesh=4, near_max=8, far_max=3, beyond_max=2),
+    searches=SearchConfig(near_asked=6),
 )
 NODES = 60
 
@@ -132,7 +134,7 @@ def test_a_model_that_nobody_near_serves_is_found_by_asking_beyond() -> None:
     ended = [ask.ended_at is not None for ask in asks]
     answered = [ask.answered for ask in asks]
     assert all(ended)
-    assert sum(answered) >= 0.75 * len(answered)  # five peers are asked, each of which holds a third of the mesh
+    assert sum(answered) >= 0.5 * len(answered)  # eight peers are asked, each holds a third of the mesh, and much of it in common
     end, took_s = unheard_of.end, (unheard_of.ended_at or world.now) - unheard_of.asked_at
     assert isinstance(end, Failed)
     assert end.code is ErrorCode.MODEL_NOT_FOUND
