@@ -118,23 +118,30 @@ def test_a_scope_grows_until_it_is_everything_where_the_mesh_has_shrunk():
 
 
 def test_who_was_dropped_comes_back_as_it_is():
-    node, records, _ = crowded(40)
-    far = next(record for record in reversed(records) if record.peer_id not in held(node))
-    node.gossip.handle_moved(far.payload.coordinate)
+    node = looking()
+    node.connect(PEER, OTHER)
+    dropped = []
+    for number, identity in enumerate(crowd(40)):
+        outputs = node.hear(PEER, Records((sealed(identity, card(0.01 * (40 - number))).envelope,)))
+        dropped += [output.record for output in of(outputs, RecordEvicted)]
+    back = dropped[0]
+    node.gossip.handle_moved(back.payload.coordinate)
     node.beat_heart(60.0)
-    assert of(node.hear(PEER, Records((far.envelope,)), 60.0), RecordAccepted) == [RecordAccepted(far, PEER.peer_id)]
+    assert back.peer_id not in held(node)
+    assert of(node.hear(PEER, Records((back.envelope,)), 60.0), RecordAccepted) == [RecordAccepted(back, PEER.peer_id)]
 
 
 def test_whom_the_node_is_connected_to_is_held_however_far_and_however_many_claim_to_be_near():
     node = looking()
-    node.connect(PEER, OTHER)
-    node.hear(PEER, Records((sealed(PEER, card(5.0)).envelope,)))
-    node.hear(OTHER, Records((sealed(OTHER, card(0.3)).envelope,)))
+    connected = IDENTITIES[1:11]  # more than the sample from beyond
+    node.connect(*connected)
+    for identity in connected:
+        node.hear(identity, Records((sealed(identity, card(5.0)).envelope,)))
     for number, invented in enumerate(crowd(60)):
         node.hear(PEER, Records((sealed(invented, card(1e-6 * number)).envelope,)), now=2.0)
     node.beat_heart(60.0)
-    assert {PEER.peer_id, OTHER.peer_id} <= held(node)
-    assert len(held(node)) <= SMALL.peers * 1.25 + SMALL.sample_max + 2
+    assert {identity.peer_id for identity in connected} <= held(node)
+    assert len(held(node)) <= SMALL.peers * 1.25 + SMALL.sample_max + len(connected)
 
 
 def test_a_sample_from_beyond_does_not_grow_old():
@@ -324,16 +331,13 @@ def test_tables_that_agree_on_what_both_cover_say_no_more_than_one_hash():
     assert messages <= 100.0 / one.gossip._config.round_s * 2 * 1.3 + 20  # and the questions for others from beyond
 
 
-def test_the_older_card_of_who_has_moved_away_is_replaced_by_comparison():
-    one, other = looking(0.0, 0), looking(0.0, 1)
-    for number, identity in enumerate(crowd(40)):
-        for node in (one, other):
-            node.table.offer(sealed(identity, card(0.01 * number)), 0.0, WALL_S)
-    mover = crowd(4)[3]
-    one.table.offer(sealed(mover, card(9.0), sequence=2), 0.0, WALL_S)
-    met(one, other, 2)
-    found = other.table.get(mover.peer_id, RecordKind.CARD)
-    assert found is None or found.sequence == 2
+def test_entries_of_who_has_moved_away_are_answered_with_where_it_is_now():
+    node, _, _ = crowded(40)
+    mover = crowd(1)[0]
+    node.hear(PEER, ScopeTold(node.gossip.scope), 20.0)
+    node.hear(OTHER, Records((sealed(mover, card(9.0), sequence=2).envelope,)), 20.0)
+    answers = told(node.hear(PEER, Entries(((key_of(mover), 1),), (key_of(mover)[0],)), 20.0), Entries)
+    assert (key_of(mover), 2) in [entry for _, answer in answers for entry in answer.entries]
 
 
 def test_a_view_follows_the_table_and_the_scopes():
