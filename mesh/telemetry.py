@@ -21,7 +21,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId, peer_id_text
 from protocol.inference import Feature, Usage
-from protocol.records import ModelLoad, RecordKind
+from protocol.load import ModelLoad
+from protocol.records import RecordKind
 
 MODELS_MAX = 64
 """Most models with label values of their own; a registry of metrics never forgets one."""

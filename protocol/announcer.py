@@ -13,9 +13,10 @@ Spec: docs/spec/03-records.md, section "When records are told".
 from dataclasses import dataclass
 
 from protocol.coordinates import Coordinate, distance
+from protocol.load import Beat, ModelLoad
 from protocol.multiaddr import Multiaddr
 from protocol.queues import turns
-from protocol.records import Beat, Card, Hardware, ModelLoad, ModelOffer
+from protocol.records import Card, Hardware, ModelOffer
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ Source: L. Kleinrock, "Queueing Systems", volume 1 (1975), section 3.5 (M/M/c).
 Spec: docs/spec/06-inference.md.
 """
 
-from protocol.records import ModelLoad
+from protocol.load import ModelLoad
 
 
 def queue_time(load: ModelLoad | None, in_flight: int, service_s: float) -> float:

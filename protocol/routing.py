@@ -36,8 +36,9 @@ from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.inference import Feature
+from protocol.load import Beat, ModelLoad
 from protocol.queues import queue_time
-from protocol.records import Beat, ModelLoad, ModelOffer
+from protocol.records import ModelOffer
 from protocol.services import ServiceConfig, ServiceEstimate, ServiceEstimates
 
 ACK_DELAY_S = 0.025

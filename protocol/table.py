@@ -6,7 +6,7 @@ old comes back. Two different records with one sequence number are an equivocati
 it as usual.
 
 For reconciliation each (peer, kind) has a key of 8 bytes. The keys of cards and verdicts, which concern everyone, fall into
-buckets; beats and edges concern neighbours alone and are compared with nobody. Tables that hold the same sequence numbers have
+buckets; edges concern neighbours alone and are compared with nobody. Tables that hold the same sequence numbers have
 the same bucket hashes, and the same root over them.
 
 What is asked of everybody stands in columns (`protocol.rows`); the records themselves are kept packed and are read when they are
@@ -73,7 +73,7 @@ class TableConfig:
         peers_max: peers with at least one record, this node not counted.
         tombstones_max: remembered sequence numbers; past it those that matter for the shortest time are forgotten.
         evictable_after_s: a peer heard within so many seconds never makes room for a new one, so that a crowd of invented peers
-            cannot drive out live ones; twice a beat's lifetime.
+            cannot drive out live ones (ISO-REC-021).
         records: the bounds of records.
     """
 

@@ -18,7 +18,8 @@ from random import Random
 
 from protocol.errors import ErrorCode
 from protocol.inference import Accepted, Failed, Feature, Finished, InferenceRequest, Reply, TextDelta, Timing, Usage
-from protocol.records import ModelLoad, ModelOffer
+from protocol.load import ModelLoad
+from protocol.records import ModelOffer
 from sim.process import Process
 from sim.world import World
 

@@ -6,8 +6,8 @@ Nodes that hold the same record share one object, which also keeps ten thousand 
 
 from protocol.errors import RemoteProtocolError
 from protocol.gossip import GossipReader, Message
+from protocol.load import Beat
 from protocol.records import (
-    Beat,
     Record,
     RecordConfig,
     RecordHeader,

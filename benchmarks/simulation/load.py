@@ -10,8 +10,8 @@ asks the engines.
 
 from collections.abc import Callable
 
+from protocol.load import ModelLoad
 from protocol.queues import turns
-from protocol.records import ModelLoad
 from sim.process import Process
 from sim.world import World
 

@@ -13,7 +13,7 @@ from protocol.records import Card, ModelOffer, Record, RecordKind, peek
 from sim.figures import Spread
 from sim.network import PACKET_OVERHEAD_BYTES
 from sim.process import Process
-from sim.world import WALL_S, World
+from sim.world import World
 
 PACKET_PAYLOAD_BYTES = 1200
 """Bytes of one packet's payload: what QUIC sends before it knows the path better, RFC 9000 section 14."""
@@ -213,17 +213,10 @@ class Beats:
 
     def __post_init__(self) -> None:
         self._kinds = Kinds()
-        self.world.watchers.append(self._watch)
         self.world.arrival_watchers.append(self._arrived)
 
-    def _watch(self, process: Process, output: Output) -> None:
-        """A beat that is a record says itself when it was issued."""
-        if isinstance(output, gossip.RecordAccepted) and output.record.kind == "beat":
-            subject = self.world.by_id[output.record.peer_id]
-            self.sent_at[process.index, subject.index] = output.record.issued_s - WALL_S - subject.wall_off_s
-
     def _arrived(self, receiver: Process, sender: Process, payload: bytes, datagram: bool) -> None:
-        """A beat that is a message was sent one trip ago."""
+        """What arrives was sent one trip ago."""
         if not datagram and self._kinds.of(payload) in LOAD_KINDS:
             trip_s = self.world.network.delays.one_way_s(sender.index, receiver.index)
             self.sent_at[receiver.index, sender.index] = self.world.now - trip_s

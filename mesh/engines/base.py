@@ -17,7 +17,8 @@ import trio
 
 from protocol.errors import ErrorCode
 from protocol.inference import Accepted, Failed, Finished, InferenceRequest, JsonDelta, Reply, TensorsReady, TextDelta, Timing
-from protocol.records import ModelLoad, ModelOffer
+from protocol.load import ModelLoad
+from protocol.records import ModelOffer
 
 Work = AsyncGenerator[TextDelta | JsonDelta | TensorsReady | Finished, None]
 """One answer in the making: outputs, then `Finished`; `EngineError` is raised for anything else."""

@@ -16,7 +16,8 @@ from mesh.engines.base import Slots, SlotsConfig, Work, refuse
 from mesh.engines.body import read_text_body
 from protocol.errors import ErrorCode
 from protocol.inference import Feature, Finished, InferenceRequest, Reply, TensorsReady, TextDelta, Usage
-from protocol.records import ModelLoad, ModelOffer
+from protocol.load import ModelLoad
+from protocol.records import ModelOffer
 
 ECHO_MODEL = "echo"
 _FEATURES = frozenset({Feature.CHAT, Feature.COMPLETIONS, Feature.TENSORS})

@@ -32,7 +32,8 @@ from mesh.engines.openai_discovery import ReportedLoad, has_cheap_health, read_m
 from mesh.engines.sse import SseError, SseReader
 from protocol.errors import ErrorCode
 from protocol.inference import Feature, Finished, InferenceRequest, Reply, TensorsReady, Usage
-from protocol.records import ModelLoad, ModelOffer
+from protocol.load import ModelLoad
+from protocol.records import ModelOffer
 
 _PATHS = {
     Feature.CHAT: "/v1/chat/completions",

@@ -7,7 +7,8 @@ Spec: docs/spec/04-gossip.md, section "Neighbours".
 """
 
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from protocol.records import COUNT_MAX, DEFAULT_RECORD_CONFIG, Beat, ModelLoad
+from protocol.load import Beat, ModelLoad
+from protocol.records import COUNT_MAX, DEFAULT_RECORD_CONFIG
 from protocol.wire import PackingLimits, Plain, pack, unpack
 
 BEAT_BYTES_MAX = 1024
@@ -18,8 +19,8 @@ LOADS_MAX = 64
 
 _TIME_UNITS_PER_S = 10_000  # of queue and service times: 100 us, a twentieth of the shortest request
 _TOKEN_UNITS = 10  # of tokens per second: tenths tell the slowest engines apart
-_WAIT_MAX = round(DEFAULT_RECORD_CONFIG.wait_s_max * _TIME_UNITS_PER_S)  # in units of time: a day
-_TOKENS_MAX = round(DEFAULT_RECORD_CONFIG.tokens_per_s_max * _TOKEN_UNITS)  # in units of tokens per second
+_WAIT_MAX = 86_400 * _TIME_UNITS_PER_S  # longest queue or service time, in units of time: a day
+_TOKENS_MAX = 1_000_000_000 * _TOKEN_UNITS  # highest token rate, in units of tokens per second: beyond any engine
 _LOAD_FIELDS = 7  # elements of a load
 
 _LIMITS = PackingLimits(size_bytes_max=BEAT_BYTES_MAX, depth_max=4, values_max=1024)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from protocol.errors import ErrorCode
 from protocol.gossip.horizon import HorizonConfig
 from protocol.identity import PeerId
-from protocol.records import Beat, Record
+from protocol.load import Beat
+from protocol.records import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class RecordEvicted:
 class RecordRefused:
     """A record was not taken and the peer who sent it is not to blame, or not yet: it may pass on what others signed.
 
-    Codes: EXPIRED and NOT_YET_VALID (clocks differ), UNSUPPORTED (a later version), MALFORMED and TOO_LARGE (the signer's doing),
+    Codes: EXPIRED and NOT_YET_VALID (clocks differ), UNSUPPORTED (another version), MALFORMED and TOO_LARGE (the signer's doing),
     FLOODING (over the budget), OVERLOADED (the table is full).
     """
 

@@ -5,7 +5,7 @@ the one before said, issued anew so that it does not expire, is no news: it is a
 who lacks it. What was news is announced to some peers outside the mesh. Now and then, and first of all when a connection
 begins, two nodes compare what they hold: one hash, the hashes of buckets where it differs, the entries of buckets that differ.
 Each asks for what it lacks, so what comes by comparison was asked for, and only what comes unasked counts against a peer's
-budget. Edges and signed beats concern neighbours: they are pushed one hop and not compared. In a mesh of which a node holds only
+budget. Edges concern neighbours: they are pushed one hop and not compared. In a mesh of which a node holds only
 a part (`horizon`) all this is done with what concerns both ends of a link.
 
 A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature
@@ -67,8 +67,8 @@ from protocol.gossip.overlay import Overlay
 from protocol.gossip.reader import GossipReader
 from protocol.gossip.wants import Refused, Wants
 from protocol.identity import PeerId
+from protocol.load import Beat
 from protocol.records import (
-    Beat,
     Record,
     RecordHeader,
     RecordKind,

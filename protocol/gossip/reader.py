@@ -2,7 +2,8 @@
 
 from protocol.gossip.beats import decode_beat
 from protocol.gossip.messages import Message, decode_message
-from protocol.records import Beat, RecordReader
+from protocol.load import Beat
+from protocol.records import RecordReader
 
 
 class GossipReader(RecordReader):

@@ -3,9 +3,10 @@
 from protocol.announcer import Announcer
 from protocol.identity import PeerId
 from protocol.inference import InferenceRequest
+from protocol.load import Beat
 from protocol.membership import Standing
 from protocol.node.config import PeerFacts
-from protocol.records import Beat, Hardware
+from protocol.records import Hardware
 from protocol.routing import CandidateInput, Path, Requirement, RttSource
 
 

@@ -9,10 +9,11 @@ from protocol.errors import ErrorCode
 from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
 from protocol.identity import PeerId
+from protocol.load import Beat
 from protocol.membership import MembershipConfig, Standing
 from protocol.node.searches import SearchConfig
 from protocol.probe import PathQuality, ProbeConfig
-from protocol.records import Beat, Card, Record, Serving
+from protocol.records import Card, Record, Serving
 from protocol.routing import RoutingConfig
 from protocol.suspicion import SuspicionConfig
 from protocol.table import TableConfig

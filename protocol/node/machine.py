@@ -25,6 +25,7 @@ from protocol.forwarding import Forwarding
 from protocol.gossip import Gossip
 from protocol.identity import Identity, PeerId
 from protocol.inference import Failed, Finished, InferenceRequest
+from protocol.load import Beat, ModelLoad
 from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
 from protocol.node.candidates import own_candidate, peer_candidate, requirement_of
@@ -43,11 +44,9 @@ from protocol.node.views import Views
 from protocol.probe import Liveness, Probe
 from protocol.records import (
     Accusation,
-    Beat,
     Card,
     Edges,
     Hardware,
-    ModelLoad,
     ModelOffer,
     Payload,
     Record,
@@ -563,7 +562,7 @@ class Node:
             case Verdict(accused=accused):
                 named = ((RecordKey(item.subject), item.incarnation) for item in accused)
                 self.suspicion.handle_verdict(record_key(record.peer_id, RecordKind.CARD), named, now)
-            case Beat() | Edges():
+            case Edges():
                 pass
             case _:
                 assert_never(record.payload)

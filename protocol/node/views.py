@@ -5,10 +5,11 @@ from collections.abc import Mapping
 
 from protocol.coordinates import Coordinate, estimate_rtt, estimate_rtt_to
 from protocol.identity import PeerId
+from protocol.load import Beat
 from protocol.membership import Membership, Standing
 from protocol.node.config import PeerFacts, PeerView
 from protocol.probe import Probe
-from protocol.records import Beat, Card, Edge, RecordKind
+from protocol.records import Card, Edge, RecordKind
 from protocol.table import PeerTable
 
 

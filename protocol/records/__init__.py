@@ -1,4 +1,4 @@
-"""The records nodes tell one another, card, beat, edges and verdict, and the signed envelope round them."""
+"""The records nodes tell one another, card, edges and verdict, and the signed envelope round them."""
 
 from protocol.records.config import COUNT_MAX, DEFAULT_RECORD_CONFIG, NETWORK_ID_BYTES_MAX, SEQUENCE_MAX, RecordConfig
 from protocol.records.envelope import RecordReader, check_network_and_time, open_record, peek, reopen, seal, signed_bytes
@@ -8,13 +8,11 @@ from protocol.records.packing import RecordPacker, Serving
 from protocol.records.sequencer import SEQUENCE_BLOCK, Sequencer
 from protocol.records.values import (
     Accusation,
-    Beat,
     Card,
     Edge,
     Edges,
     Gpu,
     Hardware,
-    ModelLoad,
     ModelOffer,
     Nic,
     Payload,
@@ -31,13 +29,11 @@ __all__ = [
     "SEQUENCE_BLOCK",
     "SEQUENCE_MAX",
     "Accusation",
-    "Beat",
     "Card",
     "Edge",
     "Edges",
     "Gpu",
     "Hardware",
-    "ModelLoad",
     "ModelOffer",
     "Nic",
     "Payload",

@@ -45,11 +45,9 @@ class RecordConfig:
 
     Attributes:
         card_bytes_max: whole envelope of a card. A usual card has 500 to 900 bytes; 4 KiB hold about 35 models.
-        beat_bytes_max: whole envelope of a beat, which everybody repeats every second; 1 KiB holds about 13 busy models.
         edges_bytes_max: whole envelope of edges; 128 edges of 62 bytes and the longest header take 8,096 bytes.
         verdict_bytes_max: whole envelope of a verdict; 128 accusations of 21 bytes take 2,700.
         card_lifetime_s_max: from issue to expiry of a card; an address is believed for a day at most.
-        beat_lifetime_s_max: from issue to expiry of a beat; after half a minute load is no longer news.
         edges_lifetime_s_max: from issue to expiry of edges; paths keep for about an hour.
         verdict_lifetime_s_max: from issue to expiry of a verdict; who is not heard for so long is forgotten anyway.
         skew_s: how far the clocks of two nodes may be apart: a record may come from so far in the future, and is kept so long
@@ -60,24 +58,19 @@ class RecordConfig:
         models_max: model offers of a card.
         gpus_max: GPUs of a card.
         nics_max: network interfaces of a card.
-        loads_max: model loads of a beat.
         edges_max: measured paths of an edges record.
         accused_max: accusations of a verdict; a node watches a dozen peers and hears of more only when a network is cut.
         features_max: features of one model; later versions know more than this one.
         extra_max: unknown fields of one map.
         name_bytes_max: text that names something: a model, a CPU, a GPU, an interface, an engine, an agent.
         rtt_s_max: longest round trip, jitter, height, and farthest component of a coordinate, in seconds.
-        wait_s_max: longest queue or service time, in seconds: a day.
-        tokens_per_s_max: highest token rate.
         error_max: largest relative error of a coordinate.
     """
 
     card_bytes_max: int = 4096
-    beat_bytes_max: int = 1024
     edges_bytes_max: int = 8192
     verdict_bytes_max: int = 4096
     card_lifetime_s_max: float = 86_400.0
-    beat_lifetime_s_max: float = 30.0
     edges_lifetime_s_max: float = 3_600.0
     verdict_lifetime_s_max: float = 600.0
     skew_s: float = 60.0
@@ -87,29 +80,24 @@ class RecordConfig:
     models_max: int = 64
     gpus_max: int = 32
     nics_max: int = 32
-    loads_max: int = 64
     edges_max: int = 128
     accused_max: int = 128
     features_max: int = 16
     extra_max: int = 32
     name_bytes_max: int = 256
     rtt_s_max: float = 60.0
-    wait_s_max: float = 86_400.0
-    tokens_per_s_max: float = 1e9
     error_max: float = 1.5
 
     @property
     def bytes_max(self) -> int:
         """The longest envelope of any kind, in bytes."""
-        return max(self.card_bytes_max, self.beat_bytes_max, self.edges_bytes_max, self.verdict_bytes_max)
+        return max(self.card_bytes_max, self.edges_bytes_max, self.verdict_bytes_max)
 
     def bytes_max_of(self, kind: RecordKind) -> int:
         """The longest envelope of `kind`, in bytes."""
         match kind:
             case RecordKind.CARD:
                 return self.card_bytes_max
-            case RecordKind.BEAT:
-                return self.beat_bytes_max
             case RecordKind.EDGES:
                 return self.edges_bytes_max
             case RecordKind.VERDICT:
@@ -120,8 +108,6 @@ class RecordConfig:
         match kind:
             case RecordKind.CARD:
                 return self.card_lifetime_s_max
-            case RecordKind.BEAT:
-                return self.beat_lifetime_s_max
             case RecordKind.EDGES:
                 return self.edges_lifetime_s_max
             case RecordKind.VERDICT:

@@ -56,7 +56,7 @@ def seal(
     Args:
         identity: who signs.
         network_id: the network the record belongs to, 1 to 64 bytes of text.
-        payload: a card, a beat or edges; `fit` cuts one that may be too long.
+        payload: a card, edges or a verdict; `fit` cuts one that may be too long.
         sequence: greater than that of every record this identity ever sealed, from a `Sequencer`.
         issued_s: now, in wall-clock seconds since 1970; kept to the millisecond.
         expires_s: when it stops being true, within the lifetime of its kind.

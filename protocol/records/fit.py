@@ -8,21 +8,21 @@ from typing import TypeVar
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.records.config import DEFAULT_RECORD_CONFIG, RecordConfig
 from protocol.records.mapping import encode_payload, kind_of
-from protocol.records.values import Beat, Card, Edges, Payload, Verdict
+from protocol.records.values import Card, Edges, Payload, Verdict
 
 _Item = TypeVar("_Item")
-_P = TypeVar("_P", Card, Beat, Edges, Verdict)
+_P = TypeVar("_P", Card, Edges, Verdict)
 
 
 def fit(payload: Payload, config: RecordConfig = DEFAULT_RECORD_CONFIG) -> Payload:
-    """Leave out what does not fit: the last models, the idlest loads, the longest paths, the last accusations.
+    """Leave out what does not fit: the last models, the longest paths, the last accusations.
 
     Args:
         payload: a payload whose parts are each within their range.
         config: the bounds.
 
     Returns:
-        The same payload where it fits; else one with fewer models, loads or edges.
+        The same payload where it fits; else one with fewer models, edges or accusations.
 
     Raises:
         LocalProtocolError: TOO_LARGE or MALFORMED when even an empty list does not help.
@@ -32,11 +32,6 @@ def fit(payload: Payload, config: RecordConfig = DEFAULT_RECORD_CONFIG) -> Paylo
             card = replace(payload, addresses=payload.addresses[: config.addresses_max])
             models = payload.models[: config.models_max]
             return _longest(models, lambda kept: replace(card, models=tuple(kept)), config)
-        case Beat():
-            if len(payload.loads) <= config.loads_max and _packs(payload, config):
-                return payload
-            busiest = sorted(payload.loads, key=lambda load: -(load.running + load.waiting))[: config.loads_max]
-            return _longest(busiest, lambda kept: replace(payload, loads=tuple(kept)), config)
         case Edges():
             if len(payload.edges) <= config.edges_max and _packs(payload, config):
                 return payload

@@ -1,8 +1,9 @@
 """Payloads to msgpack and back, with every range checked.
 
-Values that may grow (card, hardware, GPU, interface, model offer, beat, edges) are maps: fields that this version does not know
-are kept in `extra`. Values that are many and small (coordinate, model load, edge) are arrays in a fixed order: elements after the
-known ones are ignored. Decoding lets nothing in that could spoil arithmetic later: no NaN, no infinity, no negative time.
+Values that may grow (card, hardware, GPU, interface, model offer, edges, verdict) are maps: fields that this version does not
+know are kept in `extra`. Values that are many and small (coordinate, edge, accusation) are arrays in a fixed order: elements
+after the known ones are ignored. Decoding lets nothing in that could spoil arithmetic later: no NaN, no infinity, no negative
+time.
 
 Spec: docs/spec/03-records.md, section "Payloads".
 """
@@ -17,13 +18,11 @@ from protocol.multiaddr import MULTIADDR_BYTES_MAX, Multiaddr
 from protocol.records.config import COUNT_MAX, SAMPLES_MAX, SEQUENCE_MAX, SIZE_MAX, SUBJECT_BYTES, RecordConfig
 from protocol.records.values import (
     Accusation,
-    Beat,
     Card,
     Edge,
     Edges,
     Gpu,
     Hardware,
-    ModelLoad,
     ModelOffer,
     Nic,
     Payload,
@@ -40,8 +39,6 @@ def kind_of(payload: Payload) -> RecordKind:
     match payload:
         case Card():
             return RecordKind.CARD
-        case Beat():
-            return RecordKind.BEAT
         case Edges():
             return RecordKind.EDGES
         case Verdict():
@@ -57,8 +54,6 @@ def encode_payload(payload: Payload, config: RecordConfig) -> bytes:
     match payload:
         case Card():
             value = _card_to_plain(payload)
-        case Beat():
-            value = {**payload.extra, "draining": payload.draining, "loads": [_load_to_plain(load) for load in payload.loads]}
         case Edges():
             value = {**payload.extra, "edges": [_edge_to_plain(edge) for edge in payload.edges]}
         case Verdict():
@@ -76,13 +71,6 @@ def decode_payload(kind: RecordKind, packed: bytes, config: RecordConfig) -> Pay
     match kind:
         case RecordKind.CARD:
             return _card_from_plain(fields, config)
-        case RecordKind.BEAT:
-            loads = tuple(_load_from_plain(item, config) for item in fields.items("loads", config.loads_max))
-            return Beat(
-                draining=fields.truth("draining"),
-                loads=loads,
-                extra=fields.rest(),
-            )
         case RecordKind.EDGES:
             edges = tuple(_edge_from_plain(item, config) for item in fields.items("edges", config.edges_max))
             return Edges(edges=edges, extra=fields.rest())
@@ -216,34 +204,6 @@ def _coordinate_from_plain(value: Plain, config: RecordConfig) -> Coordinate:
     )
 
 
-def _load_to_plain(load: ModelLoad) -> list[object]:
-    return [
-        load.model,
-        load.running,
-        load.waiting,
-        load.slots,
-        float(load.queue_s),
-        float(load.service_s),
-        float(load.tokens_per_s),
-    ]
-
-
-def _load_from_plain(value: Plain, config: RecordConfig) -> ModelLoad:
-    model, running, waiting, slots, queue_s, service_s, tokens_per_s = _elements(value, 7, "a model's load")
-    name = _text(model, "a model", config.name_bytes_max)
-    if not name:
-        raise _malformed("a model without a name")
-    return ModelLoad(
-        model=name,
-        running=_integer(running, "running", COUNT_MAX),
-        waiting=_integer(waiting, "waiting", COUNT_MAX),
-        slots=_integer(slots, "slots", COUNT_MAX),
-        queue_s=_number(queue_s, "queue_s", 0.0, config.wait_s_max),
-        service_s=_number(service_s, "service_s", 0.0, config.wait_s_max),
-        tokens_per_s=_number(tokens_per_s, "tokens_per_s", 0.0, config.tokens_per_s_max),
-    )
-
-
 def _edge_to_plain(edge: Edge) -> list[object]:
     return [edge.peer_id, float(edge.rtt_s), float(edge.jitter_s), min(edge.samples, SAMPLES_MAX)]
 
@@ -294,13 +254,6 @@ class _Fields:
     def integer(self, name: str, largest: int) -> int:
         """An integer from 0 to `largest`."""
         return _integer(self.take(name), f"{self._what}.{name}", largest)
-
-    def truth(self, name: str) -> bool:
-        """A boolean."""
-        value = self.take(name)
-        if not isinstance(value, bool):
-            raise _malformed(f"{self._what}.{name} is no boolean")
-        return value
 
     def items(self, name: str, count_max: int) -> Sequence[Plain]:
         """An array of at most `count_max` elements."""

@@ -10,7 +10,7 @@ from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.records.config import SEQUENCE_MAX
 
 SEQUENCE_BLOCK = 1000
-"""Numbers reserved at a time, a count: at a beat each second one write to disk lasts a quarter of an hour."""
+"""Numbers reserved at a time, a count: at a record each second one write to disk lasts a quarter of an hour."""
 
 
 class Sequencer:

@@ -1,4 +1,4 @@
-"""The records nodes tell one another: card, beat, edges and verdict, as values.
+"""The records nodes tell one another: card, edges and verdict, as values.
 
 `extra` holds the fields of later versions: they are kept when a record is decoded and written again when a value is sealed.
 
@@ -16,10 +16,9 @@ from protocol.multiaddr import Multiaddr
 
 
 class RecordKind(StrEnum):
-    """The four records; they differ in how fast they change and whom they concern."""
+    """The three records; they differ in how fast they change and whom they concern."""
 
     CARD = "card"
-    BEAT = "beat"
     EDGES = "edges"
     VERDICT = "verdict"
 
@@ -95,28 +94,6 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelLoad:
-    """How one model is doing: `service_s` is the recent mean from slot to last output, 0 when it never ran."""
-
-    model: str
-    running: int
-    waiting: int
-    slots: int
-    queue_s: float
-    service_s: float
-    tokens_per_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """How a node is doing now, told to the peers it is connected to."""
-
-    draining: bool
-    loads: tuple[ModelLoad, ...]
-    extra: Mapping[str, object] = field(default_factory=dict[str, object])
-
-
-@dataclass(frozen=True, slots=True)
 class Edge:
     """A measured path: filtered round trip, its jitter (RFC 3550) and how many samples stand behind it, 65,535 for more."""
 
@@ -150,7 +127,7 @@ class Verdict:
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
-Payload = Card | Beat | Edges | Verdict
+Payload = Card | Edges | Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,11 @@ from protocol.encoding import Luck
 from protocol.gossip.messages import ENVELOPES_MAX, records_messages
 from protocol.identity import Identity, PeerId
 from protocol.inference import Feature
+from protocol.load import ModelLoad
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output
 from protocol.probe import KIND_ECHO
-from protocol.records import Accusation, Card, Hardware, ModelLoad, ModelOffer, RecordKind, Sequencer, Verdict, seal
+from protocol.records import Accusation, Card, Hardware, ModelOffer, RecordKind, Sequencer, Verdict, seal
 from protocol.suspicion import Suspicion
 from protocol.table import record_key
 from protocol.wire import PackingLimits, pack

@@ -11,9 +11,10 @@ from protocol.errors import ErrorCode
 from protocol.gossip import Grafted, Pruned
 from protocol.identity import Identity, peer_id_text
 from protocol.inference import Feature, Usage
+from protocol.load import ModelLoad
 from protocol.membership import PeerForgotten, PeerGone, PeerJoined, PeerLeft
 from protocol.probe import PeerSuspected
-from protocol.records import ModelLoad, RecordKind
+from protocol.records import RecordKind
 from protocol.suspicion import Doubted, Refute
 from protocol.table import RecordKey
 
@@ -123,8 +124,8 @@ def test_mesh_facts_are_counted(telemetry: Telemetry, log: StringIO) -> None:
 
 def test_two_nodes_in_one_process_count_apart(telemetry: Telemetry) -> None:
     other = Telemetry(make_logger(file=StringIO()))
-    telemetry.record_accepted(RecordKind.BEAT)
-    assert value(other, "isochrone_records_accepted_total", kind="beat") is None
+    telemetry.record_accepted(RecordKind.EDGES)
+    assert value(other, "isochrone_records_accepted_total", kind="edges") is None
     assert b"isochrone_records_accepted_total" in telemetry.render_metrics()[0]
 
 

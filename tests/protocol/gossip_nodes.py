@@ -18,15 +18,25 @@ from protocol.gossip import (
 from protocol.gossip.messages import decode_message, encode_message
 from protocol.identity import Identity
 from protocol.records import kind_of, seal
+from protocol.records.envelope import RECORD_DOMAIN
 from protocol.table import PeerTable
+from protocol.wire import PackingLimits, pack
 
 CONFIG = GossipConfig()
+WIDE = PackingLimits(size_bytes_max=1_000_000, depth_max=16, values_max=100_000)
 NO_MESH = {"degree": 0, "degree_min": 0, "degree_max": 0, "degree_lazy": 0}
 """The settings of a node that pushes and announces nothing: what it hears it hears by comparison."""
 
 
 def sealed(identity, payload=CARD, sequence=1, issued_s=WALL_S, network=NETWORK):
     return seal(identity, network, payload, sequence, issued_s, issued_s + LIFETIME_S[kind_of(payload)])
+
+
+def signed_by_hand(kind, packed, identity=IDENTITIES[2]):
+    """An envelope of any kind round any payload, good otherwise and valid for ten seconds."""
+    issued_ms = int(WALL_S * 1000)
+    signed = pack([NETWORK, kind, bytes(identity.peer_id), 1, issued_ms, issued_ms + 10_000, packed], WIDE)
+    return identity.sign(RECORD_DOMAIN + signed) + signed
 
 
 def crowd(number, start=1000):

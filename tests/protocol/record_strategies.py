@@ -5,18 +5,17 @@ from hypothesis import strategies as st
 from protocol.coordinates import DIMENSIONS, Coordinate
 from protocol.identity import Identity
 from protocol.inference import Feature
+from protocol.load import Beat, ModelLoad
 from protocol.multiaddr import Multiaddr
 from protocol.records import (
     DEFAULT_RECORD_CONFIG,
     SEQUENCE_MAX,
     Accusation,
-    Beat,
     Card,
     Edge,
     Edges,
     Gpu,
     Hardware,
-    ModelLoad,
     ModelOffer,
     Nic,
     RecordKind,
@@ -95,22 +94,6 @@ cards = st.builds(
     incarnation=st.integers(0, SEQUENCE_MAX),
     extra=extras,
 )
-loads = st.builds(
-    ModelLoad,
-    model=model_names,
-    running=counts,
-    waiting=counts,
-    slots=counts,
-    queue_s=seconds(86_400.0),
-    service_s=seconds(86_400.0),
-    tokens_per_s=seconds(1e9),
-)
-beats = st.builds(
-    Beat,
-    draining=st.booleans(),
-    loads=st.lists(loads, max_size=4).map(tuple),
-    extra=extras,
-)
 edge_values = st.builds(
     Edge,
     peer_id=st.sampled_from([identity.peer_id for identity in IDENTITIES]),
@@ -121,7 +104,7 @@ edge_values = st.builds(
 edges = st.builds(Edges, edges=st.lists(edge_values, max_size=16).map(tuple), extra=extras)
 accusations = st.builds(Accusation, subject=st.binary(min_size=8, max_size=8), incarnation=st.integers(0, SEQUENCE_MAX))
 verdicts = st.builds(Verdict, accused=st.lists(accusations, max_size=16).map(tuple), extra=extras)
-payloads = cards | beats | edges | verdicts
+payloads = cards | edges | verdicts
 
 HARDWARE = Hardware(
     cpu_model="AMD EPYC 9654",
@@ -142,5 +125,5 @@ CARD = Card(
 BEAT = Beat(draining=False, loads=(ModelLoad("all-minilm-l6-v2", 1, 0, 4, 0.0, 0.004, 0.0),))
 VERDICT = Verdict(accused=(Accusation(bytes(range(8)), 1), Accusation(bytes(range(8, 16)), 2**40)))
 EDGES = Edges(edges=(Edge(IDENTITIES[1].peer_id, 0.0123, 0.0004, 64), Edge(IDENTITIES[2].peer_id, 0.0502, 0.002, 8)))
-EXAMPLES = (CARD, BEAT, EDGES, VERDICT)
-"""One payload of each kind."""
+EXAMPLES = (CARD, EDGES, VERDICT)
+"""One payload of each kind of record."""

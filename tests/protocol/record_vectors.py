@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgpack
-from record_strategies import BEAT, CARD, EXAMPLES, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S
+from record_strategies import BEAT, CARD, EDGES, EXAMPLES, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S
 
 from protocol.gossip.beats import encode_beat
 from protocol.gossip.messages import (
@@ -51,7 +51,7 @@ def readable(value):
     return value
 
 
-def signed_by_hand(changes, packed=None, payload=BEAT):
+def signed_by_hand(changes, packed=None, payload=EDGES):
     """An envelope with a good signature over a header that is changed at some positions."""
     fields = msgpack.unpackb(sealed(payload).envelope[64:])
     for position, value in changes.items():
@@ -83,8 +83,9 @@ def valid_records():
 
 
 def invalid_records():
-    good = sealed(BEAT).envelope
-    twice = b"\x82\xa8draining\xc2\xa8draining\xc3"
+    good = sealed(EDGES).envelope
+    twice = b"\x82\xa5edges\x90\xa5edges\x90"
+    other = bytes(IDENTITIES[1].peer_id)
     cases = [
         ("forged: another peer's signature", IDENTITIES[1].sign(DOMAIN + good[64:]) + good[64:], WALL_S, "BAD_SIGNATURE"),
         ("signed without the domain", ALICE.sign(good[64:]) + good[64:], WALL_S, "BAD_SIGNATURE"),
@@ -92,19 +93,20 @@ def invalid_records():
         ("one byte left over", good + b"\x00", WALL_S, "MALFORMED"),
         ("cut off", good[:-1], WALL_S, "MALFORMED"),
         ("empty", b"", WALL_S, "MALFORMED"),
-        ("another network", sealed(BEAT, network="elsewhere").envelope, WALL_S, "WRONG_NETWORK"),
-        ("a minute after its expiry", good, WALL_S + 90.0, "EXPIRED"),
+        ("another network", sealed(EDGES, network="elsewhere").envelope, WALL_S, "WRONG_NETWORK"),
+        ("a minute after its expiry", good, WALL_S + 3660.0, "EXPIRED"),
         ("more than a minute before its issue", good, WALL_S - 60.001, "NOT_YET_VALID"),
-        ("a beat that lives too long", signed_by_hand({5: int(WALL_S * 1000) + 30_001}), WALL_S, "MALFORMED"),
+        ("edges that live too long", signed_by_hand({5: int(WALL_S * 1000) + 3_600_001}), WALL_S, "MALFORMED"),
         ("an expiry that is the issue", signed_by_hand({5: int(WALL_S * 1000)}), WALL_S, "MALFORMED"),
         ("a kind of a later version", signed_by_hand({1: "route"}), WALL_S, "UNSUPPORTED"),
+        ("a signed beat, a kind that is given up", beat_by_hand(), WALL_S, "UNSUPPORTED"),
         ("a peer id that is a hash", signed_by_hand({2: b"\x12\x20" + bytes(32)}), WALL_S, "UNSUPPORTED"),
         ("sequence number 0", signed_by_hand({3: 0}), WALL_S, "MALFORMED"),
-        ("a beat over 1,024 bytes", signed_by_hand({6: bytes(1024)}), WALL_S, "TOO_LARGE"),
-        ("a field given twice", signed_by_hand({6: twice + b"\xa5loads\x90"}), WALL_S, "MALFORMED"),
-        ("a payload without loads", signed_by_hand({6: msgpack.packb({"draining": False})}), WALL_S, "MALFORMED"),
-        ("a queue time that is no number", signed_by_hand({6: beat_of(["m", 0, 0, 1, math.nan, 0.0, 0.0])}), WALL_S, "MALFORMED"),
-        ("a queue time below zero", signed_by_hand({6: beat_of(["m", 0, 0, 1, -1.0, 0.0, 0.0])}), WALL_S, "MALFORMED"),
+        ("edges over 8,192 bytes", signed_by_hand({6: bytes(8192)}), WALL_S, "TOO_LARGE"),
+        ("a field given twice", signed_by_hand({6: twice}), WALL_S, "MALFORMED"),
+        ("a payload without edges", signed_by_hand({6: msgpack.packb({})}), WALL_S, "MALFORMED"),
+        ("a round trip that is no number", edges_of([[other, math.nan, 0.0, 1]]), WALL_S, "MALFORMED"),
+        ("a round trip below zero", edges_of([[other, -0.001, 0.0, 1]]), WALL_S, "MALFORMED"),
         ("an extension type", signed_by_hand({6: msgpack.packb(msgpack.ExtType(1, b"x"))}), WALL_S, "MALFORMED"),
         ("a verdict that lives too long", verdict_by_hand({5: int(WALL_S * 1000) + 600_001}), WALL_S, "MALFORMED"),
         ("a verdict over 4,096 bytes", verdict_by_hand({6: bytes(4096)}), WALL_S, "TOO_LARGE"),
@@ -118,8 +120,14 @@ def invalid_records():
         yield {"name": name, "wall_s": wall_s, "code": code, "envelope": envelope.hex()}
 
 
-def beat_of(load):
-    return msgpack.packb({"draining": False, "loads": [load]})
+def edges_of(edges):
+    return signed_by_hand({6: msgpack.packb({"edges": edges})})
+
+
+def beat_by_hand():
+    """What nodes signed before beats became messages of their own: valid, but for its kind."""
+    payload = msgpack.packb({"draining": False, "loads": [["all-minilm-l6-v2", 1, 0, 4, 0.0, 0.004, 0.0]]})
+    return signed_by_hand({1: "beat", 5: int(WALL_S * 1000) + 30_000, 6: payload})
 
 
 def verdict_by_hand(changes):

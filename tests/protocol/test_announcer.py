@@ -8,8 +8,9 @@ import pytest
 from protocol.announcer import Announcer, AnnouncerConfig
 from protocol.coordinates import Coordinate
 from protocol.inference import Feature
+from protocol.load import Beat, ModelLoad
 from protocol.multiaddr import parse_multiaddr
-from protocol.records import Beat, Card, Hardware, ModelLoad, ModelOffer
+from protocol.records import Card, Hardware, ModelOffer
 
 CONFIG = AnnouncerConfig()
 HARDWARE = Hardware("virtual", 1, 8_000_000_000, 1)

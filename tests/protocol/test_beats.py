@@ -9,7 +9,7 @@ from record_strategies import BEAT, counts, model_names
 
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip.beats import BEAT_BYTES_MAX, LOADS_MAX, decode_beat, encode_beat
-from protocol.records import Beat, ModelLoad
+from protocol.load import Beat, ModelLoad
 from protocol.wire import PackingLimits, pack
 
 WIDE = PackingLimits(size_bytes_max=1_000_000, depth_max=10, values_max=100_000)

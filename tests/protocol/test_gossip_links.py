@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from gossip_nodes import CONFIG, Node, codes, crowd, drained, of, sealed, told
+from gossip_nodes import CONFIG, Node, codes, crowd, drained, of, sealed, signed_by_hand, told
 from record_strategies import BEAT, CARD, EDGES, IDENTITIES, VERDICT, WALL_S
 
 from protocol.errors import ErrorCode
-from protocol.gossip import BeatHeard, GossipConfig, Grafted, LinkKept, Misbehaved, Pruned, RecordAccepted, Send
+from protocol.gossip import BeatHeard, GossipConfig, Grafted, LinkKept, Misbehaved, Pruned, RecordAccepted, RecordRefused, Send
 from protocol.gossip.beats import BEAT_BYTES_MAX, encode_beat
 from protocol.gossip.messages import (
     BeatTold,
@@ -91,14 +91,24 @@ def test_own_news_is_pushed_over_the_mesh():
         assert pushed(drained(node.gossip)) == dict.fromkeys(ids(MESH), (envelope,))
 
 
-@pytest.mark.parametrize("payload", [BEAT, EDGES])
-def test_what_concerns_neighbours_goes_one_hop_and_is_not_announced(payload):
+def test_what_concerns_neighbours_goes_one_hop_and_is_not_announced():
     node = meshed(*OUTSIDE)
-    record = sealed(ORIGIN, payload)
+    record = sealed(ORIGIN, EDGES)
     assert node.hear(MESH[0], Records((record.envelope,))) == [RecordAccepted(record, MESH[0].peer_id)]
-    node.publish(payload, 1.0)
+    node.publish(EDGES, 1.0)
     drained(node.gossip)
     assert announced(node.beat_heart(5.0)) == {}
+
+
+def test_a_record_of_a_kind_that_is_unknown_is_not_passed_on_and_costs_no_link():
+    node = meshed(*OUTSIDE)
+    assert node.hear(MESH[0], Records((signed_by_hand("beat", b"\xc0"),))) == [
+        RecordRefused(MESH[0].peer_id, ErrorCode.UNSUPPORTED)
+    ]
+    outputs = node.beat_heart(5.0)
+    assert pushed(outputs) == announced(outputs) == {}
+    assert codes(outputs) == []
+    assert node.gossip.mesh() == tuple(ids(MESH))
 
 
 def test_what_was_asked_for_is_pushed_on_as_far_as_the_budget_goes():

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from gossip_nodes import CONFIG, NO_MESH, Node, codes, crowd, drained, of, sealed, told
+from gossip_nodes import CONFIG, NO_MESH, Node, codes, crowd, drained, of, sealed, signed_by_hand, told
 from gossip_strategies import messages
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from record_strategies import BEAT, CARD, EXAMPLES, IDENTITIES, NETWORK, VERDICT, WALL_S
+from record_strategies import BEAT, CARD, EDGES, EXAMPLES, IDENTITIES, LIFETIME_S, VERDICT, WALL_S
 
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.gossip import (
@@ -199,19 +199,20 @@ def test_a_record_of_another_time_is_refused_without_blame(issued_s, code):
     assert len(node.table) == 0
 
 
-def test_a_kind_of_a_later_version_is_refused_without_blame():
+@pytest.mark.parametrize(
+    ("kind", "packed"), [("route", b"\xc0"), ("beat", pack({"draining": False, "loads": []}, WIDE))], ids=["later", "given up"]
+)
+def test_a_kind_that_is_unknown_is_refused_without_blame(kind, packed):
     node = listener()
-    signed = pack([NETWORK, "route", bytes(OTHER.peer_id), 1, int(WALL_S * 1000), int(WALL_S * 1000) + 10_000, b"\xc0"], WIDE)
-    envelope = OTHER.sign(b"isochrone-record-v1:" + signed) + signed
     record = sealed(IDENTITIES[3])
-    outputs = hear(node, PEER, envelope, record.envelope)
+    outputs = hear(node, PEER, signed_by_hand(kind, packed), record.envelope)
     assert outputs == [RecordRefused(PEER.peer_id, ErrorCode.UNSUPPORTED), RecordAccepted(record, PEER.peer_id)]
+    assert list(node.table) == [record]
 
 
 def test_a_signed_payload_that_is_wrong_is_refused_once_without_blame():
     node = listener()
-    signed = pack([NETWORK, "beat", bytes(OTHER.peer_id), 1, int(WALL_S * 1000), int(WALL_S * 1000) + 10_000, b"\xc0"], WIDE)
-    envelope = OTHER.sign(b"isochrone-record-v1:" + signed) + signed
+    envelope = signed_by_hand("edges", b"\xc0")
     assert hear(node, PEER, envelope) == [RecordRefused(PEER.peer_id, ErrorCode.MALFORMED)]
     assert hear(node, PEER, envelope) == []
 
@@ -250,12 +251,12 @@ def test_a_full_table_refuses_without_blame():
 @pytest.mark.parametrize("peers", [0, 1])
 def test_expired_records_leave_with_a_fact(peers):
     node = listener()
-    beat = sealed(OTHER, BEAT)
-    hear(node, PEER, beat.envelope)
+    edges = sealed(OTHER, EDGES, issued_s=WALL_S + 30.0 - LIFETIME_S[RecordKind.EDGES])
+    hear(node, PEER, edges.envelope)
     if not peers:
         node.gossip.handle_disconnected(PEER.peer_id, 2.0)
     assert of(node.beat_heart(89.0), RecordExpired) == []
-    assert of(node.beat_heart(100.0), RecordExpired) == [RecordExpired(beat)]
+    assert of(node.beat_heart(100.0), RecordExpired) == [RecordExpired(edges)]
 
 
 # Asking
@@ -314,7 +315,7 @@ def test_a_claim_about_what_is_known_is_not_asked_for():
 
 def test_a_flooding_sender_is_refused_and_then_blamed():
     node = listener()
-    records = [sealed(identity, BEAT) for identity in crowd(CONFIG.records_burst + CONFIG.records_debt_max + 10)]
+    records = [sealed(identity, EDGES) for identity in crowd(CONFIG.records_burst + CONFIG.records_debt_max + 10)]
     outputs = hear(node, PEER, *[record.envelope for record in records])
     assert len(of(outputs, RecordAccepted)) == CONFIG.records_burst
     assert codes(outputs) == [ErrorCode.FLOODING] * (CONFIG.records_debt_max + 1)
@@ -324,7 +325,7 @@ def test_a_flooding_sender_is_refused_and_then_blamed():
 
 def test_a_budget_fills_again_with_time():
     node = listener(records_burst=100)
-    records = [sealed(identity, BEAT) for identity in crowd(130)]
+    records = [sealed(identity, EDGES) for identity in crowd(130)]
     hear(node, PEER, *[record.envelope for record in records[:110]])
     assert codes(hear(node, PEER, records[110].envelope, now=1.2)) == [ErrorCode.FLOODING]
     assert hear(node, PEER, records[111].envelope, now=3.0) == [RecordAccepted(records[111], PEER.peer_id)]
@@ -333,7 +334,7 @@ def test_a_budget_fills_again_with_time():
 def test_one_sender_s_flood_takes_nothing_from_another():
     node = listener(records_burst=100)
     node.connect(OTHER)
-    records = [sealed(identity, BEAT) for identity in crowd(300)]
+    records = [sealed(identity, EDGES) for identity in crowd(300)]
     hear(node, PEER, *[record.envelope for record in records[:-1]])
     assert RecordAccepted(records[-1], OTHER.peer_id) in hear(node, OTHER, records[-1].envelope)
 

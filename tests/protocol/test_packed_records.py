@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
-from record_strategies import BEAT, CARD, EDGES, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S, payloads
+from record_strategies import CARD, EDGES, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S, payloads
 
 from protocol.coordinates import Coordinate
 from protocol.identity import Identity
@@ -151,5 +151,5 @@ def test_a_table_goes_on_with_another_packer():
 
 def test_all_kinds_are_packed():
     packer = RecordPacker()
-    for payload in (CARD, BEAT, EDGES, VERDICT):
+    for payload in (CARD, EDGES, VERDICT):
         assert RecordPacker().unpack(packer.pack(sealed(payload)), RECORDS).payload == payload

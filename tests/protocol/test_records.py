@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_strategies import (
-    BEAT,
     CARD,
     EDGES,
     EXAMPLES,
@@ -27,11 +26,9 @@ from protocol.multiaddr import Multiaddr
 from protocol.records import (
     DEFAULT_RECORD_CONFIG,
     Accusation,
-    Beat,
     Card,
     Edge,
     Edges,
-    ModelLoad,
     ModelOffer,
     RecordKind,
     RecordReader,
@@ -93,7 +90,7 @@ def test_any_bytes_are_refused_with_the_declared_error(envelope):
 
 @given(payload=st.binary(max_size=200), kind=st.sampled_from(RecordKind))
 def test_any_signed_payload_is_a_value_or_the_declared_error(payload, kind):
-    fields = fields_of(sealed(BEAT))
+    fields = fields_of(sealed(VERDICT))  # its lifetime is one that every kind allows
     fields[1], fields[6] = kind.value, payload
     try:
         code = None
@@ -166,6 +163,7 @@ def test_a_lifetime_over_its_limit_is_neither_sealed_nor_opened(payload):
         (0, "n" * 65, ErrorCode.MALFORMED),
         (0, b"test-network", ErrorCode.MALFORMED),
         (1, "route", ErrorCode.UNSUPPORTED),  # a kind of a later version
+        (1, "beat", ErrorCode.UNSUPPORTED),  # a kind that is given up
         (1, 1, ErrorCode.MALFORMED),
         (2, b"", ErrorCode.UNSUPPORTED),
         (2, b"\x12\x20" + bytes(32), ErrorCode.UNSUPPORTED),  # the hash of some key
@@ -180,20 +178,20 @@ def test_a_lifetime_over_its_limit_is_neither_sealed_nor_opened(payload):
     ],
 )
 def test_a_header_out_of_range_is_refused(position, value, code):
-    fields = fields_of(sealed(BEAT))
+    fields = fields_of(sealed(EDGES))
     fields[position] = value
     assert refused(signed_by_hand(fields)) is code
 
 
 def test_later_versions_may_add_to_the_header_and_to_every_array():
-    fields = fields_of(sealed(BEAT))
-    plain_beat = unpack(fields[6], WIDE)
-    plain_beat["loads"][0].append("later")
-    fields[6] = pack(plain_beat, WIDE)
+    fields = fields_of(sealed(EDGES))
+    plain_edges = unpack(fields[6], WIDE)
+    plain_edges["edges"][0].append("later")
+    fields[6] = pack(plain_edges, WIDE)
     fields.append({"later": 1})
     envelope = signed_by_hand(fields)
     opened = open_record(envelope, NETWORK, WALL_S)
-    assert opened.payload == BEAT
+    assert opened.payload == EDGES
     assert opened.envelope == envelope
 
 
@@ -229,7 +227,6 @@ def test_edges_count_samples_up_to_their_limit():
 
 
 OFFER = CARD.models[0]
-LOAD = BEAT.loads[0]
 EDGE = EDGES.edges[0]
 ACCUSATION = VERDICT.accused[0]
 ADDRESS = CARD.addresses[0]
@@ -261,15 +258,10 @@ ORIGIN = (0.0,) * 8
         replace(CARD, coordinate=Coordinate((60.5, *ORIGIN[1:]), 0.0, 0.0)),
         replace(CARD, coordinate=Coordinate(ORIGIN, -0.001, 0.0)),
         replace(CARD, coordinate=Coordinate(ORIGIN, 0.0, 1.6)),
-        Beat(draining=False, loads=(ModelLoad("m", 0, 0, 0, 0.0, 0.0),) * 65),
-        replace(BEAT, loads=(replace(LOAD, queue_s=-1.0),)),
-        replace(BEAT, loads=(replace(LOAD, service_s=math.inf),)),
-        replace(BEAT, loads=(replace(LOAD, tokens_per_s=math.nan),)),
-        replace(BEAT, loads=(replace(LOAD, running=-1),)),
-        replace(BEAT, loads=(replace(LOAD, model=""),)),
         Edges((EDGE,) * 129),
         Edges((replace(EDGE, rtt_s=-0.001),)),
         Edges((replace(EDGE, rtt_s=60.5),)),
+        Edges((replace(EDGE, rtt_s=math.inf),)),
         Edges((replace(EDGE, jitter_s=math.nan),)),
         Edges((replace(EDGE, samples=-1),)),
         Edges((replace(EDGE, peer_id=b"nobody"),)),
@@ -281,7 +273,7 @@ ORIGIN = (0.0,) * 8
         Verdict((replace(ACCUSATION, incarnation=-1),)),
         Verdict((replace(ACCUSATION, incarnation=2**63),)),
     ],
-    ids=range(41),
+    ids=range(36),
 )
 def test_a_value_out_of_range_is_not_sealed(payload):
     with pytest.raises(LocalProtocolError):
@@ -304,12 +296,10 @@ def test_a_value_out_of_range_is_not_sealed(payload):
         (CARD, ["coordinate"], [[0.0] * 7, 0.0, 0.0]),
         (CARD, ["coordinate"], [[0.0] * 8, 0.0]),
         (CARD, ["coordinate", 0, 0], "far"),
-        (BEAT, ["draining"], 0),
-        (BEAT, ["loads", 0], ["m", 0, 0]),
-        (BEAT, ["loads", 0, 4], -1.0),
-        (BEAT, ["loads", 0, 4], True),
         (EDGES, ["edges", 0, 0], "peer"),
+        (EDGES, ["edges", 0], [bytes(BOB.peer_id), 0.01, 0.001]),
         (EDGES, ["edges", 0, 1], -0.5),
+        (EDGES, ["edges", 0, 1], True),
         (EDGES, ["edges"], {}),
         (CARD, ["incarnation"], "one"),
         (CARD, ["incarnation"], -1),
@@ -335,7 +325,7 @@ def test_a_signed_value_out_of_range_is_refused(payload, path, value):
 
 @pytest.mark.parametrize(
     ("payload", "field"),
-    [(CARD, "agent"), (CARD, "coordinate"), (BEAT, "draining"), (EDGES, "edges"), (VERDICT, "accused")],
+    [(CARD, "agent"), (CARD, "coordinate"), (EDGES, "edges"), (VERDICT, "accused")],
 )
 def test_a_missing_field_is_malformed(payload, field):
     fields = fields_of(sealed(payload))
@@ -347,10 +337,10 @@ def test_a_missing_field_is_malformed(payload, field):
 
 @pytest.mark.parametrize(
     ("kind", "bytes_max"),
-    [(RecordKind.CARD, 4096), (RecordKind.BEAT, 1024), (RecordKind.EDGES, 8192), (RecordKind.VERDICT, 4096)],
+    [(RecordKind.CARD, 4096), (RecordKind.EDGES, 8192), (RecordKind.VERDICT, 4096)],
 )
 def test_an_envelope_over_the_limit_of_its_kind_is_too_large(kind, bytes_max):
-    fields = fields_of(sealed(BEAT))
+    fields = fields_of(sealed(VERDICT))  # its lifetime is one that every kind allows
     fields[1], fields[6] = kind.value, b""
     short = len(signed_by_hand(fields))
     fields[6] = b"x" * (bytes_max - short - 1)  # a bin of more than 255 bytes has a header of one byte more
@@ -376,7 +366,7 @@ def test_the_most_accusations_fit_with_the_longest_header():
 
 def test_usual_records_are_small():
     assert len(sealed(CARD).envelope) < 800
-    assert len(sealed(BEAT).envelope) < 256
+    assert len(sealed(EDGES).envelope) < 300
     assert len(sealed(VERDICT).envelope) < 256
     assert len(sealed(Verdict(())).envelope) < 180
 
@@ -411,17 +401,6 @@ def test_a_card_of_too_many_models_keeps_the_first_ones():
     three_more = replace(card, models=card.models[: len(fitted.models) + 3])
     with pytest.raises(LocalProtocolError):
         sealed(three_more)
-
-
-def test_a_beat_of_too_many_loads_keeps_the_busiest():
-    beat = Beat(
-        draining=True, loads=tuple(replace(LOAD, model=f"organisation/model-{index}", running=index) for index in range(100))
-    )
-    fitted = fit(beat)
-    assert isinstance(fitted, Beat)
-    assert 8 < len(fitted.loads) < 64
-    assert [load.running for load in fitted.loads] == list(range(99, 99 - len(fitted.loads), -1))
-    assert sealed(fitted).payload == fitted
 
 
 def test_edges_that_are_too_many_keep_the_nearest():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.inference import Feature
-from protocol.records import Beat, ModelLoad, ModelOffer
+from protocol.load import Beat, ModelLoad
+from protocol.records import ModelOffer
 from protocol.routing import (
     CandidateInput,
     Path,

@@ -37,7 +37,8 @@ from protocol.inference import (
     TextDelta,
     Usage,
 )
-from protocol.records import ModelLoad, ModelOffer
+from protocol.load import ModelLoad
+from protocol.records import ModelOffer
 
 _OFFERS = {
     EMBEDDING_MODEL: ModelOffer(

@@ -21,10 +21,11 @@ from mesh.telemetry import Telemetry, make_logger
 from mesh.transport import Transport
 from protocol.identity import Identity, PeerId, parse_peer_id
 from protocol.inference import Accepted, Failed, Feature, Finished, InferenceRequest, Reply, TextDelta, Usage
+from protocol.load import ModelLoad
 from protocol.membership import Standing
 from protocol.multiaddr import Multiaddr, parse_multiaddr
 from protocol.quic import choose_engine
-from protocol.records import ModelLoad, ModelOffer
+from protocol.records import ModelOffer
 
 LOOPBACK = parse_multiaddr("/ip4/127.0.0.1/udp/0/quic-v1")
 MODEL = "m"

@@ -19,18 +19,22 @@ from protocol.gossip.beats import encode_beat
 from protocol.gossip.messages import BeatTold, Records, encode_message
 from protocol.identity import Identity
 from protocol.inference import Failed, Feature, Finished, TextDelta
-from protocol.records import Beat, Card, Hardware, ModelOffer, Payload, seal
+from protocol.load import Beat
+from protocol.records import Card, Edges, Hardware, ModelOffer, Payload, seal
+from protocol.records.envelope import RECORD_DOMAIN
+from protocol.wire import PackingLimits, pack
 from protocol.wire.inference import PROTOCOL_ID, decode_reply, encode_request
 
 SEED = 9
 """The offender's key."""
 OTHERS = Identity.from_seed(bytes([77]) * 32)
 """Somebody whose records the offender passes on."""
-BEAT = Beat(draining=False, loads=())
+EDGES = Edges(())
+WIDE = PackingLimits(size_bytes_max=10_000, depth_max=8, values_max=1000)
 
 
 def sealed(
-    signer: Identity = OTHERS, *, sequence: int = 1, issued_in_s: float = 0.0, lasts_s: float = 20.0, payload: Payload = BEAT
+    signer: Identity = OTHERS, *, sequence: int = 1, issued_in_s: float = 0.0, lasts_s: float = 20.0, payload: Payload = EDGES
 ):
     """A record of this test's network."""
     issued_s = time.time() + issued_in_s
@@ -43,6 +47,14 @@ def records(*envelopes: bytes) -> bytes:
 
 def told(beat: Beat) -> bytes:
     return encode_frame(encode_message(BeatTold(encode_beat(beat))))
+
+
+def signed_beat() -> bytes:
+    """A record of a kind that is given up; valid otherwise."""
+    issued_ms = int(time.time() * 1000)
+    payload = pack({"draining": False, "loads": []}, WIDE)
+    signed = pack(["test", "beat", bytes(OTHERS.peer_id), 1, issued_ms, issued_ms + 20_000, payload], WIDE)
+    return OTHERS.sign(RECORD_DOMAIN + signed) + signed
 
 
 def forged() -> bytes:
@@ -123,7 +135,7 @@ async def test_junk_datagrams_to_the_port_cost_nothing(start: Start) -> None:
         (lambda: b"\x80\x80\x80\x01", ErrorCode.TOO_LARGE),
         (lambda: records(forged()), ErrorCode.BAD_SIGNATURE),
         (lambda: records(b"\x00" * 200), ErrorCode.MALFORMED),
-        (lambda: records(seal(OTHERS, "other", BEAT, 1, time.time(), time.time() + 20).envelope), ErrorCode.WRONG_NETWORK),
+        (lambda: records(seal(OTHERS, "other", EDGES, 1, time.time(), time.time() + 20).envelope), ErrorCode.WRONG_NETWORK),
     ],
     ids=["no msgpack", "short array", "endless length", "oversized frame", "forged", "no envelope", "other network"],
 )
@@ -139,18 +151,18 @@ async def test_gossip_that_no_honest_peer_sends_ends_the_connection(
         await offender.others_notice_nothing()
 
 
-async def test_old_and_future_records_are_refused_without_blame(start: Start) -> None:
-    """A clock that is wrong is not the fault of whoever passes a record on."""
+async def test_old_future_and_unknown_records_are_refused_without_blame(start: Start) -> None:
+    """A clock that is wrong, or another version, is not the fault of whoever passes a record on."""
     async with offence(start) as offender:
         stream = await offender.gossip()
         old, future = sealed(issued_in_s=-1000.0), sealed(issued_in_s=1000.0)
-        await stream.send_all(records(old, future))
+        await stream.send_all(records(old, future, signed_beat()))
         registry = offender.victim.telemetry.registry
 
         def refused(code: str) -> float:
             return registry.get_sample_value("isochrone_records_refused_total", {"code": code}) or 0.0
 
-        await eventually(lambda: refused("expired") == refused("not_yet_valid") == 1.0)
+        await eventually(lambda: refused("expired") == refused("not_yet_valid") == refused("unsupported") == 1.0)
         assert offender.connection.lost is None
         assert offender.victim.faults() == {}
         await offender.others_notice_nothing()
@@ -344,7 +356,7 @@ async def test_a_peer_that_claims_a_model_and_answers_nobody_costs_no_answer(sta
         stranger.on_datagram = lambda peer_id, data, _: stranger.connections[peer_id].send_datagram(b"\x02" + data[1:])
         stream = await connection.open_stream(GOSSIP_PROTOCOL)
         card = Card((), Hardware("cpu", 1, 1, 1), (ModelOffer(MODEL, frozenset({Feature.CHAT})),), None, "test")
-        await stream.send_all(records(sealed(liar, payload=card, lasts_s=60.0)) + told(BEAT))
+        await stream.send_all(records(sealed(liar, payload=card, lasts_s=60.0)) + told(Beat(draining=False, loads=())))
         await eventually(lambda: honest.knows(liar.peer_id) and honest.service.node.peer(liar.peer_id, 0.0).quality is not None)
         outcomes: dict[bytes, str] = {}
         while liar.peer_id not in outcomes:

@@ -15,7 +15,7 @@ from protocol.errors import ErrorCode
 from protocol.forwarding import Ended, Forward, Outcome, RunLocally
 from protocol.identity import Identity
 from protocol.inference import Feature, Finished, Timing, Usage
-from protocol.records import Beat, Card, Gpu, RecordKind, seal
+from protocol.records import Card, Edges, Gpu, RecordKind, seal
 from protocol.routing import RttSource
 
 STRANGER = Identity.from_seed(b"s" * 32)
@@ -208,7 +208,7 @@ def test_forged_expired_and_foreign_records_are_never_believed() -> None:
     wall_s = WALL_S + 20.0
     genuine = seal(STRANGER, "isochrone", card(), 1, wall_s, wall_s + 600.0).envelope
     forged = genuine[:10] + bytes([genuine[10] ^ 1]) + genuine[11:]
-    expired = seal(STRANGER, "isochrone", Beat(draining=False, loads=()), 2, wall_s - 300.0, wall_s - 270.0).envelope
+    expired = seal(STRANGER, "isochrone", Edges(()), 2, wall_s - 300.0, wall_s - 270.0).envelope
     stale = seal(STRANGER, "isochrone", card(), 2, wall_s - 700.0, wall_s - 100.0).envelope
     future = seal(STRANGER, "isochrone", card(), 2, wall_s + 100.0, wall_s + 700.0).envelope
     foreign = seal(STRANGER, "elsewhere", card(), 3, wall_s, wall_s + 600.0).envelope
