@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from benchmarks.simulation.figures import Figure
 from protocol.node import NodeConfig
 from sim.formed import Formation, formed
+from sim.garbage import collect_seldom
 from sim.world import World
 
 REST_S = 5.0
@@ -79,6 +80,7 @@ def rested(nodes: int, seed: int, options: Options) -> World:
     world = formed(formation, lambda share: forming.progress(0.7 * share))
     rest_s = QUICK_REST_S if options.quick else REST_S
     world.run(world.now + rest_s)
+    collect_seldom()  # what the mesh consists of stays, and is not to be looked through again
     forming.progress(1.0)
     return world
 
