@@ -14,15 +14,18 @@ from benchmarks.simulation.figures import NEVER, Figure
 from benchmarks.simulation.load import Load
 from benchmarks.simulation.memory import GOALS_MIB, MIB, reachable_bytes
 from benchmarks.simulation.observe import Traffic
-from benchmarks.simulation.scenario import FORMING_SHARE, Options, quantile, rested
+from benchmarks.simulation.scenario import FORMING_SHARE, Options, quantile, rested, run_with_progress
 from benchmarks.simulation.staleness import Staleness
 from protocol.gossip import GossipReader
 from protocol.records import RecordPacker
 from sim.bounds import variables
+from sim.garbage import collect_seldom
 from sim.network import PACKET_OVERHEAD_BYTES
 from sim.world import World
 
 NAME = "steady"
+SETTLE_S = 60.0
+"""Virtual seconds until a formed mesh is at rest: connections that are new are probed ever more seldom for half a minute."""
 SPEED_S = 10.0
 WINDOW_S = 60.0
 LOOK_EVERY_S = 1.0
@@ -43,10 +46,11 @@ def measure(nodes: int, seed: int, options: Options) -> list[Figure]:
     scale = QUICK_SHARE if options.quick else 1.0
     world = rested(nodes, seed, options)
     load = Load(world)
-    world.run(world.now + 5.0 * scale)
+    run_with_progress(world, world.now + SETTLE_S * scale, options.part(FORMING_SHARE, 0.6))
+    collect_seldom()
     speed = _speed(world, SPEED_S * scale)
     traffic, staleness = Traffic(world), Staleness(world, load)
-    window_s, watched = WINDOW_S * scale, options.part(FORMING_SHARE, 1.0)
+    window_s, watched = WINDOW_S * scale, options.part(0.6, 1.0)
     began, looks = world.now, max(3, round(window_s / LOOK_EVERY_S))
     for number in range(looks):
         world.run(began + window_s * (number + 1) / looks)
@@ -199,6 +203,8 @@ def _stale(nodes: int, seen: Staleness, *, quick: bool) -> list[Figure]:
             "s",
             nodes,
             "for how long what a node knows of them has not been the very truth; a change that changes no wait is told late.",
+            goal=3.0,
+            goal_nodes=limit,
         ),
         Figure(
             NAME,
