@@ -37,8 +37,9 @@ class AnnouncerConfig:
     """A coordinate is told when it has been elsewhere for so long: what a burst of bad samples moved comes back by itself."""
     moves_wait_s: float = 10.0
     """A card that only tells a new coordinate waits so long after the card before, and four times as long each further time."""
-    moves_wait_s_max: float = 640.0
-    """And at most so long; connected peers hear of it by echoes."""
+    moves_wait_s_max: float = 2560.0
+    """And at most so long; connected peers hear of it by echoes. Among 1,000 nodes whose places had not settled, cards that told of
+    nothing else came twenty times a second and were 12 kB/s to everybody at an earlier 640 s."""
     beat_interval_s: float = 2.0
     """Shortest time between two beats: a load known for two seconds is still good, and 64 peers hear each."""
     beat_changed_s: float = 30.0
@@ -118,6 +119,11 @@ class Announcer:
         if self._is_news(self._told_place, place, typical_rtt_s) is not (self._moved_at is not None):
             self._due = None
             self._moved_at = now if self._moved_at is None else None
+
+    def settle(self) -> None:
+        """Counts as one that has told its moves for long, for who begins in the middle of a node's life."""
+        self._due = None
+        self._moves_wait_s = self._config.moves_wait_s_max
 
     def drain(self) -> None:
         """Has everyone told that this node takes no more work."""

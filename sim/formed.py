@@ -212,12 +212,14 @@ def _introduce(world: World, process: Process, records: list[Record]) -> None:
     """Tells a node's membership of everybody, now that those it would dial first are connected, and which of them are near.
 
     A node that has lived for days has looked for its nearest a moment ago; by its own clock it would do so within a minute, and
-    until then say to none of those that were connected to it here that it keeps the connection.
+    until then say to none of those that were connected to it here that it keeps the connection. It has told where it is by turns
+    that have become long.
     """
     membership = process.node.membership
     for record in records:
         if record.peer_id != process.peer_id and isinstance(record.payload, Card):
             membership.handle_card(record.peer_id, record.payload.addresses, world.now)
+    process.node.announcer.settle()
     process.node.handle_timer(world.now)
     process.node.rank_nearest(world.now)
     world.settle(process)

@@ -114,7 +114,7 @@ def test_changed_offers_are_told_at_most_every_card_interval() -> None:
 
 def test_coordinate_that_goes_on_moving_is_told_ever_more_seldom() -> None:
     telling = Telling().start()
-    for step in range(1, 4000):
+    for step in range(1, 12_000):
         telling.run(step * 1.0)
         telling.move(place(step * 0.01))
     waits = gaps(telling.cards)
