@@ -38,8 +38,8 @@ class AnnouncerConfig:
     moves_wait_s: float = 10.0
     """A card that only tells a new coordinate waits so long after the card before, and four times as long each further time."""
     moves_wait_s_max: float = 2560.0
-    """And at most so long; connected peers hear of it by echoes. Among 1,000 nodes whose places had not settled, cards that told of
-    nothing else came twenty times a second and were 12 kB/s to everybody at an earlier 640 s."""
+    """And at most so long; connected peers hear of it by echoes. Among 1,000 nodes whose places had not settled, cards that told
+    of nothing else came twenty times a second and were 12 kB/s to everybody at an earlier 640 s."""
     beat_interval_s: float = 2.0
     """Shortest time between two beats: a load known for two seconds is still good, and 64 peers hear each."""
     beat_changed_s: float = 30.0

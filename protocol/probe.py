@@ -97,6 +97,8 @@ class ProbeConfig:
         answers_per_s: probes of one peer that are answered per second in the long run; ours send less than one.
         answers_burst: and at once: a path that was clogged for ten seconds and more delivers some fifty probes in one moment.
         peers_max: connected peers that are probed.
+        remembered_max: peers measured earlier and not connected now whose distance is remembered.
+        remembered_s: and for how long; paths change.
     """
 
     interval_s: float = 1.6
@@ -119,6 +121,8 @@ class ProbeConfig:
     answers_per_s: float = 20.0
     answers_burst: int = 64
     peers_max: int = 1024
+    remembered_max: int = 1024
+    remembered_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,7 @@ class Probe:
         self._config = config
         self._luck = luck
         self._peers: dict[PeerId, _Peer] = {}
+        self._remembered: dict[PeerId, tuple[float, float]] = {}  # shortest round trips and since when, the oldest first
         self._timers: TimerQueue[PeerId] = TimerQueue()
         self._outputs: deque[Output] = deque()
         self.outputs = self._outputs  # for who drains several machines at once
@@ -266,8 +271,13 @@ class Probe:
         return True
 
     def handle_disconnected(self, peer: PeerId, now: float) -> None:
-        """Forget a peer whose connection is gone."""
-        del now
+        """Forget a peer whose connection is gone, but for its distance."""
+        quality = self.quality(peer, now)
+        if quality is not None:
+            self._remembered.pop(peer, None)
+            self._remembered[peer] = (quality.rtt_s_min, now)
+            if len(self._remembered) > self._config.remembered_max:
+                del self._remembered[next(iter(self._remembered))]
         self._peers.pop(peer, None)
         self._timers.discard(peer)
 
@@ -363,10 +373,15 @@ class Probe:
             self._unwell_at += config.health_back_s
         return self._unwell
 
-    def rtt_s(self, peer: PeerId) -> float | None:
-        """The newest round trip to the peer in seconds, or None."""
-        state = self._peers.get(peer)
-        return state.last_rtt_s if state else None
+    def distances(self, now: float) -> dict[PeerId, float]:
+        """The shortest round trips in seconds to all peers that were measured not long ago, connected or not any more."""
+        since = now - self._config.remembered_s
+        found = {peer: rtt_s for peer, (rtt_s, at) in self._remembered.items() if at >= since}
+        for peer in self._peers:
+            quality = self.quality(peer, now)
+            if quality is not None:
+                found[peer] = quality.rtt_s_min
+        return found
 
     def quality(self, peer: PeerId, now: float) -> PathQuality | None:
         """What the probes tell of the path to the peer, or None before its first echo."""

@@ -61,6 +61,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "membership._connected": lambda config: config.gossip.peers_max,
     "membership._declining": lambda config: config.membership.peers_max,
     "membership._bootstrap": lambda config: config.membership.bootstrap_max,
+    "probe._remembered": lambda config: config.probe.remembered_max,
     "probe._peers": lambda config: config.probe.peers_max,
     "probe._peers.*.sent": lambda config: config.probe.window_probes,
     "suspicion._named": lambda config: config.suspicion.accusers_max,

@@ -379,7 +379,7 @@ class Node:
 
     def rank_nearest(self, now: float) -> None:
         """Looks for the nearest peers, as it does by itself from time to time: by measurements, and by coordinates elsewhere."""
-        nearest, self._near_within_s = self.views.nearest(self.vivaldi.coordinate, self.config.membership.near_max)
+        nearest, self._near_within_s = self.views.nearest(self.vivaldi.coordinate, self.config.membership.near_max, now)
         self.membership.handle_ranking(nearest, self.gossip.mesh(), now, self.gossip.beyond())
         self._settle(now)
 

@@ -113,22 +113,24 @@ class Views:
         record = self._table.get(peer_id, RecordKind.CARD)
         return record.payload if record is not None and isinstance(record.payload, Card) else None
 
-    def nearest(self, place: Coordinate, count: int) -> tuple[list[PeerId], float]:
+    def nearest(self, place: Coordinate, count: int, now: float) -> tuple[list[PeerId], float]:
         """The nearest peers whose places are known, nearest first, and the round trip in seconds within which a peer is as near.
 
-        A round trip is the one that was measured last where there is one, and the estimate from coordinates elsewhere.
+        A round trip is the shortest measured where there is one, also of a peer that is not connected any more, and the estimate
+        from coordinates elsewhere: whoever only seems near is tried once and not again and again.
 
         Args:
             place: where this node is.
             count: how many at most.
+            now: monotonic seconds.
         """
         distances = {peer_id: estimate_rtt_to(place, carded) for peer_id, carded in self._table.places()}
         distances.pop(self._own, None)
         for peer_id in self._membership.connected():
-            told, rtt_s = self._places.get(peer_id), self._probe.rtt_s(peer_id)
-            if told is not None:
+            if (told := self._places.get(peer_id)) is not None:
                 distances[peer_id] = estimate_rtt(place, told)
-            if rtt_s is not None and peer_id in distances:
+        for peer_id, rtt_s in self._probe.distances(now).items():
+            if peer_id in distances:
                 distances[peer_id] = rtt_s
         nearest = heapq.nsmallest(count, ((rtt_s, peer_id) for peer_id, rtt_s in distances.items()))
         return [peer_id for _, peer_id in nearest], nearest[-1][0] if len(nearest) == count else float("inf")
