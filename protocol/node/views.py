@@ -12,6 +12,10 @@ from protocol.probe import Probe
 from protocol.records import Card, Edge, RecordKind
 from protocol.table import PeerTable
 
+ESTIMATE_MARGIN = 1.25
+"""By how much, unitless, a peer has to seem nearer by its place than one that was measured to be tried in its stead: near places
+are wrong by a tenth to a fifth, and whoever seems near by mistake would cost a truly near one its connection."""
+
 
 class Views:
     """Looks at the machines of one node."""
@@ -117,18 +121,18 @@ class Views:
         """The nearest peers whose places are known, nearest first, and the round trip in seconds within which a peer is as near.
 
         A round trip is the shortest measured where there is one, also of a peer that is not connected any more, and the estimate
-        from coordinates elsewhere: whoever only seems near is tried once and not again and again.
+        from coordinates elsewhere, with a margin: whoever only seems near is tried seldom, and not again and again.
 
         Args:
             place: where this node is.
             count: how many at most.
             now: monotonic seconds.
         """
-        distances = {peer_id: estimate_rtt_to(place, carded) for peer_id, carded in self._table.places()}
+        distances = {peer_id: ESTIMATE_MARGIN * estimate_rtt_to(place, carded) for peer_id, carded in self._table.places()}
         distances.pop(self._own, None)
         for peer_id in self._membership.connected():
             if (told := self._places.get(peer_id)) is not None:
-                distances[peer_id] = estimate_rtt(place, told)
+                distances[peer_id] = ESTIMATE_MARGIN * estimate_rtt(place, told)
         for peer_id, rtt_s in self._probe.distances(now).items():
             if peer_id in distances:
                 distances[peer_id] = rtt_s
