@@ -246,9 +246,11 @@ def trend(figures: Sequence[Figure], options: Options) -> list[Figure]:
         lines[work] = (max(0.0, float(slope)), float(offset))
     shown = ", ".join(f"{size:,}" for size in sizes)
     costs = Costs.measured(figures, options.config)
+    horizon = options.config.gossip.horizon
+    most = int(horizon.peers * (1.0 + horizon.slack))  # whatever grows with the nodes grows with the cards held, and no farther
     rows: list[Figure] = []
     for nodes in TREND_SIZES:
-        by_fit = sum(max(0.0, offset + slope * nodes) for slope, offset in lines.values())
+        by_fit = sum(max(0.0, offset + slope * min(nodes, most)) for slope, offset in lines.values())
         rows.append(
             Figure(
                 f"{NAME} trend",
@@ -256,7 +258,7 @@ def trend(figures: Sequence[Figure], options: Options) -> list[Figure]:
                 by_fit,
                 "kB/s",
                 nodes,
-                f"a straight line per kind of message through {shown} nodes, carried on.",
+                f"a straight line per kind of message through {shown} nodes, carried on to {most:,}, the most cards held.",
                 NEAR_RING,
                 PUBLISHED_KB[nodes],
                 GOALS_KB[nodes],

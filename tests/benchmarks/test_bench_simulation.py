@@ -159,7 +159,7 @@ def test_arithmetic_starts_from_what_was_measured() -> None:
     assert costs_at(10_000, probes) == costs_at(1_000_000, probes) > 0.0  # links are bounded
 
 
-def test_the_trend_carries_a_straight_line_on() -> None:
+def test_the_trend_carries_a_straight_line_on_to_the_horizon() -> None:
     def row(work: str, nodes: int, ours: float) -> Figure:
         return figure(scenario="steady", work=work, nodes=nodes, ours=ours, unit="kB/s")
 
@@ -167,7 +167,8 @@ def test_the_trend_carries_a_straight_line_on() -> None:
     rows = [row(f"{name}entries", nodes, 1.0 + nodes / 1000.0) for nodes in (100, 1000)]
     rows += [row(f"{name}probe", nodes, 4.0) for nodes in (100, 1000)]
     told = {(found.work, found.nodes): found.ours for found in trend(rows, Options())}
-    assert told["received per node, with packet headers, trend", 10_000] == pytest.approx(15.0)
+    assert told["received per node, with packet headers, trend", 10_000] == pytest.approx(4.0 + 1.0 + 2.56)
+    assert told["received per node, with packet headers, trend", 1_000_000] == pytest.approx(4.0 + 1.0 + 2.56)
     assert trend(rows[:1], Options()) == []
 
 
