@@ -61,7 +61,7 @@ SMALL = replace(
     ),
     membership=MembershipConfig(peers_max=64, connections_max=64),
     suspicion=SuspicionConfig(accusers_max=64, subjects_max=16),
-    probe=ProbeConfig(peers_max=16),
+    probe=ProbeConfig(peers_max=16, remembered_max=64),
     coordinates=CoordinateConfig(peers_max=64),
     forwarding=ForwardingConfig(requests_max=64, seen_max=64),
     routing=RoutingConfig(service=ServiceConfig(entries_max=64)),
