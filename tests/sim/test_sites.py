@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import xml.dom.minidom
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,15 @@ def test_places_keep_the_distances_of_a_plane() -> None:
     assert places([[0.0]]) == [(0.0, 0.0)]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as a terminal delivers it; who was started in the background of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_early_and_shows_what_was_seen() -> None:
     simulation = Simulation(changed(), 1, 60.0)
 
@@ -224,6 +234,7 @@ def test_ctrl_c_ends_early_and_shows_what_was_seen() -> None:
     assert "Ended early by Ctrl-C" in page(simulation.plan, outcome)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_before_the_load_has_begun_shows_that_nothing_was_seen() -> None:
     simulation = Simulation(changed(), 1, 60.0)
     outcome = simulation.run(lambda _share: signal.raise_signal(signal.SIGINT))
