@@ -51,6 +51,7 @@ class Rows:
         peers: whose they are.
         kinds: places in `KINDS`.
         servings: of cards; None for all others.
+        incarnations: of cards; 0 for all others.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class Rows:
         self.peers: list[PeerId] = []
         self.kinds = bytearray()
         self.servings: list[Serving | None] = []
+        self.incarnations = array("q")
         self._places = array("f")
 
     def __len__(self) -> int:
@@ -87,14 +89,15 @@ class Rows:
         self.peers.insert(row, peer_id)
         self.kinds.insert(row, _KIND_NUMBERS[kind])
         self.servings.insert(row, None)
+        self.incarnations.insert(row, 0)
         self._places[row * PLACE_NUMBERS : row * PLACE_NUMBERS] = _NOWHERE
         return row
 
     def delete(self, row: int) -> None:
         """Takes a row out; those behind it move down."""
-        columns = (self.keys, self.sequences, self.expires_s, self.forget_s, self.packed, self.peers, self.kinds, self.servings)
-        for column in columns:
+        for column in (self.keys, self.sequences, self.expires_s, self.forget_s, self.packed, self.peers, self.kinds):
             del column[row]
+        del self.servings[row], self.incarnations[row]
         del self._places[row * PLACE_NUMBERS : (row + 1) * PLACE_NUMBERS]
 
     def key(self, row: int) -> RecordKey:

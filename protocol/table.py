@@ -189,6 +189,16 @@ class PeerTable:
         serving = None if row is None else self._rows.servings[row]
         return None if row is None or serving is None else (serving, self._rows.place(row))
 
+    def peer_of(self, key: RecordKey) -> PeerId | None:
+        """Whose record is held under a key; nothing is read for it."""
+        row = self._rows.find(key)
+        return None if row is None else self._rows.peers[row]
+
+    def incarnation_of(self, key: RecordKey) -> int | None:
+        """The incarnation on the card held under a key, None where none is; nothing is read for it."""
+        row = self._rows.find(key)
+        return None if row is None or self._rows.servings[row] is None else self._rows.incarnations[row]
+
     def places(self) -> Iterator[tuple[PeerId, Place]]:
         """Everybody whose card tells a place, and the place, in an order that depends on who they are alone."""
         return self._rows.places()
@@ -345,6 +355,7 @@ class PeerTable:
         if isinstance(record.payload, Card):
             rows.servings[row] = self._packer.serving(record.payload)
             rows.set_place(row, record.payload.coordinate)
+            rows.incarnations[row] = record.payload.incarnation
         self._expires_s = min(self._expires_s, record.expires_s)
         if is_compared:
             self._hashes[bucket_of(key)] = self._root = None

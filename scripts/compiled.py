@@ -54,7 +54,6 @@ OPEN = {
     "protocol/node/machine.py": ("Node",),
     "protocol/records/envelope.py": ("RecordReader",),
     "protocol/records/packing.py": ("RecordPacker",),
-    "protocol/suspicion.py": ("Suspicion",),
     "sim/world.py": ("World",),
 }
 """Classes that the simulator's hostile peers and its shared reader refine: the compiler has to be told that they may be."""

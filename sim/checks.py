@@ -198,10 +198,9 @@ class Safety:
     def _look_at_voices(self, process: Process, subject: RecordKey) -> None:
         if not process.node.suspicion.is_doubted(subject):
             return  # the same message brought a verdict that cleared it again
-        card = process.node.table.record_of(subject)
-        newest = card.payload.incarnation if card is not None and isinstance(card.payload, Card) else 0
+        newest = process.node.table.incarnation_of(subject)
         voices = sum(
-            any(item.subject == subject and item.incarnation >= newest for item in record.payload.accused)
+            any(item.subject == subject and newest in (None, item.incarnation) for item in record.payload.accused)
             for record in process.node.table
             if isinstance(record.payload, Verdict) and record.peer_id != process.peer_id
         )

@@ -9,14 +9,13 @@ from statistics import median
 
 from benchmarks.simulation.figures import NEVER, Figure
 from benchmarks.simulation.load import Load
-from benchmarks.simulation.memory import MIB, reachable_bytes
+from benchmarks.simulation.memory import MIB, bytes_alone
 from benchmarks.simulation.observe import Markers, Traffic
 from benchmarks.simulation.scenario import FORMING_SHARE, Options, quantile, rested
+from benchmarks.simulation.staleness import SealedCards
 from benchmarks.simulation.steady import received
-from protocol.gossip import GossipReader
-from protocol.records import Record, RecordKind, RecordPacker
+from protocol.records import RecordKind
 from sim.checks import concerns
-from sim.process import Process
 from sim.world import World
 
 NAME = "horizon"
@@ -48,22 +47,16 @@ class Held:
 
     def __post_init__(self) -> None:
         self._luck = self.world.streams.of("held")
-        self._sealed: dict[int, list[tuple[int, float]]] = {}
-        self.world.seal_watchers.append(self._note_sealed)
-
-    def _note_sealed(self, process: Process, record: Record) -> None:
-        if record.kind is RecordKind.CARD:
-            self._sealed.setdefault(process.index, []).append((record.sequence, self.world.now))
+        self._cards = SealedCards(self.world)
 
     def look(self) -> None:
         """Takes one sample of everything."""
         for _ in range(HELD_LOOKED_AT):
             observer = self._luck.choice(self.world.processes)
             subject = self.world.by_id[self._luck.choice(observer.node.table.known())]
-            held = observer.node.table.get(subject.peer_id, RecordKind.CARD)
-            assert held is not None
-            newer = next((at for number, at in self._sealed.get(subject.index, ()) if number > held.sequence), None)
-            self.wrong_s.append(0.0 if newer is None else self.world.now - newer)
+            wrong_s = self._cards.wrong_for_s(observer, subject)
+            assert wrong_s is not None
+            self.wrong_s.append(wrong_s)
         for _ in range(PAIRS_LOOKED_AT):
             observer, subject = self._luck.sample(self.world.processes, 2)
             scope, known = observer.node.gossip.scope, subject.node.table.serving(subject.peer_id)
@@ -170,10 +163,6 @@ def _reached_figures(nodes: int, reached: Reached) -> list[Figure]:
 
 
 def _memory(nodes: int, world: World) -> Figure:
-    cores: list[float] = []
-    for process in world.processes[:CORES_MEASURED]:
-        process.node.gossip.reader = GossipReader()  # what all share is no core's own
-        process.node.table.use_packer(RecordPacker())
-        cores.append(float(reachable_bytes(process.node)))
+    cores = [bytes_alone(process) for process in world.processes[:CORES_MEASURED]]
     meaning = "bytes reachable from one core, records counted as if nobody shared them, without QUIC."
     return Figure(NAME, "memory of a core", median(cores) / MIB, "MiB", nodes, meaning)

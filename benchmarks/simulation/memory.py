@@ -13,14 +13,15 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from benchmarks.simulation.figures import Figure
 from benchmarks.simulation.scenario import Options, config_for
 from protocol.coordinates import Coordinate
+from protocol.gossip import GossipReader
 from protocol.identity import Identity
 from protocol.membership import Connect
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, ReserveSequences
 from protocol.probe import KIND_ECHO, KIND_PROBE, SendDatagram
-from protocol.records import Card, RecordKind, Sequencer, open_record, seal
+from protocol.records import Card, RecordKind, RecordPacker, Sequencer, open_record, seal
 from sim.luck import Streams
-from sim.process import FIRST_PORT
+from sim.process import FIRST_PORT, Process
 from sim.world import ECHO, HARDWARE, WALL_S
 
 NAME = "memory"
@@ -47,6 +48,13 @@ def reachable_bytes(root: object) -> int:
         total += sys.getsizeof(item)
         waiting.extend(gc.get_referents(item))
     return total
+
+
+def bytes_alone(process: Process) -> float:
+    """Bytes reachable from the core of a process, its records counted as if nobody shared them; the core is made such for it."""
+    process.node.gossip.reader = GossipReader()
+    process.node.table.use_packer(RecordPacker())
+    return float(reachable_bytes(process.node))
 
 
 def measure(nodes: int, seed: int, options: Options) -> list[Figure]:

@@ -18,6 +18,28 @@ CARDS_LOOKED_AT = 400
 """Pairs of nodes whose card is looked at each time, a count."""
 
 
+class SealedCards:
+    """When which cards were signed since it was made, to say for how long one that is held has been replaced."""
+
+    def __init__(self, world: World) -> None:
+        """Watches a world from now on."""
+        self._world = world
+        self._sealed: dict[int, list[tuple[int, float]]] = {}
+        world.seal_watchers.append(self._note)
+
+    def _note(self, process: Process, record: Record) -> None:
+        if record.kind is RecordKind.CARD:
+            self._sealed.setdefault(process.index, []).append((record.sequence, self._world.now))
+
+    def wrong_for_s(self, observer: Process, subject: Process) -> float | None:
+        """For how long, in seconds, the card that one holds of another has not been the newest; None where it holds none."""
+        held = observer.node.table.get(subject.peer_id, RecordKind.CARD)
+        if held is None:
+            return None
+        newer = next((at for sequence, at in self._sealed.get(subject.index, ()) if sequence > held.sequence), None)
+        return 0.0 if newer is None else self._world.now - newer
+
+
 @dataclass
 class Staleness:
     """Samples taken by `look`; seconds."""
@@ -34,18 +56,13 @@ class Staleness:
     def __post_init__(self) -> None:
         self._beats = Beats(self.world)
         self._luck = self.world.streams.of("staleness")
-        self._sealed: dict[int, list[tuple[int, float]]] = {process.index: [] for process in self.world.processes}
-        self.world.seal_watchers.append(self._note_sealed)
+        self._cards = SealedCards(self.world)
         delays, processes = self.world.network.delays, self.world.processes
         self._near: list[tuple[Process, list[Process]]] = []
         for observer in self._luck.sample(processes, min(OBSERVERS, len(processes))):
             others = [process for process in processes if process is not observer]
             others.sort(key=lambda other: (delays.one_way_s(observer.index, other.index), other.index))
             self._near.append((observer, others[:NEAREST]))
-
-    def _note_sealed(self, process: Process, record: Record) -> None:
-        if record.kind is RecordKind.CARD:
-            self._sealed[process.index].append((record.sequence, self.world.now))
 
     def look(self) -> None:
         """Takes one sample of everything."""
@@ -68,13 +85,8 @@ class Staleness:
                     self.wait_wrong_s.append(misjudged_s)
         for _ in range(CARDS_LOOKED_AT):
             observer, subject = self._luck.sample(self.world.processes, 2)
-            self._look_at_card(observer, subject)
-
-    def _look_at_card(self, observer: Process, subject: Process) -> None:
-        """A card is wrong since the first newer one was signed."""
-        held = observer.node.table.get(subject.peer_id, RecordKind.CARD)
-        if held is None:
-            self.cards_unknown += 1
-            return
-        newer = next((at for sequence, at in self._sealed[subject.index] if sequence > held.sequence), None)
-        self.card_wrong_s.append(0.0 if newer is None else self.world.now - newer)
+            wrong_s = self._cards.wrong_for_s(observer, subject)
+            if wrong_s is None:
+                self.cards_unknown += 1
+            else:
+                self.card_wrong_s.append(wrong_s)

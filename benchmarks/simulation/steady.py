@@ -12,12 +12,10 @@ import numpy as np
 from benchmarks.simulation.arithmetic import GOALS_KB, PUBLISHED_KB, Costs, costs_at
 from benchmarks.simulation.figures import NEVER, Figure
 from benchmarks.simulation.load import Load
-from benchmarks.simulation.memory import GOALS_MIB, MIB, reachable_bytes
+from benchmarks.simulation.memory import GOALS_MIB, MIB, bytes_alone, reachable_bytes
 from benchmarks.simulation.observe import Traffic
 from benchmarks.simulation.scenario import FORMING_SHARE, Options, quantile, rested, run_with_progress
 from benchmarks.simulation.staleness import Staleness
-from protocol.gossip import GossipReader
-from protocol.records import RecordPacker
 from sim.bounds import variables
 from sim.garbage import collect_seldom
 from sim.network import PACKET_OVERHEAD_BYTES
@@ -56,10 +54,7 @@ def measure(nodes: int, seed: int, options: Options) -> list[Figure]:
         world.run(began + window_s * (number + 1) / looks)
         staleness.look()
         watched.progress((number + 1) / looks)
-    for process in world.processes[:CORES_MEASURED]:
-        process.node.gossip.reader = GossipReader()  # what all share is no core's own
-        process.node.table.use_packer(RecordPacker())
-    cores = [float(reachable_bytes(process.node)) for process in world.processes[:CORES_MEASURED]]
+    cores = [bytes_alone(process) for process in world.processes[:CORES_MEASURED]]
     return [
         *received(nodes, traffic, window_s, quick=options.quick),
         *_stale(nodes, staleness, quick=options.quick),

@@ -213,11 +213,14 @@ class Horizon:
         Returns:
             Whether the scope is another now, and the records dropped.
         """
-        self._look_at = now + self._config.look_s
+        config = self._config
+        self._look_at = now + config.look_s
+        if self.scope is None and self.table.compared <= config.peers:  # fewer than make a scope
+            self._news, self._room = 0, config.peers * (1.0 + config.slack) - self.table.compared
+            return False, []
         others = self._others()
         before, self.scope = self.scope, self._fitting(others)
         dropped = self._drop_beyond(others, connected, now)
-        config = self._config
         limit = config.peers * (1.0 + config.slack) - len(others) + len({record.peer_id for record in dropped})
         self._news, self._room = 0, max(limit, config.slack * config.peers / 2.0, 1.0)
         return self.scope != before, dropped

@@ -532,12 +532,12 @@ class Node:
         """Acts on what is said of peers."""
         match output:
             case suspicion.Doubted(key):
-                if (peer := self._peer_of(key)) is not None:
+                if (peer := self.table.peer_of(key)) is not None:
                     heard = self.probe.answered_lately(peer, now)
                     self.probe.handle_doubt(peer, now)
                     self.membership.handle_doubted(peer, now, heard=heard)
             case suspicion.Cleared(key, heard):
-                if (peer := self._peer_of(key)) is not None:
+                if (peer := self.table.peer_of(key)) is not None:
                     self.membership.handle_cleared(peer, now, heard=heard)
             case suspicion.TellVerdict(accused):
                 self._publish_verdict(accused, now)
@@ -588,10 +588,4 @@ class Node:
         """The newest incarnation known of the peer whose card has this key."""
         if key == self._own_key:
             return self.announcer.incarnation
-        record = self.table.record_of(key)
-        return record.payload.incarnation if record is not None and isinstance(record.payload, Card) else None
-
-    def _peer_of(self, key: RecordKey) -> PeerId | None:
-        """Whose card has this key; None when it is not known."""
-        record = self.table.record_of(key)
-        return None if record is None else record.peer_id
+        return self.table.incarnation_of(key)

@@ -27,7 +27,6 @@ from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output
 from protocol.probe import KIND_ECHO
 from protocol.records import Accusation, Card, Hardware, ModelOffer, RecordKind, Sequencer, Verdict, seal
-from protocol.suspicion import Suspicion
 from protocol.table import record_key
 from protocol.wire import PackingLimits, pack
 from sim.faults.base import Fault, MakeFault
@@ -94,9 +93,6 @@ class HostileNode(Node):
         super().__init__(config, identity, luck, sequencer)
         if conduct.coordinate is not None:
             self.vivaldi = _Elsewhere(config.coordinates, luck, conduct.coordinate)
-        if conduct.unrepentant:
-            self.suspicion = _Unrepentant(config.suspicion, self._own_key, luck, self._incarnation_of)
-            self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding, self.searches)
 
     def next_timer(self) -> float:
         """When the core or the conduct wants to be woken."""
@@ -117,6 +113,10 @@ class HostileNode(Node):
         """Notes the time, which an answer may be late by."""
         self.now = now
         super().handle_datagram(peer_id, payload, received_at, now)
+
+    def _take_gossip(self, output: gossip.Output, now: float) -> None:
+        if not (self.conduct.unrepentant and isinstance(output, gossip.OwnRecordHeard)):
+            super()._take_gossip(output, now)
 
     def next_output(self) -> Output | None:
         """What the conduct says, then what it lets the core say."""
@@ -168,13 +168,6 @@ class _Elsewhere(Vivaldi):
     def coordinate(self) -> Coordinate:
         """What is claimed."""
         return self._claimed
-
-
-class _Unrepentant(Suspicion):
-    """Takes nothing back that was said in its name."""
-
-    def handle_forgotten_self(self, now: float) -> None:
-        """Leaves it standing."""
 
 
 def _nothing(_node: HostileNode) -> None:

@@ -101,6 +101,23 @@ def test_the_table_tells_what_routing_asks_without_reading_a_card():
     assert table.serving(IDENTITIES[3].peer_id) is None
 
 
+def test_the_table_tells_what_verdicts_ask_without_reading_a_card():
+    table = PeerTable(IDENTITIES[0].peer_id, TableConfig())
+    for record in (sealed(replace(CARD, incarnation=7)), sealed(VERDICT, 2, who=3)):
+        table.offer(record, 0.0, WALL_S)
+    card, verdict = record_key(IDENTITIES[1].peer_id, RecordKind.CARD), record_key(IDENTITIES[3].peer_id, RecordKind.VERDICT)
+    unknown, table._packer.unpack = record_key(IDENTITIES[3].peer_id, RecordKind.CARD), None  # nothing may be read
+    assert [table.incarnation_of(key) for key in (card, verdict, unknown)] == [7, None, None]
+    assert [table.peer_of(key) for key in (card, verdict, unknown)] == [IDENTITIES[1].peer_id, IDENTITIES[3].peer_id, None]
+
+
+def test_the_incarnation_is_that_of_the_newest_card():
+    table = PeerTable(IDENTITIES[0].peer_id, TableConfig())
+    table.offer(sealed(replace(CARD, incarnation=7)), 0.0, WALL_S)
+    table.offer(sealed(replace(CARD, incarnation=9), 2), 0.0, WALL_S)
+    assert table.incarnation_of(record_key(IDENTITIES[1].peer_id, RecordKind.CARD)) == 9
+
+
 def test_a_card_that_tells_no_place_any_more_takes_the_old_one_away():
     table = PeerTable(IDENTITIES[0].peer_id, TableConfig())
     table.offer(sealed(CARD), 0.0, WALL_S)
@@ -125,7 +142,7 @@ def test_rows_stay_sorted_and_columns_together():
     rows, keys = Rows(), [record_key(identity.peer_id, kind) for identity in IDENTITIES for kind in KINDS]
     for number, key in enumerate(keys):
         row = rows.insert(key, IDENTITIES[number // len(KINDS)].peer_id, KINDS[number % len(KINDS)])
-        rows.sequences[row] = number
+        rows.sequences[row] = rows.incarnations[row] = number
         rows.set_place(row, Coordinate((float(number),) * 8, 0.0, 0.0))
     for number in range(0, len(keys), 3):
         rows.delete(rows.find(keys[number]))
@@ -134,7 +151,7 @@ def test_rows_stay_sorted_and_columns_together():
     for key, number in left:
         row = rows.find(key)
         assert (rows.kind(row), rows.peers[row]) == (KINDS[number % len(KINDS)], IDENTITIES[number // len(KINDS)].peer_id)
-        assert rows.place(row)[0] == number
+        assert rows.place(row)[0] == rows.incarnations[row] == number
     assert rows.find(keys[0]) is None
     assert [row for bucket in range(256) for row in rows.of_bucket(bucket)] == list(range(len(rows)))
 
