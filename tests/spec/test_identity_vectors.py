@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from protocol.identity import (
     decode_public_key,
     encode_public_key,
     parse_peer_id,
+    peer_id_from_bytes,
     peer_id_text,
     public_key_of,
     verify_certificate,
@@ -65,6 +67,26 @@ def test_identity(vector: dict) -> None:
         assert not verify_signature(identity.public_key, signature, message + b"!")
 
 
+@pytest.mark.parametrize("vector", of("keys"), ids=lambda vector: vector["type"])
+def test_key_of_each_type_of_libp2p(vector: dict) -> None:
+    """Ed25519 is an identity; the other types are named, passed on and refused."""
+    message, peer_id = bytes.fromhex(vector["public_key_message"]), bytes.fromhex(vector["peer_id"])
+    assert peer_id == (
+        b"\x00" + bytes([len(message)]) + message if len(message) <= 42 else b"\x12\x20" + sha256(message).digest()
+    )
+    assert parse_peer_id(vector["text"]) == parse_peer_id(vector["cid"]) == peer_id_from_bytes(peer_id) == peer_id
+    assert peer_id_text(parse_peer_id(vector["cid"])) == vector["text"]
+    if vector["type"] == "Ed25519":
+        identity = Identity.from_seed(bytes.fromhex(vector["private_key_message"])[4:36])
+        assert encode_public_key(identity.public_key) == message
+        assert identity.peer_id == peer_id
+        return
+    for refused in (lambda: decode_public_key(message), lambda: public_key_of(parse_peer_id(vector["text"]))):
+        with pytest.raises(RemoteProtocolError) as caught:
+            refused()
+        assert caught.value.code is ErrorCode[vector["error"]]
+
+
 @pytest.mark.parametrize("vector", of("other_peer_ids"))
 def test_peer_id_without_an_ed25519_key(vector: dict) -> None:
     peer_id = parse_peer_id(vector["text"])
@@ -110,6 +132,16 @@ def test_certificate(vector: dict) -> None:
         with pytest.raises(RemoteProtocolError) as caught:
             verify_certificate(der, vector["wall_s"])
         assert caught.value.code is ErrorCode[vector["error"]]
+        assert vector.get("why", "") in caught.value.detail
+
+
+@pytest.mark.parametrize("vector", [v for v in of("certificates") if "algorithm" in v], ids=lambda vector: vector["name"])
+def test_self_signature_of_each_algorithm_is_verified(vector: dict) -> None:
+    """The certificate as it stands gets past its own signature; with the signature's last bit changed it does not."""
+    der = bytes.fromhex(vector["der"])
+    with pytest.raises(RemoteProtocolError, match="it is not signed by its own key") as caught:
+        verify_certificate(der[:-1] + bytes([der[-1] ^ 1]), vector["wall_s"])
+    assert caught.value.code is ErrorCode.BAD_CERTIFICATE
 
 
 def test_peer_record() -> None:
