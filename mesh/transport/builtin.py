@@ -1,6 +1,6 @@
-"""The two protocols that every libp2p peer speaks: ping and identify, both ends.
+"""The protocols that every libp2p peer speaks: ping, identify and identify push, both ends.
 
-Spec: docs/spec/02-transport.md, section "Ping"; docs/spec/01-identity.md, section "Identify".
+Spec: docs/spec/02-transport.md, section "Ping"; docs/spec/01-identity.md, sections "Identify" and "Identify push".
 """
 
 import functools
@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from mesh.transport.errors import StreamReset
+from mesh.transport.errors import StreamReset, TransportError
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import encode_public_key
 from protocol.libp2p.envelope import seal_peer_record
-from protocol.libp2p.identify import IDENTIFY_PROTOCOL, Identify, IdentifyReader, encode_identify, verify_identify
+from protocol.libp2p.identify import (
+    IDENTIFY_PROTOCOL,
+    IDENTIFY_PUSH_PROTOCOL,
+    Identify,
+    IdentifyReader,
+    encode_identify,
+)
 from protocol.libp2p.ping import PING_BYTES, PING_PROTOCOL, PingDialer, PingListener
 
 if TYPE_CHECKING:
@@ -44,14 +50,11 @@ async def ping(connection: "Connection", transport: "Transport") -> float:
 
 async def identify(connection: "Connection", transport: "Transport") -> Identify:
     """Ask a peer what it says of itself."""
-    reader = IdentifyReader()
     with trio.move_on_after(transport.config.negotiation_timeout_s):
         async with await connection.open_stream(IDENTIFY_PROTOCOL) as stream:
             await stream.send_eof()
-            while data := await stream.receive_some():
-                _checked(stream, functools.partial(reader.receive_data, data))
-            said = _checked(stream, reader.receive_eof)
-            _checked(stream, functools.partial(verify_identify, said, connection.peer_id))
+            said = await _read_identify(stream)
+            _checked(stream, functools.partial(connection.description.answered, said))
             return said
     raise StreamReset(ErrorCode.IDLE, f"no answer within {transport.config.negotiation_timeout_s:g} s")
 
@@ -73,17 +76,83 @@ async def serve_ping(stream: "Stream", transport: "Transport") -> None:
 
 async def serve_identify(stream: "Stream", transport: "Transport") -> None:
     """Say who this node is, where it listens, what it speaks, and where it sees the peer."""
-    addresses = tuple(address.with_peer(None).to_bytes() for address in transport.addresses)
-    said = Identify(
+    connection = stream.connection
+    connection.told = _news(transport)
+    await stream.send_all(encode_identify(_describe(connection, transport)))
+
+
+async def serve_identify_push(stream: "Stream", transport: "Transport") -> None:
+    """Take what a peer says unasked of itself."""
+    with trio.move_on_after(transport.config.negotiation_timeout_s):
+        news = await _read_identify(stream)
+        _checked(stream, functools.partial(stream.connection.description.pushed, news))
+        return
+    raise RemoteProtocolError(ErrorCode.IDLE, f"the push took longer than {transport.config.negotiation_timeout_s:g} s")
+
+
+class Pusher:
+    """Tells peers what has changed of this node: those that asked, since the others have nothing to correct."""
+
+    def __init__(self, transport: "Transport") -> None:
+        self._transport = transport
+        self._changed = trio.Event()
+
+    def changed(self) -> None:
+        """Addresses or protocols may be others now."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Push after each change until cancelled; changes in quick succession go together."""
+        transport = self._transport
+        limiter = trio.CapacityLimiter(transport.config.pushes_max)
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._changed.wait()
+                await trio.sleep(transport.config.push_delay_s)
+                self._changed = trio.Event()
+                news = _news(transport)
+                for connection in transport.connections.values():
+                    if connection.told is not None and connection.told != news:
+                        connection.told = news
+                        nursery.start_soon(self._push, connection, limiter)
+
+    async def _push(self, connection: "Connection", limiter: trio.CapacityLimiter) -> None:
+        transport = self._transport
+        try:
+            async with limiter:
+                with trio.move_on_after(transport.config.negotiation_timeout_s):
+                    async with await connection.open_stream(IDENTIFY_PUSH_PROTOCOL) as stream:
+                        await stream.confirmed()  # first: data behind a proposal that is refused hides the refusal
+                        await stream.send_all(encode_identify(_describe(connection, transport)), end=True)
+        except TransportError as fault:
+            if fault.code == ErrorCode.UNSUPPORTED:
+                connection.told = None  # it will not take the next one either
+
+
+def _news(transport: "Transport") -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+    """What of this node may change while it runs."""
+    return transport.protocols, tuple(address.with_peer(None).to_bytes() for address in transport.addresses)
+
+
+def _describe(connection: "Connection", transport: "Transport") -> Identify:
+    protocols, addresses = _news(transport)
+    return Identify(
         public_key=encode_public_key(transport.identity.public_key),
         listen_addresses=addresses,
-        protocols=transport.protocols,
-        observed_address=stream.connection.remote.with_peer(None).to_bytes(),
+        protocols=protocols,
+        observed_address=connection.remote.with_peer(None).to_bytes(),
         protocol_version=transport.config.protocol_version,
         agent_version=transport.config.agent,
         signed_peer_record=seal_peer_record(transport.identity, transport.record_sequence(), addresses),
     )
-    await stream.send_all(encode_identify(said))
+
+
+async def _read_identify(stream: "Stream") -> Identify:
+    """Read messages until the peer ends its side."""
+    reader = IdentifyReader()
+    while data := await stream.receive_some():
+        _checked(stream, functools.partial(reader.receive_data, data))
+    return _checked(stream, reader.receive_eof)
 
 
 def _checked(stream: "Stream", decode: Callable[[], _T]) -> _T:

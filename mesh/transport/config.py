@@ -26,9 +26,11 @@ class TransportConfig:
         datagrams_per_wake_max: datagrams taken from a socket before anything else runs; bounds the delay of other tasks.
         send_backlog_max: datagrams kept while a socket does not take them; more are dropped, as the network would.
         socket_buffer_bytes: receive and send buffer asked of the kernel; 2 MiB hold 20 ms of 1 Gbit/s.
+        push_delay_s: changes of addresses and protocols within this many seconds are told to the peers together.
+        pushes_max: peers that are told at a time.
         serving_max: handler tasks of one peer at a time; a stream beyond is reset with OVERLOADED.
         agent: what identify says of the program.
-        protocol_version: what identify says of the network's protocol.
+        protocol_version: what identify says of the network's protocol; it begins with "/", as some peers want it.
     """
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
@@ -42,6 +44,8 @@ class TransportConfig:
     datagrams_per_wake_max: int = 64
     send_backlog_max: int = 4096
     socket_buffer_bytes: int = 2 * 1024 * 1024
-    serving_max: int = 128
+    push_delay_s: float = 0.25
+    pushes_max: int = 16
+    serving_max: int = 256
     agent: str = "isochrone/0.1.0"
-    protocol_version: str = "isochrone/0.1.0"
+    protocol_version: str = "/isochrone/0.1.0"

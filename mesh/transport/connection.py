@@ -16,7 +16,7 @@ from mesh.transport.errors import ConnectionLost, StreamReset
 from mesh.transport.stream import Stream
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import PeerId
-from protocol.libp2p.identify import Identify
+from protocol.libp2p.identify import Identify, PeerDescription
 from protocol.multiaddr import Multiaddr
 from protocol.quic.events import ConnectionHandle
 
@@ -34,6 +34,8 @@ class Connection:
         incarnation: the same for all connections of one run of the peer's program.
         successor: the connection that replaces this one, if any.
         pinging: held while a ping is on its way; libp2p wants one ping stream at a time.
+        description: what the peer said of itself.
+        told: the protocols and addresses that the peer was told when it asked; None while it did not ask.
         serving: handler tasks that run for streams of the peer, by protocol.
     """
 
@@ -55,6 +57,8 @@ class Connection:
         self.successor: Connection | None = None
         self.lost: ConnectionLost | None = None
         self.streams: dict[int, Stream] = {}
+        self.description = PeerDescription(peer_id)
+        self.told: tuple[tuple[str, ...], tuple[bytes, ...]] | None = None
         self.serving: dict[str, int] = {}
         self.n_serving = 0
         self.became_quiet: Callable[[], None] | None = None

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mesh.transport.connection import Connection
 
 CREDIT_STEP_BYTES = 16 * 1024
-"""Credit is granted in steps of this many bytes, so that small reads cost nothing; 128 streams hold back half a window."""
+"""Credit is granted in steps of this many bytes, so that small reads cost nothing; 256 streams hold back half a
+connection's window."""
 
 CHUNK_JOINED_BYTES_MAX = 4096
 """Chunks are joined up to this many bytes, so that a peer who sends byte by byte costs little more memory than its bytes."""

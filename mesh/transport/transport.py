@@ -26,7 +26,7 @@ from mesh.transport.stream import Stream
 from mesh.transport.udp import UdpSocket, local_address_towards
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity, PeerId, make_certificate, verify_certificate
-from protocol.libp2p.identify import IDENTIFY_PROTOCOL
+from protocol.libp2p.identify import IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL
 from protocol.libp2p.ping import PING_PROTOCOL
 from protocol.multiaddr import Multiaddr
 from protocol.quic import QuicEngine, choose_engine
@@ -110,6 +110,7 @@ class Transport:
         self._handlers: dict[str, Handler] = {
             PING_PROTOCOL: lambda stream: builtin.serve_ping(stream, self),
             IDENTIFY_PROTOCOL: lambda stream: builtin.serve_identify(stream, self),
+            IDENTIFY_PUSH_PROTOCOL: lambda stream: builtin.serve_identify_push(stream, self),
             **(handlers or {}),
         }
         self._announce = tuple(address.with_peer(identity.peer_id) for address in announce)
@@ -126,6 +127,7 @@ class Transport:
         self._wake_at = math.inf
         self._closing = False
         self._sequence = 0
+        self._pusher = builtin.Pusher(self)
 
     # The life of the transport.
 
@@ -153,6 +155,7 @@ class Transport:
                 for udp in self._sockets:
                     nursery.start_soon(self._read, udp)
                 nursery.start_soon(self._keep_time)
+                nursery.start_soon(self._pusher.run)
                 task_status.started(self.addresses)
         finally:
             try:
@@ -177,8 +180,9 @@ class Transport:
         self.pump()
 
     def add_handler(self, protocol_id: str, handler: Handler) -> None:
-        """Serve a further protocol."""
+        """Serve a further protocol, and tell the peers so that asked before."""
         self._handlers[protocol_id] = handler
+        self._pusher.changed()
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -309,6 +313,7 @@ class Transport:
             backlog_max=self.config.send_backlog_max,
         )
         self._sockets.append(udp)
+        self._pusher.changed()
         return udp
 
     # Driving the endpoint.

@@ -2,14 +2,15 @@
 
 The answering side writes one message with its length before it, or two when a signed record makes it long, and ends the stream.
 The asking side merges messages until the stream ends: repeated fields add up, single ones replace. Everything in it is a claim,
-except that key and signed record are held against the peer id that TLS has proven.
+except that key and signed record are held against the peer id that TLS has proven. On `/ipfs/id/push/1.0.0` a peer tells unasked
+what has changed; `PeerDescription` keeps both together.
 
 Source: libp2p/specs identify/README.md; go-libp2p p2p/protocol/identify.
 Spec: docs/spec/01-identity.md, section "Identify".
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
@@ -55,7 +56,7 @@ class Identify:
         listen_addresses: binary multiaddrs of any transport, at most `LISTEN_ADDRESSES_MAX`.
         protocols: protocol ids, at most `PROTOCOLS_MAX`.
         observed_address: the binary multiaddr at which the writer sees the reader.
-        protocol_version: the network's name, "ipfs/0.1.0" with most.
+        protocol_version: the protocol of the peer's network; "/ipfs/0.1.0" or "ipfs/0.1.0" with most.
         agent_version: the program and its version.
         signed_peer_record: a sealed `PeerRecord`.
     """
@@ -67,6 +68,56 @@ class Identify:
     protocol_version: str | None = None
     agent_version: str | None = None
     signed_peer_record: bytes | None = None
+
+
+class PeerDescription:
+    """What is known of one peer: what it answered to identify, and what it pushed since.
+
+    Attributes:
+        said: everything it said, the newest of each; None before it said anything.
+        record: its newest verified peer record, None while it sent none.
+    """
+
+    __slots__ = ("_peer_id", "record", "said")
+
+    def __init__(self, peer_id: PeerId) -> None:
+        self._peer_id = peer_id
+        self.said: Identify | None = None
+        self.record: PeerRecord | None = None
+
+    def answered(self, answer: Identify) -> None:
+        """Take an answer to identify: it replaces what was said before, except for a newer record.
+
+        Raises:
+            RemoteProtocolError: as `verify_identify`.
+        """
+        self.said = self._with_newest_record(answer)
+
+    def pushed(self, news: Identify) -> None:
+        """Take a push: each field that it says replaces the known one, lists as a whole; what it leaves out stays.
+
+        Raises:
+            RemoteProtocolError: as `verify_identify`.
+        """
+        news = self._with_newest_record(news)
+        known = self.said or Identify()
+        self.said = Identify(
+            public_key=known.public_key if news.public_key is None else news.public_key,
+            listen_addresses=news.listen_addresses or known.listen_addresses,
+            protocols=news.protocols or known.protocols,
+            observed_address=known.observed_address if news.observed_address is None else news.observed_address,
+            protocol_version=known.protocol_version if news.protocol_version is None else news.protocol_version,
+            agent_version=known.agent_version if news.agent_version is None else news.agent_version,
+            signed_peer_record=news.signed_peer_record,
+        )
+
+    def _with_newest_record(self, said: Identify) -> Identify:
+        """Verify what was said, and put the record that is held in the place of one that is missing or not newer."""
+        record = verify_identify(said, self._peer_id)
+        if record is not None and (self.record is None or record.sequence > self.record.sequence):
+            self.record = record
+            return said
+        return replace(said, signed_peer_record=self.said.signed_peer_record if self.said is not None else None)
 
 
 class IdentifyReader:

@@ -63,7 +63,8 @@ class EngineConfig:
         stream_window_bytes: credit per stream beyond what the application consumed.
         connection_window_bytes: the same per connection; more than `EndpointConfig.unread_bytes_max`, so that streams which
             nobody reads never use up the credit of the others.
-        streams_in_max: bidirectional streams the peer may have open at once; unidirectional ones are never allowed.
+        streams_in_max: bidirectional streams the peer may have open at once; unidirectional ones are never allowed. 256 as
+            go-libp2p and rust-libp2p, whose programs may count on it.
         ranges_max: gaps kept in one reassembly: those of a window of packets of which every other is lost.
         crypto_pending_bytes_max: handshake bytes buffered ahead of a gap; RFC 9000 section 7.5 asks for at least 4,096.
         initial_rtt_s: the round trip assumed before the first sample; as aioquic, and less than RFC 9002's 333 ms.
@@ -75,7 +76,7 @@ class EngineConfig:
     frame_bytes_max: int = 65535
     stream_window_bytes: int = 1024 * 1024
     connection_window_bytes: int = 8 * 1024 * 1024
-    streams_in_max: int = 128
+    streams_in_max: int = 256
     ranges_max: int = 512
     crypto_pending_bytes_max: int = 32768
     initial_rtt_s: float = 0.1

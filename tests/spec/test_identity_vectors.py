@@ -21,7 +21,7 @@ from protocol.identity import (
     verify_signature,
 )
 from protocol.libp2p.envelope import open_peer_record, seal_peer_record
-from protocol.libp2p.identify import Identify, IdentifyReader, encode_identify, verify_identify
+from protocol.libp2p.identify import Identify, IdentifyReader, PeerDescription, encode_identify, verify_identify
 from protocol.multiaddr import Multiaddr, parse_multiaddr
 
 SPEC = Path(__file__).parents[2] / "docs" / "spec"
@@ -169,6 +169,25 @@ def test_identify_stream() -> None:
     )
     assert encode_identify(identify).hex() == vector["stream"]
     assert verify_identify(identify, Identity.from_seed(bytes.fromhex(VECTORS["peer_record"]["signer_seed"])).peer_id) is not None
+
+
+@pytest.mark.parametrize("vector", of("identify_push", "pushes"), ids=lambda vector: vector["name"])
+def test_identify_push(vector: dict) -> None:
+    streams = [bytes.fromhex(VECTORS["identify"]["stream"]), bytes.fromhex(vector["stream"])]
+    description = PeerDescription(Identity.from_seed(bytes.fromhex(VECTORS["peer_record"]["signer_seed"])).peer_id)
+    for take, stream in zip((description.answered, description.pushed), streams, strict=True):
+        reader = IdentifyReader()
+        reader.receive_data(stream)
+        take(reader.receive_eof())
+    known, said = vector["known"], description.said
+    assert said is not None
+    assert [address.hex() for address in said.listen_addresses] == known["listen_addresses"]
+    assert list(said.protocols) == known["protocols"]
+    for name in ("public_key", "observed_address", "signed_peer_record"):
+        assert getattr(said, name).hex() == known[name]
+    assert (said.protocol_version, said.agent_version) == (known["protocol_version"], known["agent_version"])
+    assert description.record is not None
+    assert description.record.sequence == vector["sequence"]
 
 
 def test_table_of_error_codes_is_complete_and_says_which_may_be_retried() -> None:

@@ -15,6 +15,7 @@ from protocol.libp2p.identify import (
     PROTOCOLS_MAX,
     Identify,
     IdentifyReader,
+    PeerDescription,
     decode_identify,
     encode_identify,
     merge_identify,
@@ -152,3 +153,48 @@ def test_key_or_record_of_another_peer_is_refused() -> None:
         with pytest.raises(RemoteProtocolError) as caught:
             verify_identify(identify, IDENTITY.peer_id)
         assert caught.value.code is ErrorCode.WRONG_PEER
+
+
+def test_what_a_push_leaves_out_stays_and_lists_are_replaced_whole() -> None:
+    description = PeerDescription(IDENTITY.peer_id)
+    description.answered(Identify(KEY, (b"a", b"b"), ("/a", "/b"), b"o", "/v", "x"))
+    description.pushed(Identify(protocols=("/c",)))
+    assert description.said == Identify(KEY, (b"a", b"b"), ("/c",), b"o", "/v", "x")
+    description.pushed(Identify(listen_addresses=(b"d",), agent_version="y"))
+    assert description.said == Identify(KEY, (b"d",), ("/c",), b"o", "/v", "y")
+
+
+def test_a_push_is_taken_from_a_peer_that_was_not_asked() -> None:
+    description = PeerDescription(IDENTITY.peer_id)
+    description.pushed(Identify(agent_version="x"))
+    assert description.said == Identify(agent_version="x")
+
+
+def test_a_record_that_is_not_newer_is_ignored_whether_pushed_or_answered() -> None:
+    older, held, newer = (seal_peer_record(IDENTITY, sequence, (b"%d" % sequence,)) for sequence in (2, 3, 4))
+    description = PeerDescription(IDENTITY.peer_id)
+    description.answered(Identify(signed_peer_record=held))
+    for take in (description.pushed, description.answered):
+        for again in (older, held, None):
+            take(Identify(signed_peer_record=again))
+            assert description.said is not None
+            assert description.said.signed_peer_record == held
+            assert description.record is not None
+            assert description.record.sequence == 3
+    description.pushed(Identify(signed_peer_record=newer))
+    assert description.record.addresses == (b"4",)
+    assert description.said.signed_peer_record == newer
+
+
+def test_a_push_in_anothers_name_changes_nothing() -> None:
+    description = PeerDescription(IDENTITY.peer_id)
+    description.answered(Identify(agent_version="x"))
+    for news in (
+        Identify(public_key=encode_public_key(OTHER.public_key), agent_version="y"),
+        Identify(agent_version="y", signed_peer_record=seal_peer_record(OTHER, 3, ())),
+    ):
+        with pytest.raises(RemoteProtocolError) as caught:
+            description.pushed(news)
+        assert caught.value.code is ErrorCode.WRONG_PEER
+        assert description.said == Identify(agent_version="x")
+        assert description.record is None
