@@ -159,7 +159,7 @@ def test_unidirectional_streams_are_refused(engine):
 def test_streams_beyond_the_limit_end_the_connection(engine):
     hostile = Hostile(engine)
     hostile.exchange()
-    hostile.attack(stream_frame(4 * 200, 0, b"x"))
+    hostile.attack(stream_frame(4 * 256, 0, b"x"))
     (closed,) = hostile.of(ConnectionClosed)
     assert closed.code is ErrorCode.FLOODING
 
