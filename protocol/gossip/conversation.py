@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from protocol.gossip.budget import Budget
+from protocol.budget import Budget
 from protocol.gossip.events import GossipConfig
 from protocol.gossip.horizon import View
 from protocol.scope import Scope

@@ -22,11 +22,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import assert_never
 
+from protocol.budget import Budget, Verdict
 from protocol.coordinates import Coordinate
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip.beats import encode_beat
-from protocol.gossip.budget import Budget, Verdict
 from protocol.gossip.comparison import differing, newer, summary, wanted
 from protocol.gossip.conversation import Conversation
 from protocol.gossip.events import (

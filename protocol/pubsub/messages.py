@@ -1,0 +1,297 @@
+"""The messages of gossipsub and their protocol buffers: subscriptions, messages, and the control of meshes.
+
+An RPC holds any number of each. Fields of later versions are skipped, and so are the peers that a PRUNE offers: this router
+connects to nobody whom it was told of so. Nothing recurses, and whatever repeats is counted over the whole RPC.
+
+Source: libp2p/specs pubsub/README.md; pubsub/gossipsub/gossipsub-v1.0.md, v1.1 (backoff), v1.2 (IDONTWANT).
+Spec: docs/spec/08-pubsub.md, section "RPCs".
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.libp2p.protobuf import as_bytes, as_text, as_uint, encode_bytes, encode_text, encode_uint, read_fields
+
+RPC_BYTES_MAX = 1_048_576
+"""Longest RPC in bytes (libp2p/specs pubsub/README.md: "say 1 MiB"; go-libp2p-pubsub's default)."""
+
+RPC_FIELDS_MAX = 2048
+"""Most fields of one RPC, messages and subscriptions together: a busy host subscribes to some hundred topics."""
+
+CONTROL_FIELDS_MAX = 2048
+"""Most fields of one control message: one for each topic and kind of control."""
+
+IDS_MAX = 10_000
+"""Most message ids in one RPC: twice what go-libp2p-pubsub asks for in one heartbeat."""
+
+ID_BYTES_MAX = 256
+"""Longest message id in bytes: ours have 46; ids of other applications are hashes."""
+
+TOPIC_BYTES_MAX = 1024
+"""Longest topic in bytes: ours have less than 100; others are read and left alone."""
+
+_MESSAGE_FIELDS_MAX = 32
+"""Most fields of one message: it has six; the rest is room for later versions."""
+
+_INNER_FIELDS_MAX = 32
+"""Most fields of a subscription or a graft: they have two and one."""
+
+_PRUNE_FIELDS_MAX = 256
+"""Most fields of a prune: topic, backoff, and the peers that others exchange, of whom go sends 16."""
+
+# Field numbers of RPC, SubOpts, Message, ControlMessage (libp2p/specs pubsub).
+_SUBSCRIPTIONS, _PUBLISH, _CONTROL = 1, 2, 3
+_SUBSCRIBE, _TOPIC_ID = 1, 2
+_FROM, _DATA, _SEQNO, _TOPIC, _SIGNATURE, _KEY = range(1, 7)
+_IHAVE, _IWANT, _GRAFT, _PRUNE, _IDONTWANT = range(1, 6)
+_BACKOFF = 3  # the field number of a prune's backoff
+
+
+@dataclass(frozen=True, slots=True)
+class PubsubMessage:
+    """One message as its author signed it; empty bytes stand for what is missing.
+
+    Attributes:
+        author: the peer id of who wrote it, called `from` on the wire.
+        data: what it says.
+        seqno: the author's number of it, 8 bytes big-endian.
+        topic: where it was published.
+        signature: of the author (`protocol.pubsub.signing`).
+        key: the author's public key, superfluous where the peer id holds it.
+        is_later: whether it holds fields of a later version, which the signature may cover and which would be lost here.
+    """
+
+    author: bytes
+    data: bytes
+    seqno: bytes
+    topic: str
+    signature: bytes = b""
+    key: bytes = b""
+    is_later: bool = False
+
+    @property
+    def id(self) -> bytes:
+        """What the message is called: author and number."""
+        return self.author + self.seqno
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """The sender wants messages of a topic, or wants them no more."""
+
+    topic: str
+    subscribes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class IHave:
+    """Messages that the sender has lately seen."""
+
+    topic: str
+    ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """The link belongs to the sender's mesh no more; `backoff_s` is how long it is not to be asked for again, None if untold."""
+
+    topic: str
+    backoff_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """Everything of one RPC; ids of several IWANTs or IDONTWANTs stand in one list each."""
+
+    subscriptions: tuple[Subscription, ...] = ()
+    messages: tuple[PubsubMessage, ...] = ()
+    ihaves: tuple[IHave, ...] = ()
+    iwants: tuple[bytes, ...] = ()
+    grafts: tuple[str, ...] = ()
+    prunes: tuple[Prune, ...] = ()
+    idontwants: tuple[bytes, ...] = ()
+
+    @property
+    def control_entries(self) -> int:
+        """How many subscriptions and control entries have to be looked at, ids counted one by one."""
+        ids = len(self.iwants) + len(self.idontwants) + sum(len(ihave.ids) for ihave in self.ihaves)
+        return len(self.subscriptions) + len(self.ihaves) + len(self.grafts) + len(self.prunes) + ids
+
+
+def encode_rpc(rpc: Rpc) -> bytes:
+    """Encode an RPC, without its length."""
+    parts = [encode_bytes(_SUBSCRIPTIONS, _encode_subscription(item)) for item in rpc.subscriptions]
+    parts += [encode_bytes(_PUBLISH, encode_pubsub_message(message)) for message in rpc.messages]
+    control = [
+        encode_bytes(_IHAVE, encode_text(1, ihave.topic) + b"".join([encode_bytes(2, name) for name in ihave.ids]))
+        for ihave in rpc.ihaves
+    ]
+    if rpc.iwants:
+        control.append(encode_bytes(_IWANT, _encode_ids(rpc.iwants)))
+    control += [encode_bytes(_GRAFT, encode_text(1, topic)) for topic in rpc.grafts]
+    control += [encode_bytes(_PRUNE, _encode_prune(prune)) for prune in rpc.prunes]
+    if rpc.idontwants:
+        control.append(encode_bytes(_IDONTWANT, _encode_ids(rpc.idontwants)))
+    if control:
+        parts.append(encode_bytes(_CONTROL, b"".join(control)))
+    return b"".join(parts)
+
+
+def encode_pubsub_message(message: PubsubMessage) -> bytes:
+    """Encode a message: its fields in the order of their numbers, those that are empty left out, the topic never."""
+    parts = [encode_bytes(_FROM, message.author)] if message.author else []
+    if message.data:
+        parts.append(encode_bytes(_DATA, message.data))
+    if message.seqno:
+        parts.append(encode_bytes(_SEQNO, message.seqno))
+    parts.append(encode_text(_TOPIC, message.topic))
+    if message.signature:
+        parts.append(encode_bytes(_SIGNATURE, message.signature))
+    if message.key:
+        parts.append(encode_bytes(_KEY, message.key))
+    return b"".join(parts)
+
+
+class _Collector:
+    """What one RPC holds, counted while it is read."""
+
+    __slots__ = ("grafts", "idontwants", "ids", "ihaves", "iwants", "messages", "prunes", "subscriptions")
+
+    def __init__(self) -> None:
+        self.ids = 0
+        self.subscriptions: list[Subscription] = []
+        self.messages: list[PubsubMessage] = []
+        self.ihaves: list[IHave] = []
+        self.iwants: list[bytes] = []
+        self.grafts: list[str] = []
+        self.prunes: list[Prune] = []
+        self.idontwants: list[bytes] = []
+
+    def take_ids(self, message: bytes, number: int) -> tuple[bytes, ...]:
+        """The ids in the fields of this number."""
+        found: list[bytes] = []
+        for field, value in read_fields(message, IDS_MAX + _INNER_FIELDS_MAX):
+            if field != number:
+                continue
+            name = as_bytes(value)
+            self.ids += 1
+            if len(name) > ID_BYTES_MAX or self.ids > IDS_MAX:
+                raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a message id of {len(name)} bytes, the {self.ids}th of its RPC")
+            found.append(name)
+        return tuple(found)
+
+    def take_control(self, message: bytes) -> None:
+        """Everything in a control message."""
+        for number, value in read_fields(message, CONTROL_FIELDS_MAX):
+            if number == _IHAVE:
+                inner = as_bytes(value)
+                self.ihaves.append(IHave(_topic_in(inner, 1, IDS_MAX + _INNER_FIELDS_MAX), self.take_ids(inner, 2)))
+            elif number == _IWANT:
+                self.iwants += self.take_ids(as_bytes(value), 1)
+            elif number == _GRAFT:
+                self.grafts.append(_topic_in(as_bytes(value), 1, _INNER_FIELDS_MAX))
+            elif number == _PRUNE:
+                self.prunes.append(_decode_prune(as_bytes(value)))
+            elif number == _IDONTWANT:
+                self.idontwants += self.take_ids(as_bytes(value), 1)
+
+
+def decode_rpc(payload: bytes) -> Rpc:
+    """Decode one RPC from a peer.
+
+    Raises:
+        RemoteProtocolError: TOO_LARGE for what is over a limit, MALFORMED for any other fault.
+    """
+    if len(payload) > RPC_BYTES_MAX:
+        raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"an RPC of {len(payload)} bytes")
+    found = _Collector()
+    for number, value in read_fields(payload, RPC_FIELDS_MAX):
+        if number == _SUBSCRIPTIONS:
+            found.subscriptions.append(_decode_subscription(as_bytes(value)))
+        elif number == _PUBLISH:
+            found.messages.append(decode_pubsub_message(as_bytes(value)))
+        elif number == _CONTROL:
+            found.take_control(as_bytes(value))
+    return Rpc(
+        tuple(found.subscriptions),
+        tuple(found.messages),
+        tuple(found.ihaves),
+        tuple(found.iwants),
+        tuple(found.grafts),
+        tuple(found.prunes),
+        tuple(found.idontwants),
+    )
+
+
+def decode_pubsub_message(message: bytes) -> PubsubMessage:
+    """Decode one message.
+
+    Raises:
+        RemoteProtocolError: TOO_LARGE for a topic or a count over its limit, MALFORMED for any other fault.
+    """
+    single: dict[int, bytes] = {}
+    topic: str | None = None
+    is_later = False
+    for number, value in read_fields(message, _MESSAGE_FIELDS_MAX):
+        if number == _TOPIC:
+            topic = _checked_topic(as_text(value))
+        elif _FROM <= number <= _KEY:
+            single[number] = as_bytes(value)
+        else:
+            is_later = True
+    if topic is None:
+        raise RemoteProtocolError(ErrorCode.MALFORMED, "a message without a topic")
+    return PubsubMessage(
+        author=single.get(_FROM, b""),
+        data=single.get(_DATA, b""),
+        seqno=single.get(_SEQNO, b""),
+        topic=topic,
+        signature=single.get(_SIGNATURE, b""),
+        key=single.get(_KEY, b""),
+        is_later=is_later,
+    )
+
+
+def _encode_subscription(item: Subscription) -> bytes:
+    return encode_uint(_SUBSCRIBE, int(item.subscribes)) + encode_text(_TOPIC_ID, item.topic)
+
+
+def _encode_prune(prune: Prune) -> bytes:
+    told = b"" if prune.backoff_s is None else encode_uint(_BACKOFF, prune.backoff_s)
+    return encode_text(1, prune.topic) + told
+
+
+def _encode_ids(ids: Iterable[bytes]) -> bytes:
+    return b"".join([encode_bytes(1, name) for name in ids])
+
+
+def _decode_subscription(message: bytes) -> Subscription:
+    subscribes = False
+    for number, value in read_fields(message, _INNER_FIELDS_MAX):
+        if number == _SUBSCRIBE:
+            subscribes = as_uint(value) != 0
+    return Subscription(_topic_in(message, _TOPIC_ID, _INNER_FIELDS_MAX), subscribes)
+
+
+def _decode_prune(message: bytes) -> Prune:
+    backoff_s: int | None = None
+    for number, value in read_fields(message, _PRUNE_FIELDS_MAX):
+        if number == _BACKOFF:
+            backoff_s = as_uint(value)
+    return Prune(_topic_in(message, 1, _PRUNE_FIELDS_MAX), backoff_s)
+
+
+def _topic_in(message: bytes, number: int, fields_max: int) -> str:
+    """The topic in the field of this number; the empty text where it is missing, which nobody subscribes to."""
+    topic = ""
+    for field, value in read_fields(message, fields_max):
+        if field == number:
+            topic = _checked_topic(as_text(value))
+    return topic
+
+
+def _checked_topic(topic: str) -> str:
+    if len(topic.encode()) > TOPIC_BYTES_MAX:
+        raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a topic of {len(topic.encode())} bytes")
+    return topic

@@ -1,0 +1,125 @@
+"""The messages of gossipsub: what goes comes back, later fields are skipped, what is over a limit is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.libp2p.protobuf import encode_bytes, encode_text, encode_uint
+from protocol.pubsub.messages import (
+    ID_BYTES_MAX,
+    IDS_MAX,
+    RPC_BYTES_MAX,
+    RPC_FIELDS_MAX,
+    TOPIC_BYTES_MAX,
+    IHave,
+    Prune,
+    PubsubMessage,
+    Rpc,
+    Subscription,
+    decode_pubsub_message,
+    decode_rpc,
+    encode_pubsub_message,
+    encode_rpc,
+)
+
+topics = st.text(max_size=40)
+ids = st.lists(st.binary(max_size=60), max_size=8).map(tuple)
+pubsub_messages = st.builds(
+    PubsubMessage,
+    author=st.binary(max_size=40),
+    data=st.binary(max_size=300),
+    seqno=st.binary(max_size=10),
+    topic=topics,
+    signature=st.binary(max_size=64),
+    key=st.binary(max_size=40),
+)
+rpcs = st.builds(
+    Rpc,
+    subscriptions=st.lists(st.builds(Subscription, topics, st.booleans()), max_size=5).map(tuple),
+    messages=st.lists(pubsub_messages, max_size=4).map(tuple),
+    ihaves=st.lists(st.builds(IHave, topics, ids), max_size=3).map(tuple),
+    iwants=ids,
+    grafts=st.lists(topics, max_size=3).map(tuple),
+    prunes=st.lists(st.builds(Prune, topics, st.none() | st.integers(0, 2**64 - 1)), max_size=3).map(tuple),
+    idontwants=ids,
+)
+
+
+def code_of(payload):
+    with pytest.raises(RemoteProtocolError) as fault:
+        decode_rpc(payload)
+    return fault.value.code
+
+
+@given(rpcs)
+def test_an_rpc_comes_back_as_it_went(rpc):
+    assert decode_rpc(encode_rpc(rpc)) == rpc
+
+
+@given(pubsub_messages)
+def test_a_pubsub_message_comes_back_as_it_went(message):
+    assert decode_pubsub_message(encode_pubsub_message(message)) == message
+
+
+@given(st.binary(max_size=200) | rpcs.map(encode_rpc).flatmap(lambda whole: st.integers(0, len(whole)).map(lambda n: whole[:n])))
+def test_any_bytes_are_an_rpc_or_the_one_declared_error(payload):
+    try:
+        decode_rpc(payload)
+        code = ErrorCode.NO_ERROR
+    except RemoteProtocolError as error:
+        code = error.code
+    assert code in (ErrorCode.NO_ERROR, ErrorCode.MALFORMED, ErrorCode.TOO_LARGE)
+
+
+def test_fields_of_later_versions_are_skipped():
+    later = encode_uint(9, 1) + encode_bytes(1000, b"later")
+    subscription = encode_uint(1, 1) + encode_text(2, "t") + later
+    control = encode_bytes(3, encode_text(1, "t") + later) + encode_bytes(6, b"extensions")
+    payload = encode_bytes(1, subscription) + encode_bytes(3, control) + later
+    assert decode_rpc(payload) == Rpc(subscriptions=(Subscription("t"),), grafts=("t",))
+
+
+def test_a_message_of_a_later_version_says_so():
+    message = encode_text(4, "t") + encode_uint(9, 1)
+    assert decode_pubsub_message(message).is_later
+
+
+def test_the_peers_that_a_prune_offers_are_passed_over():
+    prune = encode_text(1, "t") + encode_bytes(2, encode_bytes(1, b"someone") + encode_bytes(2, b"record")) + encode_uint(3, 60)
+    assert decode_rpc(encode_bytes(3, encode_bytes(4, prune))).prunes == (Prune("t", 60),)
+
+
+def test_a_message_without_a_topic_is_malformed():
+    assert code_of(encode_bytes(2, encode_bytes(2, b"data"))) is ErrorCode.MALFORMED
+
+
+@pytest.mark.parametrize("kind", ["iwants", "idontwants", "ihaves"])
+def test_ids_are_bounded_in_number_and_length(kind):
+    def told(names):
+        return Rpc(ihaves=(IHave("t", names[:1]), IHave("t", names[1:]))) if kind == "ihaves" else Rpc(**{kind: names})
+
+    at_the_limit = told((b"i",) * (IDS_MAX - 1) + (b"i" * ID_BYTES_MAX,))
+    assert decode_rpc(encode_rpc(at_the_limit)) == at_the_limit
+    assert code_of(encode_rpc(told((b"i",) * (IDS_MAX + 1)))) is ErrorCode.TOO_LARGE
+    assert code_of(encode_rpc(told((b"i" * (ID_BYTES_MAX + 1),)))) is ErrorCode.TOO_LARGE
+
+
+def test_topics_fields_and_bytes_are_bounded():
+    assert decode_rpc(encode_rpc(Rpc(grafts=("t" * TOPIC_BYTES_MAX,)))).grafts
+    assert code_of(encode_rpc(Rpc(grafts=("t" * (TOPIC_BYTES_MAX + 1),)))) is ErrorCode.TOO_LARGE
+    assert len(decode_rpc(encode_rpc(Rpc(subscriptions=(Subscription("t"),) * RPC_FIELDS_MAX))).subscriptions) == RPC_FIELDS_MAX
+    assert code_of(encode_rpc(Rpc(subscriptions=(Subscription("t"),) * (RPC_FIELDS_MAX + 1)))) is ErrorCode.TOO_LARGE
+    assert code_of(encode_bytes(9, bytes(RPC_BYTES_MAX))) is ErrorCode.TOO_LARGE
+
+
+def test_control_entries_are_counted_one_by_one():
+    rpc = Rpc(
+        subscriptions=(Subscription("a"), Subscription("b")),
+        ihaves=(IHave("a", (b"1", b"2")),),
+        iwants=(b"3",),
+        grafts=("a",),
+        prunes=(Prune("b"),),
+        idontwants=(b"4", b"5"),
+    )
+    assert rpc.control_entries == 2 + 1 + 2 + 1 + 1 + 1 + 2
