@@ -11,8 +11,7 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -23,9 +22,11 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from mesh.client import ClientError, GatewayClient
-from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, default_state_dir, resolve
-from mesh.nodefile import NoNodeError, find_node
+from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, resolve
+from mesh.nodefile import NoNodeError
 from mesh.tables import CANDIDATE_COLUMNS, MODEL_COLUMNS, PEER_COLUMNS, facts_table, rows_of, rows_table
+from mesh.where import Where
+from mesh.wirecommands import spec, trace
 
 EXIT_FAILED = 1
 """Exit code: the node answered with an error, or a check of `demo` or `testnet` failed."""
@@ -66,37 +67,6 @@ app = App(
     version=lambda: version_text(),  # noqa: PLW0108  # it is defined further down
     backend="trio",
 )
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, slots=True)
-class Where:
-    """Which node to ask, and how to show the answer."""
-
-    gateway: Annotated[str | None, Parameter(help="URL of the node's gateway; found through the state directory if absent.")] = (
-        None
-    )
-    state_dir: Annotated[Path | None, Parameter(help="State directory of the node; the same as for `up`.")] = None
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for programs.")] = False
-
-    def client(self) -> GatewayClient:
-        """Return a client of the named node, or of the one that runs here.
-
-        Raises:
-            NoNodeError: if none runs here.
-        """
-        if self.gateway is not None:
-            return GatewayClient(self.gateway.rstrip("/").removesuffix("/v1"))
-        named = self.state_dir or (Path(os.environ["ISOCHRONE_STATE_DIR"]) if os.environ.get("ISOCHRONE_STATE_DIR") else None)
-        return GatewayClient(find_node(named or default_state_dir(os.environ)).ready.gateway)
-
-    def show(self, answer: object, view: Callable[[], Any]) -> int:
-        """Print the answer as JSON, or the view of it."""
-        if self.as_json:
-            print(json.dumps(answer))
-        else:
-            Console().print(view())
-        return os.EX_OK
 
 
 @app.command
@@ -297,6 +267,10 @@ def embed(
         print(f"{len(vector)} dimensions: [{shown}{', …' if len(vector) > 8 else ''}]")
         print_route(client)
     return os.EX_OK
+
+
+app.command(trace)
+app.command(spec)
 
 
 @app.command(name="testnet")

@@ -80,9 +80,14 @@ class GatewayClient:
         """Return the JSON answer to a JSON `body`; raises like `get`."""
         return self._whole("POST", path, body)
 
-    def events(self, path: str, body: object) -> Iterator[Any]:
-        """Yield the JSON of each server-sent event until `[DONE]`; raises like `get`, also in mid-stream."""
-        with self._stream("POST", path, body) as response:
+    def events(self, path: str, body: object = None) -> Generator[Any]:
+        """Yield the JSON of each server-sent event until `[DONE]`, asked for with a JSON `body` or without.
+
+        Raises:
+            NoNodeError: if nobody listens there.
+            ClientError: if the answer is an error, no JSON, or breaks off.
+        """
+        with self._stream("GET" if body is None else "POST", path, body) as response:
             done = False
             for data in _event_data(response):
                 if data == "[DONE]":

@@ -11,7 +11,7 @@ Spec: docs/spec/06-inference.md.
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -21,7 +21,9 @@ from mesh.driver import Driver
 from mesh.engines.base import Engine, refuse
 from mesh.gateway.ports import CatalogueEntry
 from mesh.inference import request_over
+from mesh.specification import protocols_json
 from mesh.telemetry import Telemetry
+from mesh.trace import Trace, trace_peer
 from mesh.transport import Connection, ConnectionLost, StreamReset, Transport
 from mesh.views import peer_json, status_json
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -132,6 +134,7 @@ class Dispatcher:
         self._tickets: dict[bytes, _Ticket] = {}
         self._reports: OrderedDict[str, RouteReport] = OrderedDict()
         self._first_seen_s: dict[str, float] = {}
+        self._traces: list[Trace] = []
         self._started_s = time.time()
         self._became_idle = trio.Event()
         self.draining = False
@@ -235,6 +238,15 @@ class Dispatcher:
         status["requests_open"] = len(self._tickets)
         status["models"] = {load.model: f"{load.running} of {load.slots} slots busy, {load.waiting} waiting" for load in loads}
         return status
+
+    def protocols(self) -> dict[str, object]:
+        """What this node speaks, and where that is specified."""
+        return protocols_json(self._transport.protocols)
+
+    def trace(self, peer: str, *, content: bool) -> AbstractContextManager[Trace]:
+        """Watches the connections of a peer; raises `TraceRefusedError` on entering."""
+        known = [*self._transport.connections, *(view.peer_id for view in self._node.peers(self._transport.now()))]
+        return trace_peer(self._transport, peer, known, self._traces, content=content)
 
     def peers(self) -> list[dict[str, object]]:
         """The peers this node knows, nearest first."""

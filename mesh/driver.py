@@ -15,7 +15,7 @@ import trio
 
 from mesh.facts import observe
 from mesh.telemetry import Telemetry
-from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
+from mesh.transport import Connection, ConnectionLost, Doing, Stream, StreamReset, Transport
 from protocol import forwarding, gossip, membership, probe
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
@@ -313,8 +313,10 @@ class Driver:
         """Writes what is queued until the stream ends."""
         while True:
             while outbox.messages:
-                batch = b"".join(encode_frame(outbox.messages.popleft()) for _ in range(len(outbox.messages)))
-                await stream.send_all(batch)
+                batch = [outbox.messages.popleft() for _ in range(len(outbox.messages))]
+                for message in batch if stream.connection.watchers else ():
+                    stream.tell(Doing.FRAME, sent=True, data=message)
+                await stream.send_all(b"".join(map(encode_frame, batch)))
             await outbox.ready.wait()
             outbox.ready = trio.Event()
 
@@ -325,6 +327,7 @@ class Driver:
             while chunk := await stream.receive_some():
                 decoder.receive(chunk)
                 while (message := decoder.next_frame()) is not None:
+                    stream.tell(Doing.FRAME, sent=False, data=message)
                     if not self._node.membership.is_connected(stream.peer_id):
                         self._greeted(stream.peer_id)
                     self._node.handle_message(stream.peer_id, message, self.now)

@@ -24,6 +24,7 @@ from mesh.gateway.exchange import Exchange
 from mesh.gateway.failures import ApiError
 from mesh.gateway.ports import DispatcherPort
 from mesh.gateway.sanitise import Call, parse_call
+from mesh.gateway.tracing import TraceStream
 from mesh.gateway.views import model_json, models_json, offer_json, route_json
 from mesh.telemetry import Telemetry
 from protocol.inference import Feature, InferenceRequest
@@ -140,6 +141,19 @@ class Pages:
             raise ApiError(404, "request_not_found", message, param="request_id", retry=False)
         return _json(route_json(route))
 
+    async def mesh_trace(self, request: Request) -> Response:
+        """GET /mesh/trace/{peer}."""
+        peer, content = request.path_params["peer"], request.query_params.get("content") == "1"
+        try:
+            for_s = float(request.query_params.get("for", "inf"))
+        except ValueError:
+            raise ApiError(400, "bad_request", "for is a number of seconds.", param="for", retry=False) from None
+        return TraceStream(lambda: self._dispatcher.trace(peer, content=content), self._is_draining, for_s)
+
+    async def mesh_protocols(self, _request: Request) -> Response:
+        """GET /mesh/protocols."""
+        return _json(dict(self._dispatcher.protocols()))
+
 
 def build_app(pages: Pages, refused: Callable[[str], None]) -> Starlette:
     """Put the pages at their paths; `refused` hears the code of every refusal made before the mesh was asked."""
@@ -171,6 +185,8 @@ def build_app(pages: Pages, refused: Callable[[str], None]) -> Starlette:
             Route("/mesh/peers", pages.mesh_peers, methods=["GET"]),
             Route("/mesh/models", pages.mesh_models, methods=["GET"]),
             Route("/mesh/explain/{request_id}", pages.mesh_explain, methods=["GET"]),
+            Route("/mesh/trace/{peer}", pages.mesh_trace, methods=["GET"]),
+            Route("/mesh/protocols", pages.mesh_protocols, methods=["GET"]),
         ],
         exception_handlers={ApiError: _on_api_error, HTTPException: _on_http_error, 500: _on_internal_error},
     )

@@ -4,7 +4,7 @@ The node's dispatcher routes requests through the mesh; a test's dispatcher runs
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +43,13 @@ class CatalogueEntry:
     first_seen_s: float
 
 
+class TracePort(Protocol):
+    """What is seen of one peer's connections while somebody watches."""
+
+    async def take(self, patience_s: float) -> list[dict[str, object]]:
+        """Wait up to `patience_s` seconds and return the events since the last call, as JSON objects."""
+
+
 class DispatcherPort(Protocol):
     """Finds the peer that answers soonest, and says what it knows."""
 
@@ -55,8 +62,18 @@ class DispatcherPort(Protocol):
     def explain(self, request_id: str) -> RouteReport | None:
         """How a recent request was routed, or None when it is not known (any more)."""
 
+    def trace(self, peer: str, *, content: bool) -> AbstractContextManager[TracePort]:
+        """Watch the connections of the peer whose id is or ends with `peer`; `content`: prompts and answers too.
+
+        Raises:
+            TraceRefusedError: on entering, with what to do instead.
+        """
+
     def status(self) -> Mapping[str, object]:
         """How the node is doing, as a JSON object; `peer_id` is who it is."""
+
+    def protocols(self) -> Mapping[str, object]:
+        """Which protocols the node speaks and where they are specified, as a JSON object."""
 
     def peers(self) -> Sequence[Mapping[str, object]]:
         """The peers this node knows, each as a JSON object."""

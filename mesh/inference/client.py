@@ -15,7 +15,7 @@ from typing import Self
 
 import trio
 
-from mesh.transport import ConnectionLost, Stream, StreamReset
+from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.inference import AnswerOrder, Failed, InferenceRequest, Reply
@@ -102,13 +102,14 @@ class Answer:
     async def ask(self, request: InferenceRequest) -> None:
         """Send the request; where that fails, the first reply says how."""
         try:
-            frame = encode_frame(encode_request(request))
+            packed = encode_request(request)
         except LocalProtocolError as error:
             self._refusal = Failed(error.code, error.detail)
             return
         # A peer may refuse before it has read everything: its reason, or the lost connection, is found by reading.
         with trio.move_on_at(self._ends_at), suppress(StreamReset, ConnectionLost):
-            await self._stream.send_all(frame)
+            self._stream.tell(Doing.FRAME, sent=True, data=packed)
+            await self._stream.send_all(encode_frame(packed))
 
     async def _next(self) -> Reply:
         """Return the peer's next reply, or the `Failed` that stands for it."""
@@ -145,6 +146,7 @@ class Answer:
                 return frame
 
     def _take(self, frame: bytes) -> Reply:
+        self._stream.tell(Doing.FRAME, sent=False, data=frame)
         reply = decode_reply(frame)
         self._order.take(reply)
         if self._order.ended and self._decoder.buffered_bytes:

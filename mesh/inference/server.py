@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from mesh.transport import ConnectionLost, Stream, StreamReset
+from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from protocol.identity import PeerId
@@ -174,6 +174,7 @@ class _Serving:
                 decoder.receive(data)
             if decoder.buffered_bytes:
                 raise RemoteProtocolError(ErrorCode.MALFORMED, "data after the request")
+            self._stream.tell(Doing.FRAME, sent=False, data=frame)
             return decode_request(frame)
         raise RemoteProtocolError(ErrorCode.IDLE, f"the request did not arrive within {self._limits.request_read_s:g} s")
 
@@ -215,7 +216,7 @@ class _Serving:
         async for reply in replies:
             try:
                 self._order.take(reply)
-                held.append(encode_frame(encode_reply(reply)))
+                held.append(self._framed(reply))
             except ProtocolError as error:
                 return f"the engine's answer cannot be sent: {error}"
             held_bytes += len(held[-1])
@@ -236,6 +237,11 @@ class _Serving:
                 return None
         return "the engine's answer stopped without an end"
 
+    def _framed(self, reply: Reply) -> bytes:
+        packed = encode_reply(reply)
+        self._stream.tell(Doing.FRAME, sent=True, data=packed)
+        return encode_frame(packed)
+
     async def _send(self, frames: bytes, *, end: bool = False, linger: bool = False) -> None:
         """Send whole frames; where a deadline cuts that short, `_sending` stays set."""
         self._sending = True
@@ -246,7 +252,7 @@ class _Serving:
         """Send a failure and close this side; reset the stream where the requester does not take it."""
         if not self._sending:
             with trio.move_on_after(self._limits.farewell_s):
-                await self._send(encode_frame(encode_reply(failed)), end=True)
+                await self._send(self._framed(failed), end=True)
                 self.end = failed
                 return
         self.reset_code = failed.code

@@ -7,6 +7,7 @@ from mesh.transport.connection import Connection
 from mesh.transport.errors import ConnectionLost, StreamReset, TransportError
 from mesh.transport.stream import Stream
 from mesh.transport.transport import Handler, Transport
+from mesh.transport.watch import Doing, Seen, Watcher
 
 # The QUIC libraries log every fault of a peer; here a fault is an output of the endpoint, counted and told once.
 logging.getLogger("quic").setLevel(logging.CRITICAL)
@@ -14,10 +15,13 @@ logging.getLogger("quic").setLevel(logging.CRITICAL)
 __all__ = [
     "Connection",
     "ConnectionLost",
+    "Doing",
     "Handler",
+    "Seen",
     "Stream",
     "StreamReset",
     "Transport",
     "TransportConfig",
     "TransportError",
+    "Watcher",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from mesh.transport.errors import StreamReset, TransportError
+from mesh.transport.watch import Doing
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import encode_public_key
 from protocol.libp2p.envelope import seal_peer_record
@@ -36,8 +37,11 @@ async def ping(connection: "Connection", transport: "Transport") -> float:
     dialer = PingDialer(config)
     with trio.move_on_after(config.timeout_s):
         async with connection.pinging, await connection.open_stream(PING_PROTOCOL) as stream:
-            await stream.send_all(dialer.start(transport.entropy(PING_BYTES), transport.now()))
+            nonce = dialer.start(transport.entropy(PING_BYTES), transport.now())
+            stream.tell(Doing.FRAME, sent=True, data=nonce)
+            await stream.send_all(nonce)
             while data := await stream.receive_some():
+                stream.tell(Doing.FRAME, sent=False, data=data)
                 rtt_s = _checked(stream, functools.partial(dialer.handle_data, data, transport.now()))
                 if rtt_s is not None:
                     await stream.send_eof()
@@ -68,9 +72,11 @@ async def serve_ping(stream: "Stream", transport: "Transport") -> None:
             data = await stream.receive_some()
             if not data:
                 return
+            stream.tell(Doing.FRAME, sent=False, data=data)
         listener.handle_timer(transport.now())
         echo = listener.handle_data(data, transport.now())
         if echo:
+            stream.tell(Doing.FRAME, sent=True, data=echo)
             await stream.send_all(echo)
 
 
@@ -78,7 +84,7 @@ async def serve_identify(stream: "Stream", transport: "Transport") -> None:
     """Say who this node is, where it listens, what it speaks, and where it sees the peer."""
     connection = stream.connection
     connection.told = _news(transport)
-    await stream.send_all(encode_identify(_describe(connection, transport)))
+    await _tell(stream, transport)
 
 
 async def serve_identify_push(stream: "Stream", transport: "Transport") -> None:
@@ -123,7 +129,7 @@ class Pusher:
                 with trio.move_on_after(transport.config.negotiation_timeout_s):
                     async with await connection.open_stream(IDENTIFY_PUSH_PROTOCOL) as stream:
                         await stream.confirmed()  # first: data behind a proposal that is refused hides the refusal
-                        await stream.send_all(encode_identify(_describe(connection, transport)), end=True)
+                        await _tell(stream, transport, end=True)
         except TransportError as fault:
             if fault.code == ErrorCode.UNSUPPORTED:
                 connection.told = None  # it will not take the next one either
@@ -152,7 +158,17 @@ async def _read_identify(stream: "Stream") -> Identify:
     reader = IdentifyReader()
     while data := await stream.receive_some():
         _checked(stream, functools.partial(reader.receive_data, data))
-    return _checked(stream, reader.receive_eof)
+    said = _checked(stream, reader.receive_eof)
+    if stream.connection.watchers:
+        stream.tell(Doing.FRAME, sent=False, data=encode_identify(said))
+    return said
+
+
+async def _tell(stream: "Stream", transport: "Transport", *, end: bool = False) -> None:
+    """Send what this node says of itself."""
+    message = encode_identify(_describe(stream.connection, transport))
+    stream.tell(Doing.FRAME, sent=True, data=message)
+    await stream.send_all(message, end=end)
 
 
 def _checked(stream: "Stream", decode: Callable[[], _T]) -> _T:

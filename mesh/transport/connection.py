@@ -14,6 +14,7 @@ import trio
 from mesh.transport import builtin
 from mesh.transport.errors import ConnectionLost, StreamReset
 from mesh.transport.stream import Stream
+from mesh.transport.watch import Doing, Seen, Watcher
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import PeerId
 from protocol.libp2p.identify import Identify, PeerDescription
@@ -37,6 +38,7 @@ class Connection:
         description: what the peer said of itself.
         told: the protocols and addresses that the peer was told when it asked; None while it did not ask.
         serving: handler tasks that run for streams of the peer, by protocol.
+        watchers: who is told what happens here.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Connection:
         self.told: tuple[tuple[str, ...], tuple[bytes, ...]] | None = None
         self.serving: dict[str, int] = {}
         self.n_serving = 0
+        self.watchers: tuple[Watcher, ...] = ()
         self.became_quiet: Callable[[], None] | None = None
         self._transport = transport
         self.pinging = trio.Lock()
@@ -100,12 +103,16 @@ class Connection:
             if stream_id is not None:
                 stream = Stream(connection, stream_id, self._transport.config.multistream, protocol_id)
                 connection.streams[stream_id] = stream
+                stream.tell(Doing.OPENED, sent=True)
                 return stream
             await connection._openers.park()  # noqa: SLF001  (another of this class)
 
     def send_datagram(self, data: bytes) -> bool:
         """Send an unreliable datagram; False when it is too large, the queue is full or the connection gone."""
-        taken = self._transport.endpoint.send_datagram(self._current().handle, data)
+        connection = self._current()
+        taken = self._transport.endpoint.send_datagram(connection.handle, data)
+        if connection.watchers and taken:
+            connection.tell(Doing.DATAGRAM, sent=True, data=data)
         self._transport.pump()
         return taken
 
@@ -134,6 +141,23 @@ class Connection:
         return await builtin.identify(self, self._transport)
 
     # What streams and the transport use.
+
+    def tell(
+        self,
+        doing: Doing,
+        *,
+        sent: bool,
+        stream_id: int | None = None,
+        protocol_id: str = "",
+        data: bytes = b"",
+        code: int = 0,
+        reason: str = "",
+    ) -> None:
+        """Tell those who watch this connection what happened; a stream's opener is known by its number (RFC 9000, 2.1)."""
+        by_us = stream_id is not None and (stream_id & 1 == 0) == self.is_dialled
+        seen = Seen(self._transport.now(), doing, sent, stream_id, protocol_id, by_us == sent, data, code, reason)
+        for watcher in self.watchers:
+            watcher(seen)
 
     def write(self, stream_id: int, data: memoryview, *, end: bool, linger: bool) -> int:
         """Queue stream bytes; return how many were taken. With `linger` they wait a moment for others to leave with."""

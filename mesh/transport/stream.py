@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from mesh.transport.errors import ConnectionLost, StreamReset
+from mesh.transport.watch import Doing
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.libp2p.multistream import Initiator, Listener, MultistreamConfig
@@ -64,6 +65,11 @@ class Stream:
         """Who is at the other end, proven by TLS."""
         return self.connection.peer_id
 
+    def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
+        """Tell those who watch the connection what happened on this stream; who writes or reads a frame tells it whole."""
+        if self.connection.watchers:
+            self.connection.tell(doing, sent=sent, stream_id=self._id, protocol_id=self.protocol_id, data=data, code=code)
+
     # What the connection tells.
 
     def took(self, data: bytes, end: bool) -> None:
@@ -75,6 +81,7 @@ class Stream:
                 self._chunks.append(data)
         if end:
             self._ended = True
+            self.tell(Doing.ENDED, sent=False)
             self._forget_if_over()
         self._readers.unpark_all()
 
@@ -82,12 +89,14 @@ class Stream:
         """The peer's side is over before its end."""
         self._chunks.clear()
         self._reset = StreamReset(code, reason)
+        self.tell(Doing.RESET, sent=False, code=code)
         self._forget_if_over()
         self._readers.unpark_all()
 
     def was_stopped(self, code: int) -> None:
         """The peer reads no more."""
         self._stopped = StreamReset(code, "the peer reads no more")
+        self.tell(Doing.STOPPED, sent=False, code=code)
         self._forget_if_over()
         self._writers.unpark_all()
 
@@ -195,6 +204,7 @@ class Stream:
             if listener.agreed is None and self._unsent:
                 await self._send(b"", end=False)
         self.protocol_id = listener.agreed
+        self.tell(Doing.OPENED, sent=False)
         self._put_back(listener.take_rest())
         # The agreement goes out with the handler's first bytes, or when the handler first waits.
         return self.protocol_id
@@ -255,6 +265,7 @@ class Stream:
                 if is_last:
                     if end:
                         self._sent_eof = True
+                        self.tell(Doing.ENDED, sent=True)
                         self._forget_if_over()
                     return
             while not self._writable and self._stopped is None and self._lost is None:
@@ -266,6 +277,7 @@ class Stream:
         """Abandon both sides at once; the peer sees `code`."""
         self._unsent = b""
         self._sent_eof = True
+        self.tell(Doing.RESET, sent=True, code=code)
         self._stopped = self._stopped or StreamReset(code, "this node reset the stream")
         self._reset = self._reset or StreamReset(code, "this node reset the stream")
         self._chunks.clear()

@@ -11,7 +11,8 @@ Spec: docs/spec/02-transport.md.
 
 import math
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -24,6 +25,7 @@ from mesh.transport.connection import Connection
 from mesh.transport.errors import ConnectionLost, TransportError
 from mesh.transport.stream import Stream
 from mesh.transport.udp import UdpSocket, local_address_towards
+from mesh.transport.watch import Doing, Watcher
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity, PeerId, make_certificate, verify_certificate
 from protocol.libp2p.identify import IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL
@@ -116,6 +118,7 @@ class Transport:
         self._announce = tuple(address.with_peer(identity.peer_id) for address in announce)
         self._sockets: list[UdpSocket] = []
         self._by_handle: dict[quic.ConnectionHandle, Connection] = {}
+        self._watchers: dict[PeerId, tuple[Watcher, ...]] = {}
         self._dials: dict[object, _Dial] = {}
         self._dial_of: dict[quic.ConnectionHandle, _Dial] = {}
         self._nursery: trio.Nursery | None = None
@@ -216,6 +219,24 @@ class Transport:
         """Where a connection's peer is reached."""
         address = self.endpoint.address(connection.handle)
         return connection.last_remote if address is None else _multiaddr(address, connection.peer_id)
+
+    @contextmanager
+    def watch(self, peer_id: PeerId, watcher: Watcher) -> Generator[None]:
+        """Tell `watcher` what happens on the connections to a peer, those there are and later ones, until the block ends."""
+        self._set_watchers(peer_id, (*self._watchers.get(peer_id, ()), watcher))
+        try:
+            yield
+        finally:
+            self._set_watchers(peer_id, tuple(other for other in self._watchers[peer_id] if other is not watcher))
+
+    def _set_watchers(self, peer_id: PeerId, watchers: tuple[Watcher, ...]) -> None:
+        if watchers:
+            self._watchers[peer_id] = watchers
+        else:
+            del self._watchers[peer_id]
+        for connection in self._by_handle.values():
+            if connection.peer_id == peer_id:
+                connection.watchers = watchers
 
     # Dialling.
 
@@ -397,8 +418,11 @@ class Transport:
             case quic.Transmit(local=local, datagrams=datagrams):
                 self._transmit(self._sockets[local], datagrams)
             case quic.DatagramReceived(connection=handle, data=data, received_at=received_at):
-                if self.on_datagram is not None and handle in self._by_handle:
-                    self.on_datagram(self._by_handle[handle].peer_id, data, received_at)
+                if (connection := self._by_handle.get(handle)) is not None:
+                    if connection.watchers:
+                        connection.tell(Doing.DATAGRAM, sent=False, data=data)
+                    if self.on_datagram is not None:
+                        self.on_datagram(connection.peer_id, data, received_at)
             case quic.ConnectionEstablished():
                 self._established(output)
             case quic.ConnectionClosed():
@@ -448,6 +472,8 @@ class Transport:
             self, output.connection, remote, output.peer_id, is_dialled=output.is_client, incarnation=output.incarnation
         )
         self._by_handle[output.connection] = connection
+        connection.watchers = self._watchers.get(output.peer_id, ())
+        connection.tell(Doing.CONNECTED, sent=output.is_client, reason=str(remote))
         other = self.connections.get(output.peer_id)
         if other is None:
             self.connections[output.peer_id] = connection
@@ -498,6 +524,7 @@ class Transport:
         self._finish_dial(output.connection, None, lost)
         if connection is None:
             return
+        connection.tell(Doing.CLOSED, sent=False, code=lost.code, reason=lost.reason)
         if self.connections.get(connection.peer_id) is connection:
             del self.connections[connection.peer_id]
             for other in () if self._closing else self._by_handle.values():

@@ -17,12 +17,13 @@ from mesh.config import Ready
 from mesh.nodefile import NODE_FILE, NoNodeError, find_node, remove_node_file, write_node_file
 from mesh.up import announce_ready
 
-COMMANDS = ("up", "status", "peers", "models", "ask", "embed", "explain", "testnet", "demo", "version")
+COMMANDS = ("up", "status", "peers", "models", "ask", "embed", "explain", "trace", "spec", "testnet", "demo", "version")
 PEER = {"peer_id": "12D3KooWA", "standing": "alive", "rtt_s": 0.0125, "models": ["m"], "unknown": [1]}
 ANSWERS: dict[str, object] = {
     "/mesh/status": {"peer_id": "12D3KooWA", "uptime_s": 61.0, "load": {"queue_s": 0.25, "draining": False}},
     "/mesh/peers": {"peers": [PEER]},
     "/mesh/models": {"models": [{"id": "tiny", "features": ["chat"]}, {"id": "mini", "features": ["embeddings"]}]},
+    "/mesh/protocols": {"spec": "/x/spec", "protocols": [{"protocol": "/a/1.0.0", "chapter": "04-gossip.md", "what": "news"}]},
     "/mesh/explain/abc123": {
         "request_id": "abc123",
         "model": "tiny",
@@ -32,6 +33,14 @@ ANSWERS: dict[str, object] = {
         ],
     },
 }
+TRACED = [
+    {"t_s": 0.0, "what": "connected", "sent": True, "remote": "/ip4/192.0.2.7/udp/4001/quic-v1"},
+    {
+        "t_s": 0.25, "what": "frame", "sent": False, "stream": 1, "protocol": "/isochrone/gossip/3.0.0", "bytes": 12,
+        "frame": {"type": "digest", "count": 1},
+    },
+    {"t_s": 0.5, "what": "ended", "sent": False, "stream": 1, "protocol": "/isochrone/gossip/3.0.0"},
+]  # fmt: skip
 TEXT = ["Once ", "upon\x1b[2J", " a time"]
 VECTOR = [0.25, -0.5, 1.0]
 
@@ -40,6 +49,7 @@ class Gateway(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     cut_stream = False
     received: list[dict]
+    asked: list[str]
 
     def log_message(self, *args: object) -> None:
         pass
@@ -55,7 +65,11 @@ class Gateway(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def do_GET(self) -> None:
-        if self.path in ANSWERS:
+        if self.path.startswith("/mesh/trace/peer1234?"):
+            self.asked.append(self.path)
+            events = "".join(f"data: {json.dumps(event)}\n\n" for event in TRACED)
+            self.send(200, f": hello\n\n{events}data: [DONE]\n\n".encode(), "text/event-stream")
+        elif self.path in ANSWERS:
             self.send(200, json.dumps(ANSWERS[self.path]).encode())
         else:
             self.send(404, json.dumps({"error": {"message": "no such request", "code": "not_found"}}).encode())
@@ -93,7 +107,7 @@ def serving(handler: type[Gateway]) -> Iterator[str]:
 
 @pytest.fixture
 def gateway() -> Iterator[tuple[str, type[Gateway]]]:
-    handler = type("FreshGateway", (Gateway,), {"received": []})
+    handler = type("FreshGateway", (Gateway,), {"received": [], "asked": []})
     with serving(handler) as url:
         yield url, handler
 
@@ -226,6 +240,36 @@ def test_answer_that_breaks_off_is_a_failure(gateway, capsys: pytest.CaptureFixt
     handler.cut_stream = True
     assert cli.run(["ask", "x", "--gateway", url]) == cli.EXIT_FAILED
     assert "broke off: the engine died" in capsys.readouterr().err
+
+
+def test_a_trace_is_lines_json_and_a_qlog_file(gateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, handler = gateway
+    file = tmp_path / "peer.sqlog"
+    assert cli.run(["trace", "peer1234", "--gateway", url, "--for", "5", "--qlog", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["→", "←", "←"]
+    assert "gossip       1  digest  12 B  count 1" in lines[1]
+    names = [json.loads(record)["name"] for record in file.read_text().split("\x1e")[2:]]
+    assert names == ["quic:connection_started", "quic:stream_data_moved", "isochrone:frame", "quic:stream_data_moved"]
+    assert cli.run(["trace", "peer1234", "--gateway", url, "--json", "--content", "--count", "2"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == TRACED[:2]
+    assert handler.asked == ["/mesh/trace/peer1234?for=5.0", "/mesh/trace/peer1234?content=1"]
+
+
+def test_a_trace_that_cannot_be_says_why(gateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["trace", "nobody", "--gateway", gateway[0]]) == cli.EXIT_FAILED
+    assert "no such request" in capsys.readouterr().err
+    assert cli.run(["trace", "peer1234", "--gateway", gateway[0], "--qlog", str(tmp_path)]) == cli.EXIT_FAILED
+    assert "--qlog" in capsys.readouterr().err
+
+
+def test_spec_tells_where_it_is_and_what_is_spoken(gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["spec", "--gateway", gateway[0]]) == 0
+    text = capsys.readouterr().out
+    assert "/x/spec" in text
+    assert "04-gossip.md" in text
+    assert cli.run(["spec", "--gateway", gateway[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"] == "/x/spec"
 
 
 def test_embed_prints_the_vector(gateway, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,240 @@
+"""What a frame says, as JSON: gossip, inference, ping, identify and probes.
+
+What people ask models and what models answer is left out, and so is what tensors hold, unless content was asked for; their sizes
+are told. A frame that does not decode is told with the code of its fault, as the node itself finds it. Lists of a frame are cut
+after `LISTED_MAX`.
+
+Spec: docs/trace.md, section "Frames".
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from protocol.errors import RemoteProtocolError
+from protocol.gossip.beats import decode_beat
+from protocol.gossip.messages import (
+    BeatTold,
+    Digest,
+    DontWant,
+    Entries,
+    Graft,
+    Keep,
+    Message,
+    Prune,
+    Records,
+    ScopeTold,
+    Seek,
+    Want,
+    decode_message,
+)
+from protocol.identity import peer_id_text
+from protocol.inference import Accepted, Failed, Finished, JsonDelta, Reply, Tensor, TensorsReady, TextDelta
+from protocol.libp2p.identify import IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL, IdentifyReader, quic_addresses
+from protocol.libp2p.ping import PING_PROTOCOL
+from protocol.load import Beat
+from protocol.places import PLACE_BYTES, decode_place
+from protocol.probe import KIND_ECHO, KIND_PROBE, PROBE_BYTES
+from protocol.records import peek
+from protocol.wire.inference import PROTOCOL_ID as INFER_PROTOCOL
+from protocol.wire.inference import decode_reply, decode_request
+
+GOSSIP_PREFIX = "/isochrone/gossip/"
+"""What the ids of all versions of gossip begin with; what a version does not know it says so."""
+
+LISTED_MAX = 16
+"""Items of one list that are told, a count: they fill a screen, and a digest has 256."""
+
+Json = dict[str, object]
+
+_Item = TypeVar("_Item")
+
+
+def describe(protocol_id: str, data: bytes, *, by_opener: bool, content: bool) -> Json:
+    """Return what a frame of a stream says.
+
+    Args:
+        protocol_id: what the stream speaks.
+        data: the frame without its length.
+        by_opener: whether the end that opened the stream wrote it.
+        content: whether prompts and answers are told too.
+    """
+    try:
+        if protocol_id.startswith(GOSSIP_PREFIX):
+            return _gossip(data)
+        if protocol_id == INFER_PROTOCOL:
+            return _request(data, content=content) if by_opener else _reply(decode_reply(data), content=content)
+        if protocol_id == PING_PROTOCOL:
+            return {"type": "ping" if by_opener else "echo", "nonce": data[:8].hex()}
+        if protocol_id in (IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL):
+            return _identify(data)
+    except RemoteProtocolError as fault:
+        return {"type": "undecodable", "code": fault.code.name, "detail": fault.detail}
+    return {"type": "unknown"}
+
+
+def describe_datagram(data: bytes) -> Json:
+    """Return what a datagram says: a probe or an echo."""
+    kind = data[:1]
+    if len(data) >= PROBE_BYTES and kind in (bytes((KIND_PROBE,)), bytes((KIND_ECHO,))):
+        told: Json = {"type": "probe" if kind[0] == KIND_PROBE else "echo", "nonce": data[1:PROBE_BYTES].hex()}
+        place = decode_place(data[PROBE_BYTES:]) if len(data) == PROBE_BYTES + PLACE_BYTES else None
+        if place is not None:
+            told["vector_ms"] = [round(component * 1000, 3) for component in place.vector]
+            told["height_ms"] = round(place.height_s * 1000, 3)
+            told["error"] = round(place.error, 3)
+        return told
+    return {"type": "unknown"}
+
+
+def _gossip(data: bytes) -> Json:
+    message = decode_message(data)
+    if message is None:
+        return {"type": "unknown"}
+    return {"type": _GOSSIP_NAMES[type(message)], **_gossip_fields(message)}
+
+
+_GOSSIP_NAMES: dict[type, str] = {
+    Records: "records",
+    Digest: "digest",
+    Entries: "entries",
+    Want: "want",
+    Graft: "graft",
+    Prune: "prune",
+    DontWant: "do not want",
+    BeatTold: "beat",
+    Keep: "keep",
+    ScopeTold: "scope",
+    Seek: "seek",
+}
+"""As chapter 4 of the specification calls them."""
+
+
+def _gossip_fields(message: Message) -> Json:
+    match message:
+        case Records(envelopes):
+            return {"count": len(envelopes), "records": _listed(envelopes, _record)}
+        case Digest(hashes):
+            return {"count": len(hashes), "hashes": _listed(hashes, bytes.hex)}
+        case Entries(entries, buckets):
+            return {"count": len(entries), "buckets": len(buckets), "entries": _listed(entries, _entry)}
+        case DontWant(entries):
+            return {"count": len(entries), "entries": _listed(entries, _entry)}
+        case Want(keys):
+            return {"count": len(keys), "keys": _listed(keys, bytes.hex)}
+        case BeatTold(payload):
+            return _beat(decode_beat(payload))
+        case Keep(keeps):
+            return {"keeps": keeps}
+        case ScopeTold(scope):
+            if scope is None:
+                return {"everything": True}
+            return {"middle_ms": [round(part * 1000, 3) for part in scope.vector], "radius_ms": round(scope.radius_s * 1000, 3)}
+        case Seek(model, count):
+            return {"model": model, "count": count}
+        case _:
+            return {}
+
+
+def _record(envelope: bytes) -> Json:
+    try:
+        header = peek(envelope)
+    except RemoteProtocolError as fault:
+        return {"bytes": len(envelope), "undecodable": fault.code.name}
+    return {
+        "kind": str(header.kind),
+        "signer": peer_id_text(header.peer_id),
+        "sequence": header.sequence,
+        "expires_s": header.expires_s,
+        "bytes": len(envelope),
+    }
+
+
+def _entry(entry: tuple[bytes, int]) -> Json:
+    key, sequence = entry
+    return {"key": key.hex(), "sequence": sequence}
+
+
+def _beat(beat: Beat) -> Json:
+    loads = [
+        {
+            "model": load.model,
+            "running": load.running,
+            "waiting": load.waiting,
+            "slots": load.slots,
+            "queue_s": load.queue_s,
+            "service_s": load.service_s,
+        }
+        for load in beat.loads[:LISTED_MAX]
+    ]
+    return {"draining": beat.draining, "loads": loads}
+
+
+def _request(data: bytes, *, content: bool) -> Json:
+    request = decode_request(data)
+    told: Json = {
+        "type": "request",
+        "request_id": request.request_id.hex(),
+        "feature": str(request.feature),
+        "model": request.model,
+        "deadline_s": request.deadline_s,
+        "hops_left": request.hops_left,
+        "stream": request.stream,
+        "memory_bytes": request.memory_bytes,
+        "output_tokens": request.output_tokens,
+        "body_bytes": len(request.body),
+        "tensors": [_tensor(tensor, content=content) for tensor in request.tensors],
+    }
+    if content:
+        told["body"] = bytes(request.body).decode(errors="replace")
+    return told
+
+
+def _reply(reply: Reply, *, content: bool) -> Json:
+    match reply:
+        case Accepted(queue_s):
+            return {"type": "accepted", "queue_s": queue_s}
+        case TextDelta(text, index):
+            return {"type": "text", "index": index, "text_bytes": len(text.encode())} | ({"text": text} if content else {})
+        case JsonDelta(payload):
+            told: Json = {"type": "json", "payload_bytes": len(payload)}
+            return told | ({"payload": payload.decode(errors="replace")} if content else {})
+        case TensorsReady(tensors):
+            return {"type": "tensors", "tensors": [_tensor(tensor, content=content) for tensor in tensors]}
+        case Finished(reasons, usage, timing):
+            return {
+                "type": "finished",
+                "reasons": list(reasons),
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "queue_s": timing.queue_s,
+                "service_s": timing.service_s,
+            }
+        case Failed(code, message, retry_after_s):
+            # An engine's message may repeat what it was asked.
+            told = {"type": "failed", "code": code.name, "message_bytes": len(message.encode()), "retry_after_s": retry_after_s}
+            return told | ({"message": message} if content else {})
+
+
+def _tensor(tensor: Tensor, *, content: bool) -> Json:
+    told: Json = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "bytes": tensor.data.nbytes}
+    return told | ({"base64": base64.b64encode(tensor.data).decode()} if content else {})
+
+
+def _identify(data: bytes) -> Json:
+    reader = IdentifyReader()
+    reader.receive_data(data)
+    said = reader.receive_eof()
+    return {
+        "type": "identify",
+        "agent": said.agent_version,
+        "protocol_version": said.protocol_version,
+        "protocols": list(said.protocols[:LISTED_MAX]),
+        "addresses": [str(address) for address in quic_addresses(said.listen_addresses[:LISTED_MAX])],
+        "observed": [str(address) for address in quic_addresses(filter(None, [said.observed_address]))],
+        "signed_record": said.signed_peer_record is not None,
+    }
+
+
+def _listed(items: Sequence[_Item], tell: Callable[[_Item], object]) -> list[object]:
+    return [tell(item) for item in items[:LISTED_MAX]]
