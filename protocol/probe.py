@@ -25,7 +25,7 @@ Local Health Awareness for More Accurate Failure Detection", 2017 (local health)
 Spec: docs/spec/05-coordinates.md.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
@@ -200,10 +200,10 @@ class PathQuality:
 
 @dataclass(slots=True)
 class _Sent:
-    """One probe: when it was handed out, and its round trip once the echo came (None before; -1 when it could not be one)."""
+    """One probe: when it was handed out, and its round trip once the echo came (0 before; -1 when it could not be one)."""
 
     sent_at: float
-    rtt_s: float | None = None
+    rtt_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -223,7 +223,7 @@ class _Peer:
     unanswered_at: float | None = None  # when the first probe went out since the last echo
     doubt_at: float | None = None  # since when it is in doubt
     patience: float = 0.0  # how often doubts proved wrong lately, 0 to 1: the path loses much
-    sent: OrderedDict[int, _Sent] = field(default_factory=OrderedDict[int, _Sent])
+    sent: dict[int, _Sent] = field(default_factory=dict[int, _Sent])  # by nonce, the oldest first
     jitter_s: float = 0.0
     last_rtt_s: float | None = None
     measured_at: float = 0.0
@@ -377,10 +377,9 @@ class Probe:
         """The shortest round trips in seconds to all peers that were measured not long ago, connected or not any more."""
         since = now - self._config.remembered_s
         found = {peer: rtt_s for peer, (rtt_s, at) in self._remembered.items() if at >= since}
-        for peer in self._peers:
-            quality = self.quality(peer, now)
-            if quality is not None:
-                found[peer] = quality.rtt_s_min
+        for peer, state in self._peers.items():
+            if state.last_rtt_s is not None:
+                found[peer] = min([sent.rtt_s for sent in state.sent.values() if sent.rtt_s > 0.0], default=state.last_rtt_s)
         return found
 
     def quality(self, peer: PeerId, now: float) -> PathQuality | None:
@@ -389,9 +388,9 @@ class Probe:
         if state is None or state.last_rtt_s is None:
             return None
         overdue_at = now - self._config.overdue_s
-        answered = [sent.rtt_s for sent in state.sent.values() if sent.rtt_s is not None]
+        answered = [sent.rtt_s for sent in state.sent.values() if sent.rtt_s != 0.0]
         samples = [rtt_s for rtt_s in answered if rtt_s > 0.0] or [state.last_rtt_s]
-        unanswered = sum(1 for sent in state.sent.values() if sent.rtt_s is None and sent.sent_at < overdue_at)
+        unanswered = sum([1 for sent in state.sent.values() if sent.rtt_s == 0.0 and sent.sent_at < overdue_at])
         return PathQuality(
             rtt_s=median(samples[-self._config.median_samples :]),
             rtt_s_min=min(samples),
@@ -406,7 +405,7 @@ class Probe:
         state.sent[nonce] = _Sent(now)
         state.probed_at = now
         if len(state.sent) > self._config.window_probes:
-            state.sent.popitem(last=False)
+            del state.sent[next(iter(state.sent))]
         self._outputs.append(SendDatagram(peer, bytes((KIND_PROBE,)) + nonce.to_bytes(PROBE_BYTES - 1, "big")))
         if state.unanswered_at is None:
             state.unanswered_at = now
@@ -525,7 +524,7 @@ class Probe:
 
     def _take_echo(self, peer: PeerId, state: _Peer, payload: bytes, received_at: float) -> None:
         sent = state.sent.get(int.from_bytes(payload[1:PROBE_BYTES], "big"))
-        if sent is None or sent.rtt_s is not None:
+        if sent is None or sent.rtt_s != 0.0:
             return  # never sent, sent to someone else, forgotten, or counted already
         rtt_s = received_at - sent.sent_at
         if 0.0 < rtt_s <= self._config.rtt_s_max:

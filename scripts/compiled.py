@@ -27,6 +27,8 @@ PACKAGES = ("protocol", "sim")
 
 COMPILED = (
     "protocol",
+    "sim/agenda.py",
+    "sim/flight.py",
     "sim/formed.py",
     "sim/journal.py",
     "sim/network.py",

@@ -9,10 +9,8 @@ Source: TigerBeetle, src/vopr.zig; FoundationDB, "Simulation and Testing"; the d
 """
 
 import hashlib
-import heapq
 import math
 from collections.abc import Callable, Iterable
-from itertools import count
 
 from protocol import forwarding, gossip, membership, probe
 from protocol.errors import ErrorCode
@@ -22,7 +20,9 @@ from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output, RecordSealed, ReserveSequences
 from protocol.quic.events import EndpointConfig
 from protocol.records import Hardware, ModelOffer, Record, Sequencer
+from sim.agenda import Agenda
 from sim.dial import FirstPackets
+from sim.flight import Alarm, Datagram
 from sim.journal import Journal
 from sim.luck import Streams
 from sim.network import Delays, Line, Network, NetworkConfig
@@ -90,8 +90,7 @@ class World:
         self.make_node: MakeNode = Node
         self.faults_on: dict[int, str] = {}
         self.corruptions: list[float] | None = None  # shares of datagrams that arrive changed; None where they have no bytes
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = count()
+        self._agenda = Agenda()
 
     # Processes
 
@@ -219,7 +218,7 @@ class World:
 
     def at(self, when: float, event: Callable[[], None]) -> None:
         """Lets something happen at a time."""
-        heapq.heappush(self._heap, (max(when, self.now), next(self._order), event))
+        self._agenda.put(max(when, self.now), event)
 
     def later(self, process: Process, delay_s: float, action: Callable[[], None]) -> None:
         """Lets something happen in a process after a while, if this life of it lasts that long."""
@@ -228,13 +227,12 @@ class World:
 
     def run(self, until: float) -> None:
         """Lets time pass."""
-        heap, pop, before = self._heap, heapq.heappop, self.events
-        done = 0
+        agenda, before, done = self._agenda, self.events, 0
         try:
-            while heap and heap[0][0] <= until:
-                self.now, _, event = pop(heap)
+            while (due := agenda.take(until)) is not None:
+                self.now = due[0]
                 done += 1
-                event()
+                due[2]()
         finally:
             self.events = before + done
         self.now = until
@@ -273,12 +271,14 @@ class World:
         due = process.node.next_timer()
         if due < process.armed_for:
             process.armed_for = due
-            life = process.life
-            self.at(due, lambda: self._due(process, life, due))
+            self._agenda.put(max(due, self.now), Alarm(self, process, process.life, due))
 
-    def _due(self, process: Process, life: int, due: float) -> None:
-        if process.armed_for == due:
+    def ring(self, process: Process, life: int) -> None:
+        """The time has come at which a core wanted to be woken."""
+        if process.paused or process.slow_s > 0.0 or process.busy_until > self.now:
             self.enter(process, life, lambda: self._wake(process))
+        elif process.life == life and process.running:
+            self._wake(process)
 
     def _wake(self, process: Process) -> None:
         """What the driver's loop does when it comes round; a timer that has moved to later is waited for."""
@@ -299,18 +299,20 @@ class World:
         self._arm(process)
 
     def _carry_out(self, process: Process, output: Output) -> None:
+        if isinstance(output, gossip.Send):  # no `match` for what is frequent: it costs more than all that is done here
+            self._send_message(process, output.peer_id, output.payload)
+        elif isinstance(output, probe.SendDatagram):
+            self._send_datagram(process, output.peer, output.payload)
+        elif isinstance(output, probe.SampleTaken):
+            process.heard[output.peer] = self.now
+        elif not isinstance(output, gossip.BeatHeard):
+            self._carry_out_rest(process, output)
+        elif self.watchers:
+            for watcher in self.watchers:
+                watcher(process, output)
+
+    def _carry_out_rest(self, process: Process, output: Output) -> None:
         match output:
-            case probe.SendDatagram(peer_id, payload):
-                self._send_datagram(process, peer_id, payload)
-                return
-            case gossip.Send(peer_id, payload):
-                self._send_message(process, peer_id, payload)
-                return
-            case probe.SampleTaken(peer_id):
-                process.heard[peer_id] = self.now
-                return
-            case gossip.BeatHeard():
-                pass
             case membership.Connect(target, addresses, afresh):
                 self._dial(process, target, addresses, afresh=afresh)
             case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code):
@@ -343,28 +345,33 @@ class World:
         link = process.connections.get(peer_id)
         if link is None:
             return
-        other, sender = self.by_id[peer_id], process.peer_id
+        other = self.by_id[peer_id]
         process.bytes_sent += len(payload)
+        datagram, now = Datagram(self, link, process, other, payload), self.now
+        for late_s in self.network.datagram(process.index, other.index, len(payload), now):
+            self._agenda.put(now + late_s, datagram)
 
-        def arrive() -> None:
-            if self.network.clogs and self.network.hold(process.index, other.index, arrive, datagram=True):
-                return
-            if not self._is_open(link, other):
-                self._repeat_farewell(link, other, process)
-            elif other.paused or other.slow_s > 0.0 or other.busy_until > self.now:
-                self.enter(other, link.lives[peer_id], take)
-            else:
-                take()
+    def datagram_arrives(self, datagram: Datagram) -> None:
+        """A datagram has made its way to a process, which may be stopped, slow, or have closed the connection."""
+        link, sender, receiver = datagram.link, datagram.sender, datagram.receiver
+        if self.network.clogs and self.network.hold(sender.index, receiver.index, datagram, datagram=True):
+            return
+        if not self._is_open(link, receiver):
+            self._repeat_farewell(link, receiver, sender)
+        elif receiver.paused or receiver.slow_s > 0.0 or receiver.busy_until > self.now:
+            self.enter(
+                receiver, link.lives[receiver.peer_id], lambda: self._take_datagram(link, receiver, sender, datagram.payload)
+            )
+        else:
+            self._take_datagram(link, receiver, sender, datagram.payload)
 
-        def take() -> None:
-            if self._is_open(link, other):
-                for watcher in self.arrival_watchers:
-                    watcher(other, process, payload, True)
-                other.node.handle_datagram(sender, payload, self.now, self.now)
-                self.settle(other)
-
-        for late_s in self.network.datagram(process.index, other.index, len(payload), self.now):
-            self.at(self.now + late_s, arrive)
+    def _take_datagram(self, link: Link, receiver: Process, sender: Process, payload: bytes) -> None:
+        if not self._is_open(link, receiver):
+            return
+        for watcher in self.arrival_watchers:
+            watcher(receiver, sender, payload, True)
+        receiver.node.handle_datagram(sender.peer_id, payload, self.now, self.now)
+        self.settle(receiver)
 
     def _send_message(self, process: Process, peer_id: PeerId, payload: bytes) -> None:
         link = process.connections.get(peer_id)
@@ -386,8 +393,7 @@ class World:
     def _move(self, lane: Lane) -> None:
         """Sees to it that the first message of an open stream is on its way."""
         lane.moving = True
-        arrives_at, now = lane.waiting[0][0], self.now
-        heapq.heappush(self._heap, (max(now, arrives_at), next(self._order), lane.arrive))
+        self._agenda.put(max(self.now, lane.waiting[0][0]), lane.arrive)
 
     def _moved(self, link: Link, lane: Lane, sender: Process) -> None:
         """The first message of a stream arrives, or finds its path blocked and tries again; the next one follows."""

@@ -222,9 +222,10 @@ class Gossip:
             return
         try:
             message = self.reader.message(payload)
+            if isinstance(message, BeatTold):  # half of all messages
+                self._handle_beat(peer_id, peer, message, now)
+                return
             match message:
-                case BeatTold():
-                    self._handle_beat(peer_id, peer, message, now)
                 case Records():
                     self._handle_records(peer_id, peer, message, now, wall_s)
                 case Digest() | Entries() | Want():
@@ -564,9 +565,10 @@ class Gossip:
 
     def _within(self, peer_id: PeerId, budget: Budget, amount: int, now: float) -> bool:
         """Whether a budget allows `amount`; blames the peer when it is far past it."""
-        match budget.take(amount, now):
-            case Verdict.GRANTED:
-                return True
+        verdict = budget.take(amount, now)
+        if verdict is Verdict.GRANTED:
+            return True
+        match verdict:
             case Verdict.REFUSED:
                 self._outputs.append(RecordRefused(peer_id, ErrorCode.FLOODING))
             case Verdict.FLOODED:

@@ -365,6 +365,8 @@ class Membership:
         """Starts the dials that are due, gives up those that take too long, and lets silent peers fall to their next stage."""
         while (silent := self._declining.pop_due(now)) is not None:
             self._decline(silent[0], now)
+        if not self._failures:  # nobody is to be dialled, as is usual at rest
+            return
         while (overdue := self._under_way.pop_due(now)) is not None:
             self._give_up(overdue[0], now)
         self._advance(now)

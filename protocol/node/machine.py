@@ -90,7 +90,6 @@ class Node:
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
         self.searches = Searches(config.searches, self.peer_id, self.gossip, self.membership, self.forwarding, self.rank, luck)
-        self._timed = (self.probe, self.gossip, self.membership, self.suspicion, self.forwarding, self.searches)
         self._queues = (self.gossip.outputs, self.probe.outputs, self.membership.outputs, self.suspicion.outputs)
         self._due: float | None = None  # the next timer; None when it has to be worked out anew
         self._wall_offset_s: float | None = None  # until the wall clock was told
@@ -351,16 +350,18 @@ class Node:
 
     def _next_due(self) -> float:  # what may change it has to forget `_due`
         due = min(max(self.announcer.next_due(), self._unreserved_until), self._ranking_at)
-        for machine in self._timed:
-            timer = machine.next_timer()
-            if timer is not None and timer < due:
-                due = timer
-        return due
+        due = _sooner(due, self.probe.next_timer())
+        due = _sooner(due, self.gossip.next_timer())
+        due = _sooner(due, self.membership.next_timer())
+        due = _sooner(due, self.suspicion.next_timer())
+        due = _sooner(due, self.forwarding.next_timer())
+        return _sooner(due, self.searches.next_timer())
 
     def handle_timer(self, now: float) -> None:
         """Does what is due; being much too late for it is a stall of this node's own."""
-        planned = (self.probe.next_timer(), self.gossip.next_timer())  # others may become due in the past, by what was heard
-        lateness_s = now - min((due for due in planned if due is not None), default=now)
+        planned = _sooner(now, self.probe.next_timer())
+        planned = _sooner(planned, self.gossip.next_timer())  # others may become due in the past, by what was heard
+        lateness_s = now - planned
         if lateness_s > self.config.probe.lateness_s_max:
             self.membership.handle_stall(lateness_s, now)
         self.gossip.handle_timer(now, self.wall(now))
@@ -393,6 +394,8 @@ class Node:
 
     def _publish(self, now: float) -> None:
         """Signs and spreads what is due."""
+        if now < self.announcer.next_due():
+            return
         beat = self.announcer.beat(now)
         if beat is not None:
             self.gossip.tell_beat(beat, self.membership.listeners())
@@ -451,22 +454,19 @@ class Node:
         gossip_outputs, probe_outputs, membership_outputs, suspicion_outputs = self._queues
         while queue := gossip_outputs or probe_outputs or membership_outputs or suspicion_outputs:
             output = queue.popleft()
-            match output:
-                case gossip.Send() | probe.SendDatagram():
-                    pass
-                case gossip.BeatHeard(peer, beat):
-                    self._take_beat(peer, beat)
-                case _:
-                    self._due = None  # whatever is news may move a timer
-                    self._take(output, now)
+            if isinstance(output, gossip.BeatHeard):  # no `match` for what is frequent: it costs more than all that is done here
+                self._take_beat(output.peer_id, output.beat)
+            elif isinstance(output, probe.SampleTaken):
+                self.membership.handle_heard(output.peer, now)
+                self._take_sample(output.peer, output.rtt_s, output.place, now)
+            elif not isinstance(output, (gossip.Send, probe.SendDatagram)):
+                self._due = None  # whatever is news may move a timer
+                self._take(output, now)
             self._outputs.append(output)
 
     def _take(self, output: MachineOutput, now: float) -> None:
         """Lets the other machines hear what one of them has to say."""
         match output:
-            case probe.SampleTaken(peer, rtt_s, place):
-                self.membership.handle_heard(peer, now)
-                self._take_sample(peer, rtt_s, place, now)
             case probe.PeerSuspected() | probe.PeerRecovered():
                 self._take_liveness(output, now)
             case membership.KeepLink(peer, keeps):
@@ -485,7 +485,7 @@ class Node:
                     self._outputs.append(gossip.RecordExpired(record))
             case suspicion.Doubted() | suspicion.Cleared() | suspicion.TellVerdict() | suspicion.Refute():
                 self._take_suspicion(output, now)
-            case membership.Connect() | membership.Disconnect() | probe.Misbehaved() | probe.SendDatagram():
+            case membership.Connect() | membership.Disconnect() | probe.Misbehaved() | probe.SendDatagram() | probe.SampleTaken():
                 pass
             case _:
                 self._take_gossip(output, now)
@@ -589,3 +589,8 @@ class Node:
         if key == self._own_key:
             return self.announcer.incarnation
         return self.table.incarnation_of(key)
+
+
+def _sooner(due: float, timer: float | None) -> float:
+    """The earlier of two times, one of which may be missing."""
+    return due if timer is None or timer >= due else timer

@@ -112,10 +112,12 @@ class Searches:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called, or None."""
-        return min((waiting.until for waiting in self._waiting.values()), default=None)
+        return min([waiting.until for waiting in self._waiting.values()]) if self._waiting else None
 
     def handle_timer(self, now: float) -> None:
         """Lets those that have waited long enough begin or be refused."""
+        if not self._waiting:
+            return
         for request_id in [request_id for request_id, waiting in self._waiting.items() if now >= waiting.until]:
             self._submit(request_id, self._rank(self._waiting[request_id].request, now), now)
 

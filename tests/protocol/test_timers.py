@@ -63,3 +63,14 @@ def test_it_behaves_like_a_dictionary_sorted_by_time(steps: list[tuple[int, floa
         assert (key in timers) == (key in model)
         if luck.random() < 0.3 and (popped := timers.pop_due(50.0)):
             assert popped[1] == min(model.values()) == model.pop(popped[0])
+
+
+def test_moving_a_time_to_later_ones_takes_no_room() -> None:
+    timers: TimerQueue[str] = TimerQueue()
+    for turn in range(100):
+        timers.set("heard", float(turn))
+        timers.set("other", 50.5)
+    assert len(timers._heap) == 2
+    assert timers.pop_due(98.0) == ("other", 50.5)
+    assert timers.pop_due(98.0) is None
+    assert timers.pop_due(99.0) == ("heard", 99.0)
