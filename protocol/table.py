@@ -19,7 +19,7 @@ Spec: docs/spec/03-records.md, section "Peer table"; docs/spec/04-gossip.md, sec
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol.identity import PeerId
 from protocol.records import (
@@ -92,10 +92,10 @@ class Accepted:
     evicted: tuple[Record, ...] = ()
 
     @property
-    def says_the_same(self) -> bool:
-        """Whether a card only takes the place of one that would expire. A verdict is news even then: silence goes on."""
-        replaced = self.replaced
-        return replaced is not None and replaced.kind is RecordKind.CARD and replaced.payload == self.record.payload
+    def can_wait(self) -> bool:
+        """Whether a card says what the one before said, but for the place. A verdict is news even then: silence goes on."""
+        before, card = self.replaced and self.replaced.payload, self.record.payload
+        return isinstance(before, Card) and isinstance(card, Card) and replace(before, coordinate=card.coordinate) == card
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "gossip._wants._under_way": lambda config: config.gossip.peers_max,
     "gossip._refused._hashes": lambda config: config.gossip.refused_max,
     "gossip._news": lambda config: config.gossip.history_max,
-    "gossip._renewed": lambda config: (config.table.peers_max + 1) * len(COMPARED),
+    "gossip._renewals._items": lambda config: (config.table.peers_max + 1) * len(COMPARED),
     "gossip._peers.*.has": lambda config: config.gossip.history_max,
     "gossip._peers.*.view._seen": lambda _config: BUCKETS,
     "gossip._peers.*.view._hashes": lambda _config: BUCKETS,

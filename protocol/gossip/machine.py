@@ -1,12 +1,12 @@
 """The gossip machine: news is pushed over a mesh of links, and tables are compared with one peer after another.
 
 A record that is news here is pushed over the links of the mesh (`overlay`), not to where it came from. A card that says what
-the one before said, issued anew so that it does not expire, is no news: it is announced at the next heartbeat and asked for by
-who lacks it. What was news is announced to some peers outside the mesh. Now and then, and first of all when a connection
-begins, two nodes compare what they hold: one hash, the hashes of buckets where it differs, the entries of buckets that differ.
-Each asks for what it lacks, so what comes by comparison was asked for, and only what comes unasked counts against a peer's
-budget. Edges concern neighbours: they are pushed one hop and not compared. In a mesh of which a node holds only
-a part (`horizon`) all this is done with what concerns both ends of a link.
+the one before said, issued anew so that it does not expire, or no more than where its node is now, can wait: it is announced at
+the next heartbeat and asked for by who lacks it. What was news is announced to some peers outside the mesh. Now and then, and
+first of all when a connection begins, two nodes compare what they hold: one hash, the hashes of buckets where it differs, the
+entries of buckets that differ. Each asks for what it lacks, so what comes by comparison was asked for, and only what comes
+unasked counts against a peer's budget. Edges concern neighbours: they are pushed one hop and not compared. In a mesh of which a
+node holds only a part (`horizon`) all this is done with what concerns both ends of a link.
 
 A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature
 last. Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped.
@@ -62,7 +62,7 @@ from protocol.gossip.messages import (
     encode_message,
     records_messages,
 )
-from protocol.gossip.news import News, Pushes
+from protocol.gossip.news import News, Pushes, Renewal, Renewals, fresh_for
 from protocol.gossip.overlay import Overlay
 from protocol.gossip.reader import GossipReader
 from protocol.gossip.wants import Refused, Wants
@@ -105,7 +105,7 @@ class Gossip:
         self._wants = Wants(config)
         self._refused = Refused(config.refused_max)
         self._news = News(config.history_heartbeats, config.history_max)
-        self._renewed: dict[RecordKey, int] = {}  # what says nothing new, to be announced at the next heartbeat
+        self._renewals = Renewals()
         self._repeats: Budget | None = None
         self._greetings: Budget | None = None
         self._round_at: float | None = None
@@ -262,8 +262,8 @@ class Gossip:
         if record.kind is RecordKind.CARD:
             for peer_id in self.horizon.unheard_by((peer_id, self._peers[peer_id].scope) for peer_id in self._order):
                 self._send(peer_id, answer_messages([(key, record.sequence)]))
-        if record.kind in COMPARED and outcome.says_the_same:
-            self._renewed[key] = record.sequence
+        if outcome.can_wait:
+            self._renewals.add(Renewal(key, record, outcome.replaced, set()))
             return
         self._tell(record, self._overlay.members, except_for=(), replaced=outcome.replaced)
         self._push_news()
@@ -390,8 +390,8 @@ class Gossip:
         if record.kind not in COMPARED:
             return
         key = record_key(record.peer_id, record.kind)
-        if outcome.says_the_same:
-            self._renewed[key] = record.sequence
+        if outcome.can_wait:
+            self._renewals.add(Renewal(key, record, outcome.replaced, {from_peer}))
             return
         if asked and not self._may_repeat(now):
             return
@@ -435,13 +435,10 @@ class Gossip:
         if scarce := self._news.heartbeat(self._config.copies_enough):
             for peer_id in self._overlay.outside(self._config.degree_lazy):
                 self._send(peer_id, answer_messages(self.horizon.concerning(self._peers[peer_id].scope, scarce)))
-        if self._renewed:
-            told = list(self._renewed.items())
-            self._renewed = {}
+        if renewals := self._renewals.taken():
             for peer_id in self._overlay.members:
-                peer = self._peers[peer_id]
-                fresh = [(key, sequence) for key, sequence in told if peer.has.get(key, 0) < sequence]
-                self._send(peer_id, answer_messages(self.horizon.concerning(peer.scope, fresh)))
+                fresh = fresh_for(peer_id, self._peers[peer_id], renewals, self.horizon)
+                self._send(peer_id, answer_messages(fresh))
 
     def _handle_link(
         self, peer_id: PeerId, peer: Conversation, message: Graft | Prune | Keep | ScopeTold | Seek, now: float
@@ -544,6 +541,7 @@ class Gossip:
             case Digest(hashes=hashes):
                 self._send(peer_id, differing(self._held(peer), hashes))
             case Entries(entries=entries, buckets=buckets):
+                self._renewals.handle_told(peer_id, entries)
                 if asked := self._wants.ask(peer_id, wanted(self._table, entries), now):
                     self._send(peer_id, [encode_message(Want(asked))])
                 if buckets:

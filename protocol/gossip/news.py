@@ -5,10 +5,14 @@ message is known is our addition.
 Spec: docs/spec/04-gossip.md, section "News".
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from protocol.gossip.conversation import Conversation
+from protocol.gossip.horizon import Horizon
 from protocol.gossip.messages import records_messages
 from protocol.identity import PeerId
+from protocol.records import Record
 from protocol.table import RecordKey
 
 
@@ -53,6 +57,58 @@ class News:
             item.heartbeats_left -= 1
         self._items = {key: item for key, item in self._items.items() if item.heartbeats_left > 0}
         return scarce
+
+
+@dataclass(slots=True)
+class Renewal:
+    """A card that says what the one before said, or no more than where its node is now.
+
+    Attributes:
+        key: of the card.
+        record: the card.
+        replaced: the one before: who moves is told of where it was, too.
+        known_by: who has told this node of it.
+    """
+
+    key: RecordKey
+    record: Record
+    replaced: Record | None
+    known_by: set[PeerId]
+
+
+class Renewals:
+    """Cards that can wait: they are announced at the next heartbeat, and asked for by who lacks them."""
+
+    def __init__(self) -> None:
+        self._items: dict[RecordKey, Renewal] = {}
+
+    def add(self, renewal: Renewal) -> None:
+        """Has a card announced, in place of an older one of the same node."""
+        self._items[renewal.key] = renewal
+
+    def handle_told(self, peer_id: PeerId, entries: Iterable[tuple[RecordKey, int]]) -> None:
+        """Notes what a peer has, who need not be told of it."""
+        for key, sequence in entries if self._items else ():
+            item = self._items.get(key)
+            if item is not None and sequence >= item.record.sequence:
+                item.known_by.add(peer_id)
+
+    def taken(self) -> list[Renewal]:
+        """What is to be announced now; it is kept no longer."""
+        items = list(self._items.values())
+        self._items = {}
+        return items
+
+
+def fresh_for(peer_id: PeerId, peer: Conversation, renewals: Iterable[Renewal], horizon: Horizon) -> list[tuple[RecordKey, int]]:
+    """Which of the cards that can wait a peer is to be told of: those that concern it and that it has not told of itself."""
+    return [
+        (item.key, item.record.sequence)
+        for item in renewals
+        if peer_id not in item.known_by
+        and peer.has.get(item.key, 0) < item.record.sequence
+        and (peer.scope is None or horizon.concerns(peer.scope, item.record, item.replaced))
+    ]
 
 
 class Pushes:

@@ -219,8 +219,12 @@ def test_news_is_pushed_to_those_whom_it_concerns():
 def test_who_moves_out_of_a_scope_is_told_there_once_more():
     node = pushing(Scope(place(1.0).vector, 0.1))
     node.hear(OTHER, Records((sealed(IDENTITIES[5], card(1.05)).envelope,)))
-    moved = sealed(IDENTITIES[5], card(0.5), sequence=2)
-    assert told(node.hear(OTHER, Records((moved.envelope,))), Records) == [(PEER.peer_id, Records((moved.envelope,)))]
+    node.beat_heart(5.0)
+    moved, again = sealed(IDENTITIES[5], card(0.5), sequence=2), sealed(IDENTITIES[5], card(0.4), sequence=3)
+    for record, now, expected in ((moved, 5.0, [(key_of(IDENTITIES[5]), 2)]), (again, 10.0, [])):
+        node.hear(OTHER, Records((record.envelope,)), now=now)
+        entries = [entry for _, message in told(node.beat_heart(now + 1.5), Entries) for entry in message.entries]
+        assert entries == expected
 
 
 @pytest.mark.parametrize("again", [False, True])
