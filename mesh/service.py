@@ -56,7 +56,7 @@ def version() -> str:
     try:
         return metadata.version("isochrone")
     except metadata.PackageNotFoundError:
-        return "0.1.0"
+        return "0.2.0"
 
 
 async def run_node(config: NodeConfig, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
