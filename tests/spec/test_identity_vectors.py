@@ -153,8 +153,9 @@ def test_peer_record() -> None:
     assert (record.peer_id, record.sequence, record.addresses) == (identity.peer_id, vector["sequence"], addresses)
 
 
-def test_identify_stream() -> None:
-    vector = VECTORS["identify"]
+@pytest.mark.parametrize("name", ["identify", "identify_with_path"])  # version 0.1.0's protocol version had no slash before it
+def test_identify_stream(name: str) -> None:
+    vector = VECTORS[name]
     reader = IdentifyReader()
     reader.receive_data(bytes.fromhex(vector["stream"]))
     identify = reader.receive_eof()
@@ -173,7 +174,7 @@ def test_identify_stream() -> None:
 
 @pytest.mark.parametrize("vector", of("identify_push", "pushes"), ids=lambda vector: vector["name"])
 def test_identify_push(vector: dict) -> None:
-    streams = [bytes.fromhex(VECTORS["identify"]["stream"]), bytes.fromhex(vector["stream"])]
+    streams = [bytes.fromhex(VECTORS["identify_with_path"]["stream"]), bytes.fromhex(vector["stream"])]
     description = PeerDescription(Identity.from_seed(bytes.fromhex(VECTORS["peer_record"]["signer_seed"])).peer_id)
     for take, stream in zip((description.answered, description.pushed), streams, strict=True):
         reader = IdentifyReader()
