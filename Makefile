@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Other implementations of libp2p, whose dependencies are not ours.
+INTEROP ?= .venv-interop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-compiled check bench bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test test-compiled test-interop check bench bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -25,6 +27,12 @@ test: $(READY)-test ## Run the fast test suite
 
 test-compiled: $(READY)-test $(READY)-check ## Compile the core to machine code and show that it behaves the same
 	$(BIN)/python -m pytest -m compiled tests/sim/test_compiled.py
+
+$(INTEROP)/.ready: scripts/interop.sh tests/interop/python/requirements.txt tests/interop/js/package-lock.json
+	@PYTHON="$(PYTHON)" INTEROP_VENV="$(INTEROP)" scripts/interop.sh
+
+test-interop: $(READY)-test $(INTEROP)/.ready ## Install py-libp2p and js-libp2p beside the project and meet them
+	INTEROP_VENV="$(INTEROP)" $(BIN)/python -m pytest -m interop tests/interop
 
 check: $(READY)-check ## Format, lint, types, import contracts, spelling
 	$(BIN)/ruff format --check .
@@ -61,4 +69,4 @@ format: $(READY)-check ## Let ruff format and mend what it can
 	@$(BIN)/ruff check --fix .
 
 clean: ## Remove everything that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
