@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 INTEROP ?= .venv-interop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-compiled test-interop check bench bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test test-compiled test-interop check bench bench-interop bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ check: $(READY)-check ## Format, lint, types, import contracts, spelling
 bench: $(READY)-run ## Measure, beside what a user would pick instead; writes build/bench
 	@$(BIN)/pip install --quiet -e '.[bench]'
 	@$(BIN)/python -m benchmarks
+
+bench-interop: $(READY)-run $(INTEROP)/.ready ## Connect time and ping with py-libp2p and js-libp2p; writes build/bench/interop.json
+	@INTEROP_VENV="$(INTEROP)" $(BIN)/python -m benchmarks interop
 
 bench-sim: $(READY)-run $(READY)-check ## The mesh at scale on virtual time (hours); writes build/bench/simulation.json and docs/measurements.md
 	@$(BIN)/python scripts/compiled.py -m benchmarks.simulation
