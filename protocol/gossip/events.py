@@ -48,7 +48,10 @@ class GossipConfig:
         served_bytes_per_s: bytes of records sent because the peer asked for them.
         served_burst: how many at once: a whole table of 1,000 peers is about 3 MB.
         wants_max: records asked for and not come yet.
-        want_timeout_s: after so long a record that was asked for may be asked for elsewhere.
+        want_timeout_s: for so long a record counts as asked for.
+        want_again_s: when a peer has sent nothing of what it was asked for so long, another may be asked for it too. Where 30 %
+            of all packets are lost a stream may stand still for seconds; a table that is on its way is not asked for twice.
+        want_peers_max: peers that one record is asked of within `want_timeout_s`.
         repeats_per_s: of all peers together, records that came because they were asked for and are pushed on; so a newcomer's
             card spreads at once, and a node that fetches a whole table does not push it to everybody who has it.
         repeats_burst: how many at once.
@@ -90,6 +93,8 @@ class GossipConfig:
     served_burst: int = 4_194_304
     wants_max: int = 1024
     want_timeout_s: float = 5.0
+    want_again_s: float = 0.5
+    want_peers_max: int = 3
     repeats_per_s: float = 20.0
     repeats_burst: int = 64
     direct_entries_max: int = 128

@@ -311,7 +311,7 @@ class Gossip:
                     self._outputs.append(RecordRefused(peer_id, error.code))
                 continue
             key = record_key(header.peer_id, header.kind)
-            asked = self._wants.handle_came(key, peer_id)
+            asked = self._wants.handle_came(key, peer_id, now)
             sought = not asked and peer.sought > 0 and now < peer.sought_until
             if sought:
                 peer.sought -= 1

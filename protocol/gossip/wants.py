@@ -18,57 +18,77 @@ _REFUSED_HASH_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Whom a record was asked for, and until when it may come."""
+    """Whom a record was asked for, when, and until when it may come."""
 
     peer_id: PeerId
+    at: float
     give_up_at: float
 
 
 class Wants:
-    """Records asked for: each of one peer at a time, and of each peer no more than `wants_max`."""
+    """Records asked for: of each peer no more than `wants_max`, and each of a second and a third peer when the first is slow."""
 
     def __init__(self, config: GossipConfig) -> None:
         self._config = config
-        self._asked: dict[RecordKey, _Asked] = {}
+        self._asked: dict[RecordKey, tuple[_Asked, ...]] = {}  # the longest ago first
         self._under_way: Counter[PeerId] = Counter()
+        self._came_at: dict[PeerId, float] = {}  # when a peer that was asked for something last sent any of it
 
     def ask(self, peer_id: PeerId, keys: Iterable[RecordKey], now: float) -> tuple[RecordKey, ...]:
-        """Notes as asked for what nobody was asked for, as many as may be under way, and returns it."""
+        """Notes as asked for what nobody else is about to send, as many as may be under way, and returns it."""
         asked: list[RecordKey] = []
         for key in dict.fromkeys(keys):
             if self._under_way[peer_id] >= self._config.wants_max:
                 break
-            under_way = self._asked.get(key)
-            if under_way is not None and now < under_way.give_up_at:
+            before = self._asked.get(key, ())
+            if before and before[0].give_up_at <= now:
+                before = self._keep(key, tuple(ask for ask in before if now < ask.give_up_at))
+            if not self._may_ask(peer_id, before, now):
                 continue
-            self._forget(key)
-            self._asked[key] = _Asked(peer_id, now + self._config.want_timeout_s)
+            self._asked[key] = (*before, _Asked(peer_id, now, now + self._config.want_timeout_s))
             self._under_way[peer_id] += 1
             asked.append(key)
         return tuple(asked)
 
-    def handle_came(self, key: RecordKey, peer_id: PeerId) -> bool:
+    def handle_came(self, key: RecordKey, peer_id: PeerId, now: float) -> bool:
         """Notes that a peer has sent a record; whether it was asked for it."""
-        asked = self._asked.get(key)
-        if asked is None or asked.peer_id != peer_id:
+        before = self._asked.get(key, ())
+        others = tuple(ask for ask in before if ask.peer_id != peer_id)
+        if len(others) == len(before):
             return False
-        self._forget(key)
+        self._keep(key, others)
+        self._came_at[peer_id] = now
         return True
 
     def handle_disconnected(self, peer_id: PeerId) -> None:
         """Lets what a peer was asked for be asked for elsewhere."""
-        self._asked = {key: asked for key, asked in self._asked.items() if asked.peer_id != peer_id}
+        for key in [key for key, asks in self._asked.items() if any(ask.peer_id == peer_id for ask in asks)]:
+            self._keep(key, tuple(ask for ask in self._asked[key] if ask.peer_id != peer_id))
         del self._under_way[peer_id]
+        self._came_at.pop(peer_id, None)
 
     def handle_timer(self, now: float) -> None:
         """Gives up what has not come in time."""
-        for key in [key for key, asked in self._asked.items() if now >= asked.give_up_at]:
-            self._forget(key)
+        for key in [key for key, asks in self._asked.items() if asks[0].give_up_at <= now]:
+            self._keep(key, tuple(ask for ask in self._asked[key] if now < ask.give_up_at))
 
-    def _forget(self, key: RecordKey) -> None:
-        asked = self._asked.pop(key, None)
-        if asked is not None:
-            self._under_way[asked.peer_id] -= 1
+    def _may_ask(self, peer_id: PeerId, before: tuple[_Asked, ...], now: float) -> bool:
+        """Whether a peer may be asked too: all who were asked have been silent for a while, and are not too many."""
+        if len(before) >= self._config.want_peers_max:
+            return False
+        return all(
+            ask.peer_id != peer_id and now >= max(ask.at, self._came_at.get(ask.peer_id, ask.at)) + self._config.want_again_s
+            for ask in before
+        )
+
+    def _keep(self, key: RecordKey, asks: tuple[_Asked, ...]) -> tuple[_Asked, ...]:
+        """Forgets that others than these were asked for a record."""
+        for ask in self._asked.pop(key, ()):
+            if ask not in asks:
+                self._under_way[ask.peer_id] -= 1
+        if asks:
+            self._asked[key] = asks
+        return asks
 
 
 class Refused:

@@ -264,12 +264,41 @@ def test_expired_records_leave_with_a_fact(peers):
 
 def test_a_claim_that_is_never_kept_is_asked_for_elsewhere_in_time():
     node = listener()
-    node.connect(OTHER)
+    others = IDENTITIES[4:7]
+    node.connect(OTHER, *others)
     claim = Entries(((card_key(IDENTITIES[3]), 1),))
     asks = Want((card_key(IDENTITIES[3]),))
+    again_s = CONFIG.want_again_s
     assert told(node.hear(PEER, claim, 1.0)) == [(PEER.peer_id, asks)]
-    assert told(node.hear(OTHER, claim, 2.0)) == []
-    assert told(node.hear(OTHER, claim, 6.5)) == [(OTHER.peer_id, asks)]
+    assert told(node.hear(OTHER, claim, 0.9 + again_s)) == []
+    assert told(node.hear(PEER, claim, 1.0 + again_s)) == []  # it was asked, and may be slow
+    assert told(node.hear(OTHER, claim, 1.0 + again_s)) == [(OTHER.peer_id, asks)]
+    assert told(node.hear(others[0], claim, 1.9 * again_s + 1.0)) == []
+    assert told(node.hear(others[0], claim, 2.0 * again_s + 1.0)) == [(others[0].peer_id, asks)]
+    assert told(node.hear(others[1], claim, 0.9 + CONFIG.want_timeout_s)) == []  # three are asked and no more
+    assert told(node.hear(others[1], claim, 1.0 + CONFIG.want_timeout_s)) == [(others[1].peer_id, asks)]
+
+
+def test_whoever_was_asked_may_send_it_though_it_came_from_another():
+    node = listener(records_burst=0, records_per_s=0.0)
+    node.connect(OTHER)
+    claim = Entries(((card_key(IDENTITIES[3]), 1),))
+    node.hear(PEER, claim, 1.0)
+    node.hear(OTHER, claim, 1.6)
+    first, second = (sealed(IDENTITIES[3], sequence=sequence).envelope for sequence in (1, 2))
+    assert len(of(hear(node, OTHER, first, now=1.7), RecordAccepted)) == 1
+    assert codes(hear(node, OTHER, second, now=1.8)) == [ErrorCode.FLOODING]  # it was asked for one
+    assert len(of(hear(node, PEER, second, now=1.9), RecordAccepted)) == 1
+
+
+def test_a_table_that_is_on_its_way_is_not_asked_for_twice():
+    node = listener()
+    node.connect(OTHER)
+    claim = Entries(tuple(sorted((card_key(identity), 1) for identity in IDENTITIES[3:5])))
+    node.hear(PEER, claim, 1.0)
+    hear(node, PEER, sealed(IDENTITIES[3]).envelope, now=1.4)
+    assert told(node.hear(OTHER, claim, 1.8)) == []
+    assert told(node.hear(OTHER, claim, 1.9)) == [(OTHER.peer_id, Want((card_key(IDENTITIES[4]),)))]
 
 
 def test_what_a_gone_peer_was_asked_for_is_asked_for_elsewhere():
