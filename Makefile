@@ -31,7 +31,7 @@ test-compiled: $(READY)-test $(READY)-check ## Compile the core to machine code 
 $(INTEROP)/.ready: scripts/interop.sh tests/interop/python/requirements.txt tests/interop/js/package-lock.json
 	@PYTHON="$(PYTHON)" INTEROP_VENV="$(INTEROP)" scripts/interop.sh
 
-test-interop: $(READY)-test $(INTEROP)/.ready ## Install py-libp2p and js-libp2p beside the project and meet them
+test-interop: $(READY)-test $(INTEROP)/.ready ## Install py-, js- and go-libp2p beside the project and meet them
 	INTEROP_VENV="$(INTEROP)" $(BIN)/python -m pytest -m interop tests/interop
 
 check: $(READY)-check ## Format, lint, types, import contracts, spelling

