@@ -19,7 +19,7 @@ Spec: docs/spec/05-coordinates.md.
 """
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -230,7 +230,7 @@ class Vivaldi:
         self._config = config
         self._luck = luck
         self._coordinate = origin(config)
-        self._filters: OrderedDict[PeerId, LatencyFilter] = OrderedDict()
+        self._filters: dict[PeerId, LatencyFilter] = {}  # the longest unheard first
         self._residuals: deque[float] = deque(maxlen=config.residuals_max)
         self._typical_rtt_s = 0.0
         self._typical_left = 0  # samples until it is worked out again
@@ -283,12 +283,12 @@ class Vivaldi:
         self._filters.pop(peer, None)
 
     def _filter_of(self, peer: PeerId) -> LatencyFilter:
-        known = self._filters.get(peer)
+        known = self._filters.pop(peer, None)
         if known is not None:
-            self._filters.move_to_end(peer)
+            self._filters[peer] = known  # moved to the end
             return known
         if len(self._filters) >= self._config.peers_max:
-            self._filters.popitem(last=False)
+            del self._filters[next(iter(self._filters))]
         fresh = self._filters[peer] = LatencyFilter(self._config.filter_samples)
         return fresh
 

@@ -7,6 +7,8 @@ are a fiftieth of a LAN's round trip and a sixth of the smallest error that coun
 Spec: docs/spec/05-coordinates.md, section "Probes".
 """
 
+import struct
+
 from protocol.coordinates import DIMENSIONS, RTT_S_MAX, Coordinate
 
 PLACE_BYTES = 28
@@ -18,9 +20,7 @@ ERROR_MAX = 1.5
 _UNIT_S = 2e-6  # of components, in seconds: 24 bits with a sign reach to 16.8 s
 _HEIGHT_UNIT_S = 1e-6  # in seconds: 24 bits without a sign reach to 16.8 s
 _ERROR_UNIT = 1 / 160  # unitless: the largest error, 1.5, is 240 of it and fits a byte
-_NUMBER_BYTES = 3  # of each component and of the height
-_HEIGHT_AT = DIMENSIONS * _NUMBER_BYTES  # offset in bytes
-_ERROR_AT = _HEIGHT_AT + _NUMBER_BYTES  # offset in bytes
+_PLACE = struct.Struct(">" + DIMENSIONS * "bH" + "BH" + "B")  # numbers of 24 bits as their upper 8 bits and their lower 16
 
 
 def encode_place(place: Coordinate) -> bytes:
@@ -29,21 +29,20 @@ def encode_place(place: Coordinate) -> bytes:
     Args:
         place: components within `RTT_S_MAX`, height from 0 to that, error from 0 to `ERROR_MAX`.
     """
-    numbers = [round(part / _UNIT_S).to_bytes(_NUMBER_BYTES, "big", signed=True) for part in place.vector]
-    height = round(place.height_s / _HEIGHT_UNIT_S).to_bytes(_NUMBER_BYTES, "big")
-    return b"".join((*numbers, height, bytes((round(place.error / _ERROR_UNIT),))))
+    numbers: list[int] = []
+    for part in place.vector:
+        number = round(part / _UNIT_S)
+        numbers += (number >> 16, number & 0xFFFF)
+    height = round(place.height_s / _HEIGHT_UNIT_S)
+    return _PLACE.pack(*numbers, height >> 16, height & 0xFFFF, round(place.error / _ERROR_UNIT))
 
 
 def decode_place(packed: bytes) -> Coordinate | None:
     """Decode a place that a peer told, `PLACE_BYTES` long; None where no place can be so."""
-    vector = tuple(
-        [
-            int.from_bytes(packed[start : start + _NUMBER_BYTES], "big", signed=True) * _UNIT_S
-            for start in range(0, _HEIGHT_AT, _NUMBER_BYTES)
-        ]
-    )
-    height_s = int.from_bytes(packed[_HEIGHT_AT:_ERROR_AT], "big") * _HEIGHT_UNIT_S
-    error = packed[_ERROR_AT] * _ERROR_UNIT
+    numbers: tuple[int, ...] = _PLACE.unpack(packed)
+    vector = tuple([((numbers[at] << 16) + numbers[at + 1]) * _UNIT_S for at in range(0, 2 * DIMENSIONS, 2)])
+    height_s = ((numbers[-3] << 16) + numbers[-2]) * _HEIGHT_UNIT_S
+    error = numbers[-1] * _ERROR_UNIT
     if max(vector) > RTT_S_MAX or min(vector) < -RTT_S_MAX or height_s > RTT_S_MAX or error > ERROR_MAX:
         return None
     return Coordinate(vector, height_s, error)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sim.process import Link, Process
+from sim.process import Lane, Process
 
 if TYPE_CHECKING:
     from sim.world import World
@@ -11,18 +11,15 @@ if TYPE_CHECKING:
 class Datagram:
     """A datagram on its way over a connection."""
 
-    __slots__ = ("link", "payload", "receiver", "sender", "world")
+    __slots__ = ("lane", "payload")
 
-    def __init__(self, world: "World", link: Link, sender: Process, receiver: Process, payload: bytes) -> None:
-        self.world = world
-        self.link = link
-        self.sender = sender
-        self.receiver = receiver
+    def __init__(self, lane: Lane, payload: bytes) -> None:
+        self.lane = lane
         self.payload = payload
 
     def __call__(self) -> None:
         """It arrives."""
-        self.world.datagram_arrives(self)
+        self.lane.world.datagram_arrives(self)
 
 
 class Alarm:

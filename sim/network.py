@@ -99,15 +99,17 @@ class Continents:
 
     def __init__(self, luck: Random) -> None:
         self._luck = luck
-        self._places: list[tuple[int, float]] = []
+        self._one_way_s = [[rtt_ms / 2000.0 for rtt_ms in row] for row in REGION_RTT_MS]
+        self._regions: list[int] = []  # of each node
+        self._access_s: list[float] = []  # of each node
 
     def one_way_s(self, one: int, other: int) -> float:
         """See `Delays`."""
-        while len(self._places) <= max(one, other):
-            access_s = self._luck.uniform(0.0001, 0.004)  # a data centre to a fibre subscriber
-            self._places.append((self._luck.randrange(len(REGION_RTT_MS)), access_s))
-        (region, access_s), (other_region, other_access_s) = self._places[one], self._places[other]
-        return REGION_RTT_MS[region][other_region] / 2000.0 + access_s + other_access_s
+        while len(self._regions) <= one or len(self._regions) <= other:
+            self._access_s.append(self._luck.uniform(0.0001, 0.004))  # a data centre to a fibre subscriber
+            self._regions.append(self._luck.randrange(len(REGION_RTT_MS)))
+        between_s = self._one_way_s[self._regions[one]][self._regions[other]]
+        return between_s + self._access_s[one] + self._access_s[other]
 
 
 class Matrix:

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
@@ -11,6 +12,9 @@ from protocol.identity import Identity, PeerId
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig
 from protocol.records import ModelOffer, Sequencer
+
+if TYPE_CHECKING:
+    from sim.world import World
 
 FIRST_PORT = 1000
 """UDP port of process 0, a number: the ports tell the processes apart, so that there may be 64,000 of them."""
@@ -51,23 +55,42 @@ class Farewell:
         return self.heard & (self.heard - 1) == 0
 
 
-@dataclass(eq=False, slots=True)
 class Lane:
-    """One direction of a connection's gossip stream.
+    """One direction of a connection and of its gossip stream; it is called when the first message of the stream arrives.
 
     Attributes:
-        receiver: who is at its far end.
-        arrive: lets the first message arrive; made once, as there are many messages.
+        world: in which it is.
+        link: the connection.
+        sender: who is at its near end.
+        receiver: who is at its far end, in this life of it.
+        life: of the receiver, when the connection was made.
+        is_open: whether the receiver has not closed the connection.
         waiting: what was sent and has not arrived, with the earliest time of arrival.
         speaking: whether the stream is open.
         moving: whether it has an event under way.
     """
 
-    receiver: "Process"
-    arrive: Callable[[], None] = field(default=lambda: None)
-    waiting: deque[tuple[float, bytes]] = field(default_factory=deque[tuple[float, bytes]])
-    speaking: bool = False
-    moving: bool = False
+    __slots__ = ("is_open", "life", "link", "moving", "receiver", "sender", "speaking", "waiting", "world")
+
+    def __init__(self, world: "World", link: "Link", sender: "Process", receiver: "Process") -> None:
+        """A stream that is not open yet, of a connection that is."""
+        self.world = world
+        self.link = link
+        self.sender = sender
+        self.receiver = receiver
+        self.life = receiver.life
+        self.is_open = True
+        self.waiting: deque[tuple[float, bytes]] = deque()
+        self.speaking = self.moving = False
+
+    def __call__(self) -> None:
+        """The first message arrives."""
+        self.world.message_arrives(self)
+
+    @property
+    def leads_somewhere(self) -> bool:
+        """Whether what arrives is taken in: the receiver lives, and has not closed the connection."""
+        return self.is_open and self.receiver.running and self.receiver.life == self.life
 
 
 @dataclass(eq=False, slots=True)
@@ -91,6 +114,8 @@ class Link:
     def close_at(self, end: PeerId) -> None:
         """Closes it at one end, and tells its streams."""
         self.open_at.discard(end)
+        for lane in self.lanes.values():
+            lane.is_open = lane.is_open and lane.receiver.peer_id != end
         for closed in list(self.streams.values()):
             closed(end)
 

@@ -345,33 +345,33 @@ class World:
         link = process.connections.get(peer_id)
         if link is None:
             return
-        other = self.by_id[peer_id]
+        lane = link.lanes[process.peer_id]
         process.bytes_sent += len(payload)
-        datagram, now = Datagram(self, link, process, other, payload), self.now
-        for late_s in self.network.datagram(process.index, other.index, len(payload), now):
+        datagram, now = Datagram(lane, payload), self.now
+        for late_s in self.network.datagram(process.index, lane.receiver.index, len(payload), now):
             self._agenda.put(now + late_s, datagram)
 
     def datagram_arrives(self, datagram: Datagram) -> None:
         """A datagram has made its way to a process, which may be stopped, slow, or have closed the connection."""
-        link, sender, receiver = datagram.link, datagram.sender, datagram.receiver
-        if self.network.clogs and self.network.hold(sender.index, receiver.index, datagram, datagram=True):
+        lane = datagram.lane
+        receiver = lane.receiver
+        if self.network.clogs and self.network.hold(lane.sender.index, receiver.index, datagram, datagram=True):
             return
-        if not self._is_open(link, receiver):
-            self._repeat_farewell(link, receiver, sender)
+        if not lane.leads_somewhere:
+            self._repeat_farewell(lane.link, receiver, lane.sender)
         elif receiver.paused or receiver.slow_s > 0.0 or receiver.busy_until > self.now:
-            self.enter(
-                receiver, link.lives[receiver.peer_id], lambda: self._take_datagram(link, receiver, sender, datagram.payload)
-            )
+            self.enter(receiver, lane.life, lambda: self._take_datagram(datagram))
         else:
-            self._take_datagram(link, receiver, sender, datagram.payload)
+            self._take_datagram(datagram)
 
-    def _take_datagram(self, link: Link, receiver: Process, sender: Process, payload: bytes) -> None:
-        if not self._is_open(link, receiver):
+    def _take_datagram(self, datagram: Datagram) -> None:
+        lane = datagram.lane
+        if not lane.leads_somewhere:
             return
         for watcher in self.arrival_watchers:
-            watcher(receiver, sender, payload, True)
-        receiver.node.handle_datagram(sender.peer_id, payload, self.now, self.now)
-        self.settle(receiver)
+            watcher(lane.receiver, lane.sender, datagram.payload, True)
+        lane.receiver.node.handle_datagram(lane.sender.peer_id, datagram.payload, self.now, self.now)
+        self.settle(lane.receiver)
 
     def _send_message(self, process: Process, peer_id: PeerId, payload: bytes) -> None:
         link = process.connections.get(peer_id)
@@ -393,35 +393,36 @@ class World:
     def _move(self, lane: Lane) -> None:
         """Sees to it that the first message of an open stream is on its way."""
         lane.moving = True
-        self._agenda.put(max(self.now, lane.waiting[0][0]), lane.arrive)
+        self._agenda.put(max(self.now, lane.waiting[0][0]), lane)
 
-    def _moved(self, link: Link, lane: Lane, sender: Process) -> None:
+    def message_arrives(self, lane: Lane) -> None:
         """The first message of a stream arrives, or finds its path blocked and tries again; the next one follows."""
-        receiver, network = lane.receiver, self.network
-        if network.clogs and network.hold(sender.index, receiver.index, lane.arrive):
+        sender, receiver, network = lane.sender, lane.receiver, self.network
+        if network.clogs and network.hold(sender.index, receiver.index, lane):
             return
         lane.moving = False
         waiting = lane.waiting
-        if not waiting or not self._is_open(link, receiver):
+        if not waiting or not lane.leads_somewhere:
             waiting.clear()
-            self._insist(link, sender, receiver)
+            self._insist(lane.link, sender, receiver)
             return
         if network.blocks and network.is_blocked(sender.index, receiver.index):
-            if self._is_open(link, sender):
+            if self._is_open(lane.link, sender):
                 lane.moving = True
-                self.at(self.now + RETRY_S, lane.arrive)
+                self.at(self.now + RETRY_S, lane)
             return
         payload = waiting.popleft()[1]
         if receiver.paused or receiver.slow_s > 0.0 or receiver.busy_until > self.now:
-            self.enter(receiver, link.lives[receiver.peer_id], lambda: self._take_message(link, receiver, sender, payload))
+            self.enter(receiver, lane.life, lambda: self._take_message(lane, payload))
         else:
-            self._take_message(link, receiver, sender, payload)
+            self._take_message(lane, payload)
         if waiting and lane.speaking and not lane.moving:
             self._move(lane)
 
-    def _take_message(self, link: Link, receiver: Process, sender: Process, payload: bytes) -> None:
-        if not self._is_open(link, receiver):
+    def _take_message(self, lane: Lane, payload: bytes) -> None:
+        if not lane.leads_somewhere:
             return
+        receiver, sender = lane.receiver, lane.sender
         for watcher in self.arrival_watchers:
             watcher(receiver, sender, payload, False)
         node, sender_id = receiver.node, sender.peer_id
@@ -477,8 +478,7 @@ class World:
             return
         link = Link({process.peer_id: process.life, other.peer_id: other.life})
         for end, peer in ((process, other), (other, process)):
-            lane = link.lanes[end.peer_id] = Lane(peer)
-            lane.arrive = lambda lane=lane, end=end: self._moved(link, lane, end)  # type: ignore[misc]
+            link.lanes[end.peer_id] = Lane(self, link, end, peer)
             old = end.connections.get(peer.peer_id)
             if old is not None:
                 old.close_at(end.peer_id)

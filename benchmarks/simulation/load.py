@@ -8,6 +8,7 @@ Source: L. Kleinrock, "Queueing Systems", volume 1 (1975), section 3.5; LOAD_INT
 asks the engines.
 """
 
+import math
 from collections.abc import Callable
 
 from protocol.load import ModelLoad
@@ -84,7 +85,8 @@ class Load:
             queue_s = waiting * SERVICE_S / SLOTS
             process.node.handle_load((ModelLoad("echo", running, waiting, SLOTS, queue_s, SERVICE_S),))
             self.world.settle(process)
-        self.world.at(self.world.now + TOLD_EVERY_S, lambda: self._tell(process))
+        looks = max(1, math.ceil((self._next[process.index][0] - self.world.now) / TOLD_EVERY_S))  # those before find nothing new
+        self.world.at(self.world.now + looks * TOLD_EVERY_S, lambda: self._tell(process))
 
     def wrong_for_s(self, index: int, known: tuple[int, int]) -> float | None:
         """For how long the load of a process has not been what is known of it: 0 while it is; None when it never was."""

@@ -82,7 +82,8 @@ class Roster:
 
     def get(self, peer_id: PeerId) -> Peer | None:
         """A peer, or None for a stranger."""
-        return self[peer_id] if peer_id in self._entries else None
+        entry = self._entries.get(peer_id)
+        return self[peer_id] if isinstance(entry, bytes) else entry
 
     def add(self, peer_id: PeerId) -> Peer:
         """Makes the entry of a stranger."""
