@@ -72,7 +72,8 @@ class ProbeConfig:
     Attributes:
         interval_s: seconds between probes of one watched peer. The other end probes as often, half an interval later, so that
             each hears the other every 0.8 s.
-        idle_interval_s: seconds between probes of a peer that is only measured: a distance is fresh for half a minute.
+        idle_interval_s: seconds between probes of a peer that is only measured: a distance is fresh for a minute, as long as a
+            ranking of the nearest is. A path that breaks is noticed by QUIC's idle timeout (30 s) or by who watches the peer.
         interval_spread: each interval is varied by this share, so that a mesh does not probe in step.
         settle_s: seconds between the first two probes of a peer that has connected; each further gap is twice as long, up to an
             interval. Samples that are seconds apart tell more of a path than as many at once, and each meets better places.
@@ -104,7 +105,7 @@ class ProbeConfig:
     """
 
     interval_s: float = 1.6
-    idle_interval_s: float = 30.0
+    idle_interval_s: float = 60.0
     interval_spread: float = 0.1
     settle_s: float = 0.5
     burst_probes: int = 4

@@ -24,7 +24,8 @@ from sim.world import World
 NAME = "steady"
 SETTLE_S = 60.0
 """Virtual seconds until a formed mesh is at rest: connections that are new are probed ever more seldom for half a minute."""
-SPEED_S = 10.0
+SPEED_S = 60.0
+"""Virtual seconds of which the speed is taken: connections that were made together are probed together, once in so many."""
 WINDOW_S = 60.0
 LOOK_EVERY_S = 1.0
 QUICK_SHARE = 0.05

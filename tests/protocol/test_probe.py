@@ -89,10 +89,10 @@ def test_probes_come_ever_farther_apart_until_the_path_is_known() -> None:
     pair = Pair(watched=False, config=config)
     pair.run(100.0 + 4 * config.idle_interval_s)
     gaps = [later - earlier for (earlier, _), (later, _) in pairwise(pair.facts_of(A, SampleTaken))]
-    doubled = [config.settle_s * 2**step for step in range(6)]
-    assert gaps == pytest.approx([*doubled, *[config.idle_interval_s] * (len(gaps) - 6)])
+    doubled = [config.settle_s * 2**step for step in range(7)]
+    assert gaps == pytest.approx([*doubled, *[config.idle_interval_s] * (len(gaps) - 7)])
     assert sum(doubled[:4]) < 10.0
-    assert len(gaps) > 6
+    assert len(gaps) > 7
 
 
 @pytest.mark.parametrize(("watched", "interval_s"), [(True, CONFIG.interval_s), (False, CONFIG.idle_interval_s)])
