@@ -128,15 +128,23 @@ class Views:
             count: how many at most.
             now: monotonic seconds.
         """
-        distances = {peer_id: ESTIMATE_MARGIN * estimate_rtt_to(place, carded) for peer_id, carded in self._table.places()}
-        distances.pop(self._own, None)
-        for peer_id in self._membership.connected():
-            if (told := self._places.get(peer_id)) is not None:
-                distances[peer_id] = ESTIMATE_MARGIN * estimate_rtt(place, told)
-        for peer_id, rtt_s in self._probe.distances(now).items():
-            if peer_id in distances:
-                distances[peer_id] = rtt_s
-        nearest = heapq.nsmallest(count, ((rtt_s, peer_id) for peer_id, rtt_s in distances.items()))
+        measured = self._probe.distances(now)
+        told = {
+            peer_id: measured.get(peer_id, ESTIMATE_MARGIN * estimate_rtt(place, where))
+            for peer_id in self._membership.connected()
+            if (where := self._places.get(peer_id)) is not None
+        }
+        found = [(rtt_s, peer_id) for peer_id, rtt_s in told.items()]
+        found.sort()
+        limit_s = found[count - 1][0] if len(found) >= count else float("inf")  # who is farther is not among the nearest
+        first, height_s = place.vector[0], place.height_s
+        for peer_id, carded in self._table.places():
+            at_least_s = ESTIMATE_MARGIN * (abs(carded[0] - first) + height_s + carded[-2])
+            if at_least_s > limit_s and peer_id not in measured:  # most of a large mesh
+                continue
+            if peer_id not in told and peer_id != self._own:
+                found.append((measured.get(peer_id, ESTIMATE_MARGIN * estimate_rtt_to(place, carded)), peer_id))
+        nearest = heapq.nsmallest(count, found)
         return [peer_id for _, peer_id in nearest], nearest[-1][0] if len(nearest) == count else float("inf")
 
     def edges(self, count: int, now: float) -> tuple[Edge, ...]:

@@ -74,3 +74,21 @@ def test_the_farthest_of_the_nearest_says_who_is_as_near() -> None:
         knowing.measure(knowing.card(0.5), 0.010 + number / 100)
     assert knowing.node.views.nearest(HERE, 2, 1.0)[1] == pytest.approx(0.020)
     assert knowing.node.views.nearest(HERE, 4, 1.0)[1] == float("inf")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_nearest_are_those_of_the_shortest_measurements_and_estimates(seed: int) -> None:
+    luck, knowing = random.Random(seed), Knowing()
+    expected: dict[PeerId, float] = {}
+    for _ in range(60):
+        seconds = luck.uniform(0.001, 0.3)
+        peer_id = knowing.card(seconds)
+        expected[peer_id] = ESTIMATE_MARGIN * seconds
+        if luck.random() < 0.4:
+            expected[peer_id] = luck.uniform(0.001, 0.3)
+            knowing.node.handle_connected(peer_id, 0.0)
+            knowing.measure(peer_id, expected[peer_id])
+            if luck.random() < 0.5:  # the echo has told another place
+                knowing.node._places[peer_id] = distant(luck.uniform(0.001, 0.3))
+    for count in (1, 10, 60):
+        assert knowing.nearest(count) == sorted(expected, key=lambda peer_id: expected[peer_id])[:count]
