@@ -81,11 +81,11 @@ def test_the_nearest_are_those_of_the_shortest_measurements_and_estimates(seed: 
     luck, knowing = random.Random(seed), Knowing()
     expected: dict[PeerId, float] = {}
     for _ in range(60):
-        seconds = luck.uniform(0.001, 0.3)
+        seconds = luck.uniform(0.1, 0.3)
         peer_id = knowing.card(seconds)
         expected[peer_id] = ESTIMATE_MARGIN * seconds
         if luck.random() < 0.4:
-            expected[peer_id] = luck.uniform(0.001, 0.3)
+            expected[peer_id] = luck.uniform(0.001, 0.25)
             knowing.node.handle_connected(peer_id, 0.0)
             knowing.measure(peer_id, expected[peer_id])
             if luck.random() < 0.5:  # the echo has told another place
