@@ -110,3 +110,8 @@ class TimerQueue(Generic[Key]):
         living = {entry.key: (at, order, entry) for at, order, entry in sorted(self._heap) if entry.stands_at == at}
         self._heap = list(living.values())
         heapq.heapify(self._heap)
+
+
+def sooner(due: float, timer: float | None) -> float:
+    """The earlier of two times, one of which may be missing."""
+    return due if timer is None or timer >= due else timer

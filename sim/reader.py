@@ -77,6 +77,13 @@ class SharedReader(GossipReader):
             del self._records[next(iter(self._records))]
         return record
 
+    def stamped(self, record: Record, stamp: bytes | None) -> Record:
+        """See `RecordReader`; from now on the record comes with this stamp."""
+        with_stamp = super().stamped(record, stamp)
+        if with_stamp is not record and record.envelope in self._records:
+            self._records[record.envelope] = with_stamp
+        return with_stamp
+
 
 class SharedPacker(RecordPacker):
     """Keeps records as they are, one object for all tables: what many nodes hold need not be squeezed for each."""

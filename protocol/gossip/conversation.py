@@ -1,5 +1,6 @@
 """What gossip remembers of each connected peer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from protocol.budget import Budget
@@ -24,6 +25,14 @@ class Conversation:
     sought: int = 0  # cards that may still come in answer to a search
     sought_until: float = 0.0
     has: dict[RecordKey, int] = field(default_factory=dict[RecordKey, int])  # what it said it has, oldest first
+
+    def note_has(self, entries: Iterable[tuple[RecordKey, int]], history_max: int) -> None:
+        """Remember what the peer has, so that it is not sent; what is forgotten costs one copy."""
+        for key, sequence in entries:
+            self.has.pop(key, None)
+            self.has[key] = sequence
+        while len(self.has) > history_max:
+            del self.has[next(iter(self.has))]
 
     @classmethod
     def begin(cls, config: GossipConfig, now: float) -> "Conversation":

@@ -20,6 +20,7 @@ Spec: docs/spec/04-gossip.md.
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import assert_never
 
 from protocol.budget import Budget, Verdict
@@ -60,7 +61,7 @@ from protocol.gossip.messages import (
     Want,
     answer_messages,
     encode_message,
-    records_messages,
+    stamped_messages,
 )
 from protocol.gossip.news import News, Pushes, Renewal, Renewals, fresh_for
 from protocol.gossip.overlay import Overlay
@@ -106,8 +107,8 @@ class Gossip:
         self._refused = Refused(config.refused_max)
         self._news = News(config.history_heartbeats, config.history_max)
         self._renewals = Renewals()
-        self._repeats: Budget | None = None
-        self._greetings: Budget | None = None
+        self._repeats = Budget(config.repeats_per_s, config.repeats_burst, 0.0, 0.0)
+        self._greetings = Budget(config.greetings_per_s, config.greetings_burst, 0.0, 0.0)
         self._round_at: float | None = None
         self._heartbeat_at = self._expire_at = 0.0
         self._outputs: deque[Output] = deque()
@@ -233,7 +234,7 @@ class Gossip:
                         self._handle_exchange(peer_id, peer, message, now)
                 case DontWant(entries=entries):
                     if self._within(peer_id, peer.records, 1, now):
-                        self._note_has(peer, entries)
+                        peer.note_has(entries, self._config.history_max)
                 case Graft() | Prune() | Keep() | ScopeTold() | Seek():
                     cost = self._config.question_cost if isinstance(message, ScopeTold | Seek) else 1
                     if self._within(peer_id, peer.exchanges, cost, now):
@@ -299,7 +300,7 @@ class Gossip:
     # Records
 
     def _handle_records(self, peer_id: PeerId, peer: Conversation, message: Records, now: float, wall_s: float) -> None:
-        for envelope in message.envelopes:
+        for envelope, stamp in zip_longest(message.envelopes, message.stamps):
             if peer.misbehaved:
                 return
             try:
@@ -320,7 +321,7 @@ class Gossip:
             if self._is_news(key, header, envelope) and self._may_be_verified(
                 peer_id, peer, header, envelope, asked or sought, now, wall_s
             ):
-                self._verify(peer_id, envelope, asked, sought, now, wall_s)
+                self._verify(peer_id, envelope, stamp, asked, sought, now, wall_s)
 
     def _is_news(self, key: RecordKey, header: RecordHeader, envelope: bytes) -> bool:
         """Whether the header claims what is not known yet, or contradicts what is known under the same number."""
@@ -346,7 +347,9 @@ class Gossip:
             return False
         return asked or self._within(peer_id, peer.records, 1, now)
 
-    def _verify(self, peer_id: PeerId, envelope: bytes, asked: bool, sought: bool, now: float, wall_s: float) -> None:
+    def _verify(
+        self, peer_id: PeerId, envelope: bytes, stamp: bytes | None, asked: bool, sought: bool, now: float, wall_s: float
+    ) -> None:
         try:
             record = self.reader.open(envelope, self._network_id, wall_s, self._table.config.records)
         except RemoteProtocolError as error:
@@ -355,6 +358,14 @@ class Gossip:
                 raise
             self._outputs.append(RecordRefused(peer_id, error.code))
             return
+        self._take(peer_id, self.reader.stamped(record, stamp), asked, sought, now, wall_s)
+
+    def take(self, record: Record, from_peer: PeerId, now: float, wall_s: float) -> None:
+        """Take a verified record that came by another way than gossip, if it is news that concerns this node, and spread it."""
+        self._take(from_peer, record, False, False, now, wall_s)
+        self._push_news()
+
+    def _take(self, peer_id: PeerId, record: Record, asked: bool, sought: bool, now: float, wall_s: float) -> None:
         if record.peer_id == self._table.own:
             self._outputs.append(OwnRecordHeard(record.sequence))
             return
@@ -371,7 +382,7 @@ class Gossip:
                 if self.horizon.is_overfull:
                     self._look(now)
             case Equivocation(kept=kept, offered=offered):
-                self._refused.add(envelope)
+                self._refused.add(record.envelope)
                 self._outputs.append(Equivocated(kept, offered))
             case Full():
                 self._outputs.append(RecordRefused(peer_id, ErrorCode.OVERLOADED))
@@ -379,11 +390,6 @@ class Gossip:
                 pass
             case _:
                 assert_never(outcome)
-
-    def _may_repeat(self, now: float) -> bool:
-        if self._repeats is None:
-            self._repeats = Budget(self._config.repeats_per_s, self._config.repeats_burst, 0.0, now)
-        return self._repeats.take(1, now) is Verdict.GRANTED
 
     def _pass_on(self, record: Record, from_peer: PeerId, outcome: Accepted, asked: bool, now: float) -> None:
         """Push a record that was news here, or have it announced where it says nothing new."""
@@ -393,7 +399,7 @@ class Gossip:
         if outcome.can_wait:
             self._renewals.add(Renewal(key, record, outcome.replaced, {from_peer}))
             return
-        if asked and not self._may_repeat(now):
+        if asked and self._repeats.take(1, now) is not Verdict.GRANTED:
             return
         if len(record.envelope) >= self._config.dont_want_bytes_min:
             had = encode_message(DontWant(((key, record.sequence),)))
@@ -411,7 +417,7 @@ class Gossip:
                 continue
             if peer.scope is not None and record.kind in COMPARED and not self.horizon.concerns(peer.scope, record, replaced):
                 continue
-            self._pushes.add(peer_id, record.envelope)
+            self._pushes.add(peer_id, record)
         if record.kind in COMPARED:
             self._news.add(key, record.sequence)
 
@@ -468,14 +474,6 @@ class Gossip:
             return
         self._outputs.append(BeatHeard(peer_id, self.reader.beat(message.payload)))
 
-    def _note_has(self, peer: Conversation, entries: Iterable[tuple[RecordKey, int]]) -> None:
-        """Remember what a peer has, so that it is not sent; what is forgotten costs one copy."""
-        for key, sequence in entries:
-            peer.has.pop(key, None)
-            peer.has[key] = sequence
-        while len(peer.has) > self._config.history_max:
-            del peer.has[next(iter(peer.has))]
-
     def _graft(self, peer_id: PeerId) -> None:
         self._send(peer_id, [encode_message(Graft())])
         self._outputs.append(Grafted(peer_id))
@@ -523,8 +521,6 @@ class Gossip:
 
     def _greet(self, peer_id: PeerId, now: float) -> None:
         """Compare tables with a peer that is connected anew, unless many came at once: then the rounds see to it."""
-        if self._greetings is None:
-            self._greetings = Budget(self._config.greetings_per_s, self._config.greetings_burst, 0.0, now)
         if self._greetings.take(1, now) is Verdict.GRANTED:
             self._start_exchange(peer_id)
 
@@ -552,12 +548,12 @@ class Gossip:
 
     def _serve(self, peer_id: PeerId, peer: Conversation, records: Iterable[Record], now: float) -> None:
         """Send records that were asked for, as far as the peer's share goes; it may ask again for the rest."""
-        envelopes: list[bytes] = []
+        served: list[tuple[bytes, bytes | None]] = []
         for record in records:
             if peer.served.take(len(record.envelope), now) is not Verdict.GRANTED:
                 break
-            envelopes.append(record.envelope)
-        self._send(peer_id, records_messages(envelopes))
+            served.append((record.envelope, record.stamp))
+        self._send(peer_id, stamped_messages(served))
 
     # Helpers
 

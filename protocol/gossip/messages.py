@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from protocol.coordinates import DIMENSIONS
 from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.identity import SIGNATURE_BYTES
 from protocol.records import DEFAULT_RECORD_CONFIG, SEQUENCE_MAX
 from protocol.scope import RADIUS_S_MAX, Scope
 from protocol.table import BUCKET_HASH_BYTES, BUCKETS, RECORD_KEY_BYTES, RecordKey
@@ -37,14 +38,23 @@ SOUGHT_MAX = 16
 MODEL_BYTES_MAX = DEFAULT_RECORD_CONFIG.name_bytes_max
 """Longest name of a model in bytes of UTF-8: as on a card."""
 
+STAMP_BYTES = SIGNATURE_BYTES
+"""Length of a stamp in bytes: it is a signature (chapter 8)."""
+
+_STAMP_OVERHEAD_BYTES = 2
+"""msgpack's header of one stamp, in bytes: bin 8."""
+
 _SEQUENCE_BYTES = 8
 """Length of a sequence number in an entry, in bytes."""
+
+STAMPED_MAX = 256
+"""Most envelopes in one message with stamps, a count: a nil or a stamp for each is a value of the message too."""
 
 _ENVELOPE_OVERHEAD_BYTES = 3
 """msgpack's header of one envelope, in bytes: bin 16."""
 
-_MESSAGE_OVERHEAD_BYTES = 8
-"""msgpack's headers round the envelopes of a message, in bytes: array, type, array 16, with some to spare."""
+_MESSAGE_OVERHEAD_BYTES = 12
+"""msgpack's headers round the envelopes of a message, in bytes: array, type, two times array 16, with some to spare."""
 
 _LIMITS = PackingLimits(size_bytes_max=MESSAGE_BYTES_MAX, depth_max=6, values_max=ENVELOPES_MAX + 64)
 
@@ -53,9 +63,13 @@ _RECORDS, _DIGEST, _ENTRIES, _WANT, _GRAFT, _PRUNE, _DONT_WANT, _BEAT, _KEEP, _S
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Envelopes, pushed as news or asked for."""
+    """Envelopes, pushed as news or asked for.
+
+    `stamps` are those beside the envelopes, in the same order, None where there is none; empty where no envelope has one.
+    """
 
     envelopes: tuple[bytes, ...]
+    stamps: tuple[bytes | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +163,8 @@ def encode_message(message: Message) -> bytes:
     match message:
         case Records():
             value: list[object] = [_RECORDS, list(message.envelopes)]
+            if message.stamps:
+                value.append(list(message.stamps))
         case Digest():
             value = [_DIGEST, b"".join(message.hashes)]
         case Entries():
@@ -184,7 +200,7 @@ def decode_message(payload: bytes) -> Message | None:
         raise RemoteProtocolError(ErrorCode.MALFORMED, "a gossip message without a type")
     match value[0]:
         case 1:
-            return _records(value[1])
+            return _records(value)
         case 2:
             hashes = tuple(_split(value[1], BUCKET_HASH_BYTES, 1, BUCKETS))
             if len(hashes) not in (1, BUCKETS):
@@ -213,20 +229,33 @@ def decode_message(payload: bytes) -> Message | None:
 
 
 def records_messages(envelopes: Iterable[bytes]) -> list[bytes]:
-    """As few messages as hold all the envelopes, in order."""
+    """As few messages as hold all the envelopes, in order, without stamps."""
+    return stamped_messages((envelope, None) for envelope in envelopes)
+
+
+def stamped_messages(told: Iterable[tuple[bytes, bytes | None]]) -> list[bytes]:
+    """As few messages as hold all the envelopes, in order, each with the stamp beside it or None."""
     messages: list[bytes] = []
-    batch: list[bytes] = []
+    batch: list[tuple[bytes, bytes | None]] = []
     room = MESSAGE_BYTES_MAX - _MESSAGE_OVERHEAD_BYTES
-    for envelope in envelopes:
-        size = len(envelope) + _ENVELOPE_OVERHEAD_BYTES
-        if batch and (size > room or len(batch) == ENVELOPES_MAX):
-            messages.append(encode_message(Records(tuple(batch))))
-            batch, room = [], MESSAGE_BYTES_MAX - _MESSAGE_OVERHEAD_BYTES
-        batch.append(envelope)
+    is_stamped = False
+    for envelope, stamp in told:
+        size = len(envelope) + _ENVELOPE_OVERHEAD_BYTES + (1 if stamp is None else _STAMP_OVERHEAD_BYTES + STAMP_BYTES)
+        is_full = len(batch) >= (STAMPED_MAX if is_stamped or stamp else ENVELOPES_MAX)
+        if batch and (size > room or is_full):
+            messages.append(encode_message(_batched(batch)))
+            batch, room, is_stamped = [], MESSAGE_BYTES_MAX - _MESSAGE_OVERHEAD_BYTES, False
+        batch.append((envelope, stamp))
+        is_stamped = is_stamped or stamp is not None
         room -= size
     if batch:
-        messages.append(encode_message(Records(tuple(batch))))
+        messages.append(encode_message(_batched(batch)))
     return messages
+
+
+def _batched(batch: Iterable[tuple[bytes, bytes | None]]) -> Records:
+    envelopes, stamps = zip(*batch, strict=True)
+    return Records(envelopes, stamps if any(stamps) else ())
 
 
 def entries_messages(told: Sequence[tuple[int, Sequence[tuple[RecordKey, int]]]]) -> list[bytes]:
@@ -256,15 +285,25 @@ def answer_messages(entries: Sequence[tuple[RecordKey, int]]) -> list[bytes]:
     return [encode_message(Entries(tuple(entries[cut : cut + ENTRIES_MAX]))) for cut in cuts]
 
 
-def _records(value: Plain) -> Records:
-    if not isinstance(value, list):
+def _records(value: list[Plain]) -> Records:
+    told = value[1]
+    if not isinstance(told, list):
         raise RemoteProtocolError(ErrorCode.MALFORMED, "records that are no array")
-    if len(value) > ENVELOPES_MAX:
-        raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"{len(value)} records in one message")
-    envelopes = tuple(item for item in value if isinstance(item, bytes))
-    if len(envelopes) != len(value):
+    if len(told) > ENVELOPES_MAX:
+        raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"{len(told)} records in one message")
+    envelopes = tuple(item for item in told if isinstance(item, bytes))
+    if len(envelopes) != len(told):
         raise RemoteProtocolError(ErrorCode.MALFORMED, "a record that is not bytes")
-    return Records(envelopes)
+    return Records(envelopes, _stamps(value[2], len(told)) if len(value) > 2 else ())
+
+
+def _stamps(value: Plain, count: int) -> tuple[bytes | None, ...]:
+    if not isinstance(value, list) or len(value) != count:
+        raise RemoteProtocolError(ErrorCode.MALFORMED, f"no array of {count} stamps")
+    stamps = tuple(item for item in value if item is None or (isinstance(item, bytes) and len(item) == STAMP_BYTES))
+    if len(stamps) != count:
+        raise RemoteProtocolError(ErrorCode.MALFORMED, f"a stamp that is not {STAMP_BYTES} bytes")
+    return stamps if any(stamps) else ()
 
 
 def _entries(value: list[Plain]) -> Entries:

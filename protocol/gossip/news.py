@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from protocol.gossip.conversation import Conversation
 from protocol.gossip.horizon import Horizon
-from protocol.gossip.messages import records_messages
+from protocol.gossip.messages import stamped_messages
 from protocol.identity import PeerId
 from protocol.records import Record
 from protocol.table import RecordKey
@@ -115,22 +115,22 @@ class Pushes:
     """What is to be pushed, and to whom, when the present call ends: all of it for one peer in as few messages as hold it."""
 
     def __init__(self) -> None:
-        self._news: dict[PeerId, list[bytes]] = {}
+        self._news: dict[PeerId, list[tuple[bytes, bytes | None]]] = {}  # envelopes, each with its stamp
 
-    def add(self, peer_id: PeerId, envelope: bytes) -> None:
+    def add(self, peer_id: PeerId, record: Record) -> None:
         """Has a record pushed to a peer."""
-        self._news.setdefault(peer_id, []).append(envelope)
+        self._news.setdefault(peer_id, []).append((record.envelope, record.stamp))
 
     def taken(self) -> list[tuple[PeerId, list[bytes]]]:
         """The messages for each peer, in the order in which they were first given something; they are kept no longer."""
         if not self._news:
             return []
-        encoded: dict[tuple[bytes, ...], list[bytes]] = {}  # most peers are told the same
+        encoded: dict[tuple[tuple[bytes, bytes | None], ...], list[bytes]] = {}  # most peers are told the same
         told: list[tuple[PeerId, list[bytes]]] = []
-        for peer_id, envelopes in self._news.items():
-            news = tuple(envelopes)
+        for peer_id, pushed in self._news.items():
+            news = tuple(pushed)
             if news not in encoded:
-                encoded[news] = records_messages(news)
+                encoded[news] = stamped_messages(news)
             told.append((peer_id, encoded[news]))
         self._news = {}
         return told

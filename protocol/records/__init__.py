@@ -1,7 +1,16 @@
 """The records nodes tell one another, card, edges and verdict, and the signed envelope round them."""
 
 from protocol.records.config import COUNT_MAX, DEFAULT_RECORD_CONFIG, NETWORK_ID_BYTES_MAX, SEQUENCE_MAX, RecordConfig
-from protocol.records.envelope import RecordReader, check_network_and_time, open_record, peek, reopen, seal, signed_bytes
+from protocol.records.envelope import (
+    RecordReader,
+    check_network_and_time,
+    open_record,
+    peek,
+    reopen,
+    seal,
+    signed_bytes,
+    stamped,
+)
 from protocol.records.fit import fit
 from protocol.records.mapping import decode_payload, encode_payload, kind_of
 from protocol.records.packing import RecordPacker, Serving
@@ -56,4 +65,5 @@ __all__ = [
     "reopen",
     "seal",
     "signed_bytes",
+    "stamped",
 ]

@@ -13,6 +13,8 @@ Source: libp2p RFC 0002 (signed envelopes) and RFC 0003 (routing records): domai
 Spec: docs/spec/03-records.md, section "Envelope".
 """
 
+from dataclasses import replace
+
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity, PeerId, public_key_of, verify_signature
 from protocol.records.config import (
@@ -140,6 +142,11 @@ def check_network_and_time(header: RecordHeader, network_id: str, wall_s: float,
         raise RemoteProtocolError(ErrorCode.EXPIRED, f"expired {wall_s - header.expires_s:.0f} s ago")
 
 
+def stamped(record: Record, stamp: bytes | None) -> Record:
+    """The record with this stamp beside it."""
+    return record if record.stamp == stamp else replace(record, stamp=stamp)
+
+
 class RecordReader:
     """Reads envelopes; whoever runs many nodes in one process may hand in one that remembers what it has verified."""
 
@@ -150,6 +157,10 @@ class RecordReader:
     def open(self, envelope: bytes, network_id: str, wall_s: float, config: RecordConfig) -> Record:
         """See the function `open_record`."""
         return open_record(envelope, network_id, wall_s, config)
+
+    def stamped(self, record: Record, stamp: bytes | None) -> Record:
+        """See the function `stamped`."""
+        return stamped(record, stamp)
 
 
 def signed_bytes(envelope: bytes) -> bytes:

@@ -5,6 +5,8 @@ consists for the most part of field names and of what every other card says too.
 dictionary of what cards usually say; what was asked for lately stays decoded. Nothing but what this node has squeezed itself is
 ever inflated, after the envelope was verified, so that no peer chooses what comes out.
 
+A stamp stands behind the deflated envelope, as it is: a signature cannot be squeezed.
+
 What routing asks of everybody, the models and the hardware, is kept as values that peers with the same ones share.
 
 Source: RFC 1950 section 2.2 (preset dictionaries), RFC 1951.
@@ -15,7 +17,7 @@ import zlib
 from dataclasses import dataclass
 
 from protocol.records.config import RecordConfig
-from protocol.records.envelope import reopen
+from protocol.records.envelope import reopen, stamped
 from protocol.records.values import Card, Hardware, ModelOffer, Record
 
 DECODED_MAX = 128
@@ -63,15 +65,16 @@ class RecordPacker:
     def pack(self, record: Record) -> bytes:
         """The record as it is kept."""
         squeezer = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, WINDOW_BITS, MEMORY_LEVEL, zdict=DICTIONARY)
-        packed = squeezer.compress(record.envelope) + squeezer.flush()
+        packed = squeezer.compress(record.envelope) + squeezer.flush() + (record.stamp or b"")
         self._remember(packed, record)
         return packed
 
     def unpack(self, packed: bytes, config: RecordConfig) -> Record:
-        """The record that `pack` has made this of; its envelope is byte for byte what it was."""
+        """The record that `pack` has made this of; envelope and stamp are byte for byte what they were."""
         record = self._decoded.pop(packed, None)
         if record is None:
-            record = reopen(zlib.decompressobj(WINDOW_BITS, zdict=DICTIONARY).decompress(packed), config)
+            inflater = zlib.decompressobj(WINDOW_BITS, zdict=DICTIONARY)
+            record = stamped(reopen(inflater.decompress(packed), config), inflater.unused_data or None)
         self._remember(packed, record)
         return record
 

@@ -146,7 +146,8 @@ class RecordHeader:
 class Record:
     """A verified record together with its envelope, byte for byte as it was received.
 
-    `issued_s` and `expires_s` are wall-clock seconds since 1970.
+    `issued_s` and `expires_s` are wall-clock seconds since 1970. `stamp` is the signature that the author made for those who
+    read the record elsewhere (chapter 8): it travels beside the envelope, unverified, and is no part of what the record says.
     """
 
     kind: RecordKind
@@ -156,3 +157,4 @@ class Record:
     expires_s: float
     payload: Payload
     envelope: bytes
+    stamp: bytes | None = field(default=None, compare=False)

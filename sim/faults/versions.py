@@ -10,11 +10,12 @@ from random import Random
 from protocol import gossip, probe
 from protocol.encoding import Luck
 from protocol.errors import RemoteProtocolError
+from protocol.gossip.messages import STAMPED_MAX
 from protocol.identity import Identity, PeerId
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output
 from protocol.records import Hardware, ModelOffer, Sequencer
-from protocol.wire import PackingLimits, pack, unpack
+from protocol.wire import PackingLimits, Plain, pack, unpack
 from sim.process import MakeNode, Process
 from sim.world import World
 
@@ -76,7 +77,8 @@ class NewNode(Node):
                 assert isinstance(value, list)
                 if new:
                     self._new.append(gossip.Send(peer_id, pack([NEW_MESSAGE_TYPE, {"new": [1, 2]}, b"x"], _LIMITS)))
-                longer = pack([*value, "new"], _LIMITS)
+                whole = _whole(value)
+                longer = payload if whole is None else pack([*whole, "new"], _LIMITS)
                 return gossip.Send(peer_id, longer if len(longer) <= gossip.MESSAGE_BYTES_MAX else payload)
             case probe.SendDatagram(peer_id, _) if new:
                 self._new.append(probe.SendDatagram(peer_id, NEW_DATAGRAM))
@@ -119,6 +121,13 @@ def old_version(luck: Random, world: World) -> OtherVersion:
 def new_version(luck: Random, world: World) -> OtherVersion:
     """Version N+1 beside N."""
     return OtherVersion(luck.choice(world.processes), NewNode, "N+1")
+
+
+def _whole(value: list[Plain]) -> list[Plain] | None:
+    """A message with everything that this version knows of it, behind which there may be more; None where there is no room."""
+    if len(value) == 2 and value[0] == 1 and isinstance(value[1], list):
+        return [*value, [None] * len(value[1])] if len(value[1]) <= STAMPED_MAX else None  # the stamps of records
+    return value
 
 
 def _type_of(payload: bytes) -> int:

@@ -28,6 +28,9 @@ places = st.lists(st.floats(-60.0, 60.0), min_size=DIMENSIONS, max_size=DIMENSIO
 scopes = st.builds(Scope, places, st.floats(0.0, RADIUS_S_MAX))
 messages = (
     st.builds(Records, st.lists(st.binary(max_size=300), max_size=5).map(tuple))
+    | st.lists(st.tuples(st.binary(max_size=300), st.binary(min_size=64, max_size=64)), min_size=1, max_size=5).map(
+        lambda told: Records(*map(tuple, zip(*told, strict=True)))
+    )
     | st.builds(Digest, hashes.map(lambda root: (root,)))
     | st.builds(Digest, st.lists(hashes, min_size=BUCKETS, max_size=BUCKETS).map(tuple))
     | st.builds(Entries, entries, st.sets(st.integers(0, BUCKETS - 1)).map(sorted).map(tuple))

@@ -33,6 +33,7 @@ from protocol.table import COMPARED, PeerTable, RecordKey, bucket_of, record_key
 
 FOLDER = Path(__file__).parents[2] / "docs" / "spec" / "vectors"
 ALICE = IDENTITIES[0]
+STAMP = bytes(range(64))
 DOMAIN = b"isochrone-record-v1:"
 
 
@@ -164,6 +165,7 @@ def gossip_vectors():
     entries = tuple(table.digest())
     messages = [
         ("records", Records((sealed(CARD).envelope,))),
+        ("records, the first with a stamp", Records((sealed(CARD).envelope, sealed(VERDICT).envelope), (STAMP, None))),
         ("digest of everything", Digest((table.root_hash(),))),
         ("digest of buckets", Digest(tuple(table.bucket_hashes()))),
         ("entries that ask for an answer", Entries(entries, (0, 1, 255))),
@@ -184,6 +186,8 @@ def gossip_vectors():
         ("no type", [], "MALFORMED"),
         ("a record that is text", [1, ["x"]], "MALFORMED"),
         ("513 records", [1, [b""] * 513], "TOO_LARGE"),
+        ("a stamp of 63 bytes", [1, [b""], [bytes(63)]], "MALFORMED"),
+        ("fewer stamps than records", [1, [b"", b""], [bytes(64)]], "MALFORMED"),
         ("a digest of 255 buckets", [2, bytes(255 * 8)], "MALFORMED"),
         ("a digest of 257 buckets", [2, bytes(257 * 8)], "TOO_LARGE"),
         ("a digest of nothing", [2, b""], "MALFORMED"),

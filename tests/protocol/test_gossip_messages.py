@@ -1,5 +1,7 @@
 """The messages of gossip: what goes comes back, what is out of its limits is refused, long lists are split."""
 
+from itertools import zip_longest
+
 import pytest
 from gossip_strategies import messages
 from hypothesis import given
@@ -10,9 +12,11 @@ from protocol.gossip import MESSAGE_BYTES_MAX
 from protocol.gossip.messages import (
     ENTRIES_MAX,
     ENVELOPES_MAX,
+    STAMP_BYTES,
     WANTS_MAX,
     Graft,
     Keep,
+    Records,
     ScopeTold,
     Seek,
     Want,
@@ -21,6 +25,7 @@ from protocol.gossip.messages import (
     encode_message,
     entries_messages,
     records_messages,
+    stamped_messages,
 )
 from protocol.scope import Scope
 from protocol.table import BUCKETS, RecordKey
@@ -127,3 +132,36 @@ def test_long_lists_are_split_into_messages_within_the_limit():
     split = [decode_message(message) for message in entries_messages(told)]
     assert all(len(message.entries) <= ENTRIES_MAX for message in split)
     assert [bucket for message in split for bucket in message.buckets] == [*range(BUCKETS), 5]
+
+
+stamps = st.none() | st.binary(min_size=STAMP_BYTES, max_size=STAMP_BYTES)
+
+
+@given(st.lists(st.tuples(st.binary(max_size=2000), stamps), max_size=600))
+def test_envelopes_keep_their_stamps_and_their_order(told):
+    split = stamped_messages(told)
+    assert all(len(message) <= MESSAGE_BYTES_MAX for message in split)
+    read = [decode_message(message) for message in split]
+    assert [pair for records in read for pair in zip_longest(records.envelopes, records.stamps)] == told
+
+
+def test_stamped_messages_stay_within_the_values_that_earlier_nodes_read():
+    split = stamped_messages([(b"x" * 10, bytes(STAMP_BYTES))] * 600)
+    assert [len(decode_message(message).envelopes) for message in split] == [256, 256, 88]
+    mixed = stamped_messages([(b"x", None)] * 300 + [(b"x", bytes([1]) * STAMP_BYTES)])
+    assert [len(decode_message(message).envelopes) for message in mixed] == [300, 1]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [[b"x" * 64], [b"x" * 63, None], [None, "x" * 64], [None] * 3, None, b"x" * 64],
+    ids=["few", "short", "text", "many", "nil", "bytes"],
+)
+def test_stamps_that_do_not_fit_their_envelopes_are_malformed(told):
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_message(pack([1, [b"a", b"b"], told], WIDE))
+    assert caught.value.code is ErrorCode.MALFORMED
+
+
+def test_stamps_of_nothing_are_as_none():
+    assert decode_message(pack([1, [b"a", b"b"], [None, None]], WIDE)) == Records((b"a", b"b"))

@@ -31,6 +31,14 @@ def test_what_is_unpacked_is_what_was_packed(payload):
     assert RecordPacker().unpack(packed, RECORDS) == record  # by one that has not seen it
 
 
+@given(payloads)
+def test_a_stamp_is_kept_beside_its_record(payload):
+    record = replace(sealed(fit(payload)), stamp=bytes(range(64)))
+    packed = RecordPacker().pack(record)
+    assert RecordPacker().unpack(packed, RECORDS).stamp == record.stamp
+    assert len(packed) == len(RecordPacker().pack(replace(record, stamp=None))) + 64
+
+
 def test_a_card_is_kept_in_six_tenths_of_its_bytes():
     record = sealed(CARD)
     assert len(RecordPacker().pack(record)) < 0.6 * len(record.envelope)

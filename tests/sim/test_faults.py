@@ -185,7 +185,7 @@ def test_every_conduct_is_a_kind() -> None:
 def test_envelopes_are_found_in_messages_of_any_shape() -> None:
     world = formed(2)
     record = world.processes[0].node.table.get(world.processes[0].peer_id, RecordKind.CARD)
-    for message in gossip.machine.records_messages([record.envelope]):
+    for message in gossip.messages.records_messages([record.envelope]):
         assert list(envelopes_in(message)) == [record.envelope]
     assert list(envelopes_in(b"\xc1")) == []
 
