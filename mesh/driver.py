@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import trio
 
 from mesh.facts import observe
+from mesh.strangers import Strangers
 from mesh.telemetry import Telemetry
 from mesh.transport import Connection, ConnectionLost, Doing, Stream, StreamReset, Transport
-from protocol import forwarding, gossip, membership, probe
+from protocol import forwarding, gossip, membership, probe, pubsub
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import PeerId
@@ -86,6 +87,7 @@ class Driver:
         transport.on_replaced = self._replaced
         transport.on_datagram = self._datagram
         transport.add_handler(GOSSIP_PROTOCOL, self._listen)
+        self.strangers = Strangers(node, transport, telemetry, self.settle, self._start)
 
     @property
     def now(self) -> float:
@@ -136,7 +138,14 @@ class Driver:
                     connection.send_datagram(payload)
             case membership.Connect(target, addresses, afresh):
                 self._start(self._dial, target, addresses, afresh)
-            case membership.Disconnect(peer_id, code) | gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code):
+            case pubsub.SendRpc(peer_id, payload):
+                self.strangers.post(peer_id, payload)
+            case (
+                membership.Disconnect(peer_id, code)
+                | gossip.Misbehaved(peer_id, code)
+                | probe.Misbehaved(peer_id, code)
+                | pubsub.PubsubMisbehaved(peer_id, code)
+            ):
                 observe(self._telemetry, output)
                 self._start(self._hang_up, peer_id, code)
             case ReserveSequences(upto):
@@ -223,6 +232,7 @@ class Driver:
 
     def _fall_silent(self, peer_id: PeerId) -> None:
         """Ends the speaking to a peer over its old connection."""
+        self.strangers.end(peer_id)
         outbox = self._outboxes.pop(peer_id, None)
         if outbox is not None:
             outbox.scope.cancel()
@@ -250,6 +260,7 @@ class Driver:
             return
         if peer_id not in self._targets and self._node.membership.is_connected(peer_id):
             return
+        self.strangers.end(peer_id)  # it was taken for one before it spoke gossip
         for target in self._targets.pop(peer_id, (None,)):
             self._node.handle_connected(peer_id, self.now, target)
         self.settle()
@@ -289,6 +300,7 @@ class Driver:
                     self._dials_failed(peer_id)
                     self.settle()
                     if isinstance(error, StreamReset) and error.code is ErrorCode.UNSUPPORTED:
+                        self._start(self.strangers.meet, connection)
                         break
                     await trio.sleep(GREETING_RETRY_S)
         if self._outboxes.get(peer_id) is outbox:

@@ -4,7 +4,7 @@ Source: docs/architecture.md, "The core".
 """
 
 from mesh.telemetry import Telemetry
-from protocol import gossip, membership, probe, suspicion
+from protocol import gossip, membership, probe, pubsub, suspicion
 from protocol.errors import ErrorCode
 
 
@@ -19,6 +19,8 @@ def observe(telemetry: Telemetry, fact: object) -> None:
             telemetry.peer_faulted(kept.peer_id, ErrorCode.BAD_SIGNATURE, "signed two records with one sequence number")
         case gossip.Misbehaved(peer_id, code):
             telemetry.peer_faulted(peer_id, code, "gossip")
+        case pubsub.PubsubMisbehaved(peer_id, code):
+            telemetry.peer_faulted(peer_id, code, "gossipsub")
         case probe.Misbehaved(peer_id, code, detail):
             telemetry.peer_faulted(peer_id, code, detail)
         case gossip.Grafted(peer_id):

@@ -302,7 +302,8 @@ class Service:
         """Keeps the metrics of the mesh and of the transport fresh."""
         while True:
             self._telemetry.peers_counted(Counter(map(str, self.node.views.standings(self.transport.now()))))
-            self._telemetry.links_counted(len(self.node.membership.connected()), len(self.node.gossip.mesh()))
+            connected, in_mesh = len(self.node.membership.connected()), len(self.node.gossip.mesh())
+            self._telemetry.links_counted(connected, in_mesh, len(self.driver.strangers))
             self._telemetry.coordinate_moved(self.node.vivaldi.coordinate.error)
             counters = self.transport.endpoint.counters
             self._telemetry.datagrams_counted("in", counters.datagrams_in, counters.bytes_in)

@@ -197,7 +197,7 @@ class Telemetry:
             "isochrone_refutations", "Times that others held this node for silent and it refuted", registry=registry
         )
         self._sleeps = Counter("isochrone_suspended_seconds", "How long this machine was suspended", registry=registry)
-        self._links = Gauge("isochrone_links", "Connections, and those over which news is pushed", ["kind"], registry=registry)
+        self._links = Gauge("isochrone_links", "Connections, those in the mesh, and strangers", ["kind"], registry=registry)
         self._faults = Counter("isochrone_peer_faults", "Protocol errors of peers", ["code"], registry=registry)
         self._datagrams = Counter("isochrone_datagrams", "UDP datagrams", ["direction"], registry=registry)
         self._told = {"in": (0, 0), "out": (0, 0)}
@@ -307,10 +307,11 @@ class Telemetry:
         """News is pushed over the link to a peer from now on, or no more."""
         self.log.debug("link grafted" if in_mesh else "link pruned", peer=peer_id_text(peer_id))
 
-    def links_counted(self, connected: int, in_mesh: int) -> None:
-        """How many peers are connected now, and over how many links news is pushed."""
+    def links_counted(self, connected: int, in_mesh: int, strangers: int) -> None:
+        """How many peers are connected now, over how many links news is pushed, and how many strangers are served."""
         self._links.labels("connected").set(connected)
         self._links.labels("mesh").set(in_mesh)
+        self._links.labels("strangers").set(strangers)
 
     def slept(self, slept_s: float) -> None:
         """This machine was suspended and goes on."""

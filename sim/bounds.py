@@ -29,6 +29,9 @@ UNSENT_MAX = 4096
 TIMER_SLACK = 64
 """Outdated entries that a timer queue may hold beside twice the living, as its docstring says, a count."""
 
+SEEN_ELSEWHERE = ("_config", "config", "_gossip", "_table")
+"""Attributes by which one machine refers to another, which is looked at where it stands in the core."""
+
 LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "table._rows.packed": lambda config: (config.table.peers_max + 1) * len(RecordKind),
     "table._rows.peers": lambda config: (config.table.peers_max + 1) * len(RecordKind),
@@ -70,6 +73,11 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "suspicion._credits": lambda config: config.suspicion.accusers_max,
     "suspicion._doubted": lambda config: config.suspicion.accusers_max * config.suspicion.subjects_max,
     "suspicion._mine": lambda config: config.suspicion.subjects_max,
+    "strangers._worth": lambda config: config.strangers.pubsub.peers_max,
+    "strangers.router._peers": lambda config: config.strangers.pubsub.peers_max,
+    "strangers.router._meshes": lambda _config: 1,
+    "strangers.router._fanout": lambda _config: 1,
+    "strangers.router.scores._peers": lambda config: config.strangers.pubsub.score.retained_max,
     "_beats": lambda config: config.gossip.peers_max,
     "searches._waiting": lambda config: config.searches.waiting_max,
     "forwarding._seen": lambda config: config.forwarding.seen_max,
@@ -131,7 +139,7 @@ def _attributes(value: object) -> list[tuple[str, object]]:
     if is_dataclass(kind):
         frozen: bool = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
         return [] if frozen else [(entry.name, getattr(value, entry.name)) for entry in fields(kind)]
-    return [(name, child) for name, child in variables(value).items() if name not in ("_config", "config")]
+    return [(name, child) for name, child in variables(value).items() if name not in SEEN_ELSEWHERE]
 
 
 def variables(value: object) -> dict[str, object]:

@@ -35,12 +35,16 @@ from protocol.libp2p.ping import PING_PROTOCOL
 from protocol.load import Beat
 from protocol.places import PLACE_BYTES, decode_place
 from protocol.probe import KIND_ECHO, KIND_PROBE, PROBE_BYTES
+from protocol.pubsub.messages import decode_rpc
 from protocol.records import peek
 from protocol.wire.inference import PROTOCOL_ID as INFER_PROTOCOL
 from protocol.wire.inference import decode_reply, decode_request
 
 GOSSIP_PREFIX = "/isochrone/gossip/"
 """What the ids of all versions of gossip begin with; what a version does not know it says so."""
+
+PUBSUB_PREFIX = "/meshsub/"
+"""What the ids of all versions of gossipsub begin with."""
 
 LISTED_MAX = 16
 """Items of one list that are told, a count: they fill a screen, and a digest has 256."""
@@ -62,6 +66,8 @@ def describe(protocol_id: str, data: bytes, *, by_opener: bool, content: bool) -
     try:
         if protocol_id.startswith(GOSSIP_PREFIX):
             return _gossip(data)
+        if protocol_id.startswith(PUBSUB_PREFIX):
+            return _rpc(data)
         if protocol_id == INFER_PROTOCOL:
             return _request(data, content=content) if by_opener else _reply(decode_reply(data), content=content)
         if protocol_id == PING_PROTOCOL:
@@ -92,6 +98,24 @@ def _gossip(data: bytes) -> Json:
     if message is None:
         return {"type": "unknown"}
     return {"type": _GOSSIP_NAMES[type(message)], **_gossip_fields(message)}
+
+
+def _rpc(data: bytes) -> Json:
+    rpc = decode_rpc(data)
+    told: Json = {"type": "rpc"}
+    if rpc.subscriptions:
+        told["subscriptions"] = _listed(rpc.subscriptions, lambda item: {"topic": item.topic, "subscribes": item.subscribes})
+    if rpc.messages:
+        told["messages"] = _listed(rpc.messages, lambda item: {"topic": item.topic, "id": item.id.hex(), "bytes": len(item.data)})
+    if rpc.ihaves:
+        told["have"] = _listed([name for ihave in rpc.ihaves for name in ihave.ids], bytes.hex)
+    for name, ids in (("want", rpc.iwants), ("do_not_want", rpc.idontwants)):
+        if ids:
+            told[name] = _listed(ids, bytes.hex)
+    for name, topics in (("graft", rpc.grafts), ("prune", [prune.topic for prune in rpc.prunes])):
+        if topics:
+            told[name] = _listed(topics, str)
+    return told
 
 
 _GOSSIP_NAMES: dict[type, str] = {

@@ -2,12 +2,12 @@
 
 from protocol.announcer import Announcer
 from protocol.identity import PeerId
-from protocol.inference import InferenceRequest
+from protocol.inference import Finished, InferenceRequest
 from protocol.load import Beat
 from protocol.membership import Standing
 from protocol.node.config import PeerFacts
 from protocol.records import Hardware
-from protocol.routing import CandidateInput, Path, Requirement, RttSource
+from protocol.routing import CandidateInput, Path, Requirement, RouteReport, RttSource
 
 
 def own_candidate(peer_id: PeerId, announcer: Announcer, in_flight: int) -> CandidateInput:
@@ -59,6 +59,17 @@ def peer_candidate(facts: PeerFacts, own_error: float, in_flight: int) -> Candid
         memory_bytes=_memory_bytes(None if serving is None else serving.hardware),
         in_flight=in_flight,
     )
+
+
+def served_in(report: RouteReport, peer: PeerId, end: Finished, took_s: float, first_s: float) -> tuple[float, float]:
+    """The time of the service and that to its first output, in seconds: this node's own measurement less the path and the queue.
+
+    The peer's word is believed only for the time in its queue, and that only makes it look better for a moment: the next request
+    is measured again.
+    """
+    path_s = next((c.rtt_s or 0.0 for c in report.candidates if c.peer_id == peer), 0.0)
+    waited_s = path_s + min(max(end.timing.queue_s, 0.0), first_s)
+    return max(0.0, took_s - waited_s), max(0.0, first_s - waited_s)
 
 
 def _memory_bytes(hardware: Hardware | None) -> int:

@@ -12,6 +12,7 @@ from protocol.identity import PeerId
 from protocol.load import Beat
 from protocol.membership import MembershipConfig, Standing
 from protocol.node.searches import SearchConfig
+from protocol.node.strangers import BridgeOutput, StrangersConfig
 from protocol.probe import PathQuality, ProbeConfig
 from protocol.records import Card, Record, Serving
 from protocol.routing import RoutingConfig
@@ -47,6 +48,7 @@ class NodeConfig:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
     searches: SearchConfig = field(default_factory=SearchConfig)
+    strangers: StrangersConfig = field(default_factory=StrangersConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,5 +105,5 @@ MachineOutput = gossip.Output | membership.Output | probe.Output | suspicion.Out
 """What passes between the machines."""
 
 Output = (
-    MachineOutput | forwarding.Output | RecordSealed | ReserveSequences
+    MachineOutput | forwarding.Output | BridgeOutput | RecordSealed | ReserveSequences
 )  # the commands and facts of every machine, as they are

@@ -28,7 +28,7 @@ from protocol.inference import Failed, Finished, InferenceRequest
 from protocol.load import Beat, ModelLoad
 from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
-from protocol.node.candidates import own_candidate, peer_candidate, requirement_of
+from protocol.node.candidates import own_candidate, peer_candidate, requirement_of, served_in
 from protocol.node.config import (
     FALLEN_SILENT,
     MachineOutput,
@@ -40,6 +40,7 @@ from protocol.node.config import (
     ReserveSequences,
 )
 from protocol.node.searches import Searches
+from protocol.node.strangers import Strangers
 from protocol.node.views import Views
 from protocol.probe import Liveness, Probe
 from protocol.records import (
@@ -60,6 +61,7 @@ from protocol.routing import RouteReport, rank
 from protocol.services import ServiceEstimates
 from protocol.suspicion import Suspicion
 from protocol.table import PeerTable, RecordKey, record_key
+from protocol.timers import sooner
 
 
 class Node:
@@ -90,10 +92,14 @@ class Node:
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
         self.searches = Searches(config.searches, self.peer_id, self.gossip, self.membership, self.forwarding, self.rank, luck)
+        self._outputs: deque[Output] = deque()
+        act = self._outputs.append
+        self.strangers = Strangers(
+            config.strangers, identity, config.network_id, self.table, self.gossip, luck, act, self.wall, self._settle
+        )
         self._queues = (self.gossip.outputs, self.probe.outputs, self.membership.outputs, self.suspicion.outputs)
         self._due: float | None = None  # the next timer; None when it has to be worked out anew
         self._wall_offset_s: float | None = None  # until the wall clock was told
-        self._outputs: deque[Output] = deque()
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
         self._places: dict[PeerId, Coordinate] = {}  # of connected peers, as their echoes tell them
         error_max = config.coordinates.error_max
@@ -197,6 +203,7 @@ class Node:
             self.suspicion.accuse(key, now, watched=self.gossip.in_mesh(peer_id))
         self._beats.pop(peer_id, None)
         self._places.pop(peer_id, None)
+        self.strangers.handle_disconnected(peer_id, now)
         self.gossip.handle_disconnected(peer_id, now)
         self.probe.handle_disconnected(peer_id, now)
         self.membership.handle_disconnected(peer_id, code, now)
@@ -286,9 +293,6 @@ class Node:
     ) -> None:
         """Notes a complete answer, and learns from it how fast the peer serves.
 
-        What is learnt is this node's own measurement less the path; the peer's word is believed only for the time in its queue,
-        and that only makes it look better for a moment: the next request is measured again.
-
         Args:
             request: what was asked for.
             report: how it was routed.
@@ -298,9 +302,7 @@ class Node:
             first_s: seconds from the attempt's start to its first output.
             now: monotonic seconds.
         """
-        path_s = next((c.rtt_s or 0.0 for c in report.candidates if c.peer_id == peer), 0.0)
-        waited_s = path_s + min(max(end.timing.queue_s, 0.0), first_s)
-        service_s, first_output_s = max(0.0, took_s - waited_s), max(0.0, first_s - waited_s)
+        service_s, first_output_s = served_in(report, peer, end, took_s, first_s)
         tokens = end.usage.completion_tokens
         self.services.record(peer, request.model, request.feature, now, service_s, first_output_s, tokens)
         self._due = None
@@ -350,17 +352,18 @@ class Node:
 
     def _next_due(self) -> float:  # what may change it has to forget `_due`
         due = min(max(self.announcer.next_due(), self._unreserved_until), self._ranking_at)
-        due = _sooner(due, self.probe.next_timer())
-        due = _sooner(due, self.gossip.next_timer())
-        due = _sooner(due, self.membership.next_timer())
-        due = _sooner(due, self.suspicion.next_timer())
-        due = _sooner(due, self.forwarding.next_timer())
-        return _sooner(due, self.searches.next_timer())
+        due = sooner(due, self.probe.next_timer())
+        due = sooner(due, self.gossip.next_timer())
+        due = sooner(due, self.membership.next_timer())
+        due = sooner(due, self.suspicion.next_timer())
+        due = sooner(due, self.forwarding.next_timer())
+        due = sooner(due, self.strangers.next_timer())
+        return sooner(due, self.searches.next_timer())
 
     def handle_timer(self, now: float) -> None:
         """Does what is due; being much too late for it is a stall of this node's own."""
-        planned = _sooner(now, self.probe.next_timer())
-        planned = _sooner(planned, self.gossip.next_timer())  # others may become due in the past, by what was heard
+        planned = sooner(now, self.probe.next_timer())
+        planned = sooner(planned, self.gossip.next_timer())  # others may become due in the past, by what was heard
         lateness_s = now - planned
         if lateness_s > self.config.probe.lateness_s_max:
             self.membership.handle_stall(lateness_s, now)
@@ -370,6 +373,7 @@ class Node:
         self.suspicion.handle_timer(now)
         self.forwarding.handle_timer(now)
         self.searches.handle_timer(now)
+        self.strangers.handle_timer(now)
         self._publish(now)
         if now >= self._ranking_at:
             self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.8, 1.2)
@@ -442,8 +446,10 @@ class Node:
             wall_s + lifetime_s,
             self.config.table.records,
         )
+        record = self.strangers.stamped(record)
         self._outputs.append(RecordSealed(record))
         self.gossip.publish(record, now)
+        self.strangers.publish(record, now)
 
     # Cross-wiring
 
@@ -495,6 +501,7 @@ class Node:
         match output:
             case gossip.RecordAccepted(record, _, replaced):
                 self._take_record(record, replaced, now)
+                self.strangers.publish(record, now)
             case gossip.RecordExpired(record) | gossip.RecordEvicted(record):
                 if record.kind is RecordKind.CARD or self.table.heard_at(record.peer_id) is None:
                     self.membership.forget(record.peer_id)
@@ -589,8 +596,3 @@ class Node:
         if key == self._own_key:
             return self.announcer.incarnation
         return self.table.incarnation_of(key)
-
-
-def _sooner(due: float, timer: float | None) -> float:
-    """The earlier of two times, one of which may be missing."""
-    return due if timer is None or timer >= due else timer

@@ -4,7 +4,6 @@ Source: libp2p/specs pubsub/gossipsub v1.0 and v1.1, sections "Parameters" and "
 Spec: docs/spec/08-pubsub.md, section "Parameters".
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
@@ -98,7 +97,7 @@ class ScoreConfig:
         opportunistic_threshold: where the median of a mesh is below it, better peers are asked in.
     """
 
-    topics: Mapping[str, TopicScoreConfig] = field(default_factory=dict[str, TopicScoreConfig])
+    topics: tuple[tuple[str, TopicScoreConfig], ...] = ()
     topic_score_cap: float = 100.0
     app_weight: float = 1.0
     colocation_weight: float = -100.0
@@ -206,7 +205,7 @@ class PubsubConfig:
     messages_debt_max: int = 400
     control_per_s: float = 2000.0
     control_burst: int = 10_000
-    control_debt_max: int = 20_000
+    control_debt_max: int = 10_000
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
@@ -234,5 +233,13 @@ class PubsubMisbehaved:
     code: ErrorCode
 
 
-Output = SendRpc | MessageCame | PubsubMisbehaved
+@dataclass(frozen=True, slots=True)
+class PeerSubscribed:
+    """A peer wants the messages of a topic that this node subscribes to, and did not before."""
+
+    peer_id: PeerId
+    topic: str
+
+
+Output = SendRpc | MessageCame | PubsubMisbehaved | PeerSubscribed
 """One thing to do, or one thing that happened."""

@@ -20,7 +20,16 @@ from protocol.budget import Budget, Verdict
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.pubsub.config import Judgement, MessageCame, Output, PubsubConfig, PubsubMisbehaved, SendRpc, Version
+from protocol.pubsub.config import (
+    Judgement,
+    MessageCame,
+    Output,
+    PeerSubscribed,
+    PubsubConfig,
+    PubsubMisbehaved,
+    SendRpc,
+    Version,
+)
 from protocol.pubsub.history import MessageCache, Promises, SeenCache
 from protocol.pubsub.mesh import GraftAnswer, TopicMesh
 from protocol.pubsub.messages import (
@@ -137,9 +146,14 @@ class PubsubRouter:
         self.scores.handle_connected(peer_id, host)
         if self._heartbeat_at is None:
             self._heartbeat_at = now + config.heartbeat_s * self._luck.uniform(0.5, 1.0)
-        if self._meshes:
-            self._send(peer_id, Rpc(subscriptions=tuple(Subscription(topic) for topic in self._meshes)))
+        self.greet(peer_id)
         return True
+
+    def greet(self, peer_id: PeerId) -> None:
+        """Tell a peer what is subscribed here, and which links to it are held; again where its stream is a new one."""
+        if peer_id in self._peers and self._meshes:
+            grafts = tuple(topic for topic, mesh in self._meshes.items() if peer_id in mesh.members)
+            self._send(peer_id, Rpc(subscriptions=tuple(map(Subscription, self._meshes)), grafts=grafts))
 
     def handle_disconnected(self, peer_id: PeerId, now: float) -> None:
         """Forget a connection; what was done over it is not forgotten."""
@@ -308,6 +322,8 @@ class PubsubRouter:
     def _handle_subscription(self, peer_id: PeerId, peer: _Peer, subscription: Subscription) -> None:
         topic = subscription.topic
         if subscription.subscribes:
+            if topic in self._meshes and topic not in peer.topics:
+                self.outputs.append(PeerSubscribed(peer_id, topic))
             if topic in self._meshes or len(peer.topics) < self._config.topics_max:
                 peer.topics[topic] = None
             return

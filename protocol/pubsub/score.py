@@ -53,6 +53,7 @@ class PeerScores:
     def __init__(self, config: ScoreConfig) -> None:
         """Starts with no opinions."""
         self._config = config
+        self._topics = dict(config.topics)
         self._peers: dict[PeerId, _Scored] = {}
         self._at: dict[str, int] = {}  # peers by address
         self._free = [ipaddress.ip_network(network) for network in config.colocation_free]
@@ -67,7 +68,7 @@ class PeerScores:
         if peer is None:
             return 0.0
         config = self._config
-        score = sum(self._on_topic(on_topic, config.topics[topic]) for topic, on_topic in peer.topics.items())
+        score = sum(self._on_topic(on_topic, self._topics[topic]) for topic, on_topic in peer.topics.items())
         if config.topic_score_cap > 0.0:
             score = min(score, config.topic_score_cap)
         score += config.app_weight * peer.app
@@ -111,7 +112,7 @@ class PeerScores:
             return
         for topic, on_topic in peer.topics.items():
             on_topic.first_deliveries = 0.0
-            on_topic.leave_mesh(self._config.topics[topic].mesh_deliveries_threshold)
+            on_topic.leave_mesh(self._topics[topic].mesh_deliveries_threshold)
         del self._peers[peer_id]
         self._peers[peer_id] = peer
         peer.forget_at = now + self._config.retain_s
@@ -124,13 +125,13 @@ class PeerScores:
     def handle_pruned(self, peer_id: PeerId, topic: str) -> None:
         """Notes that a link belongs to the mesh no more."""
         if (on_topic := self._counters(peer_id, topic)) is not None:
-            on_topic.leave_mesh(self._config.topics[topic].mesh_deliveries_threshold)
+            on_topic.leave_mesh(self._topics[topic].mesh_deliveries_threshold)
 
     def handle_delivered(self, peer_id: PeerId, topic: str, seen: Seen, now: float) -> None:
         """Notes that a message that came from this peer first is valid."""
         seen.delivery, seen.judged_at = Delivery.VALID, now
         if (on_topic := self._counters(peer_id, topic)) is not None:
-            cap = self._config.topics[topic].first_deliveries_cap
+            cap = self._topics[topic].first_deliveries_cap
             on_topic.first_deliveries = min(cap, on_topic.first_deliveries + 1.0)
         for deliverer in dict.fromkeys((peer_id, *seen.peers)):
             self._count_in_mesh(deliverer, topic)
@@ -156,7 +157,7 @@ class PeerScores:
             case Delivery.UNKNOWN | Delivery.VALID:
                 if len(seen.peers) < DELIVERERS_MAX:
                     seen.peers[peer_id] = None
-                config = self._config.topics.get(topic)
+                config = self._topics.get(topic)
                 in_time = config is not None and now - seen.judged_at <= config.mesh_deliveries_window_s
                 if seen.delivery is Delivery.VALID and in_time:
                     self._count_in_mesh(peer_id, topic)
@@ -189,7 +190,7 @@ class PeerScores:
                     self._forget(peer_id)
                 continue
             for topic, on_topic in peer.topics.items():
-                self._decay_topic(on_topic, config.topics[topic], now)
+                self._decay_topic(on_topic, self._topics[topic], now)
             peer.behaviour = self._less(peer.behaviour, config.behaviour_decay)
 
     def _decay_topic(self, on_topic: _OnTopic, config: TopicScoreConfig, now: float) -> None:
@@ -207,14 +208,14 @@ class PeerScores:
 
     def _counters(self, peer_id: PeerId, topic: str) -> _OnTopic | None:
         peer = self._peers.get(peer_id)
-        if peer is None or topic not in self._config.topics:
+        if peer is None or topic not in self._topics:
             return None
         return peer.topics.setdefault(topic, _OnTopic())
 
     def _count_in_mesh(self, peer_id: PeerId, topic: str) -> None:
         on_topic = self._counters(peer_id, topic)
         if on_topic is not None and on_topic.grafted_at is not None:
-            on_topic.mesh_deliveries = min(self._config.topics[topic].mesh_deliveries_cap, on_topic.mesh_deliveries + 1.0)
+            on_topic.mesh_deliveries = min(self._topics[topic].mesh_deliveries_cap, on_topic.mesh_deliveries + 1.0)
 
     def _is_free(self, host: str) -> bool:
         address = ipaddress.ip_address(host)

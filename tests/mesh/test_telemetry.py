@@ -191,7 +191,7 @@ def test_a_peer_that_is_gone_disconnected_or_forgotten_has_no_gauge(telemetry: T
 
 
 def test_links_and_sleep_are_counted(telemetry: Telemetry, log: StringIO) -> None:
-    telemetry.links_counted(12, 4)
+    telemetry.links_counted(12, 4, 2)
     telemetry.slept(30.04)
     assert value(telemetry, "isochrone_links", kind="connected") == 12
     assert value(telemetry, "isochrone_links", kind="mesh") == 4

@@ -19,7 +19,9 @@ from protocol.gossip import GossipConfig
 from protocol.gossip.overlay import Overlay
 from protocol.membership import Membership, MembershipConfig
 from protocol.node import Node, NodeConfig
+from protocol.node.strangers import StrangersConfig
 from protocol.probe import Probe, ProbeConfig
+from protocol.pubsub import PubsubConfig, ScoreConfig
 from protocol.records import RecordConfig, Sequencer
 from protocol.routing import RoutingConfig
 from protocol.services import ServiceConfig
@@ -65,6 +67,19 @@ SMALL = replace(
     coordinates=CoordinateConfig(peers_max=64),
     forwarding=ForwardingConfig(requests_max=64, seen_max=64),
     routing=RoutingConfig(service=ServiceConfig(entries_max=64)),
+    strangers=StrangersConfig(
+        pubsub=PubsubConfig(
+            history_max=64,
+            seen_max=64,
+            ids_asked_max=64,
+            ids_told_max=64,
+            idontwant_ids_max=64,
+            topics_max=64,
+            messages_debt_max=64,
+            control_debt_max=64,
+            score=ScoreConfig(retained_max=64),
+        )
+    ),
 )
 
 

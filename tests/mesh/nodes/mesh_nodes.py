@@ -275,7 +275,7 @@ class Start:
 
     @asynccontextmanager
     async def stranger(self, seed: int, **handlers: Callable) -> AsyncIterator[Transport]:
-        """A libp2p peer that speaks ping, identify and what is given, but is no node."""
+        """A libp2p peer that speaks ping, identify and what is given, by protocol id, but is no node."""
         identity = Identity.from_seed(bytes([seed]) * 32)
         transport = Transport(identity, engine=choose_engine(next(self._quic_engines)), handlers=handlers)
         async with trio.open_nursery() as nursery:

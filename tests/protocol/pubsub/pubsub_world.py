@@ -5,12 +5,21 @@ import random
 from itertools import count
 
 from protocol.identity import Identity
-from protocol.pubsub import Judgement, PubsubConfig, PubsubMisbehaved, PubsubRouter, ScoreConfig, TopicScoreConfig, Version
+from protocol.pubsub import (
+    Judgement,
+    PeerSubscribed,
+    PubsubConfig,
+    PubsubMisbehaved,
+    PubsubRouter,
+    ScoreConfig,
+    TopicScoreConfig,
+    Version,
+)
 from protocol.pubsub.config import MessageCame, SendRpc
 from protocol.pubsub.messages import Rpc, decode_rpc, encode_rpc
 
 TOPIC = "isochrone/test/cards"
-SCORED = ScoreConfig(topics={TOPIC: TopicScoreConfig()})
+SCORED = ScoreConfig(topics=((TOPIC, TopicScoreConfig()),))
 CONFIG = PubsubConfig(score=SCORED)
 IDENTITIES = [Identity.from_seed((7000 + number).to_bytes(32, "big")) for number in range(64)]
 
@@ -95,6 +104,8 @@ class World:
                     self.settle(peer_id)
                 case PubsubMisbehaved():
                     self.misbehaved.append(output)
+                case PeerSubscribed(other, topic):
+                    assert (topic, other in self.routers[peer_id].subscribers(TOPIC)) == (TOPIC, True)
 
     def run(self, seconds):
         until = self.now + seconds

@@ -352,8 +352,8 @@ def test_a_flood_of_bytes_entries_or_signatures_ends_the_connection_and_honest_t
     assert blamed(router_with(), ONE, padding, 4) is None
     assert blamed(router_with(), ONE, padding, 9) is ErrorCode.FLOODING
     entries = Rpc(ihaves=(IHave(TOPIC, tuple(b"%d" % number for number in range(5000))),))
-    assert blamed(router_with(), ONE, entries, 5) is None
-    assert blamed(router_with(), ONE, entries, 7) is ErrorCode.FLOODING
+    assert blamed(router_with(), ONE, entries, 3) is None
+    assert blamed(router_with(), ONE, entries, 4) is ErrorCode.FLOODING
     wrong = Rpc(messages=(replace(message(), data=b"other"),))
     generous = replace(CONFIG, score=replace(SCORED, graylist_threshold=-1e12))
     assert blamed(router_with(config=generous), ONE, wrong, 1400) is None

@@ -25,7 +25,7 @@ DECAY = {
 
 
 def scores_of(peers=(ONE, TWO), host="192.0.2.1", topic=None, **settings):
-    config = ScoreConfig(topics={"t": TopicScoreConfig(**{**NOTHING, **DECAY, **(topic or {})})}, **settings)
+    config = ScoreConfig(topics=(("t", TopicScoreConfig(**{**NOTHING, **DECAY, **(topic or {})})),), **settings)
     scores = PeerScores(config)
     for peer in peers:
         scores.handle_connected(peer, host)
