@@ -31,6 +31,15 @@ ID_BYTES_MAX = 256
 TOPIC_BYTES_MAX = 1024
 """Longest topic in bytes: ours have less than 100; others are read and left alone."""
 
+BARE_ID_BYTES = 44
+"""Length in bytes of an id as js-libp2p makes it: a public key message of 36 and a number of 8 (gossipsub, utils/msgIdFn)."""
+
+_MULTIHASH_HEADER = b"\x00\x24"
+"""An identity multihash of 36 bytes: what stands before the public key message in an Ed25519 peer id (peer-ids.md)."""
+
+_KEY_HEADER = b"\x08\x01\x12\x20"
+"""What an Ed25519 public key message begins with (peer-ids.md)."""
+
 _MESSAGE_FIELDS_MAX = 32
 """Most fields of one message: it has six; the rest is room for later versions."""
 
@@ -74,6 +83,21 @@ class PubsubMessage:
     def id(self) -> bytes:
         """What the message is called: author and number."""
         return self.author + self.seqno
+
+
+def whole_id(name: bytes) -> bytes:
+    """The id that is meant by one that may lack the header of the author's multihash, as js-libp2p calls messages."""
+    return _MULTIHASH_HEADER + name if is_bare(name) else name
+
+
+def is_bare(name: bytes) -> bool:
+    """Whether an id begins with the author's public key message, which stands in the peer id behind a header."""
+    return len(name) == BARE_ID_BYTES and name.startswith(_KEY_HEADER)
+
+
+def bare_id(name: bytes) -> bytes:
+    """An id without the header of the author's multihash, where it has one."""
+    return name[len(_MULTIHASH_HEADER) :] if is_bare(name[len(_MULTIHASH_HEADER) :]) else name
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,11 @@ from protocol.pubsub.messages import (
     PubsubMessage,
     Rpc,
     Subscription,
+    bare_id,
     decode_rpc,
     encode_rpc,
+    is_bare,
+    whole_id,
 )
 from protocol.pubsub.score import PeerScores
 from protocol.pubsub.signing import is_signed
@@ -60,6 +63,16 @@ class _Peer:
     ids_asked: int = 0
     idontwants: int = 0
     unwanted: dict[bytes, int] = field(default_factory=dict[bytes, int])  # heartbeats left, by id
+    tells_bare_ids: bool = False  # its ids lack the header of the author's multihash, and it knows no others
+
+    def called(self, name: bytes) -> bytes:
+        """An id as this peer calls it."""
+        return bare_id(name) if self.tells_bare_ids else name
+
+    def heard(self, name: bytes) -> bytes:
+        """The id that is meant by one that this peer tells."""
+        self.tells_bare_ids = self.tells_bare_ids or is_bare(name)
+        return whole_id(name)
 
 
 class PubsubRouter:
@@ -246,7 +259,7 @@ class PubsubRouter:
         for name in rpc.idontwants:
             if peer.idontwants < self._config.idontwant_ids_max:
                 peer.idontwants += 1
-                peer.unwanted[name] = self._config.idontwant_heartbeats
+                peer.unwanted[peer.heard(name)] = self._config.idontwant_heartbeats
 
     def handle_judged(self, peer_id: PeerId, message: PubsubMessage, judgement: Judgement, now: float) -> None:
         """Learn what the owner makes of a message, and pass it on if it may be.
@@ -289,7 +302,7 @@ class PubsubRouter:
         if len(message.data) >= self._config.idontwant_bytes_min:
             for other in self._meshes[message.topic].members:
                 if other != peer_id and self._peers[other].version is Version.V12:
-                    self._send(other, Rpc(idontwants=(name,)))
+                    self._send(other, Rpc(idontwants=(self._peers[other].called(name),)))
         self.outputs.append(MessageCame(peer_id, message))
 
     def _targets(self, topic: str, now: float) -> list[PeerId]:
@@ -322,14 +335,20 @@ class PubsubRouter:
     def _handle_subscription(self, peer_id: PeerId, peer: _Peer, subscription: Subscription) -> None:
         topic = subscription.topic
         if subscription.subscribes:
-            if topic in self._meshes and topic not in peer.topics:
-                self.outputs.append(PeerSubscribed(peer_id, topic))
-            if topic in self._meshes or len(peer.topics) < self._config.topics_max:
+            if topic in self._meshes:
+                self._note_subscriber(peer_id, peer, topic)
+            elif len(peer.topics) < self._config.topics_max:
                 peer.topics[topic] = None
             return
         peer.topics.pop(topic, None)
         if topic in self._meshes and self._meshes[topic].drop(peer_id):
             self.scores.handle_pruned(peer_id, topic)
+
+    def _note_subscriber(self, peer_id: PeerId, peer: _Peer, topic: str) -> None:
+        """A peer wants the messages of a topic of this node."""
+        if topic not in peer.topics:
+            peer.topics[topic] = None
+            self.outputs.append(PeerSubscribed(peer_id, topic))
 
     def _handle_ihaves(self, peer_id: PeerId, peer: _Peer, ihaves: Iterable[IHave], now: float) -> None:
         """Ask for what a peer has and this node lacks."""
@@ -341,18 +360,18 @@ class PubsubRouter:
             if peer.ihaves > self._config.ihaves_max:
                 break
             if ihave.topic in self._meshes:
-                wanted.update((name, None) for name in ihave.ids if name not in self._seen)
+                wanted.update((name, None) for name in map(peer.heard, ihave.ids) if name not in self._seen)
         asked = self._luck.sample(list(wanted), min(len(wanted), self._config.ids_asked_max - peer.ids_asked))
         if asked:
             peer.ids_asked += len(asked)
             self._promises.add(peer_id, asked, now)
-            self._send(peer_id, Rpc(iwants=tuple(asked)))
+            self._send(peer_id, Rpc(iwants=tuple(map(peer.called, asked))))
 
     def _handle_iwants(self, peer_id: PeerId, peer: _Peer, ids: Iterable[bytes]) -> None:
         """Send what a peer asks for, a few times at most."""
         if self.scores.score(peer_id) < self._config.score.gossip_threshold:
             return
-        for name in dict.fromkeys(ids):
+        for name in dict.fromkeys(map(whole_id, ids)):
             if name not in peer.unwanted and (found := self._cache.asked_by(name, peer_id)) is not None:
                 message, times = found
                 if times <= self._config.retransmissions_max:
@@ -365,7 +384,7 @@ class PubsubRouter:
                 continue  # no answer: others need not learn what is subscribed here
             match mesh.handle_graft(peer_id, now, is_dialled=peer.is_dialled):
                 case GraftAnswer.TAKEN:
-                    peer.topics[topic] = None
+                    self._note_subscriber(peer_id, peer, topic)  # py-libp2p grafts before it says that it subscribes
                     self.scores.handle_grafted(peer_id, topic, now)
                     continue
                 case GraftAnswer.HELD:
@@ -421,7 +440,7 @@ class PubsubRouter:
         count = max(self._config.degree_lazy, int(self._config.gossip_factor * len(others)))
         for peer_id in self._luck.sample(others, min(count, len(others))):
             told = self._luck.sample(ids, min(len(ids), self._config.ids_told_max))
-            self._send(peer_id, Rpc(ihaves=(IHave(topic, tuple(told)),)))
+            self._send(peer_id, Rpc(ihaves=(IHave(topic, tuple(map(self._peers[peer_id].called, told))),)))
 
     # Helpers
 

@@ -275,6 +275,41 @@ def test_below_the_graylist_threshold_nothing_is_read():
     assert hear(router, ONE, b"\xff") == []
 
 
+# Ids as js-libp2p makes them
+
+
+def test_ids_without_the_multihash_s_header_name_the_same_messages_and_are_told_back_so():
+    router = router_with(PEERS[:20])
+    heartbeat(router)
+    accept(router, hear(router, TWO, Rpc(messages=(message(1),))))
+    bare = [message(number).id[2:] for number in (1, 2)]
+    outputs = hear(router, ONE, Rpc(ihaves=(IHave(TOPIC, tuple(bare)),)))
+    assert rpcs_to(outputs, ONE).iwants == (bare[1],)
+    hear(router, ONE, Rpc(messages=(message(2),)))
+    for _ in range(4):
+        heartbeat(router)
+    assert router.scores._peers[ONE].behaviour == 0.0  # the promise was kept
+    assert rpcs_to(hear(router, TWO, Rpc(iwants=(message(2).id[2:],))), TWO).messages == ()  # forgotten by now, but understood
+    accept(router, hear(router, TWO, Rpc(messages=(message(3),))))
+    assert rpcs_to(hear(router, PEERS[2], Rpc(iwants=(message(3).id[2:],))), PEERS[2]).messages == (message(3),)
+
+
+def test_a_peer_is_told_bare_ids_once_it_told_one():
+    router = router_with((ONE, TWO, PEERS[2]), config=replace(CONFIG, degree=0, degree_min=0, degree_out=0))
+    hear(router, ONE, Rpc(idontwants=(message(9).id[2:],)))
+    accept(router, hear(router, PEERS[2], Rpc(messages=(message(1),))))
+    outputs = heartbeat(router)
+    assert rpcs_to(outputs, ONE).ihaves == (IHave(TOPIC, (message(1).id[2:],)),)
+    assert rpcs_to(outputs, TWO).ihaves == (IHave(TOPIC, (message(1).id,)),)
+
+
+def test_a_bare_id_that_is_not_wanted_is_not_pushed():
+    router = router_with()
+    heartbeat(router)
+    hear(router, TWO, Rpc(idontwants=(message().id[2:],)))
+    assert accept(router, hear(router, ONE, Rpc(messages=(message(),)))) == []
+
+
 # Long messages
 
 

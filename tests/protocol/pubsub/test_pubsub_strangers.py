@@ -56,6 +56,13 @@ def test_only_the_first_subscription_is_welcomed():
     assert messages_to(host.hear(ONE, Rpc(subscriptions=(Subscription(TOPIC),))), ONE) == ()
 
 
+def test_a_subscriber_that_grafts_before_it_subscribes_is_welcomed_once():
+    host = Host()
+    host.meet(ONE, subscribes=False)
+    assert len(messages_to(host.hear(ONE, Rpc(grafts=(TOPIC,))), ONE)) == 1
+    assert messages_to(host.hear(ONE, Rpc(subscriptions=(Subscription(TOPIC),))), ONE) == ()
+
+
 def test_a_new_card_of_the_node_reaches_all_subscribers():
     host = Host()
     for stranger in STRANGERS[:20]:
