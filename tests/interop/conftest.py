@@ -8,7 +8,7 @@ from foreign import ALL, Foreign
 def foreign(request):
     implementation = request.param
     if not implementation.is_installed:
-        pytest.fail(f"{implementation.command[0]} is missing: run `make test-interop`, which installs it")
+        pytest.fail(f"{implementation.name} is not installed: run `make test-interop`, which installs it")
     program = Foreign(implementation)
     yield program
     program.stop()

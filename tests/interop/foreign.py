@@ -57,7 +57,7 @@ class Implementation:
     @property
     def is_installed(self) -> bool:
         """Whether `make test-interop` has been run."""
-        return Path(self.command[0]).exists()
+        return (ENVIRONMENT / ".ready").exists()
 
 
 JS_RESETS = "@chainsafe/libp2p-quic 2.1.1 takes RESET_STREAM for the end of the data (stream.js, readFromStream)"
@@ -74,7 +74,7 @@ class Foreign:
     def __init__(self, implementation: Implementation) -> None:
         self.implementation = implementation
         if implementation is JS:  # a module of Node.js finds packages beside itself alone
-            shutil.copy(HERE / "js" / "js_peer.mjs", ENVIRONMENT / "js")
+            shutil.copy(HERE / "js" / "js_peer.mjs", ENVIRONMENT / "js" / "js_peer.mjs")
         self.process = subprocess.Popen(implementation.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         ready = json.loads(self.process.stdout.readline() or "{}")

@@ -119,17 +119,23 @@ async def test_we_identify_them_and_verify_their_record(foreign, engine, directi
 
 
 async def test_they_take_our_push(foreign, engine, direction):
+    """Each push replaces the one before, so one that is lost is made good by the next.
+
+    py-libp2p 0.8.1 now and then reports the end of a stream before the bytes that came with it, and loses a push by that.
+    """
     async with meeting(foreign, engine, direction) as met:
         await met.ask("identify")
         met.ours.transport._bind("127.0.0.1", 0)
-        met.ours.transport.add_handler("/interop/new/1", read_all)
         expected = {str(address.with_peer(None)) for address in met.ours.transport.addresses}
         assert len(expected) == 2
-        with trio.fail_after(20):
-            while True:
-                known = await met.ask("known")
-                if "/interop/new/1" in known["protocols"] and expected <= set(known["addresses"]):
-                    break
+        for number in range(4):
+            met.ours.transport.add_handler(f"/interop/new/{number}", read_all)
+            with trio.move_on_after(5):
+                while f"/interop/new/{number}" not in (known := await met.ask("known"))["protocols"]:
+                    pass
+                break
+        assert f"/interop/new/{number}" in known["protocols"]
+        assert set(known["addresses"]) == expected
         assert known["certified"]
 
 
