@@ -259,7 +259,12 @@ class Membership:
             self._set_link(peer_id, peer, Link.NEAR)
 
     def handle_ranking(
-        self, nearest: Sequence[PeerId], in_mesh: Collection[PeerId], now: float, beyond: Sequence[PeerId] = ()
+        self,
+        nearest: Sequence[PeerId],
+        in_mesh: Collection[PeerId],
+        now: float,
+        beyond: Sequence[PeerId] = (),
+        seeming: Sequence[PeerId] = (),
     ) -> None:
         """Moves the connections toward the nearest peers.
 
@@ -268,20 +273,22 @@ class Membership:
             in_mesh: the connected peers whose links belong to gossip's mesh, which are kept.
             now: monotonic seconds.
             beyond: the peers beyond the part of a large mesh that the node holds; their random links keep no part in one piece.
+            seeming: peers that may be as near and were not measured, the nearest first: where all the nearest are connected they
+                are dialled to find out, and until that is known a connection to one of them stays what it is.
         """
         config, self._ranked_at = self._config, now
         near = dict.fromkeys(nearest[: config.near_max])
-        outside = dict.fromkeys(beyond)
+        outside, tried = dict.fromkeys(beyond), dict.fromkeys(seeming)
         places = config.beyond_max
         for peer_id in sorted(self._connected):
             peer = self._peers[peer_id]
             if peer_id in outside and peer_id not in near and not self._is_small():
                 self._set_link(peer_id, peer, Link.BEYOND if places > 0 else Link.NONE)
                 places -= 1
-            elif peer.link is not Link.FAR:
+            elif peer.link is not Link.FAR and peer_id not in tried:
                 self._set_link(peer_id, peer, Link.NEAR if peer_id in near or self._is_small() else Link.NONE)
         if not self._is_small():
-            self._dial_some(near, outside, now)
+            self._dial_some(near, tried, outside, now)
         kept = sum(peer.link is not Link.NONE for peer in map(self._peers.__getitem__, sorted(self._connected)))
         surplus = [
             peer_id
@@ -444,9 +451,13 @@ class Membership:
             return False
         return peer.suspected_since is None and peer.link is Link.NONE and not peer.kept_by_peer
 
-    def _dial_some(self, near: Collection[PeerId], outside: Collection[PeerId], now: float) -> None:
-        """Dials a few of the near peers that are not connected, and a random one when far links, or links beyond, are missing."""
-        chosen = [peer_id for peer_id in near if self._may_be_chosen(peer_id, now)][: self._config.surplus_at_once]
+    def _dial_some(self, near: Collection[PeerId], tried: Iterable[PeerId], outside: Collection[PeerId], now: float) -> None:
+        """Dials a few of the near peers that are not connected, those to be tried when there are fewer, and some at random.
+
+        One at random is dialled when far links are missing, and one when links beyond are.
+        """
+        seen = dict.fromkeys((*near, *tried))
+        chosen = [peer_id for peer_id in seen if self._may_be_chosen(peer_id, now)][: self._config.surplus_at_once]
         far = sum(self._peers[other].link is Link.FAR for other in self._connected)
         if far < self._config.far_max:
             others = [peer_id for peer_id in sorted(self._peers) if peer_id not in near and peer_id not in outside]
@@ -459,7 +470,7 @@ class Membership:
 
     def _choose_one(self, peers: Iterable[PeerId], chosen: list[PeerId], now: float) -> None:
         """Adds one of the peers that may be dialled, at random, to those chosen."""
-        able = [peer_id for peer_id in peers if self._may_be_chosen(peer_id, now)]
+        able = [peer_id for peer_id in peers if peer_id not in chosen and self._may_be_chosen(peer_id, now)]
         if able:
             chosen.append(self._luck.choice(able))
 

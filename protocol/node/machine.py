@@ -384,8 +384,9 @@ class Node:
 
     def rank_nearest(self, now: float) -> None:
         """Looks for the nearest peers, as it does by itself from time to time: by measurements, and by coordinates elsewhere."""
-        nearest, self._near_within_s = self.views.nearest(self.vivaldi.coordinate, self.config.membership.near_max, now)
-        self.membership.handle_ranking(nearest, self.gossip.mesh(), now, self.gossip.beyond())
+        nearest = self.views.nearest(self.vivaldi.coordinate, self.config.membership.near_max, now)
+        self._near_within_s = nearest.within_s
+        self.membership.handle_ranking(nearest.seated, self.gossip.mesh(), now, self.gossip.beyond(), nearest.seeming)
         self._settle(now)
 
     def next_output(self) -> Output | None:

@@ -1,7 +1,8 @@
 """What a node knows of its peers, put together from its machines without reading a card."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from protocol.coordinates import Coordinate, estimate_rtt, estimate_rtt_to
 from protocol.identity import PeerId
@@ -12,9 +13,24 @@ from protocol.probe import Probe
 from protocol.records import Card, Edge, RecordKind
 from protocol.table import PeerTable
 
-ESTIMATE_MARGIN = 1.25
-"""By how much, unitless, a peer has to seem nearer by its place than one that was measured to be tried in its stead: near places
-are wrong by a tenth to a fifth, and whoever seems near by mistake would cost a truly near one its connection."""
+ESTIMATE_SLACK = 1.25
+"""How much farther than the farthest of the nearest, unitless, a peer may seem by its place and still be measured: near places
+are wrong by a tenth to a fifth, and a trial costs nobody its connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """Who is near, and who may be.
+
+    Attributes:
+        seated: the nearest peers, the nearest first: by measurement, and as far as too few were measured by their places.
+        seeming: peers that were not measured and may be as near by their places, the nearest first.
+        within_s: the round trip to the farthest of the seated in seconds, infinite while there are too few.
+    """
+
+    seated: list[PeerId]
+    seeming: list[PeerId]
+    within_s: float
 
 
 class Views:
@@ -117,11 +133,11 @@ class Views:
         record = self._table.get(peer_id, RecordKind.CARD)
         return record.payload if record is not None and isinstance(record.payload, Card) else None
 
-    def nearest(self, place: Coordinate, count: int, now: float) -> tuple[list[PeerId], float]:
-        """The nearest peers whose places are known, nearest first, and the round trip in seconds within which a peer is as near.
+    def nearest(self, place: Coordinate, count: int, now: float) -> Nearest:
+        """The nearest peers whose places are known, and those that may be as near and have to be measured to know it.
 
-        A round trip is the shortest measured where there is one, also of a peer that is not connected any more, and the estimate
-        from coordinates elsewhere, with a margin: whoever only seems near is tried seldom, and not again and again.
+        A place is a claim, and near ones are wrong by more than neighbours differ. So whoever was measured, connected or not any
+        more, is displaced by somebody who was measured to be nearer, and by nobody who only says so.
 
         Args:
             place: where this node is.
@@ -129,23 +145,32 @@ class Views:
             now: monotonic seconds.
         """
         measured = self._probe.distances(now)
-        told = {
-            peer_id: measured.get(peer_id, ESTIMATE_MARGIN * estimate_rtt(place, where))
-            for peer_id in self._membership.connected()
-            if (where := self._places.get(peer_id)) is not None
-        }
-        found = [(rtt_s, peer_id) for peer_id, rtt_s in told.items()]
-        found.sort()
-        limit_s = found[count - 1][0] if len(found) >= count else float("inf")  # who is farther is not among the nearest
+        kept = ((rtt_s, peer_id) for peer_id, rtt_s in measured.items() if self._may_be_kept(peer_id, now))
+        seated = heapq.nsmallest(count, kept)
+        missing = count - len(seated)
+        limit_s = float("inf") if missing else ESTIMATE_SLACK * seated[-1][0]
+        seeming = heapq.nsmallest(missing or count, self._estimates(place, limit_s, measured))
+        if missing:
+            seated, seeming = seated + seeming, []
+        within_s = max(rtt_s for rtt_s, _ in seated) if len(seated) == count else float("inf")
+        return Nearest([peer_id for _, peer_id in seated], [peer_id for _, peer_id in seeming], within_s)
+
+    def _estimates(self, place: Coordinate, limit_s: float, measured: Mapping[PeerId, float]) -> Iterator[tuple[float, PeerId]]:
+        """The estimated round trips below a limit to peers that were not measured."""
         first, height_s = place.vector[0], place.height_s
         for peer_id, carded in self._table.places():
-            at_least_s = ESTIMATE_MARGIN * (abs(carded[0] - first) + height_s + carded[-2])
-            if at_least_s > limit_s and peer_id not in measured:  # most of a large mesh
+            if abs(carded[0] - first) + height_s + carded[-2] >= limit_s:  # one component alone: most of a large mesh
                 continue
-            if peer_id not in told and peer_id != self._own:
-                found.append((measured.get(peer_id, ESTIMATE_MARGIN * estimate_rtt_to(place, carded)), peer_id))
-        nearest = heapq.nsmallest(count, found)
-        return [peer_id for _, peer_id in nearest], nearest[-1][0] if len(nearest) == count else float("inf")
+            if peer_id in measured or peer_id == self._own:
+                continue
+            told = self._places.get(peer_id)
+            rtt_s = estimate_rtt_to(place, carded) if told is None else estimate_rtt(place, told)
+            if rtt_s < limit_s:
+                yield rtt_s, peer_id
+
+    def _may_be_kept(self, peer_id: PeerId, now: float) -> bool:
+        """Whether a peer is connected, or lives as far as is known."""
+        return self._membership.is_connected(peer_id) or self._membership.standing(peer_id, now)[0] is Standing.ALIVE
 
     def edges(self, count: int, now: float) -> tuple[Edge, ...]:
         """The shortest measured paths, shortest first.

@@ -106,6 +106,24 @@ def test_near_peers_are_dialled_a_few_at_a_time_and_far_links_filled_up() -> Non
     assert sum(membership.is_far(peer_id) for peer_id in membership.connected()) == CONFIG.far_max
 
 
+def test_peers_that_only_seem_near_are_dialled_after_the_nearest_and_displace_nobody() -> None:
+    membership = crowded(10)
+    membership.handle_ranking(PEERS[:6], (), 1.0)
+    drained(membership, object)
+    seeming = [PEERS[5], *PEERS[20:30]]
+    membership.handle_ranking([*PEERS[:5], PEERS[12]], (), LATER, seeming=seeming)  # one of the nearest is not connected
+    membership.handle_timer(LATER + CONFIG.dial_polite_s)
+    outputs = drained(membership, object)
+    assert KeepLink(PEERS[5], keeps=False) not in outputs  # what it is will be known when it is measured
+    dialled = [output.target for output in outputs if isinstance(output, Connect)]
+    assert dialled[:2] == [PEERS[12], PEERS[20]]
+    assert len(dialled) == 3  # the last for a far link
+    assert dialled[2] not in (*PEERS[:6], PEERS[12], PEERS[20])
+    membership.handle_connected(PEERS[20], LATER + 1.0, PEERS[20])
+    membership.handle_ranking(PEERS[:6], (), LATER + 2.0)  # it was measured, and is not as near
+    assert links(membership)[1] == {PEERS[20]} - {peer for peer in PEERS if membership.is_far(peer)}
+
+
 def test_connections_that_neither_end_keeps_are_closed_a_few_at_a_time_down_to_the_bound() -> None:
     membership = crowded(30)
     closed: set[PeerId] = set()
