@@ -70,10 +70,11 @@ class StrangersConfig:
 
 @dataclass(slots=True)
 class _Worth:
-    """What the application score of one stranger is made of."""
+    """What the application score of one stranger is made of, and whether it has been sent the cards of a welcome."""
 
     rtt_s: float | None = None
     rejected_share: float = 0.0
+    is_welcomed: bool = False
 
 
 class Strangers:
@@ -236,7 +237,11 @@ class Strangers:
         self.router.scores.set_app_score(peer_id, config.near_weight * near + config.rejected_weight * worth.rejected_share)
 
     def _welcome(self, peer_id: PeerId, now: float) -> None:
-        """Sends a new subscriber this node's card and some others."""
+        """Sends a new subscriber this node's card and some others, once in a connection: looking for them is dear."""
+        worth = self._worth.get(peer_id)
+        if worth is None or worth.is_welcomed:
+            return
+        worth.is_welcomed = True
         own, wall_s = self._identity.peer_id, self._wall(now)
         others = [known for known in self._table.known() if known != own]
         chosen = [own, *self._luck.sample(others, min(len(others), self._config.welcome_max - 1))]

@@ -33,17 +33,28 @@ class GoDaemon:
 
     name = "go-libp2p"
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, *options: str) -> None:
         """Start the daemon with a key of our choice.
 
         Args:
             folder: for its key and its control socket.
             number: of its identity.
+            options: more of its command line.
         """
         self.identity = Identity.from_seed(bytes([number]) * 32)
         key, self._socket = folder / "key", folder / "control"
         key.write_bytes(b"\x08\x01\x12\x40" + self.identity.seed + self.identity.public_key)
-        command = [BINARY, "-q", "-id", key, "-listen", f"/unix{self._socket}", "-hostAddrs", "/ip4/127.0.0.1/udp/0/quic-v1"]
+        command = [
+            BINARY,
+            "-q",
+            "-id",
+            key,
+            "-listen",
+            f"/unix{self._socket}",
+            "-hostAddrs",
+            "/ip4/127.0.0.1/udp/0/quic-v1",
+            *options,
+        ]
         self.process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         ends = time.monotonic() + 20
         while not self._socket.exists():

@@ -6,11 +6,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import trio
 from foreign import ENVIRONMENT, HERE, Foreign, Implementation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mesh" / "nodes"))
-from mesh_nodes import MeshNode, PlannedEngine, Start, eventually, introduced
+from mesh_nodes import MeshNode, PlannedEngine, Start, eventually, heartbeats, introduced
 
 pytestmark = pytest.mark.interop
 
@@ -104,7 +103,7 @@ async def test_two_nodes_give_a_subscriber_one_copy_of_each_card(program, start)
         third = await start(PlannedEngine(), join=(one,))
         await introduced(one, other, third)
         await eventually(lambda: all(reader.cards_of(node) for node in (one, other, third)), WAIT_S)
-        await trio.sleep(2.0)  # another copy would have come by gossip by then
+        await heartbeats(one, 3)  # another copy would have come by gossip by then
         ids = [(card["from"], card["seqno"]) for card in reader.cards]
         assert len(ids) == len(set(ids))
 
@@ -119,9 +118,7 @@ async def test_what_is_no_card_is_rejected_until_nothing_is_heard(program, start
         await eventually(lambda: scores.score(program.peer_id) < -100.0, WAIT_S)
         await eventually(lambda: program.peer_id not in router_of(node).mesh(TOPIC), WAIT_S)
         before = scores.score(program.peer_id)
-        await trio.sleep(
-            3.5
-        )  # it offers the message by gossip for three heartbeats: it is known, asked for no more, and counts once
+        await heartbeats(node, 4)  # it offers the message by gossip for three: it is known, not asked for, and counts once
         assert before - 1.0 < scores.score(program.peer_id) < before + 5.0
         for number in range(5):
             await reader.ask("publish", topic=TOPIC, hex=f"deadbeef{number:02x}")

@@ -250,6 +250,13 @@ async def introduced(*nodes: MeshNode) -> None:
     await eventually(lambda: all(a.knows(b.peer_id) for a in nodes for b in nodes if a is not b), 10)
 
 
+async def heartbeats(node: MeshNode, count: int) -> None:
+    """Wait for so many heartbeats of a node's gossipsub, which is served to somebody."""
+    router = node.service.node.strangers.router
+    before = router._heartbeats
+    await eventually(lambda: router._heartbeats >= before + count, 5.0 + 2.0 * count)
+
+
 def text_of(response) -> str:
     return response.parse().choices[0].message.content
 

@@ -31,6 +31,8 @@ from protocol.libp2p.identify import IDENTIFY_PROTOCOL, Identify, encode_identif
 from protocol.libp2p.ping import PING_PROTOCOL
 from protocol.load import Beat, ModelLoad
 from protocol.places import encode_place
+from protocol.pubsub.messages import IHave, PubsubMessage, Rpc, Subscription, encode_rpc
+from protocol.pubsub.messages import Prune as PubsubPrune
 from protocol.records import Edges, seal
 from protocol.scope import Scope
 from protocol.table import RecordKey
@@ -164,3 +166,27 @@ def test_lines_read_well() -> None:
         "  loads model tiny running 1 waiting 2 slots 4 queue 0.5 s service 0.25 s"
     )
     assert line_of({"what": "lost", "count": 3}).plain.startswith("3 events were lost")
+
+
+def test_gossipsub_is_told_without_what_messages_hold():
+    message = PubsubMessage(bytes(IDENTITY.peer_id), b"the data", bytes(8), "t", bytes(64))
+    rpc = Rpc(
+        subscriptions=(Subscription("t"),),
+        messages=(message,),
+        ihaves=(IHave("t", (b"1", b"2")),),
+        iwants=(b"3",),
+        grafts=("t",),
+        prunes=(PubsubPrune("u", 60),),
+        idontwants=(b"4",),
+    )
+    assert describe("/meshsub/1.1.0", encode_rpc(rpc), by_opener=True, content=False) == {
+        "type": "rpc",
+        "subscriptions": [{"topic": "t", "subscribes": True}],
+        "messages": [{"topic": "t", "id": message.id.hex(), "bytes": 8}],
+        "have": ["31", "32"],
+        "want": ["33"],
+        "do_not_want": ["34"],
+        "graft": ["t"],
+        "prune": ["u"],
+    }
+    assert describe("/meshsub/1.2.0", b"\xff", by_opener=True, content=False)["type"] == "undecodable"

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pubsub_strategies import pubsub_messages, rpcs
 
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.libp2p.protobuf import encode_bytes, encode_text, encode_uint
@@ -14,35 +15,12 @@ from protocol.pubsub.messages import (
     TOPIC_BYTES_MAX,
     IHave,
     Prune,
-    PubsubMessage,
     Rpc,
     Subscription,
     decode_pubsub_message,
     decode_rpc,
     encode_pubsub_message,
     encode_rpc,
-)
-
-topics = st.text(max_size=40)
-ids = st.lists(st.binary(max_size=60), max_size=8).map(tuple)
-pubsub_messages = st.builds(
-    PubsubMessage,
-    author=st.binary(max_size=40),
-    data=st.binary(max_size=300),
-    seqno=st.binary(max_size=10),
-    topic=topics,
-    signature=st.binary(max_size=64),
-    key=st.binary(max_size=40),
-)
-rpcs = st.builds(
-    Rpc,
-    subscriptions=st.lists(st.builds(Subscription, topics, st.booleans()), max_size=5).map(tuple),
-    messages=st.lists(pubsub_messages, max_size=4).map(tuple),
-    ihaves=st.lists(st.builds(IHave, topics, ids), max_size=3).map(tuple),
-    iwants=ids,
-    grafts=st.lists(topics, max_size=3).map(tuple),
-    prunes=st.lists(st.builds(Prune, topics, st.none() | st.integers(0, 2**64 - 1)), max_size=3).map(tuple),
-    idontwants=ids,
 )
 
 

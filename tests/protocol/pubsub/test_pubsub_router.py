@@ -4,6 +4,9 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pubsub_strategies import rpcs_about
 from pubsub_world import CONFIG, IDENTITIES, SCORED, TOPIC, drained, rpcs_to
 
 from protocol.errors import ErrorCode
@@ -420,3 +423,30 @@ def test_a_router_without_peers_has_nothing_to_do():
     assert router.next_timer() is None
     router.publish(message(), 0.0, own=False)
     assert drained(router) == []
+
+
+MESSAGES = [message(number) for number in range(1, 4)] + [replace(message(9), data=b"other")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(rpcs_about(TOPIC, MESSAGES), st.sampled_from([0.0, 0.3, 70.0])), max_size=12))
+def test_whatever_a_peer_says_others_are_served_and_nothing_grows(talk):
+    router = router_with(PEERS[:8])
+    now = 0.0
+    for rpc, pause in talk:
+        now += pause
+        outputs = hear(router, ONE, rpc, now)
+        assert not any(isinstance(output, PubsubMisbehaved) for output in outputs)  # rude, but far from a flood
+        accept(router, outputs, now=now)
+        while router.next_timer() <= now:
+            heartbeat(router)
+    assert len(router.mesh(TOPIC)) <= CONFIG.degree_max
+    assert set(router.mesh(TOPIC)) <= set(PEERS[:8])
+    assert len(router._peers[ONE].topics) <= CONFIG.topics_max + 1
+    assert len(router._promises) <= CONFIG.ihaves_max * 4
+    for _ in range(2):
+        heartbeat(router)
+    fresh = message(77)
+    reached = {output.peer_id for output in accept(router, hear(router, TWO, Rpc(messages=(fresh,)), now), now=now)}
+    assert reached == set(router.mesh(TOPIC)) - {TWO}
+    assert len(reached) >= CONFIG.degree_min - 1

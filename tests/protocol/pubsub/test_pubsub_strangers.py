@@ -50,10 +50,13 @@ def test_a_subscriber_is_sent_the_node_s_card_and_can_verify_it():
     assert int.from_bytes(message.seqno, "big") == host.sealed()[0].sequence
 
 
-def test_only_the_first_subscription_is_welcomed():
+def test_only_the_first_subscription_of_a_connection_is_welcomed():
     host = Host()
     host.meet(ONE)
-    assert messages_to(host.hear(ONE, Rpc(subscriptions=(Subscription(TOPIC),))), ONE) == ()
+    for subscribes in (True, False, True):
+        assert messages_to(host.hear(ONE, Rpc(subscriptions=(Subscription(TOPIC, subscribes),))), ONE) == ()
+    host.node.handle_disconnected(ONE.peer_id, ErrorCode.NO_ERROR, host.now)
+    assert len(messages_to(host.meet(ONE), ONE)) == 1
 
 
 def test_a_subscriber_that_grafts_before_it_subscribes_is_welcomed_once():
