@@ -30,6 +30,9 @@ class GossipConfig:
         round_s: mean time between digest exchanges with one random peer, in seconds: a node that missed everything is whole again
             after a few.
         round_jitter: each round is so much shorter or longer at random, as a share of `round_s`, so that nodes fall out of step.
+        in_motion_s: seconds for which a card that can wait is on its way after it came here: a hop a heartbeat, some five hops.
+            Until then two tables differ in it, and comparing them costs two kilobytes of hashes.
+        rounds_left_out_max: rounds in a row that are left out because of such cards. What was missed is made good in 12 s then.
         greetings_per_s: digest exchanges begun because a connection began or came back, all peers together; what is over it waits
             for the rounds.
         greetings_burst: how many at once.
@@ -77,6 +80,8 @@ class GossipConfig:
     dont_want_bytes_min: int = 1024
     round_s: float = 2.0
     round_jitter: float = 0.2
+    in_motion_s: float = 5.0
+    rounds_left_out_max: int = 5
     greetings_per_s: float = 2.0
     greetings_burst: int = 8
     peers_max: int = 256

@@ -106,7 +106,7 @@ class Gossip:
         self._wants = Wants(config)
         self._refused = Refused(config.refused_max)
         self._news = News(config.history_heartbeats, config.history_max)
-        self._renewals = Renewals()
+        self._renewals = Renewals(config)
         self._repeats = Budget(config.repeats_per_s, config.repeats_burst, 0.0, 0.0)
         self._greetings = Budget(config.greetings_per_s, config.greetings_burst, 0.0, 0.0)
         self._round_at: float | None = None
@@ -264,7 +264,7 @@ class Gossip:
             for peer_id in self.horizon.unheard_by((peer_id, self._peers[peer_id].scope) for peer_id in self._order):
                 self._send(peer_id, answer_messages([(key, record.sequence)]))
         if outcome.can_wait:
-            self._renewals.add(Renewal(key, record, outcome.replaced, set()))
+            self._renewals.add(Renewal(key, record, outcome.replaced, set()), now)
             return
         self._tell(record, self._overlay.members, except_for=(), replaced=outcome.replaced)
         self._push_news()
@@ -290,7 +290,7 @@ class Gossip:
         self._schedule_round(now)
         self._wants.handle_timer(now)
         partners = [peer_id for peer_id in self._order if not self._peers[peer_id].misbehaved]
-        if partners:
+        if partners and not self._renewals.leave_out_round(now):
             self._start_exchange(self._luck.choice(partners))
 
     def next_output(self) -> Output | None:
@@ -397,7 +397,7 @@ class Gossip:
             return
         key = record_key(record.peer_id, record.kind)
         if outcome.can_wait:
-            self._renewals.add(Renewal(key, record, outcome.replaced, {from_peer}))
+            self._renewals.add(Renewal(key, record, outcome.replaced, {from_peer}), now)
             return
         if asked and self._repeats.take(1, now) is not Verdict.GRANTED:
             return

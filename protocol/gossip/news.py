@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from protocol.gossip.conversation import Conversation
+from protocol.gossip.events import GossipConfig
 from protocol.gossip.horizon import Horizon
 from protocol.gossip.messages import stamped_messages
 from protocol.identity import PeerId
@@ -79,12 +80,25 @@ class Renewal:
 class Renewals:
     """Cards that can wait: they are announced at the next heartbeat, and asked for by who lacks them."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: GossipConfig) -> None:
+        self._config = config
         self._items: dict[RecordKey, Renewal] = {}
+        self._added_at = float("-inf")
+        self._rounds_left_out = 0
 
-    def add(self, renewal: Renewal) -> None:
+    def add(self, renewal: Renewal, now: float) -> None:
         """Has a card announced, in place of an older one of the same node."""
         self._items[renewal.key] = renewal
+        self._added_at = now
+
+    def leave_out_round(self, now: float) -> bool:
+        """Whether a round is no time to compare tables, for cards that are on their way make them differ; not many in a row."""
+        config = self._config
+        in_motion = now < self._added_at + config.in_motion_s
+        self._rounds_left_out = (
+            self._rounds_left_out + 1 if in_motion and self._rounds_left_out < config.rounds_left_out_max else 0
+        )
+        return self._rounds_left_out > 0
 
     def handle_told(self, peer_id: PeerId, entries: Iterable[tuple[RecordKey, int]]) -> None:
         """Notes what a peer has, who need not be told of it."""

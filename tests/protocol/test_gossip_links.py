@@ -204,6 +204,24 @@ def test_who_has_told_of_a_renewed_card_is_not_told_of_it():
     assert announced(node.beat_heart(6.1)) == {key: {key_of(renewed): 2} for key in ids(MESH[2:])}
 
 
+def test_no_tables_are_compared_while_cards_that_can_wait_are_on_their_way():
+    node = meshed()
+    node.hear(MESH[0], Records((sealed(ORIGIN).envelope,)), now=0.0)
+    node.beat_heart(10.0)
+    node.hear(MESH[0], Records((sealed(ORIGIN, sequence=2).envelope,)), now=10.0)
+    assert told(node.beat_heart(10.0 + CONFIG.in_motion_s - 0.01), Digest) == []
+    assert len(told(node.beat_heart(16.0 + CONFIG.in_motion_s), Digest)) >= 2
+
+
+def test_tables_are_compared_now_and_then_though_cards_are_always_on_their_way():
+    node = meshed()
+    compared = 0
+    for second in range(1, 121):
+        node.hear(MESH[0], Records((sealed(ORIGIN, sequence=second).envelope,)), now=float(second))
+        compared += len(told(node.beat_heart(second + 0.99), Digest))
+    assert compared == pytest.approx(120.0 / CONFIG.round_s / (CONFIG.rounds_left_out_max + 1), abs=2)
+
+
 def test_an_own_card_that_says_the_same_is_announced_and_not_pushed():
     node = meshed(*OUTSIDE)
     node.publish(CARD, 0.0)
