@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 INTEROP ?= .venv-interop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-compiled test-interop check bench bench-interop bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test test-compiled test-conformance test-interop check bench bench-interop bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ $(INTEROP)/.ready: scripts/interop.sh tests/interop/python/requirements.txt test
 
 test-interop: $(READY)-test $(INTEROP)/.ready ## Install py-, js- and go-libp2p beside the project and meet them
 	INTEROP_VENV="$(INTEROP)" $(BIN)/python -m pytest -m interop tests/interop
+
+test-conformance: $(READY)-test ## Try a node on every sentence of the specification, and see that broken ones are caught
+	$(BIN)/python -m pytest -m conformance tests/spec
 
 check: $(READY)-check ## Format, lint, types, import contracts, spelling
 	$(BIN)/ruff format --check .

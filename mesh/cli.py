@@ -323,6 +323,41 @@ def demo(
 
 
 @app.command
+def conformance(
+    address: Annotated[str | None, Parameter(help="MULTIADDR of the node to try, with or without its peer id.")] = None,
+    /,
+    *,
+    only: Annotated[
+        list[str] | None, Parameter(help="Sentence ids or how they begin, such as ISO-GOS; repeatable.", negative="")
+    ] = None,
+    slow: Annotated[bool, Parameter(negative="", help="Also wait for the long timers: two minutes more.")] = False,
+    everything: Annotated[
+        bool, Parameter(name="--all", negative="", help="Also name the sentences that cannot be seen from outside.")
+    ] = False,
+    list_only: Annotated[bool, Parameter(name="--list", negative="", help="Show the sentences and what tries them.")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print one line of JSON for programs.")] = False,
+) -> int:
+    """Try a node at any address on the specification, sentence by sentence.
+
+    The suite connects as many strangers would, sends what is right and what is wrong, and looks at what comes back. It belongs at
+    test nodes: it floods, and it tells the node's mesh records of peers that exist for a minute. Exit code 1 means that a
+    sentence is not kept.
+
+    For example:
+
+        isochrone conformance /ip4/127.0.0.1/udp/4001/quic-v1
+        isochrone conformance --only ISO-GOS --only ISO-REC /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3KooW…
+        isochrone conformance --list
+    """
+    from mesh.conformance.command import list_sentences, run_conformance
+
+    prefixes = tuple(only or ())
+    if list_only:
+        return list_sentences(prefixes, as_text=not as_json)
+    return run_conformance(address, only=prefixes, slow=slow, everything=everything, as_text=not as_json)
+
+
+@app.command
 def version(*, as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for programs.")] = False) -> int:
     """Show the versions of the program and of what it stands on."""
     names = ("isochrone", "trio", "aioquic", "qh3", "onnxruntime")

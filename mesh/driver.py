@@ -183,7 +183,9 @@ class Driver:
 
     async def _dial(self, target: membership.Target, addresses: Iterable[Multiaddr], afresh: bool) -> None:
         """Tries the addresses in turn and tells the core how it went."""
-        for address in addresses:
+        for known in addresses:
+            # Who is dialled by its peer id must be who answers; addresses on cards do not name it.
+            address = known if isinstance(target, str) else known.with_peer(target)
             try:
                 with trio.fail_after(DIAL_TIMEOUT_S):
                     connection = await self._transport.dial(address, afresh=afresh)
@@ -344,6 +346,7 @@ class Driver:
                         self._greeted(stream.peer_id)
                     self._node.handle_message(stream.peer_id, message, self.now)
                     self.settle()
+            decoder.finish()
         except RemoteProtocolError as error:
             self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
             await self._hang_up(stream.peer_id, error.code)

@@ -16,7 +16,7 @@ Spec: docs/spec/03-records.md, section "Envelope".
 from dataclasses import replace
 
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from protocol.identity import Identity, PeerId, public_key_of, verify_signature
+from protocol.identity import Identity, PeerId, peer_id_from_bytes, public_key_of, verify_signature
 from protocol.records.config import (
     DEFAULT_RECORD_CONFIG,
     NETWORK_ID_BYTES_MAX,
@@ -210,7 +210,7 @@ def _kind(value: Plain) -> RecordKind:
 def _peer(value: Plain) -> PeerId:
     if not isinstance(value, bytes):
         raise RemoteProtocolError(ErrorCode.MALFORMED, "the peer id is not bytes")
-    peer_id = PeerId(value)
+    peer_id = peer_id_from_bytes(value)
     public_key_of(peer_id)  # raises where the id holds no Ed25519 key: nobody could check the signature
     return peer_id
 

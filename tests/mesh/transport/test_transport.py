@@ -398,6 +398,15 @@ async def test_announced_addresses_replace_the_bound_ones():
         assert a.transport.addresses == (public.with_peer(a.peer_id),)
 
 
+async def test_what_one_peer_observes_becomes_no_address_of_the_node():
+    public = parse_multiaddr("/dns4/node.example.org/udp/4001/quic-v1")
+    a, b = Node(1, "aioquic", announce=[public]), Node(2, "aioquic")
+    async with running(a, b):
+        said = await (await a.transport.dial(b.address)).identify()
+        assert said.observed_address not in (None, public.to_bytes())
+        assert a.transport.addresses == (public.with_peer(a.peer_id),)
+
+
 async def test_streams_beyond_the_limit_wait_for_one_to_end(engines):
     endpoint = EndpointConfig(engine=EngineConfig(streams_in_max=4))
     a, b = pair_of(engines, config=TransportConfig(endpoint=endpoint))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity, encode_public_key
+from protocol.libp2p import protobuf
 from protocol.libp2p.envelope import seal_peer_record
 from protocol.libp2p.identify import (
     IDENTIFY_MESSAGE_BYTES_MAX,
@@ -78,6 +79,11 @@ def test_long_record_travels_in_a_second_message() -> None:
 def test_messages_are_merged_until_the_stream_ends() -> None:
     parts = [Identify(protocols=("/a",), agent_version="x"), Identify(protocols=("/b",)), Identify(agent_version="y")]
     assert read(b"".join(encode_identify(part) for part in parts)) == Identify(protocols=("/a", "/b"), agent_version="y")
+
+
+def test_of_a_single_field_that_occurs_twice_the_last_counts() -> None:
+    twice = encode_frame(protobuf.encode_text(6, "first") + protobuf.encode_text(6, "last"))
+    assert read(twice) == Identify(agent_version="last")
 
 
 def test_ten_messages_pass_and_the_eleventh_is_refused() -> None:

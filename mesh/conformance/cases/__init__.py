@@ -1,0 +1,33 @@
+"""The cases, a module for a chapter or a part of one; importing this package registers them all.
+
+Add a case: a function under `@case("ISO-...")` in the module of its chapter. Where a sentence cannot be seen from outside, an
+`inside("ISO-...", "why", "tests/...::test_...")` in `inside_tests`.
+"""
+
+from mesh.conformance.cases import (
+    certificates,
+    connections,
+    conventions,
+    dialling,
+    handshake,
+    identify_readers,
+    identity,
+    inside_tests,
+    negotiation,
+    strangers,
+    streams,
+)
+
+__all__ = [
+    "certificates",
+    "connections",
+    "conventions",
+    "dialling",
+    "handshake",
+    "identify_readers",
+    "identity",
+    "inside_tests",
+    "negotiation",
+    "strangers",
+    "streams",
+]

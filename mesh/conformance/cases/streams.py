@@ -1,0 +1,122 @@
+"""Chapter 2: streams: credit, resets, stops, and how many.
+
+Spec: docs/spec/02-transport.md, section "Streams".
+"""
+
+import trio
+
+from mesh.conformance.peer import ScriptedPeer
+from mesh.conformance.registry import case, expect
+from mesh.conformance.wire import Stream
+from protocol.encoding import encode_frame
+from protocol.errors import ErrorCode
+from protocol.libp2p.ping import PING_PROTOCOL
+
+CHUNK_BYTES = 32 * 1024
+"""How much a case sends at once, in bytes: a multiple of a ping."""
+
+BURST = 1000
+"""New streams of a peer at once (docs/spec/02-transport.md, section "Limits")."""
+
+UNREAD_BYTES_MAX = 4 * 1024 * 1024
+"""What a node may take of a stream that it cannot answer, in bytes: its limit of 2 MiB unread, as much again for one send
+buffer and one window that it has read by then."""
+
+HEADER = encode_frame(b"/multistream/1.0.0\n")
+"""The first message of a stream."""
+
+
+@case("ISO-TRANSPORT-041", "ISO-TRANSPORT-046")
+async def what_is_not_read_is_bounded(peer: ScriptedPeer) -> None:
+    """A peer that sends pings and takes no echoes comes to an end: the credit, or the stream with FLOODING."""
+    connection = await peer.dial(peer.manner(credit_bytes=64 * 1024, frozen=True))
+    stream = await connection.speak(PING_PROTOCOL)
+    n_taken = await _pour(stream)
+    stopped = stream.stop_code is not None
+    expect(n_taken <= UNREAD_BYTES_MAX, f"at most {UNREAD_BYTES_MAX} bytes taken", n_taken)
+    if stopped:
+        expect(stream.stop_code == ErrorCode.FLOODING, "STOP_SENDING with FLOODING", stream)
+    expect(connection.end is None, "a connection that goes on", connection.end)
+    identify = connection.open()
+    identify.send(HEADER + encode_frame(b"/ipfs/id/1.0.0\n"))
+    await identify.until(lambda: identify.ended, "another stream of the connection is served meanwhile")
+
+
+async def _pour(stream: Stream) -> int:
+    """Send on a stream until the node takes no more; return how much it took."""
+    quic = stream.connection.quic
+    while stream.stop_code is None and stream.connection.end is None:
+        before = quic.sent_bytes(stream.id)
+        if before > UNREAD_BYTES_MAX:
+            break
+        stream.send(bytes(CHUNK_BYTES))
+
+        def goes_on(before: int = before) -> bool:
+            return quic.sent_bytes(stream.id) > before or stream.stop_code is not None
+
+        with trio.move_on_after(0.5):
+            await stream.connection.until(goes_on, "", 60.0)
+        if not goes_on():
+            break
+    return quic.sent_bytes(stream.id)
+
+
+@case("ISO-TRANSPORT-042")
+async def stop_sending_is_answered_by_a_reset_with_its_code(peer: ScriptedPeer) -> None:
+    """The code that the peer gave comes back."""
+    connection = await peer.dial()
+    stream = await connection.speak(PING_PROTOCOL)
+    stream.send(bytes(32))
+    await stream.receive(32, "the echo of a ping")
+    stream.stop(0x100)
+    await connection.until(lambda: stream.reset_code is not None, "RESET_STREAM after STOP_SENDING", seen=lambda: stream)
+    expect(stream.reset_code == 0x100, "the code 0x100", stream)
+    await peer.nothing_happens(connection)
+
+
+@case("ISO-TRANSPORT-042")
+async def a_reset_ends_its_stream_alone(peer: ScriptedPeer) -> None:
+    """RESET_STREAM in the middle of a frame leaves the connection as it was."""
+    connection = await peer.dial()
+    stream = await connection.speak(PING_PROTOCOL)
+    stream.send(bytes(20))
+    stream.reset(0x100)
+    await peer.nothing_happens(connection)
+
+
+@case("ISO-TRANSPORT-043", alone=True)
+async def opening_streams_without_end_is_flooding(peer: ScriptedPeer) -> None:
+    """Opening and resetting streams as fast as they are allowed ends the connection with FLOODING."""
+    connection = await peer.dial()
+    n_opened = 0
+    with trio.move_on_after(10.0):
+        while connection.end is None and n_opened < 8 * BURST:
+            if connection.quic.n_streams_opened >= connection.quic.streams_allowed:
+                await connection.until(
+                    lambda: connection.end or connection.quic.n_streams_opened < connection.quic.streams_allowed,
+                    "room for more streams, or the end",
+                )
+                continue
+            stream = connection.open()
+            stream.send(b"\x13")
+            stream.reset(0x100)
+            stream.stop(0x100)
+            n_opened += 1
+            if n_opened % 16 == 0:
+                await trio.lowlevel.checkpoint()
+    end = await connection.ended(f"the end of a connection with {n_opened} streams at once")
+    expect(end.by_node and end.code == ErrorCode.FLOODING, "FLOODING", end)
+    await peer.others_are_served()
+
+
+@case("ISO-TRANSPORT-045")
+async def as_many_streams_as_allowed_are_served(peer: ScriptedPeer) -> None:
+    """A peer may hold a hundred streams open; what the node does not serve it resets with OVERLOADED, and nothing else breaks."""
+    connection = await peer.dial()
+    streams = [connection.open() for _ in range(100)]
+    for stream in streams:
+        stream.send(HEADER)
+    await connection.until(lambda: all(stream.data or stream.is_over for stream in streams), "an answer on every stream")
+    refused = [stream for stream in streams if stream.reset_code is not None]
+    expect(all(stream.reset_code == ErrorCode.OVERLOADED for stream in refused), "OVERLOADED", [str(s) for s in refused[:3]])
+    await peer.nothing_happens(connection)

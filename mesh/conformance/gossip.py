@@ -1,0 +1,256 @@
+"""Gossip of the scripted peer: one conversation with the node, and records made by hand.
+
+A conversation has two streams, one for each direction. What the node says is decoded when somebody looks; what is said to it may
+be any bytes.
+
+Spec: docs/spec/03-records.md, docs/spec/04-gossip.md.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from mesh.conformance.peer import GOSSIP_PROTOCOL, SERVED, Listener, ScriptedPeer
+from mesh.conformance.quic import End, Manner
+from mesh.conformance.registry import NotApplicable, Unmet
+from mesh.conformance.wire import Connection, Stream
+from protocol.encoding import FrameDecoder, encode_frame
+from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.gossip.messages import (
+    Entries,
+    Message,
+    Records,
+    Want,
+    decode_message,
+    encode_message,
+)
+from protocol.identity import Identity, PeerId
+from protocol.multiaddr import Multiaddr
+from protocol.records import Card, Hardware, ModelOffer, Payload, seal
+from protocol.records.envelope import RECORD_DOMAIN
+from protocol.table import RecordKey
+from protocol.wire import PackingLimits, pack
+
+MESSAGE_BYTES_MAX = 65_536
+"""Longest gossip message in bytes (ISO-GOS-001)."""
+
+LIFETIME_S = 60.0
+"""Lifetime of the records that cases tell, in seconds: long enough for a case, short enough to leave no trace."""
+
+WIDE = PackingLimits(size_bytes_max=1 << 20, depth_max=32, values_max=100_000)
+"""Limits for what is packed by hand: wider than anything that a node accepts."""
+
+HARDWARE = Hardware("conformance", 1, 1 << 30, 1)
+"""What the scripted peer says that it runs on."""
+
+_M = TypeVar("_M")
+
+
+def record_key(kind: str, peer_id: PeerId) -> RecordKey:
+    """Return the key of a record (docs/spec/04-gossip.md, section "Digests")."""
+    return RecordKey(hashlib.sha256(kind.encode() + b":" + bytes(peer_id)).digest()[:8])
+
+
+def card_of(addresses: Sequence[Multiaddr] = (), models: Sequence[ModelOffer] = (), agent: str = "conformance") -> Card:
+    """Make a plain card."""
+    return Card(tuple(addresses), HARDWARE, tuple(models), None, agent)
+
+
+def signed(identity: Identity, packed: bytes) -> bytes:
+    """Sign the bytes of a record as they are."""
+    return identity.sign(RECORD_DOMAIN + packed) + packed
+
+
+class Scribe:
+    """Makes records of one identity on the node's network."""
+
+    def __init__(self, identity: Identity, network: str) -> None:
+        self.identity = identity
+        self.network = network
+        self.sequence = 0
+
+    def seal(
+        self,
+        payload: Payload,
+        *,
+        sequence: int | None = None,
+        issued_in_s: float = 0.0,
+        lasts_s: float = LIFETIME_S,
+        network: str | None = None,
+    ) -> bytes:
+        """Seal a payload as this identity's next record, or with a chosen number."""
+        self.sequence = self.sequence + 1 if sequence is None else sequence
+        issued_s = time.time() + issued_in_s
+        return seal(
+            self.identity, self.network if network is None else network, payload, self.sequence, issued_s, issued_s + lasts_s
+        ).envelope
+
+    def card(self, **named: object) -> bytes:
+        """Seal a plain card."""
+        return self.seal(card_of(), **named)  # type: ignore[arg-type]
+
+    def by_hand(self, payload: bytes, kind: str = "card", *, peer_id: bytes | None = None, more: Sequence[object] = ()) -> bytes:
+        """Sign a header round a payload that may be anything."""
+        self.sequence += 1
+        issued_ms = int(time.time() * 1000)
+        fields = [self.network, kind, bytes(self.identity.peer_id) if peer_id is None else peer_id, self.sequence]
+        fields += [issued_ms, issued_ms + int(LIFETIME_S * 1000), payload, *more]
+        return signed(self.identity, pack(fields, WIDE))
+
+
+class Gossip:
+    """One conversation with the node."""
+
+    def __init__(self, peer: ScriptedPeer, identity: Identity, connection: Connection, out: Stream) -> None:
+        self.peer = peer
+        self.identity = identity
+        self.connection = connection
+        self.out = out
+        self.scribe = Scribe(identity, peer.subject.network)
+        self.heard: list[Message] = []
+        self.raw: list[bytes] = []
+        self._decoders: dict[int, FrameDecoder] = {}
+
+    def send(self, *messages: Message) -> None:
+        """Say messages."""
+        self.out.send(b"".join(encode_frame(encode_message(message)) for message in messages))
+
+    def send_records(self, *envelopes: bytes) -> None:
+        """Push records."""
+        self.send(Records(envelopes))
+
+    def send_plain(self, *values: object) -> None:
+        """Say messages packed by hand."""
+        self.out.send(b"".join(encode_frame(pack(value, WIDE)) for value in values))
+
+    def listen(self) -> list[Message]:
+        """Decode what came and return everything heard so far.
+
+        Raises:
+            Unmet: the node said what does not decode.
+        """
+        for stream in self.connection.of(GOSSIP_PROTOCOL):
+            decoder = self._decoders.setdefault(stream.id, FrameDecoder(MESSAGE_BYTES_MAX))
+            decoder.receive(bytes(stream.data))
+            stream.data.clear()
+            try:
+                while (payload := decoder.next_frame()) is not None:
+                    self.raw.append(payload)
+                    message = decode_message(payload)
+                    if message is not None:
+                        self.heard.append(message)
+            except RemoteProtocolError as fault:
+                raise Unmet("gossip messages as chapter 4 lays them out", fault) from fault
+        return self.heard
+
+    def of(self, kind: type[_M]) -> list[_M]:
+        """Everything of one kind that was heard so far."""
+        return [message for message in self.listen() if isinstance(message, kind)]
+
+    def envelopes(self) -> list[bytes]:
+        """All records heard so far, as they came."""
+        return [envelope for message in self.of(Records) for envelope in message.envelopes]
+
+    def entries(self) -> dict[RecordKey, int]:
+        """The greatest sequence number heard for each key so far."""
+        told: dict[RecordKey, int] = {}
+        for message in self.of(Entries):
+            for key, sequence in message.entries:
+                told[key] = max(sequence, told.get(key, 0))
+        return told
+
+    async def until(self, condition: Callable[[], object], what: str, within_s: float | None = None) -> None:
+        """Wait until something holds of what was heard.
+
+        Raises:
+            Unmet: it does not in time.
+        """
+        await self.connection.until(lambda: condition() or self.connection.end, what, within_s, seen=self._summary)
+        if not condition():
+            raise Unmet(what, self.connection.end)
+
+    def _summary(self) -> str:
+        return str(self.connection.end or [type(message).__name__ for message in self.heard[-12:]])
+
+    async def hears(self, envelope: bytes, what: str, within_s: float | None = None) -> None:
+        """Wait for one record, byte for byte."""
+        await self.until(lambda: envelope in self.envelopes(), what, within_s)
+
+    async def settled(self) -> None:
+        """Wait until the node has taken everything that was said: what is asked for last is answered last."""
+        own = record_key("card", self.peer.subject.peer_id)
+        n_heard = len(self.envelopes())
+        self.send(Want((own,)))
+
+        def answered() -> bool:
+            return any(record_is_of(envelope, self.peer.subject.peer_id) for envelope in self.envelopes()[n_heard:])
+
+        await self.until(answered, "the node's own card when it is wanted")
+
+    async def blamed(self, code: ErrorCode, what: str) -> End:
+        """Wait for the connection to be closed with a code.
+
+        Raises:
+            Unmet: it is not, or with another.
+        """
+        end = await self.connection.ended(f"the connection closed with {code.name} for {what}")
+        if not (end.by_node and end.by_application and end.code == code):
+            raise Unmet(f"the connection closed with {code.name} (0x{code:x}) for {what}", end)
+        return end
+
+    async def holds(self, envelope: bytes, key: RecordKey) -> bool:
+        """Ask the node for a record and say whether it is this one."""
+        n_heard = len(self.envelopes())
+        self.send(Want((key,)))
+        await self.settled()
+        return envelope in self.envelopes()[n_heard:]
+
+
+def record_is_of(envelope: bytes, peer_id: PeerId) -> bool:
+    """Whether an envelope names a peer as its signer."""
+    return bytes(peer_id) in envelope[64:200]
+
+
+async def talk(
+    peer: ScriptedPeer, identity: Identity | None = None, *, connection: Connection | None = None, settle: bool = True
+) -> Gossip:
+    """Connect, open the conversation, and wait until the node has opened its side.
+
+    Raises:
+        NotApplicable: the node speaks no gossip.
+    """
+    peer.needs_gossip()
+    identity = identity or peer.identity
+    if connection is None:
+        connection = await peer.dial(identity=identity)
+    out = await connection.speak(GOSSIP_PROTOCOL)
+    gossip = Gossip(peer, identity, connection, out)
+    await connection.until(lambda: connection.of(GOSSIP_PROTOCOL), "a gossip stream opened by the node")
+    if settle:
+        await gossip.settled()
+    return gossip
+
+
+async def lure(
+    peer: ScriptedPeer,
+    identity: Identity | None = None,
+    manner: Manner | None = None,
+    served: tuple[str, ...] = SERVED,
+) -> tuple[Gossip, Listener, Connection]:
+    """Have the node dial: somebody tells it a card with an address of the scripted peer.
+
+    Returns:
+        The conversation of who told the card, the listener, and the connection that the node opened.
+
+    Raises:
+        NotApplicable: the node speaks no gossip or does not dial.
+    """
+    herald = await talk(peer, peer.stranger())
+    identity = identity or peer.stranger()
+    listener = peer.listen(identity, manner, served)
+    herald.send_records(Scribe(identity, peer.subject.network).seal(card_of([listener.address])))
+    connection = await listener.accepted(peer.subject.patience_s)
+    if connection is None:
+        raise NotApplicable("the node does not dial a peer whose card it learns (ISO-MEMBER-013)")
+    return herald, listener, connection

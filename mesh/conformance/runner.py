@@ -1,0 +1,221 @@
+"""Runs the cases on one node: first a look at who it is, then the cases, several at a time where they do not disturb each other.
+
+What was found out is kept as it comes, so that a run that is broken off has lost nothing.
+
+Spec: docs/spec/README.md, section "The conformance suite".
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+import trio
+
+from mesh.conformance import cases as _cases
+from mesh.conformance.gossip import record_is_of, record_key, talk
+from mesh.conformance.index import Sentence, load
+from mesh.conformance.peer import GOSSIP_PROTOCOL, ScriptedPeer, Subject, proven
+from mesh.conformance.registry import CASES, INSIDE, Case, NotApplicable, Unmet
+from mesh.conformance.wire import Connection
+from protocol.errors import RemoteProtocolError
+from protocol.gossip.messages import Want
+from protocol.identity import peer_id_text
+from protocol.records import Card, open_record, peek
+
+TOGETHER_MAX = 6
+"""Cases that run at the same time, a count: most of them wait, and the node still answers each within milliseconds."""
+
+CASE_S_MAX = 30.0
+"""Longest time of a case in seconds; one that waits for a timer of the specification has `SLOW_CASE_S_MAX`."""
+
+SLOW_CASE_S_MAX = 150.0
+"""Longest time of a slow case in seconds: twice the longest timer that one waits for."""
+
+
+class Outcome(StrEnum):
+    """What became of a case or of a sentence."""
+
+    PASS = "pass"  # noqa: S105  (no password)
+    FAIL = "fail"
+    NOT_APPLICABLE = "not applicable"
+    NOT_RUN = "not run"
+
+
+class UnreachableError(Exception):
+    """Nobody who could be tested answers at the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one case."""
+
+    case: Case
+    outcome: Outcome
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one sentence."""
+
+    sentence: Sentence
+    outcome: Outcome
+    reason: str
+    cases: tuple[str, ...]
+
+
+def choose(only: Sequence[str]) -> list[Case]:
+    """Return the cases for sentences whose ids begin with one of `only`, or all."""
+    wanted = tuple(prefix.upper() for prefix in only)
+    return [case for case in CASES if not wanted or any(name.startswith(wanted) for name in case.sentences)]
+
+
+async def look(subject: Subject) -> None:
+    """Find out who answers at the address and what it speaks.
+
+    Raises:
+        UnreachableError: nobody answers, or somebody else than was named.
+    """
+    unreachable: UnreachableError | None = None
+    async with trio.open_nursery() as nursery:
+        peer = ScriptedPeer(subject, nursery)
+        try:
+            began = trio.current_time()
+            connection = await peer.dial()
+            subject.rtt_s = (trio.current_time() - began) / 2  # a handshake takes one and a half, and the node's own work
+            subject.peer_id = proven(connection, time.time())
+            with suppress(Unmet):
+                subject.said, _ = await peer.identify(connection)
+            if GOSSIP_PROTOCOL in subject.said.protocols:
+                with suppress(Unmet):
+                    await _read_card(peer, connection)
+        except (Unmet, RemoteProtocolError) as fault:
+            unreachable = UnreachableError(f"{subject.address} cannot be tested: {fault}")
+        finally:
+            peer.leave()
+            nursery.cancel_scope.cancel()
+    if unreachable is not None:
+        raise unreachable
+    if subject.expected not in (None, subject.peer_id):
+        assert subject.expected is not None
+        found, wanted = peer_id_text(subject.peer_id), peer_id_text(subject.expected)
+        raise UnreachableError(f"{subject.address} is {found}, not {wanted}: wrong address or peer id")
+
+
+async def _read_card(peer: ScriptedPeer, connection: Connection) -> None:
+    """Ask the node for its card, which says of which network it is and what it serves.
+
+    Raises:
+        Unmet: the node does not tell it.
+    """
+    subject = peer.subject
+    gossip = await talk(peer, connection=connection, settle=False)
+    gossip.send(Want((record_key("card", subject.peer_id),)))
+
+    def told() -> list[bytes]:
+        return [envelope for envelope in gossip.envelopes() if record_is_of(envelope, subject.peer_id)]
+
+    await gossip.until(told, "the card of the node")
+    subject.envelope = told()[0]
+    subject.network = peek(subject.envelope).network_id
+    payload = open_record(subject.envelope, subject.network, time.time()).payload
+    subject.card = payload if isinstance(payload, Card) else None
+
+
+class Run:
+    """One run of the suite over one node."""
+
+    def __init__(self, subject: Subject, cases: Sequence[Case], *, slow: bool = False) -> None:
+        self.subject = subject
+        self.cases = list(cases)
+        self.results: dict[str, Result] = {}
+        self.slow = slow
+        self.began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return time.monotonic() - self.began
+
+    async def run(self, advanced: Callable[[Result], None] = lambda _result: None) -> None:
+        """Run every case; what is broken off leaves the results so far."""
+        together = [case for case in self.cases if not case.alone and not case.slow]
+        slots = trio.CapacityLimiter(TOGETHER_MAX)
+
+        async def in_a_slot(case: Case) -> None:
+            async with slots:
+                await self._note(case, advanced)
+
+        async with trio.open_nursery() as nursery:
+            for case in together:
+                nursery.start_soon(in_a_slot, case)
+        for case in self.cases:
+            if case.alone and not case.slow:
+                await self._note(case, advanced)
+        async with trio.open_nursery() as nursery:
+            for case in self.cases:
+                if case.slow:
+                    nursery.start_soon(self._note, case, advanced)
+
+    async def _note(self, case: Case, advanced: Callable[[Result], None]) -> None:
+        if case.slow and not self.slow:
+            result = Result(case, Outcome.NOT_APPLICABLE, "it waits for a long timer: run with --slow", 0.0)
+        else:
+            result = await run_case(case, self.subject)
+        self.results[case.name] = result
+        advanced(result)
+
+    def rows(self) -> list[Row]:
+        """What became of every sentence that the cases of this run or an inside entry name."""
+        chosen = {case.name for case in self.cases}
+        whole = len(chosen) == len(CASES)
+        rows = []
+        for sentence in load():
+            named = [case for case in CASES if sentence.id in case.sentences and case.name in chosen]
+            if named or whole:
+                rows.append(self._row(sentence, named))
+        return rows
+
+    def _row(self, sentence: Sentence, named: list[Case]) -> Row:
+        names = tuple(case.name for case in named)
+        if not named:
+            entry = INSIDE.get(sentence.id)
+            why = f"not seen from outside: {entry.why} ({', '.join(entry.tests)})" if entry else "no case: it does not bind"
+            return Row(sentence, Outcome.NOT_APPLICABLE, why, names)
+        results = [self.results.get(case.name) for case in named]
+        ended = [result for result in results if result is not None]
+        for outcome in (Outcome.FAIL, Outcome.PASS, Outcome.NOT_APPLICABLE):
+            found = [result for result in ended if result.outcome is outcome]
+            if found and (outcome is not Outcome.PASS or len(ended) == len(results)):
+                reasons = [f"{result.case.name}: {result.reason}" for result in found if result.reason]
+                return Row(sentence, outcome, "; ".join(reasons), names)
+        return Row(sentence, Outcome.NOT_RUN, "the run was broken off", names)
+
+
+async def run_case(case: Case, subject: Subject) -> Result:
+    """Run one case and say what became of it; whatever it began has ended then."""
+    began = trio.current_time()
+    outcome, reason = Outcome.PASS, ""
+    async with trio.open_nursery() as nursery:
+        peer = ScriptedPeer(subject, nursery)
+        try:
+            with trio.fail_after(SLOW_CASE_S_MAX if case.slow else CASE_S_MAX):
+                await case.run(peer)
+        except Unmet as unmet:
+            outcome, reason = Outcome.FAIL, str(unmet)
+        except NotApplicable as why:
+            outcome, reason = Outcome.NOT_APPLICABLE, str(why)
+        except trio.TooSlowError:
+            outcome, reason = Outcome.FAIL, "the case did not come to an end"
+        except Exception as fault:  # noqa: BLE001  (a case that breaks must not take the other results with it)
+            outcome, reason = Outcome.FAIL, f"the case itself broke: {type(fault).__name__}: {fault}"
+        finally:
+            peer.leave()
+            nursery.cancel_scope.cancel()
+    return Result(case, outcome, reason, trio.current_time() - began)
+
+
+assert _cases  # importing the package registers its cases

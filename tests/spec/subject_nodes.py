@@ -1,0 +1,65 @@
+"""A whole node to try: real sockets, a model that answers, a gateway."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from mesh.config import HostPort, NodeConfig, Ready
+from mesh.conformance.peer import Subject
+from mesh.conformance.registry import Case
+from mesh.conformance.runner import Result, Run, look
+from mesh.engines.echo import EchoEngine
+from mesh.service import Service
+from mesh.store import Store
+from mesh.telemetry import Telemetry, make_logger
+from protocol.multiaddr import parse_multiaddr
+
+LOOPBACK = parse_multiaddr("/ip4/127.0.0.1/udp/0/quic-v1")
+
+
+@asynccontextmanager
+async def subject_node(
+    state_dir: Path, quic_engine: str = "auto", break_it: Callable[[Service], None] = lambda _service: None
+) -> AsyncIterator[Subject]:
+    """Run a node, which `break_it` may spoil before it starts, and say where it is."""
+    config = NodeConfig(
+        state_dir=state_dir,
+        network="conformance-test",
+        listen=(LOOPBACK,),
+        listen_default=False,
+        announce=(),
+        bootstrap=(),
+        gateway=HostPort("127.0.0.1", 0),
+        engines=(),
+        quic_engine=quic_engine,
+        grace_s=0.2,
+        log_level="error",
+    )
+    engine = EchoEngine()
+    await engine.start()
+    with Store(state_dir) as store:
+        telemetry = Telemetry(make_logger("json", "error"))
+        service = Service(config, store, store.identity(), (engine,), telemetry)
+        break_it(service)
+        ready: list[Ready] = []
+        started, shutdown = trio.Event(), trio.Event()
+
+        def told(answer: Ready) -> None:
+            ready.append(answer)
+            started.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.run, told, shutdown)
+            await started.wait()
+            yield Subject(parse_multiaddr(ready[0].addresses[0]).with_peer(None))
+            shutdown.set()
+
+
+async def tried(subject: Subject, cases: Sequence[Case]) -> dict[str, Result]:
+    """Look at a node and run cases on it."""
+    await look(subject)
+    run = Run(subject, cases)
+    await run.run()
+    return run.results

@@ -1,0 +1,32 @@
+"""The conformance suite on nodes over real sockets: a sound node passes, and every wrong behaviour is caught by its name."""
+
+import pytest
+from subject_nodes import subject_node, tried
+from transport_faults import FAULTS
+
+from mesh.conformance.registry import CASES
+from mesh.conformance.runner import Outcome, choose
+
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(300)]
+
+
+@pytest.mark.parametrize("engine", ["aioquic", "qh3"])
+async def test_a_sound_node_passes(engine, tmp_path):
+    async with subject_node(tmp_path, engine) as subject:
+        results = await tried(subject, CASES)
+    failed = {name: result.reason for name, result in results.items() if result.outcome is Outcome.FAIL}
+    assert failed == {}
+    assert len(results) == len(CASES)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+async def test_a_wrong_behaviour_is_caught(fault, tmp_path, monkeypatch):
+    cases = choose(fault.sentences)
+    assert cases
+    async with subject_node(tmp_path, "aioquic", lambda service: fault.spoil(service, monkeypatch)) as subject:
+        results = await tried(subject, cases)
+    failed = [result for result in results.values() if result.outcome is Outcome.FAIL]
+    assert failed, {name: str(result.outcome) for name, result in results.items()}
+    assert not [result for result in failed if "the case itself broke" in result.reason], failed
+    told = {sentence for result in failed for sentence in result.case.sentences}
+    assert told & set(fault.sentences)
