@@ -60,7 +60,7 @@ def run_conformance(address: str | None, *, only: Sequence[str], slow: bool, eve
         return _refused(f"{address}: {fault}", EXIT_USAGE)
     except OSError as fault:
         return _refused(f"{address}: the name cannot be resolved ({fault.strerror})", EXIT_FAILED)
-    run = Run(subject, choose(only), slow=slow)
+    run = Run(subject, choose(only), slow=slow, only=only)
     try:
         interrupted = trio.run(partial(_watched, run, quiet=not as_text))
     except UnreachableError as fault:
@@ -68,7 +68,7 @@ def run_conformance(address: str | None, *, only: Sequence[str], slow: bool, eve
     rows = run.rows()
     if as_text:
         console = Console(highlight=False)
-        console.print(rows_table(rows, terse=not everything))
+        console.print(rows_table(rows, terse=not everything and not only))
         console.print(Text(summary(run, rows), style="bold"))
     else:
         print(json.dumps(as_json(run, rows)))

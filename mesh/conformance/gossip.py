@@ -19,7 +19,9 @@ from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.gossip.messages import (
     Entries,
+    Graft,
     Message,
+    Prune,
     Records,
     Want,
     decode_message,
@@ -27,10 +29,10 @@ from protocol.gossip.messages import (
 )
 from protocol.identity import Identity, PeerId
 from protocol.multiaddr import Multiaddr
-from protocol.records import Card, Hardware, ModelOffer, Payload, seal
+from protocol.records import DEFAULT_RECORD_CONFIG, Card, Hardware, ModelOffer, Payload, encode_payload, seal
 from protocol.records.envelope import RECORD_DOMAIN
 from protocol.table import RecordKey
-from protocol.wire import PackingLimits, pack
+from protocol.wire import PackingLimits, pack, unpack
 
 MESSAGE_BYTES_MAX = 65_536
 """Longest gossip message in bytes (ISO-GOS-001)."""
@@ -119,6 +121,10 @@ class Gossip:
     def send_records(self, *envelopes: bytes) -> None:
         """Push records."""
         self.send(Records(envelopes))
+
+    def send_bytes(self, message: bytes) -> None:
+        """Say a message that is not packed by us."""
+        self.out.send(encode_frame(message))
 
     def send_plain(self, *values: object) -> None:
         """Say messages packed by hand."""
@@ -254,3 +260,37 @@ async def lure(
     if connection is None:
         raise NotApplicable("the node does not dial a peer whose card it learns (ISO-MEMBER-013)")
     return herald, listener, connection
+
+
+def card_fields(card: Card | None = None) -> dict[str, object]:
+    """Return the payload of a card as a map, to be spoilt."""
+    plain = unpack(encode_payload(card or card_of(), DEFAULT_RECORD_CONFIG), WIDE)
+    assert isinstance(plain, dict)
+    return dict(plain)
+
+
+async def joined(peer: ScriptedPeer, identity: Identity | None = None, *, connection: Connection | None = None) -> Gossip:
+    """Begin a conversation whose link belongs to the mesh of both ends.
+
+    Raises:
+        Unmet: the node gives the link back, though it has room.
+    """
+    gossip = await talk(peer, identity, connection=connection)
+    gossip.send(Graft())
+    await gossip.settled()
+    links = [message for message in gossip.listen() if isinstance(message, Graft | Prune)]
+    if links and isinstance(links[-1], Prune):
+        raise Unmet("a link that is held when it is asked for, with room for it", "a prune")
+    return gossip
+
+
+async def told_through(herald: Gossip, listener: Gossip) -> bytes:
+    """Tell the card of a stranger and wait until it has come through: what was told before has come by then, or never will.
+
+    Raises:
+        Unmet: it does not come through.
+    """
+    envelope = Scribe(herald.peer.stranger(), herald.peer.subject.network).card()
+    herald.send_records(envelope)
+    await listener.hears(envelope, "news passed on over a link of the mesh")
+    return envelope

@@ -128,9 +128,10 @@ async def _read_card(peer: ScriptedPeer, connection: Connection) -> None:
 class Run:
     """One run of the suite over one node."""
 
-    def __init__(self, subject: Subject, cases: Sequence[Case], *, slow: bool = False) -> None:
+    def __init__(self, subject: Subject, cases: Sequence[Case], *, slow: bool = False, only: Sequence[str] = ()) -> None:
         self.subject = subject
         self.cases = list(cases)
+        self.only = tuple(prefix.upper() for prefix in only)
         self.results: dict[str, Result] = {}
         self.slow = slow
         self.began = time.monotonic()
@@ -169,15 +170,13 @@ class Run:
         advanced(result)
 
     def rows(self) -> list[Row]:
-        """What became of every sentence that the cases of this run or an inside entry name."""
+        """What became of every sentence that was chosen."""
         chosen = {case.name for case in self.cases}
-        whole = len(chosen) == len(CASES)
-        rows = []
-        for sentence in load():
-            named = [case for case in CASES if sentence.id in case.sentences and case.name in chosen]
-            if named or whole:
-                rows.append(self._row(sentence, named))
-        return rows
+        return [
+            self._row(sentence, [case for case in CASES if sentence.id in case.sentences and case.name in chosen])
+            for sentence in load()
+            if not self.only or sentence.id.startswith(self.only)
+        ]
 
     def _row(self, sentence: Sentence, named: list[Case]) -> Row:
         names = tuple(case.name for case in named)

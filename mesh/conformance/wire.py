@@ -170,7 +170,7 @@ class Connection:
         frames: the DATAGRAM frames that came.
         echoes: whether the node's probes are answered.
         deaf: whether what comes is dropped.
-        mute: whether what would be sent is dropped.
+        mute: whether what would be sent is kept back, in `unsent`.
         patience_s: how long to wait for what must come.
     """
 
@@ -183,6 +183,7 @@ class Connection:
         self.patience_s = patience_s
         self.deaf = False
         self.mute = False
+        self.unsent: list[tuple[bytes, Address]] = []
         self.n_bytes_in = 0
         self.n_bytes_out = 0
         self.n_datagrams_in = 0
@@ -276,12 +277,21 @@ class Connection:
     def flush(self) -> None:
         """Send what waits, look at what came, and wake who waits for it."""
         for data, address in self.quic.datagrams_to_send(trio.current_time()):
-            if not self.mute:
-                self.n_bytes_out += len(data)
-                self._link.send(data, address)
+            if self.mute:
+                self.unsent.append((data, address))
+                continue
+            self.n_bytes_out += len(data)
+            self._link.send(data, address)
         self._collect()
         self._wake.set()
         self._changed.unpark_all()
+
+    def release(self) -> None:
+        """Send what was kept back while it was mute."""
+        self.mute = False
+        for data, address in self.unsent:
+            self._link.send(data, address)
+        self.unsent.clear()
 
     def move(self, link: "Link") -> None:
         """Go on from another socket, as a client does whose address has changed."""

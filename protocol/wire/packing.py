@@ -24,6 +24,9 @@ Plain: TypeAlias = "bool | int | float | str | bytes | list[Plain] | dict[str, P
 INT_MAX = 2**63 - 1
 """Largest integer, a count: what a signed 64-bit field of any language holds."""
 
+_OVER_A_COUNT = " exceeds max_"
+"""What msgpack's ValueError says of an array or a map that announces more elements than it was allowed, before it makes any."""
+
 _packb = cast("Callable[..., bytes]", msgpack.packb)  # pyright: ignore[reportUnknownMemberType]
 _unpackb = cast("Callable[..., object]", msgpack.unpackb)  # pyright: ignore[reportUnknownMemberType]
 
@@ -107,6 +110,8 @@ def unpack(buffer: bytes | memoryview, limits: PackingLimits) -> Plain:
     except _UnacceptableError as error:
         raise RemoteProtocolError(error.code, error.detail) from None
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        if _OVER_A_COUNT in str(error):
+            raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"more than {limits.values_max} values") from None
         # msgpack's own errors (ExtraData, FormatError, StackError, UnicodeDecodeError) are ValueErrors; OutOfData is not
         raise RemoteProtocolError(ErrorCode.MALFORMED, f"not msgpack: {type(error).__name__}") from None
     return cast("Plain", value)

@@ -41,9 +41,7 @@ def test_any_bytes_give_a_plain_value_or_the_one_declared_error(buffer):
         b"\xc1",  # never used
         b"\x01\x02",  # bytes left over
         b"\x92\x01",  # ends early
-        b"\xdc\xff\xff",  # an array longer than the buffer
-        b"\xdd\xff\xff\xff\xff",
-        b"\xdf\xff\xff\xff\xff",
+        b"\xdc\x00\x40",  # an array longer than the buffer
         b"\xa2\xff\xfe",  # not UTF-8
         msgpack.packb(float("nan")),
         msgpack.packb(float("inf")),
@@ -67,6 +65,10 @@ def test_size_depth_and_count_are_bounded_exactly():
     assert refused(b"\x91\x91\x91\x91\x91\x01") is ErrorCode.TOO_LARGE
     assert unpack(msgpack.packb([1] * 63), LIMITS) == [1] * 63
     assert refused(msgpack.packb([1] * 64)) is ErrorCode.TOO_LARGE
+    for announced in (b"\xdc\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"):  # longer than the buffer, too
+        assert refused(announced) is ErrorCode.TOO_LARGE
+    assert refused(msgpack.packb([1] * 65)) is ErrorCode.TOO_LARGE  # here the library itself refuses to begin
+    assert refused(msgpack.packb({str(number): 1 for number in range(65)})) is ErrorCode.TOO_LARGE
     assert refused(msgpack.packb([[1] * 20] * 4)) is ErrorCode.TOO_LARGE
 
 

@@ -165,7 +165,9 @@ def test_a_lifetime_over_its_limit_is_neither_sealed_nor_opened(payload):
         (1, "route", ErrorCode.UNSUPPORTED),  # a kind of a later version
         (1, "beat", ErrorCode.UNSUPPORTED),  # a kind that is given up
         (1, 1, ErrorCode.MALFORMED),
-        (2, b"", ErrorCode.UNSUPPORTED),
+        (2, b"", ErrorCode.MALFORMED),
+        (2, b"\x13\x20" + bytes(32), ErrorCode.MALFORMED),  # a multihash of another kind
+        (2, b"\x12\x20" + bytes(31), ErrorCode.MALFORMED),  # a length byte that lies
         (2, b"\x12\x20" + bytes(32), ErrorCode.UNSUPPORTED),  # the hash of some key
         (2, "text", ErrorCode.MALFORMED),
         (3, 0, ErrorCode.MALFORMED),

@@ -12,7 +12,7 @@ from mesh.conformance.registry import CASES, INSIDE
 
 ROOT = Path(__file__).parent.parent.parent
 INDEX = ROOT / "mesh" / "conformance" / "data" / "sentences.json"
-TO_COME = ("ISO-REC", "ISO-GOS", "ISO-MEMBER", "ISO-PROBE", "ISO-COORD", "ISO-INFER")
+TO_COME = ("ISO-PUBSUB",)  # chapters whose cases are not written yet
 SENTENCES = {sentence.id: sentence for sentence in load()}
 NAMED = {name for case in CASES for name in case.sentences} | set(INSIDE)
 

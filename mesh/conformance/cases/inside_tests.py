@@ -55,3 +55,175 @@ inside(
     "a queue of the sender is never full for a peer to see",
     _ENDPOINT + "test_too_many_datagram_frames_at_once_are_dropped",
 )
+
+# Chapter 3
+
+_RECORDS = "tests/protocol/test_records.py::"
+_TABLE = "tests/protocol/test_table.py::"
+_ANNOUNCER = "tests/protocol/test_announcer.py::"
+_GOSSIP = "tests/protocol/test_gossip_machine.py::"
+_HORIZON = "tests/protocol/test_horizon.py::"
+_SUSPICION = "tests/protocol/test_suspicion.py::"
+_MEMBERSHIP = "tests/protocol/test_membership.py::"
+
+inside(
+    "ISO-REC-016",
+    "it takes crashes of the node, and of its disk",
+    _RECORDS + "test_no_sequence_number_is_used_twice_whatever_crashes",
+    "tests/mesh/test_store.py::test_killed_node_never_reuses_a_sequence",
+)
+inside(
+    "ISO-REC-019",
+    "what is remembered after a restart and by a wrong clock does not show within a run",
+    _TABLE + "test_an_old_record_cannot_come_back_after_a_newer_one_expired",
+    _TABLE + "test_what_expired_by_a_wrong_clock_is_let_in_again_and_nothing_older",
+)
+inside(
+    "ISO-REC-021",
+    "it takes more peers than a table holds",
+    _TABLE + "test_whatever_happens_bounds_hold_and_no_number_goes_back",
+    _TABLE + "test_expired_peers_make_room_before_live_ones",
+    _TABLE + "test_the_peer_unheard_the_longest_makes_room_and_never_this_node",
+)
+inside(
+    "ISO-REC-022",
+    "a card is renewed after an hour",
+    _ANNOUNCER + "test_card_that_does_not_change_is_renewed_at_half_its_lifetime_with_the_same_content",
+)
+inside(
+    "ISO-REC-023",
+    "as ISO-REC-022",
+    _ANNOUNCER + "test_place_that_wanders_is_not_told_with_a_renewal_unless_it_is_news",
+)
+inside(
+    "ISO-REC-024",
+    "a start, a sleep and a step of the clock are the node's own",
+    _ANNOUNCER + "test_incarnation_grows_with_a_refutation_and_a_renewal_and_with_nothing_else",
+)
+
+# Chapter 4
+
+inside(
+    "ISO-GOS-002",
+    "how much waits in a node does not show",
+    "tests/mesh/nodes/test_lives.py::test_peers_that_come_and_go_leave_nothing_behind",
+    "tests/mesh/nodes/test_outbox.py::test_what_waits_for_a_peer_is_bounded_and_the_oldest_goes",
+)
+inside("ISO-GOS-012", "it takes a thousand records that a node asks for", _GOSSIP + "test_bytes_that_were_asked_for_are_free")
+inside("ISO-GOS-015", "nobody else can make a record of the node", _GOSSIP + "test_a_forgotten_own_record_is_heard")
+inside(
+    "ISO-GOS-037",
+    "a node holds a part only of a mesh of thousands",
+    _HORIZON + "test_past_the_bound_the_nearest_are_held_and_a_sample_of_the_others",
+    _HORIZON + "test_whom_the_node_is_connected_to_is_held_however_far_and_however_many_claim_to_be_near",
+)
+inside(
+    "ISO-GOS-039",
+    "as ISO-GOS-037",
+    _HORIZON + "test_what_is_beyond_the_scope_is_taken_when_asked_for_only",
+    _HORIZON + "test_an_answer_that_comes_too_late_is_not_taken",
+)
+
+# Chapter 5
+
+_PROBE = "tests/protocol/test_probe.py::"
+_DOUBT = "tests/protocol/test_probe_doubt.py::"
+_STRAIN = "tests/protocol/test_probe_strain.py::"
+
+inside("ISO-PROBE-006", "what a node measures is its own", _PROBE + "test_the_kernels_time_of_arrival_counts_and_not_ours")
+inside("ISO-PROBE-007", "as ISO-PROBE-006", _PROBE + "test_an_echo_at_an_impossible_moment_is_no_sample")
+inside(
+    "ISO-PROBE-008",
+    "what a node remembers is its own",
+    _PROBE + "test_outstanding_nonces_are_bounded_and_the_oldest_are_forgotten",
+    _PROBE + "test_peers_are_bounded",
+)
+inside("ISO-PROBE-009", "it takes a node that is held up", _STRAIN + "test_a_node_that_was_held_up_blames_nobody")
+inside(
+    "ISO-PROBE-017",
+    "a silence before a link is not told from one on it",
+    _DOUBT + "test_a_peer_that_joins_the_mesh_is_not_blamed_for_its_silence_before",
+)
+inside(
+    "ISO-COORD-005",
+    "what a node prefers shows in its choices alone",
+    "tests/protocol/node/test_nearest.py::test_a_crowd_that_claims_to_be_near_displaces_nobody_who_was_measured",
+    "tests/protocol/test_routing.py::test_own_measurements_win_over_what_is_advertised",
+)
+
+# Chapter 6
+
+inside(
+    "ISO-INFER-005",
+    "no peer can make a node wait for an hour or count so far",
+    "tests/protocol/wire/test_infer_codec.py::test_durations_and_counts_past_their_range_are_told_as_its_end",
+    "tests/protocol/wire/test_infer_codec.py::test_long_error_messages_are_cut_between_characters",
+)
+inside(
+    "ISO-INFER-019",
+    "an engine that dies is the node's own",
+    "tests/mesh/test_inference_streams.py::test_an_engine_that_dies_in_mid_stream_fails_the_answer",
+    "tests/mesh/test_inference_streams.py::test_a_fault_of_our_own_is_told_and_raised",
+    "tests/mesh/test_inference_streams.py::test_a_node_that_stops_resets_its_streams",
+)
+
+# Chapter 7
+
+inside(
+    "ISO-MEMBER-001",
+    "bootstrap addresses are the node's own",
+    _MEMBERSHIP + "test_bootstrap_address_is_dialled_at_once_and_again_after_the_backoff",
+    _MEMBERSHIP + "test_backoff_grows_to_its_bound_and_never_past_it",
+)
+inside(
+    "ISO-MEMBER-006",
+    "as ISO-GOS-002",
+    "tests/mesh/nodes/test_outbox.py::test_what_waits_for_a_peer_is_bounded_and_the_oldest_goes",
+)
+inside(
+    "ISO-MEMBER-015",
+    "it takes more peers than a node wants",
+    "tests/protocol/node/test_nearest.py::test_a_crowd_that_claims_to_be_near_displaces_nobody_who_was_measured",
+)
+inside(
+    "ISO-MEMBER-016",
+    "it takes more peers than a node wants",
+    "tests/protocol/test_links.py::test_young_and_silent_connections_are_not_surplus",
+)
+inside(
+    "ISO-MEMBER-017",
+    "as ISO-MEMBER-016",
+    "tests/protocol/test_links.py::test_suspected_peer_cannot_call_its_connection_surplus_to_stay_alive",
+)
+inside(
+    "ISO-MEMBER-020",
+    "whether somebody counts as gone or as silent does not show",
+    _MEMBERSHIP + "test_late_cards_do_not_bring_back_who_has_left",
+    _MEMBERSHIP + "test_doubt_that_merely_runs_out_brings_nobody_back",
+)
+inside(
+    "ISO-MEMBER-021",
+    "it takes minutes, and shows in what is not told",
+    "tests/protocol/node/test_node_routing.py::test_peer_that_stays_away_is_forgotten_and_dialled_no_more",
+    _TABLE + "test_a_removed_peer_comes_back_by_news_only",
+)
+inside(
+    "ISO-MEMBER-027",
+    "as ISO-MEMBER-020",
+    _MEMBERSHIP + "test_unconnected_peer_is_alive_by_its_card_until_others_doubt_it",
+    _MEMBERSHIP + "test_unconnected_peer_that_stays_doubted_is_gone_and_then_forgotten",
+)
+inside(
+    "ISO-MEMBER-029", "it takes minutes until somebody is forgotten", _SUSPICION + "test_forgotten_peer_that_refutes_is_acquitted"
+)
+inside(
+    "ISO-MEMBER-030",
+    "nobody else can make a record of the node's earlier life",
+    _SUSPICION + "test_verdict_of_an_earlier_life_is_replaced_each_time_that_a_record_of_that_life_shows",
+)
+inside(
+    "ISO-MEMBER-031",
+    "no peer can have a machine sleep",
+    "tests/mesh/test_sleep.py::test_a_sleep_is_told_and_refuted_once",
+    "tests/protocol/node/test_node_membership.py::test_machine_that_slept_is_back_as_soon_as_it_wakes",
+)
