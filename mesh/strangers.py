@@ -186,6 +186,7 @@ class Strangers:
                     stream.tell(Doing.FRAME, sent=False, data=rpc)
                     self._node.strangers.handle_rpc(stream.peer_id, rpc, self._transport.now())
                     self._settle()
+            decoder.finish()
         except RemoteProtocolError as error:
             self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
             await stream.connection.close(error.code, error.code.name.lower())

@@ -1,6 +1,7 @@
 """The conformance suite on nodes over real sockets: a sound node passes, and every wrong behaviour is caught by its name."""
 
 import mesh_faults
+import pubsub_faults
 import pytest
 from subject_nodes import subject_node, tried
 from transport_faults import FAULTS
@@ -9,7 +10,8 @@ from mesh.conformance import peer, runner
 from mesh.conformance.registry import CASES
 from mesh.conformance.runner import Outcome, choose
 
-assert mesh_faults  # importing it registers its faults
+assert mesh_faults  # importing them registers their faults
+assert pubsub_faults
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(300)]
 
