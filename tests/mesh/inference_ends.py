@@ -9,7 +9,7 @@ import trio.testing
 
 from mesh.inference import AnswerLimits, Served, request_over, serve_stream
 from mesh.inference.server import Handle
-from mesh.transport import ConnectionLost, StreamReset
+from mesh.transport import ConnectionLost, Doing, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
@@ -43,6 +43,11 @@ class MemoryStream:
         self.incoming = incoming
         self.outgoing = outgoing
         self.codes: list[int] = []
+        self.told: list[tuple[bool, bytes]] = []  # frames told to watchers: whether sent, and what
+
+    def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
+        assert doing is Doing.FRAME
+        self.told.append((sent, data))
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         async with self.incoming.changed:
