@@ -30,7 +30,7 @@ class ErrorCode(IntEnum):
     IDLE = 0x0C  # nothing was heard for too long
     GOODBYE = 0x0D  # the node leaves the mesh on purpose
     DUPLICATE = 0x0E  # a newer connection of the same peer replaces this one
-    SURPLUS = 0x0F  # the node keeps its connections to other peers; nothing is wrong with this one
+    SURPLUS = 0x0F  # the node keeps its connections to other peers, or is full; nothing is wrong with this one
 
     CANCELLED = 0x100  # the caller no longer wants the answer
     DEADLINE_EXCEEDED = 0x101

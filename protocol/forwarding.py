@@ -204,6 +204,10 @@ class Forwarding:
         """How many attempts at `peer` are under way, this node's own id included."""
         return self._in_flight[peer]
 
+    def busy(self) -> list[PeerId]:
+        """Those that work on requests for this node, and those for whose requests work is done here."""
+        return [*self._in_flight, *self._running_from]
+
     def admit(self, request_id: bytes, from_peer: PeerId, hops_left: int, now: float) -> Refuse | None:
         """Judge a request that came from a peer, before anything is done for it.
 

@@ -61,7 +61,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "membership._waiting": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
     "membership._unproven": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
     "membership._failures": lambda config: config.membership.peers_max + config.membership.bootstrap_max,
-    "membership._connected": lambda config: config.gossip.peers_max,
+    "membership._connected": lambda config: config.membership.open_max,
     "membership._declining": lambda config: config.membership.peers_max,
     "membership._bootstrap": lambda config: config.membership.bootstrap_max,
     "probe._remembered": lambda config: config.probe.remembered_max,

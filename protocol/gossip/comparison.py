@@ -6,6 +6,7 @@ Spec: docs/spec/04-gossip.md, section "Comparison".
 
 from collections.abc import Iterable
 
+from protocol.encoding import Luck
 from protocol.gossip.horizon import View
 from protocol.gossip.messages import Digest, Entries, answer_messages, encode_message, entries_messages
 from protocol.table import BUCKETS, PeerTable, RecordKey, bucket_of
@@ -42,6 +43,12 @@ def newer(held: PeerTable | View, table: PeerTable, told: Entries) -> list[bytes
     return answer_messages(list(found.items()))
 
 
-def wanted(table: PeerTable, entries: Iterable[tuple[RecordKey, int]]) -> list[RecordKey]:
-    """The keys of which something newer was told than is known."""
-    return [key for key, sequence in entries if table.sequence_of(key) < sequence]
+def wanted(table: PeerTable, entries: Iterable[tuple[RecordKey, int]], luck: Luck) -> list[RecordKey]:
+    """The keys of which something newer was told than is known, in random order.
+
+    Whose card comes first is dialled first. In the order of the keys it would be the same few for every newcomer, who could have
+    chosen their keys for that.
+    """
+    keys = [key for key, sequence in entries if table.sequence_of(key) < sequence]
+    luck.shuffle(keys)
+    return keys

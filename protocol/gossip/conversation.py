@@ -24,6 +24,7 @@ class Conversation:
     view: View | None = None  # what concerns both; None until it is asked for
     sought: int = 0  # cards that may still come in answer to a search
     sought_until: float = 0.0
+    fed_at: float | None = None  # when the first records that it had asked for were sent
     has: dict[RecordKey, int] = field(default_factory=dict[RecordKey, int])  # what it said it has, oldest first
 
     def note_has(self, entries: Iterable[tuple[RecordKey, int]], history_max: int) -> None:

@@ -36,7 +36,7 @@ class GossipConfig:
         greetings_per_s: digest exchanges begun because a connection began or came back, all peers together; what is over it waits
             for the rounds.
         greetings_burst: how many at once.
-        peers_max: connected peers gossiped with; more are ignored.
+        peers_max: connected peers gossiped with; more are ignored, and membership lets no more in.
         records_per_s: records verified that were not asked for; 20 a second keep a flooder below 0.4 % of a core.
         records_burst: how many such records may come at once: when a network of 1,000 nodes is cut or mended, as many verdicts
             come within a second over a handful of links.
@@ -50,6 +50,7 @@ class GossipConfig:
         bytes_debt_max: how many more may be ignored before the peer counts as flooding.
         served_bytes_per_s: bytes of records sent because the peer asked for them.
         served_burst: how many at once: a whole table of 1,000 peers is about 3 MB.
+        fed_s: seconds after which records that were sent because they were asked for have arrived: a long round trip and a loss.
         wants_max: records asked for and not come yet.
         want_timeout_s: for so long a record counts as asked for.
         want_again_s: when a peer has sent nothing of what it was asked for so long, another may be asked for it too. Where 30 %
@@ -96,6 +97,7 @@ class GossipConfig:
     bytes_debt_max: int = 2_097_152
     served_bytes_per_s: float = 1_048_576.0
     served_burst: int = 4_194_304
+    fed_s: float = 0.5
     wants_max: int = 1024
     want_timeout_s: float = 5.0
     want_again_s: float = 0.5

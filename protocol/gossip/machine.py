@@ -197,6 +197,11 @@ class Gossip:
         """The peers to which news is pushed, in the order of their ids."""
         return tuple(self._overlay.members)
 
+    def fed(self, now: float) -> list[PeerId]:
+        """The connected peers that have received records which they lacked, so that they know others than this node."""
+        until = now - self._config.fed_s
+        return [peer_id for peer_id, peer in self._peers.items() if peer.fed_at is not None and peer.fed_at <= until]
+
     def tell_beat(self, beat: Beat, peers: Iterable[PeerId]) -> None:
         """Tell connected peers how this node is doing."""
         message = encode_message(BeatTold(encode_beat(beat)))
@@ -538,7 +543,7 @@ class Gossip:
                 self._send(peer_id, differing(self._held(peer), hashes))
             case Entries(entries=entries, buckets=buckets):
                 self._renewals.handle_told(peer_id, entries)
-                if asked := self._wants.ask(peer_id, wanted(self._table, entries), now):
+                if asked := self._wants.ask(peer_id, wanted(self._table, entries, self._luck), now):
                     self._send(peer_id, [encode_message(Want(asked))])
                 if buckets:
                     self._send(peer_id, newer(self._held(peer), self._table, message))
@@ -553,6 +558,8 @@ class Gossip:
             if peer.served.take(len(record.envelope), now) is not Verdict.GRANTED:
                 break
             served.append((record.envelope, record.stamp))
+        if served and peer.fed_at is None:
+            peer.fed_at = now
         self._send(peer_id, stamped_messages(served))
 
     # Helpers

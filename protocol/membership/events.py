@@ -15,6 +15,16 @@ class MembershipConfig:
     connections_max: int = 160
     """Open connections past which those that neither end wants to keep are closed: 160 x 143 KiB of memory (measured for aioquic)
     is 22 MiB."""
+    crowded_max: int = 224
+    """Open connections, whoever made them, past which the newest of those that this node does not keep are closed for who comes
+    next: a node that is near to many of a thousand has 204. The 32 up to the bound are for who has just come."""
+    open_max: int = 256
+    """Open connections, whoever made them: one more is refused. Gossip and probes talk with so many peers at least."""
+    visit_s: float = 3.0
+    """A connection is not closed for who comes next sooner, unless its peer has fetched the table: ten long round trips."""
+    visits_max: int = 2
+    """Short visits in a row after which a peer is not let in while it is shunned and many are here: one that lost much on the way
+    has a second try, and the places are for others then."""
     small_mesh: int = 24
     """Connections up to which every peer that becomes known is dialled: below it a mesh is fully connected."""
     near_max: int = 72
@@ -28,7 +38,10 @@ class MembershipConfig:
     surplus_at_once: int = 4
     """Connections closed as surplus at once, and near peers dialled at once: change comes slowly."""
     shunned_s: float = 120.0
-    """A peer that closed a connection as surplus is not dialled for being near for so long."""
+    """After a connection was closed as surplus its peer is not dialled for being near for so long, and is none of the nearest."""
+    shunned_doublings_max: int = 5
+    """How often that time doubles where it is closed again before it was settled, to an hour: whoever is near to thousands is
+    full for good."""
     gone_after_s: float = 6.0
     """A suspected peer is gone after so long: a stall of five seconds, and the second it takes to be heard again, kill nobody."""
     hearing_s: float = 2.0

@@ -3,8 +3,9 @@
 The machine learns addresses from the bootstrap list and from cards. While the mesh is small a node connects to everybody; in a
 larger one to a few peers at random (far links, which keep the mesh in one piece) and to those that are nearest (near links,
 over which beats travel), as `handle_ranking` names them now and then; in one of which it holds only a part also to a few that are
-beyond that part, to ask them for what is not found in it. A connection that neither end wants to keep is closed
-when there are too many. Dials that fail are tried again with exponential back-off.
+beyond that part, to ask them for what is not found in it. A connection that neither end wants to keep is closed when there are
+too many, in a crowd (`crowd`) also one that only the other end keeps; past `open_max` nobody is let in. Dials that fail are
+tried again with exponential back-off.
 
 Of each peer the machine says whether work may be sent to it. What this node measures itself comes first: a connected peer is
 alive while it answers, suspected when it does not, and gone `gone_after_s` later; the connection is kept for `linger_s` more,
@@ -29,6 +30,7 @@ from collections.abc import Collection, Iterable, Sequence
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
+from protocol.membership.crowd import is_refused, kept, leavers, shunned_s, superfluous
 from protocol.membership.events import (
     Connect,
     Disconnect,
@@ -107,7 +109,7 @@ class Membership:
             and addresses
             and not peer.connected
             and peer_id not in self._under_way
-            and (moved or renewed or not self._waits(peer_id))
+            and (moved or renewed or not (peer_id in self._waiting or peer_id in self._unproven))
         ):
             line = self._line_of(peer_id)
             line.discard(peer_id)
@@ -116,14 +118,29 @@ class Membership:
         self._judge(peer_id, peer, now)
         self._advance(now)
 
+    def make_room(self, now: float, in_use: Collection[PeerId], fed: Collection[PeerId]) -> None:
+        """Has some go for who comes next, where many are connected; `in_use` and `fed` are those of `crowd.leavers`."""
+        for peer_id in leavers(self._here(), in_use, fed, self._config, now):
+            self._peers[peer_id].leaving = True
+            self._outputs.append(Disconnect(peer_id, ErrorCode.SURPLUS))
+
     def handle_connected(self, peer_id: PeerId, now: float, target: Target | None = None) -> None:
         """Notes an open connection; the same one may be noted again, with the target of a dial that ended on it.
+
+        Where it may not be open it is closed, and the peer does not count as connected.
 
         Args:
             peer_id: who is at the other end, as TLS has proven.
             now: monotonic seconds.
             target: the target of the `Connect` that led here; None when the peer dialled.
         """
+        strange = peer_id != self._own and peer_id not in self._connected
+        if strange and is_refused(len(self._connected), self._peers.get(peer_id), self._config, now):
+            if target is not None:
+                self._drop_dial(target)
+            self._outputs.append(Disconnect(peer_id, ErrorCode.SURPLUS))
+            self._advance(now)
+            return
         failures = 0 if target is None else self._drop_dial(target)
         if isinstance(target, str) and target in self._bootstrap:
             if peer_id == self._own:
@@ -150,13 +167,16 @@ class Membership:
         peer = self._peers.get(peer_id)
         if peer is None or peer.connected_at is None:
             return
-        lasted_s = now - peer.connected_at
+        settled = now - peer.connected_at >= self._config.settled_s
         surplus = code is ErrorCode.SURPLUS and peer.suspected_since is None
         peer.wanted = peer.link is not Link.NONE and not surplus
-        peer.connected_at, peer.link, peer.in_question = None, Link.NONE, False
+        peer.connected_at, peer.link, peer.in_question, peer.leaving = None, Link.NONE, False, False
         self._connected.discard(peer_id)
+        peer.turned_away = peer.turned_away + 1 if surplus and not settled else 0
         if surplus:
-            peer.shunned_until = now + self._config.shunned_s
+            peer.shunned_until = now + shunned_s(peer, self._config)
+            if self._is_small() and self._is_bootstrap(peer_id):  # it has not told of enough others
+                self._wait(peer_id, now + self._backoff(peer.turned_away), 0)
             self._judge(peer_id, peer, now)
             self._advance(now)
             return
@@ -165,7 +185,7 @@ class Membership:
             peer.gone_because = "said goodbye"
         elif peer.gone_because is None:
             peer.gone_because = "connection closed"
-        peer.failures = 0 if lasted_s >= self._config.settled_s else peer.failures + 1
+        peer.failures = 0 if settled else peer.failures + 1
         if code is ErrorCode.GOODBYE:
             peer.failures = max(peer.failures, self._config.goodbye_failures)
         self._declining.set(peer_id, now + self._config.forget_after_s)
@@ -253,15 +273,15 @@ class Membership:
     def handle_near(self, peer_id: PeerId) -> None:
         """Keeps a connection that a peer has made since the last ranking, because it is as near as those that were named then."""
         peer = self._peers.get(peer_id)
-        if peer is None or peer.connected_at is None or peer.link is not Link.NONE:
+        if peer is None or peer.connected_at is None or peer.link is not Link.NONE or peer.connected_at < self._ranked_at:
             return
-        if peer.connected_at >= self._ranked_at:
+        if kept(self._here()) < self._config.connections_max:  # until enough are known everybody seems near
             self._set_link(peer_id, peer, Link.NEAR)
 
     def handle_ranking(
         self,
         nearest: Sequence[PeerId],
-        in_mesh: Collection[PeerId],
+        in_use: Collection[PeerId],
         now: float,
         beyond: Sequence[PeerId] = (),
         seeming: Sequence[PeerId] = (),
@@ -270,7 +290,7 @@ class Membership:
 
         Args:
             nearest: the nearest peers by the best estimates, this node not among them, the nearest first.
-            in_mesh: the connected peers whose links belong to gossip's mesh, which are kept.
+            in_use: the connected peers whose connections are in use, which are kept.
             now: monotonic seconds.
             beyond: the peers beyond the part of a large mesh that the node holds; their random links keep no part in one piece.
             seeming: peers that may be as near and were not measured, the nearest first: where all the nearest are connected they
@@ -289,14 +309,8 @@ class Membership:
                 self._set_link(peer_id, peer, Link.NEAR if peer_id in near or self._is_small() else Link.NONE)
         if not self._is_small():
             self._dial_some(near, tried, outside, now)
-        kept = sum(peer.link is not Link.NONE for peer in map(self._peers.__getitem__, sorted(self._connected)))
-        surplus = [
-            peer_id
-            for peer_id in sorted(self._connected)
-            if self._is_surplus(self._peers[peer_id], now) and peer_id not in in_mesh
-        ]
-        too_many = len(self._connected) - max(kept, config.near_max + config.far_max)
-        for peer_id in self._luck.sample(surplus, max(0, min(len(surplus), config.surplus_at_once, too_many))):
+        surplus, count = superfluous(self._here(), in_use, config, now)
+        for peer_id in self._luck.sample(surplus, count):
             self._outputs.append(Disconnect(peer_id, ErrorCode.SURPLUS))
         self._advance(now)
 
@@ -324,23 +338,21 @@ class Membership:
         peer = self._peers.get(peer_id)
         if peer is None:
             return Standing.UNKNOWN, "never heard of"
-        if peer.gone_because is not None:
-            return Standing.GONE, peer.gone_because
-        if peer.suspected_since is not None:
-            return Standing.SUSPECTED, f"no answer to probes, suspected for {now - peer.suspected_since:.1f} s"
-        if peer.in_question:
-            return Standing.SUSPECTED, "others hear nothing of it, and it is being probed"
-        if peer.connected:
-            return Standing.ALIVE, "connected"
-        if peer.doubted_since is not None:
-            return Standing.SUSPECTED, f"others have heard nothing for {now - peer.doubted_since:.1f} s"
-        if self._failures.get(peer_id):  # it is being tried again
-            return Standing.SUSPECTED, "could not be reached"
-        return (Standing.ALIVE, "known by its card") if peer.addresses else (Standing.UNKNOWN, "no card")
+        return peer.standing(now, unreached=self._failures.get(peer_id, 0) > 0)
 
     def is_connected(self, peer_id: PeerId) -> bool:
         """Whether a connection to the peer is open."""
         return peer_id in self._connected
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether somebody may have to go for who comes next."""
+        return len(self._connected) >= self._config.crowded_max
+
+    def is_shunned(self, peer_id: PeerId, now: float) -> bool:
+        """Whether a peer has closed a connection as surplus lately, and no other is to be had for being near."""
+        peer = None if self._peers.is_plain(peer_id) else self._peers.get(peer_id)
+        return peer is not None and not peer.connected and now < peer.shunned_until
 
     def connected(self) -> list[PeerId]:
         """The connected peers, in the order of their ids."""
@@ -435,7 +447,7 @@ class Membership:
 
     def _choose_link(self, peer_id: PeerId, peer: Peer, *, dialled: bool) -> None:
         """Decides why a new connection is kept: the first that this node made are far links, for whom it knew first is chance."""
-        if dialled and sum(self._peers[other].link is Link.FAR for other in self._connected) < self._config.far_max:
+        if dialled and self._count(Link.FAR) < self._config.far_max:
             self._set_link(peer_id, peer, Link.FAR)
         elif dialled or len(self._connected) <= self._config.small_mesh:
             self._set_link(peer_id, peer, Link.NEAR)
@@ -445,11 +457,11 @@ class Membership:
             self._outputs.append(KeepLink(peer_id, keeps=link is not Link.NONE))
         peer.link = link
 
-    def _is_surplus(self, peer: Peer, now: float) -> bool:
-        """Whether neither end wants to keep a connection that had its time."""
-        if peer.connected_at is None or now < peer.connected_at + self._config.surplus_after_s:
-            return False
-        return peer.suspected_since is None and peer.link is Link.NONE and not peer.kept_by_peer
+    def _count(self, link: Link) -> int:
+        return sum(self._peers[peer_id].link is link for peer_id in self._connected)
+
+    def _here(self) -> list[tuple[PeerId, Peer]]:
+        return [(peer_id, self._peers[peer_id]) for peer_id in sorted(self._connected)]
 
     def _dial_some(self, near: Collection[PeerId], tried: Iterable[PeerId], outside: Collection[PeerId], now: float) -> None:
         """Dials a few of the near peers that are not connected, those to be tried when there are fewer, and some at random.
@@ -458,11 +470,10 @@ class Membership:
         """
         seen = dict.fromkeys((*near, *tried))
         chosen = [peer_id for peer_id in seen if self._may_be_chosen(peer_id, now)][: self._config.surplus_at_once]
-        far = sum(self._peers[other].link is Link.FAR for other in self._connected)
-        if far < self._config.far_max:
+        if self._count(Link.FAR) < self._config.far_max:
             others = [peer_id for peer_id in sorted(self._peers) if peer_id not in near and peer_id not in outside]
             self._choose_one(others, chosen, now)
-        if outside and sum(self._peers[other].link is Link.BEYOND for other in self._connected) < self._config.beyond_max:
+        if outside and self._count(Link.BEYOND) < self._config.beyond_max:
             self._choose_one(outside, chosen, now)
         for peer_id in chosen:
             self._peers[peer_id].wanted = True
@@ -535,13 +546,14 @@ class Membership:
         """Whether somebody is known to be, or to have been, where a dial leads."""
         if isinstance(target, str) or ((peer := self._peers.get(target)) is not None and peer.proven):
             return True
-        return any(address.peer_id == target for address in self._bootstrap.values())
+        return self._is_bootstrap(target)
+
+    def _is_bootstrap(self, peer_id: PeerId) -> bool:
+        """Whether a peer is one of those to join by."""
+        return any(address.peer_id == peer_id for address in self._bootstrap.values())
 
     def _line_of(self, target: Target) -> TimerQueue[Target]:
         return self._waiting if self._is_proven(target) else self._unproven
-
-    def _waits(self, target: Target) -> bool:
-        return target in self._waiting or target in self._unproven
 
     def _open_lines(self) -> list[TimerQueue[Target]]:
         """The lines from which one more dial is within the bounds, the better one first."""
@@ -573,10 +585,9 @@ class Membership:
 
     def _is_worth_a_dial(self, target: Target) -> bool:
         """Whether a target is still to be dialled: not every peer that became known while the mesh was small is."""
-        peer = None if isinstance(target, str) else self._peers.get(target)
-        if peer is None or peer.wanted or peer.gone_because is not None or peer.failures or self._is_small():
+        if isinstance(target, str) or (peer := self._peers.get(target)) is None or self._is_bootstrap(target):
             return True
-        return any(address.peer_id == target for address in self._bootstrap.values())
+        return peer.wanted or peer.gone_because is not None or peer.failures > 0 or self._is_small()
 
     def _addresses(self, target: Target) -> tuple[Multiaddr, ...]:
         """All addresses known for a target, the peer's own word first."""

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from protocol.encoding import encode_frame
 from protocol.identity import PeerId
+from protocol.membership.events import Standing
 from protocol.multiaddr import Multiaddr
 
 _LENGTH_BYTES = 2
@@ -40,6 +41,8 @@ class Peer:
     gone_because: str | None = None
     link: Link = Link.NONE
     kept_by_peer: bool = False
+    leaving: bool = False  # told to go, and still connected
+    turned_away: int = 0  # connections in a row that it closed as surplus before they were settled
     shunned_until: float = 0.0
     wanted: bool = False  # dialled on purpose, also where not everybody is
     proven: bool = False  # connected at least once
@@ -49,6 +52,22 @@ class Peer:
     def connected(self) -> bool:
         """Whether a connection is open."""
         return self.connected_at is not None
+
+    def standing(self, now: float, *, unreached: bool) -> tuple[Standing, str]:
+        """What this node thinks of the peer, with the reason in words; `unreached` while failed dials of it are tried again."""
+        if self.gone_because is not None:
+            return Standing.GONE, self.gone_because
+        if self.suspected_since is not None:
+            return Standing.SUSPECTED, f"no answer to probes, suspected for {now - self.suspected_since:.1f} s"
+        if self.in_question:
+            return Standing.SUSPECTED, "others hear nothing of it, and it is being probed"
+        if self.connected:
+            return Standing.ALIVE, "connected"
+        if self.doubted_since is not None:
+            return Standing.SUSPECTED, f"others have heard nothing for {now - self.doubted_since:.1f} s"
+        if unreached:
+            return Standing.SUSPECTED, "could not be reached"
+        return (Standing.ALIVE, "known by its card") if self.addresses else (Standing.UNKNOWN, "no card")
 
 
 class Roster:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from protocol import forwarding, gossip, membership, probe, suspicion
 from protocol.announcer import AnnouncerConfig
 from protocol.coordinates import CoordinateConfig
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
 from protocol.identity import PeerId
@@ -49,6 +49,12 @@ class NodeConfig:
     forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
     searches: SearchConfig = field(default_factory=SearchConfig)
     strangers: StrangersConfig = field(default_factory=StrangersConfig)
+
+    def __post_init__(self) -> None:
+        heard = min(self.gossip.peers_max, self.probe.peers_max)
+        if self.membership.open_max > heard:  # a peer past that would be connected and hear no news
+            told = f"membership.open_max is {self.membership.open_max}, and gossip or probes talk with {heard} peers at most"
+            raise LocalProtocolError(ErrorCode.TOO_LARGE, told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,8 +188,10 @@ class Node:
 
     def handle_connected(self, peer_id: PeerId, now: float, target: membership.Target | None = None) -> None:
         """Notes a connection to a peer that speaks the mesh's protocols; a new stream on it, or a dial that ends on it, again."""
+        if self.membership.is_crowded and not self.membership.is_connected(peer_id):
+            self.membership.make_room(now, (*self.gossip.mesh(), *self.forwarding.busy()), self.gossip.fed(now))
         self.membership.handle_connected(peer_id, now, target)
-        if peer_id != self.peer_id:
+        if self.membership.is_connected(peer_id):
             self.gossip.handle_connected(peer_id, now, far=self.membership.is_far(peer_id))
             self.suspicion.acquit(record_key(peer_id, RecordKind.CARD), now)
             if self.probe.liveness(peer_id) is not Liveness.ALIVE:
@@ -357,16 +359,14 @@ class Node:
         due = sooner(due, self.membership.next_timer())
         due = sooner(due, self.suspicion.next_timer())
         due = sooner(due, self.forwarding.next_timer())
-        due = sooner(due, self.strangers.next_timer())
-        return sooner(due, self.searches.next_timer())
+        return sooner(sooner(due, self.strangers.next_timer()), self.searches.next_timer())
 
     def handle_timer(self, now: float) -> None:
         """Does what is due; being much too late for it is a stall of this node's own."""
         planned = sooner(now, self.probe.next_timer())
         planned = sooner(planned, self.gossip.next_timer())  # others may become due in the past, by what was heard
-        lateness_s = now - planned
-        if lateness_s > self.config.probe.lateness_s_max:
-            self.membership.handle_stall(lateness_s, now)
+        if now - planned > self.config.probe.lateness_s_max:
+            self.membership.handle_stall(now - planned, now)
         self.gossip.handle_timer(now, self.wall(now))
         self.membership.handle_timer(now)
         self.probe.handle_timer(now)
@@ -386,7 +386,8 @@ class Node:
         """Looks for the nearest peers, as it does by itself from time to time: by measurements, and by coordinates elsewhere."""
         nearest = self.views.nearest(self.vivaldi.coordinate, self.config.membership.near_max, now)
         self._near_within_s = nearest.within_s
-        self.membership.handle_ranking(nearest.seated, self.gossip.mesh(), now, self.gossip.beyond(), nearest.seeming)
+        in_use = (*self.gossip.mesh(), *self.forwarding.busy())
+        self.membership.handle_ranking(nearest.seated, in_use, now, self.gossip.beyond(), nearest.seeming)
         self._settle(now)
 
     def next_output(self) -> Output | None:

@@ -139,6 +139,8 @@ class Views:
         A place is a claim, and near ones are wrong by more than neighbours differ. So whoever was measured, connected or not any
         more, is displaced by somebody who was measured to be nearer, and by nobody who only says so.
 
+        Who has turned this node away is left out for a while: a peer that is near to thousands is connected to some of them.
+
         Args:
             place: where this node is.
             count: how many at most.
@@ -149,19 +151,21 @@ class Views:
         seated = heapq.nsmallest(count, kept)
         missing = count - len(seated)
         limit_s = float("inf") if missing else ESTIMATE_SLACK * seated[-1][0]
-        seeming = heapq.nsmallest(missing or count, self._estimates(place, limit_s, measured))
+        seeming = heapq.nsmallest(missing or count, self._estimates(place, limit_s, measured, now))
         if missing:
             seated, seeming = seated + seeming, []
         within_s = max(rtt_s for rtt_s, _ in seated) if len(seated) == count else float("inf")
         return Nearest([peer_id for _, peer_id in seated], [peer_id for _, peer_id in seeming], within_s)
 
-    def _estimates(self, place: Coordinate, limit_s: float, measured: Mapping[PeerId, float]) -> Iterator[tuple[float, PeerId]]:
+    def _estimates(
+        self, place: Coordinate, limit_s: float, measured: Mapping[PeerId, float], now: float
+    ) -> Iterator[tuple[float, PeerId]]:
         """The estimated round trips below a limit to peers that were not measured."""
         first, height_s = place.vector[0], place.height_s
         for peer_id, carded in self._table.places():
             if abs(carded[0] - first) + height_s + carded[-2] >= limit_s:  # one component alone: most of a large mesh
                 continue
-            if peer_id in measured or peer_id == self._own:
+            if peer_id in measured or peer_id == self._own or self._membership.is_shunned(peer_id, now):
                 continue
             told = self._places.get(peer_id)
             rtt_s = estimate_rtt_to(place, carded) if told is None else estimate_rtt(place, told)
@@ -169,8 +173,10 @@ class Views:
                 yield rtt_s, peer_id
 
     def _may_be_kept(self, peer_id: PeerId, now: float) -> bool:
-        """Whether a peer is connected, or lives as far as is known."""
-        return self._membership.is_connected(peer_id) or self._membership.standing(peer_id, now)[0] is Standing.ALIVE
+        """Whether a peer is connected, or lives as far as is known and has not turned this node away."""
+        if self._membership.is_connected(peer_id):
+            return True
+        return not self._membership.is_shunned(peer_id, now) and self._membership.standing(peer_id, now)[0] is Standing.ALIVE
 
     def edges(self, count: int, now: float) -> tuple[Edge, ...]:
         """The shortest measured paths, shortest first.

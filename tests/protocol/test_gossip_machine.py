@@ -321,6 +321,31 @@ def test_wants_under_way_are_bounded():
     assert node.hear(PEER, claims(0, 1000), 1.1) == []
 
 
+def test_newcomers_ask_in_orders_of_their_own():
+    """Whose card comes first is dialled first."""
+    orders = set()
+    for seed in range(8):
+        node = Node(0, seed, config=GossipConfig(**NO_MESH))
+        node.connect(PEER)
+        ((_, want),) = told(node.hear(PEER, claims(0, 100)))
+        assert sorted(want.keys) == [key for key, _ in claims(0, 100).entries]
+        orders.add(want.keys)
+    assert len(orders) == 8
+
+
+def test_peer_that_was_sent_what_it_lacked_is_fed_once_that_has_arrived():
+    node = listener()
+    hear(node, PEER, sealed(OTHER).envelope)
+    node.connect(OTHER)
+    node.hear(OTHER, Want((RecordKey(b"k" * 8),)), 2.0)  # which nobody has
+    assert node.gossip.fed(60.0) == []
+    node.hear(PEER, Want((card_key(OTHER),)), 2.0)
+    assert node.gossip.fed(2.0 + CONFIG.fed_s - 0.1) == []
+    assert node.gossip.fed(2.0 + CONFIG.fed_s) == [PEER.peer_id]
+    node.gossip.handle_disconnected(PEER.peer_id, 3.0)
+    assert node.gossip.fed(60.0) == []
+
+
 def test_wants_that_are_never_answered_make_room_in_time():
     node = listener(wants_max=2)
     assert len(told(node.hear(PEER, claims(0, 2), 1.0))) == 1

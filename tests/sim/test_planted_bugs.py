@@ -61,7 +61,7 @@ SMALL = replace(
         direct_entries_max=64,
         history_max=64,
     ),
-    membership=MembershipConfig(peers_max=64, connections_max=64),
+    membership=MembershipConfig(peers_max=64, connections_max=64, open_max=16),
     suspicion=SuspicionConfig(accusers_max=64, subjects_max=16),
     probe=ProbeConfig(peers_max=16, remembered_max=64),
     coordinates=CoordinateConfig(peers_max=64),

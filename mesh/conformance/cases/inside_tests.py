@@ -65,6 +65,7 @@ _GOSSIP = "tests/protocol/test_gossip_machine.py::"
 _HORIZON = "tests/protocol/test_horizon.py::"
 _SUSPICION = "tests/protocol/test_suspicion.py::"
 _MEMBERSHIP = "tests/protocol/test_membership.py::"
+_CROWD = "tests/protocol/test_crowd.py::"
 
 inside(
     "ISO-REC-016",
@@ -226,4 +227,23 @@ inside(
     "no peer can have a machine sleep",
     "tests/mesh/test_sleep.py::test_a_sleep_is_told_and_refuted_once",
     "tests/protocol/node/test_node_membership.py::test_machine_that_slept_is_back_as_soon_as_it_wakes",
+)
+inside(
+    "ISO-MEMBER-033",
+    "it takes more peers than a node can hold",
+    _CROWD + "test_full_node_refuses_whoever_comes_and_keeps_nothing_of_them",
+    _CROWD + "test_more_connections_than_gossip_talks_with_cannot_be_configured",
+    "tests/protocol/node/test_node_crowd.py::test_nobody_is_connected_to_a_full_core_who_hears_no_news",
+)
+inside(
+    "ISO-MEMBER-034",
+    "as ISO-MEMBER-033",
+    _CROWD + "test_who_fills_a_node_drives_out_nobody_that_it_needs",
+    _CROWD + "test_crowd_moves_on_for_who_comes_next_the_newest_first",
+    "tests/protocol/node/test_node_crowd.py::test_visitor_whose_request_is_under_way_stays",
+)
+inside(
+    "ISO-MEMBER-035",
+    "bootstrap addresses are the node's own",
+    _CROWD + "test_full_door_is_tried_again_while_few_others_are_known",
 )

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from protocol.coordinates import DIMENSIONS, Coordinate
+from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
 from protocol.multiaddr import parse_multiaddr
 from protocol.node import Node, NodeConfig
@@ -103,6 +104,19 @@ def test_a_crowd_that_claims_to_be_near_displaces_nobody_who_was_measured() -> N
     assert nearest.seated == measured
     assert len(nearest.seeming) == 3  # and it is tried a few at a time
     assert set(nearest.seeming) <= set(crowd)
+
+
+def test_who_has_turned_the_node_away_is_not_among_the_nearest_for_a_while() -> None:
+    knowing = Knowing()
+    full, next_nearest, farther = knowing.card(0.001), knowing.card(0.002), knowing.card(0.003)
+    assert knowing.nearest(2).seated == [full, next_nearest]
+    knowing.node.handle_connected(full, 0.5, full)
+    knowing.node.handle_disconnected(full, ErrorCode.SURPLUS, 0.6)
+    assert knowing.nearest(2).seated == [next_nearest, farther]
+    later = 0.6 + NodeConfig().membership.shunned_s
+    assert knowing.node.views.nearest(HERE, 2, later).seated == [full, next_nearest]
+    knowing.node.handle_connected(full, 1.0)  # it has dialled
+    assert knowing.nearest(2).seated == [full, next_nearest]
 
 
 def test_the_farthest_of_the_nearest_says_who_is_as_near() -> None:
