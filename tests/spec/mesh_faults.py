@@ -14,6 +14,7 @@ import mesh.inference.server
 import mesh.transport.connection
 import mesh.transport.stream
 import protocol.forwarding
+import protocol.gossip.conversation
 import protocol.gossip.machine
 import protocol.node.machine
 import protocol.records.envelope
@@ -333,12 +334,12 @@ def _(service, patch):
 
 @fault("pushes cards that are only renewed", "ISO-GOS-026")
 def _(service, patch):
-    patch.setattr(protocol.gossip.machine.Accepted, "says_the_same", property(lambda _self: False))
+    patch.setattr(protocol.gossip.machine.Accepted, "can_wait", property(lambda _self: False))
 
 
 @fault("sends records to who has said that it has them", "ISO-GOS-025", "ISO-GOS-028")
 def _(service, patch):
-    service.node.gossip._note_has = lambda _peer, _entries: None
+    patch.setattr(protocol.gossip.conversation.Conversation, "note_has", lambda _self, _entries, _most: None)
 
 
 @fault("passes on the edges of others", "ISO-GOS-029", "ISO-REC-026")

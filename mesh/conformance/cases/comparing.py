@@ -194,7 +194,7 @@ async def exchanges_without_end_are_flooding(peer: ScriptedPeer) -> None:
 async def digests_come_at_the_beginning_and_at_intervals(peer: ScriptedPeer) -> None:
     """One root hash when the connection begins, and more from time to time."""
     gossip = await talk(peer)
-    await gossip.until(lambda: len(gossip.of(Digest)) >= 2, "two digests", 10.0)
+    await gossip.until(lambda: len(gossip.of(Digest)) >= 2, "two digests", 20.0)
     expect(all(len(digest.hashes) == 1 for digest in gossip.of(Digest)), "root hashes", "others")
 
 
