@@ -209,16 +209,6 @@ class OpenConnection(QuicConnection):
         return self._local_next_stream_id_bidi // 4
 
     @property
-    def acknowledged(self) -> bool:
-        """Whether the node has acknowledged everything that was sent."""
-        return not any(space.ack_eliciting_in_flight for space in self._loss.spaces)
-
-    def is_acknowledged(self, packet_number: int) -> bool:
-        """Whether the node acknowledged one packet of this connection, or has said that all are acknowledged."""
-        space = self._spaces[tls.Epoch.ONE_RTT]
-        return packet_number not in space.sent_packets
-
-    @property
     def end(self) -> End | None:
         """How the connection ended; None while it lives."""
         over = self._close_event

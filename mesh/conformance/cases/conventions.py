@@ -4,9 +4,8 @@ Spec: docs/spec/00-conventions.md.
 """
 
 from mesh.conformance.gossip import talk
-from mesh.conformance.peer import ScriptedPeer
+from mesh.conformance.peer import GOSSIP_PROTOCOL, ScriptedPeer
 from mesh.conformance.registry import Unmet, case, expect
-from mesh.conformance.wire import Connection, Stream
 from protocol.encoding import decode_uvarint, encode_frame, encode_uvarint
 from protocol.errors import ErrorCode
 from protocol.inference import Failed
@@ -123,29 +122,30 @@ async def one_fault_costs_one_stream(peer: ScriptedPeer) -> None:
 @case("ISO-CONV-012")
 async def no_reserved_code_is_sent(peer: ScriptedPeer) -> None:
     """The codes with which streams and connections end after faults of all kinds stand in the table."""
+    seen: dict[str, int] = {}
     connection = await peer.dial()
-    seen: list[int] = []
-    for junk in (b"\x05junk\n", b"\xff\xff\x7f", encode_frame(b"/multistream/1.0.0\n") + b"\xff" * 10):
+    ping_line = encode_frame(PING_PROTOCOL.encode() + b"\n")
+    for what, junk in {
+        "a wrong first message": b"\x05junk\n",
+        "a message over its limit": encode_uvarint(1 << 20),
+        "a padded varint": _HEADER + b"\xff" * 10,
+    }.items():
         stream = connection.open()
         stream.send(junk)
-        await stream.over("the end of a stream with junk")
-        seen += _codes(stream)
-    for _ in range(3):
-        stream = await connection.speak(PING_PROTOCOL) if len(seen) < 3 else connection.open()
-        stream.send(_HEADER + encode_frame(PING_PROTOCOL.encode() + b"\n") if stream.protocol is None else b"")
-    await peer.ping(await peer.dial(identity=peer.stranger()))
-    seen += [code for stream in connection.streams.values() for code in _codes(stream)]
-    seen += _codes_of(connection)
-    expect(all(code in _CODES for code in seen), "codes of the table of chapter 0", [hex(code) for code in seen])
-
-
-def _codes(stream: Stream) -> list[int]:
-    return [code for code in (stream.reset_code, stream.stop_code) if code is not None]
-
-
-def _codes_of(connection: Connection) -> list[int]:
-    end = connection.end
-    return [end.code] if end is not None and end.by_node and end.by_application else []
+        await stream.over(f"the end of a stream with {what}")
+        seen[what] = stream.reset_code or 0
+    pings = [connection.open() for _ in range(3)]
+    for stream in pings:
+        stream.send(_HEADER + ping_line)
+    await connection.until(lambda: any(stream.is_over for stream in pings), "the end of a third ping stream")
+    seen["a third ping stream"] = max(stream.reset_code or 0 for stream in pings)
+    for what, junk in {"a padded length": b"\x81\x80\x00", "a long length": encode_uvarint(1 << 40)}.items():
+        if GOSSIP_PROTOCOL in peer.subject.said.protocols:
+            gossip = await talk(peer, peer.stranger())
+            gossip.out.send(junk)
+            end = await gossip.connection.ended(f"the end of a connection with {what}")
+            seen[what] = end.code if end.by_application else 0
+    expect(all(code in _CODES for code in seen.values()), "codes of the table of chapter 0", seen)
 
 
 async def _refused(peer: ScriptedPeer, junk: bytes, code: ErrorCode, what: str, *, end: bool = False) -> None:

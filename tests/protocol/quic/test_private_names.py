@@ -28,6 +28,8 @@ class TestAioquic:
             "_datagrams_pending", "_remote_max_streams_bidi",
             "_local_next_stream_id_bidi", "_streams", "_is_client", "_packet_number", "_crypto_streams", "_configuration",
             "host_cid",
+            # those of the conformance suite
+            "_remote_max_streams_uni", "_remote_max_stream_data_uni", "_remote_max_data", "_cryptos", "_version",
         ],
     )  # fmt: skip
     def test_connection_has(self, name):
@@ -42,6 +44,8 @@ class TestAioquic:
             ("_handle_stream_frame", ["self", "context", "frame_type", "buf"]),
             ("_write_connection_limits", ["self", "builder", "space"]),
             ("_write_stream_limits", ["self", "builder", "space", "stream"]),
+            ("_write_handshake_done_frame", ["self", "builder"]),
+            ("_idle_timeout", ["self"]),
         ],
     )
     def test_connection_overrides(self, name, parameters):
@@ -49,7 +53,14 @@ class TestAioquic:
 
     def test_the_library_calls_what_is_overridden(self):
         source = inspect.getsource(sys.modules["aioquic.quic.connection"])
-        for name in ("_initialize(", "_write_connection_limits(", "_write_stream_limits(", "_handle_stream_frame, EPOCHS"):
+        for name in (
+            "_initialize(",
+            "_idle_timeout(",
+            "_write_handshake_done_frame(",
+            "_write_connection_limits(",
+            "_write_stream_limits(",
+            "_handle_stream_frame, EPOCHS",
+        ):
             assert f"self.{name}" in source
 
     def test_limits(self):
@@ -73,6 +84,9 @@ class TestAioquic:
 
         context = tls.Context(is_client=False, alpn_protocols=["libp2p"])
         assert context._request_client_certificate is False
+        assert context._certificate_request is None
+        hello = ["input_buf", "initial_buf", "handshake_buf"]
+        assert list(inspect.signature(context._server_handle_hello).parameters) == hello
         assert list(inspect.signature(context._set_peer_certificate).parameters) == ["certificate"]
         assert list(inspect.signature(context._server_expect_finished).parameters) == []
         source = inspect.getsource(tls.Context._server_handle_certificate)
