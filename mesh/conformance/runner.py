@@ -207,6 +207,8 @@ async def run_case(case: Case, subject: Subject) -> Result:
             outcome, reason = Outcome.FAIL, str(unmet)
         except NotApplicable as why:
             outcome, reason = Outcome.NOT_APPLICABLE, str(why)
+        except RemoteProtocolError as fault:
+            outcome, reason = Outcome.FAIL, f"expected bytes that decode; seen: {fault}"
         except trio.TooSlowError:
             outcome, reason = Outcome.FAIL, "the case did not come to an end"
         except Exception as fault:  # noqa: BLE001  (a case that breaks must not take the other results with it)
