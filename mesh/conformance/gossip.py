@@ -9,7 +9,10 @@ Spec: docs/spec/03-records.md, docs/spec/04-gossip.md.
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
+
+import trio
 
 from mesh.conformance.peer import GOSSIP_PROTOCOL, SERVED, Listener, ScriptedPeer
 from mesh.conformance.quic import End, Manner
@@ -29,7 +32,7 @@ from protocol.gossip.messages import (
 )
 from protocol.identity import Identity, PeerId
 from protocol.multiaddr import Multiaddr
-from protocol.records import DEFAULT_RECORD_CONFIG, Card, Hardware, ModelOffer, Payload, encode_payload, seal
+from protocol.records import DEFAULT_RECORD_CONFIG, Card, Hardware, ModelOffer, Payload, RecordKind, encode_payload, peek, seal
 from protocol.records.envelope import RECORD_DOMAIN
 from protocol.table import RecordKey
 from protocol.wire import PackingLimits, pack, unpack
@@ -46,6 +49,16 @@ WIDE = PackingLimits(size_bytes_max=1 << 20, depth_max=32, values_max=100_000)
 HARDWARE = Hardware("conformance", 1, 1 << 30, 1)
 """What the scripted peer says that it runs on."""
 
+LAST_SEQUENCE = 1 << 40
+"""Number of the last card of a peer that was told where it can be dialled: greater than any that a case gives."""
+
+LURES_MAX = 3
+"""How often the node is told where it can dial, a count: cases that run at the same time may give it, for a moment, too many
+connections for that (ISO-MEMBER-013)."""
+
+WITHDRAWN_S_MAX = 2.0
+"""How long a case takes at most to withdraw what it told, in seconds: it is a courtesy to the node, and no part of the case."""
+
 _M = TypeVar("_M")
 
 
@@ -54,9 +67,14 @@ def record_key(kind: str, peer_id: PeerId) -> RecordKey:
     return RecordKey(hashlib.sha256(kind.encode() + b":" + bytes(peer_id)).digest()[:8])
 
 
-def card_of(addresses: Sequence[Multiaddr] = (), models: Sequence[ModelOffer] = (), agent: str = "conformance") -> Card:
+def card_of(
+    addresses: Sequence[Multiaddr] = (),
+    models: Sequence[ModelOffer] = (),
+    agent: str = "conformance",
+    incarnation: int = 0,
+) -> Card:
     """Make a plain card."""
-    return Card(tuple(addresses), HARDWARE, tuple(models), None, agent)
+    return Card(tuple(addresses), HARDWARE, tuple(models), None, agent, incarnation)
 
 
 def signed(identity: Identity, packed: bytes) -> bytes:
@@ -179,20 +197,37 @@ class Gossip:
     def _summary(self) -> str:
         return str(self.connection.end or [type(message).__name__ for message in self.heard[-12:]])
 
+    @property
+    def lost_its_link(self) -> bool:
+        """Whether the node has given back the link that it held with this side, and has others."""
+        return bool(self.peer.subject.n_others) and self in self.peer.links and bool(self.of(Prune))
+
     async def hears(self, envelope: bytes, what: str, within_s: float | None = None) -> None:
-        """Wait for one record, byte for byte."""
-        await self.until(lambda: envelope in self.envelopes(), what, within_s)
+        """Wait for one record, byte for byte; in vain once the link over which it would come was given back."""
+        await self.until(lambda: envelope in self.envelopes() or self.lost_its_link, what, within_s)
+        if envelope not in self.envelopes():
+            raise Unmet(what, "the link was given back before")
+
+    def cards_of_node(self) -> list[bytes]:
+        """The node's own cards heard so far, as they came."""
+        return [envelope for envelope in self.envelopes() if is_card_of(envelope, self.peer.subject.peer_id)]
 
     async def settled(self) -> None:
-        """Wait until the node has taken everything that was said: what is asked for last is answered last."""
+        """Wait until the node has taken everything that was said: what is asked for last is answered last.
+
+        What is asked for is the node's card. One that was not heard before may have been pushed, as news, before the question was
+        read; then it is asked for once more, for no card is pushed twice.
+        """
         own = record_key("card", self.peer.subject.peer_id)
-        n_heard = len(self.envelopes())
-        self.send(Want((own,)))
-
-        def answered() -> bool:
-            return any(record_is_of(envelope, self.peer.subject.peer_id) for envelope in self.envelopes()[n_heard:])
-
-        await self.until(answered, "the node's own card when it is wanted")
+        for _ in range(2):
+            heard = self.cards_of_node()
+            self.send(Want((own,)))
+            await self.until(
+                lambda heard=heard: len(self.cards_of_node()) > len(heard),  # type: ignore[misc]
+                "the node's own card when it is wanted",
+            )
+            if self.cards_of_node()[len(heard)] in (*heard, self.peer.subject.envelope):
+                return
 
     async def blamed(self, code: ErrorCode, what: str) -> End:
         """Wait for the connection to be closed with a code.
@@ -213,9 +248,15 @@ class Gossip:
         return envelope in self.envelopes()[n_heard:]
 
 
-def record_is_of(envelope: bytes, peer_id: PeerId) -> bool:
-    """Whether an envelope names a peer as its signer."""
-    return bytes(peer_id) in envelope[64:200]
+def is_card_of(envelope: bytes, peer_id: PeerId) -> bool:
+    """Whether an envelope holds the card of a peer; not its verdict, nor what names it."""
+    if bytes(peer_id) not in envelope:
+        return False
+    try:
+        header = peek(envelope)
+    except RemoteProtocolError:
+        return False
+    return header.kind is RecordKind.CARD and header.peer_id == peer_id
 
 
 async def talk(
@@ -238,6 +279,19 @@ async def talk(
     return gossip
 
 
+async def dialled_for(listener: Listener, tell: Callable[[int], None]) -> Connection | None:
+    """Tell a card, given its incarnation, and wait for the node to dial; None when it does not.
+
+    Whoever it did not dial for want of room is dialled when a greater incarnation shows that it lives.
+    """
+    for incarnation in range(LURES_MAX):
+        tell(incarnation)
+        connection = await listener.accepted(listener.subject.patience_s / 2)
+        if connection is not None:
+            return connection
+    return None
+
+
 async def lure(
     peer: ScriptedPeer,
     identity: Identity | None = None,
@@ -255,11 +309,27 @@ async def lure(
     herald = await talk(peer, peer.stranger())
     identity = identity or peer.stranger()
     listener = peer.listen(identity, manner, served)
-    herald.send_records(Scribe(identity, peer.subject.network).seal(card_of([listener.address])))
-    connection = await listener.accepted(peer.subject.patience_s)
+    scribe = Scribe(identity, peer.subject.network)
+    connection = await dialled_for(
+        listener, lambda life: herald.send_records(scribe.seal(card_of([listener.address], incarnation=life)))
+    )
     if connection is None:
         raise NotApplicable("the node does not dial a peer whose card it learns (ISO-MEMBER-013)")
     return herald, listener, connection
+
+
+async def withdraw(peer: ScriptedPeer) -> None:
+    """Tell the node that there is nobody any more where a case had it dial.
+
+    Without that it goes on dialling the dead addresses for minutes, a few at a time, and does not come to those of later cases.
+    """
+    if not peer.listeners:
+        return
+    with trio.move_on_after(WITHDRAWN_S_MAX), suppress(Unmet, NotApplicable):
+        gossip = await talk(peer, peer.stranger(), settle=False)
+        scribes = [Scribe(listener.identity, peer.subject.network) for listener in peer.listeners]
+        gossip.send_records(*[scribe.seal(card_of(), sequence=LAST_SEQUENCE, lasts_s=1.0) for scribe in scribes])
+        await gossip.settled()
 
 
 def card_fields(card: Card | None = None) -> dict[str, object]:
@@ -276,6 +346,7 @@ async def joined(peer: ScriptedPeer, identity: Identity | None = None, *, connec
         Unmet: the node gives the link back, though it has room.
     """
     gossip = await talk(peer, identity, connection=connection)
+    peer.links.append(gossip)
     gossip.send(Graft())
     await gossip.settled()
     links = [message for message in gossip.listen() if isinstance(message, Graft | Prune)]

@@ -9,6 +9,7 @@ Spec: docs/spec/README.md, section "The conformance suite".
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -24,6 +25,9 @@ from protocol.libp2p.ping import PING_BYTES, PING_PROTOCOL
 from protocol.multiaddr import Multiaddr
 from protocol.records import Card
 from protocol.wire.inference import PROTOCOL_ID as INFER_PROTOCOL
+
+if TYPE_CHECKING:
+    from mesh.conformance.gossip import Gossip
 
 GOSSIP_PROTOCOL = "/isochrone/gossip/3.0.0"
 """The protocol of chapter 4."""
@@ -54,6 +58,7 @@ class Subject:
         card: its card, None where it speaks no gossip.
         envelope: the envelope of that card.
         rtt_s: the round trip to it.
+        n_others: how many records of others it held before the first case: those of its mesh, and of a run before.
     """
 
     address: Multiaddr
@@ -64,6 +69,7 @@ class Subject:
     card: Card | None = None
     envelope: bytes = b""
     rtt_s: float = 0.05
+    n_others: int = 0
 
     @property
     def sockaddr(self) -> Address:
@@ -86,18 +92,32 @@ class Subject:
 class Listener:
     """A place where the scripted peer can be dialled."""
 
-    def __init__(self, identity: Identity, link: Link, host: str) -> None:
+    def __init__(self, identity: Identity, link: Link, host: str, subject: Subject) -> None:
         self.identity = identity
         self.address = Multiaddr("ip6" if ":" in host else "ip4", host, link.port)
         self.connections: list[Connection] = []
-        self.changed = trio.lowlevel.ParkingLot()
+        self.subject = subject
+        self._from_node: list[Connection] = []
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def add(self, connection: Connection, source: Address) -> None:
+        """Note that somebody has dialled."""
+        self.connections.append(connection)
+        if source[:2] == self.subject.sockaddr[:2]:
+            self._from_node.append(connection)
+        self._changed.unpark_all()
 
     async def accepted(self, within_s: float) -> Connection | None:
-        """Wait for the node to dial; None when it does not."""
+        """Wait for the node to dial; None when it does not.
+
+        Other members of its mesh learn the card, too, and dial: who comes from elsewhere than the node's address is taken for it
+        only where it knows nobody else.
+        """
         with trio.move_on_after(within_s):
-            while not self.connections:
-                await self.changed.park()
-        return self.connections[0] if self.connections else None
+            while not self._from_node:
+                await self._changed.park()
+        found = self._from_node or ([] if self.subject.n_others else self.connections)
+        return found[0] if found else None
 
 
 class ScriptedPeer:
@@ -109,6 +129,8 @@ class ScriptedPeer:
         self._nursery = nursery
         self._connections: list[Connection] = []
         self._links: list[Link] = []
+        self.listeners: list[Listener] = []
+        self.links: list[Gossip] = []
 
     @staticmethod
     def stranger() -> Identity:
@@ -163,15 +185,15 @@ class ScriptedPeer:
             raise NotApplicable("this machine has no address that the node could dial")
         link = Link(host)
         self._links.append(link)
-        listener = Listener(identity, link, host)
+        listener = Listener(identity, link, host, self.subject)
+        self.listeners.append(listener)
         chosen = manner or Manner(make_chain(identity))
 
-        def accept(cid: bytes, _address: Address) -> Connection:
+        def accept(cid: bytes, address: Address) -> Connection:
             quic = OpenConnection(chosen, cid)
             connection = Connection(quic, link, served, self.subject.patience_s)
             link.routes[cid] = link.routes[quic.host_cid] = connection
-            listener.connections.append(self._keep(connection))
-            listener.changed.unpark_all()
+            listener.add(self._keep(connection), address)
             return connection
 
         link.accept = accept

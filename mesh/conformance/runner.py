@@ -14,15 +14,16 @@ from enum import StrEnum
 import trio
 
 from mesh.conformance import cases as _cases
-from mesh.conformance.gossip import record_is_of, record_key, talk
+from mesh.conformance.gossip import record_key, talk, withdraw
 from mesh.conformance.index import Sentence, load
 from mesh.conformance.peer import GOSSIP_PROTOCOL, ScriptedPeer, Subject, proven
 from mesh.conformance.registry import CASES, INSIDE, Case, NotApplicable, Unmet
 from mesh.conformance.wire import Connection
 from protocol.errors import RemoteProtocolError
-from protocol.gossip.messages import Want
+from protocol.gossip.messages import Entries, Want
 from protocol.identity import peer_id_text
 from protocol.records import Card, open_record, peek
+from protocol.table import BUCKETS
 
 TOGETHER_MAX = 6
 """Cases that run at the same time, a count: most of them wait, and the node still answers each within milliseconds."""
@@ -32,6 +33,9 @@ CASE_S_MAX = 30.0
 
 SLOW_CASE_S_MAX = 150.0
 """Longest time of a slow case in seconds: twice the longest timer that one waits for."""
+
+TRIES_MAX = 5
+"""How often a case begins anew that lost a link to a node that has others, a count: the second time has a whole second."""
 
 
 class Outcome(StrEnum):
@@ -114,15 +118,15 @@ async def _read_card(peer: ScriptedPeer, connection: Connection) -> None:
     subject = peer.subject
     gossip = await talk(peer, connection=connection, settle=False)
     gossip.send(Want((record_key("card", subject.peer_id),)))
-
-    def told() -> list[bytes]:
-        return [envelope for envelope in gossip.envelopes() if record_is_of(envelope, subject.peer_id)]
-
-    await gossip.until(told, "the card of the node")
-    subject.envelope = told()[0]
+    await gossip.until(gossip.cards_of_node, "the card of the node")
+    subject.envelope = gossip.cards_of_node()[0]
     subject.network = peek(subject.envelope).network_id
     payload = open_record(subject.envelope, subject.network, time.time()).payload
     subject.card = payload if isinstance(payload, Card) else None
+    gossip.send(Entries((), tuple(range(BUCKETS))))
+    await gossip.settled()
+    own = {record_key(kind, subject.peer_id) for kind in ("card", "verdict")}
+    subject.n_others = len(gossip.entries().keys() - own)
 
 
 class Run:
@@ -195,9 +199,24 @@ class Run:
 
 
 async def run_case(case: Case, subject: Subject) -> Result:
-    """Run one case and say what became of it; whatever it began has ended then."""
+    """Run one case and say what became of it; whatever it began has ended then.
+
+    A member of a mesh has other links, and gives back those that it has too many of (ISO-GOS-021) within a second: a case that
+    lost one so begins anew, just after the heartbeat that took it.
+    """
     began = trio.current_time()
-    outcome, reason = Outcome.PASS, ""
+    for _ in range(TRIES_MAX):
+        outcome, reason, disturbed = await _tried(case, subject)
+        if not (disturbed and outcome is Outcome.FAIL):
+            break
+    else:
+        outcome, reason = Outcome.NOT_APPLICABLE, f"the node has links enough, and gave back those of the case ({reason})"
+    return Result(case, outcome, reason, trio.current_time() - began)
+
+
+async def _tried(case: Case, subject: Subject) -> tuple[Outcome, str, bool]:
+    """Run one case once; what became of it, why, and whether it lost a link that it may have needed."""
+    outcome, reason, disturbed = Outcome.PASS, "", False
     async with trio.open_nursery() as nursery:
         peer = ScriptedPeer(subject, nursery)
         try:
@@ -214,9 +233,12 @@ async def run_case(case: Case, subject: Subject) -> Result:
         except Exception as fault:  # noqa: BLE001  (a case that breaks must not take the other results with it)
             outcome, reason = Outcome.FAIL, f"the case itself broke: {type(fault).__name__}: {fault}"
         finally:
+            await withdraw(peer)
+            with suppress(Unmet):
+                disturbed = any(link.lost_its_link for link in peer.links)
             peer.leave()
             nursery.cancel_scope.cancel()
-    return Result(case, outcome, reason, trio.current_time() - began)
+    return outcome, reason, disturbed
 
 
 assert _cases  # importing the package registers its cases

@@ -3,7 +3,7 @@
 Spec: docs/spec/01-identity.md.
 """
 
-from mesh.conformance.gossip import WIDE, Scribe, card_of, record_key, talk
+from mesh.conformance.gossip import WIDE, Scribe, card_of, dialled_for, lure, record_key, talk
 from mesh.conformance.peer import ScriptedPeer
 from mesh.conformance.registry import Unmet, case, expect
 from protocol.encoding import FrameDecoder, encode_uvarint
@@ -118,8 +118,14 @@ async def addresses_of_other_transports_are_left_out(peer: ScriptedPeer) -> None
     tcp = encode_uvarint(4) + bytes((192, 0, 2, 1)) + encode_uvarint(6) + (4001).to_bytes(2, "big")
     trailing = bytes(good[0]) + b"\x00" if isinstance(good[0], bytes) else b""
     plain["addresses"] = [tcp, trailing, b"\xff\xff", *good]
-    envelope = Scribe(identity, peer.subject.network).by_hand(pack(plain, WIDE))
+    scribe = Scribe(identity, peer.subject.network)
+    envelope = scribe.by_hand(pack(plain, WIDE))
     gossip.send_records(envelope)
     expect(await gossip.holds(envelope, record_key("card", identity.peer_id)), "the card is taken", "it is not held")
-    if peer.subject.card is not None and await listener.accepted(peer.subject.patience_s) is None:
+
+    def tell(incarnation: int) -> None:
+        gossip.send_records(scribe.by_hand(pack(plain | {"incarnation": incarnation}, WIDE)))
+
+    if await dialled_for(listener, tell) is None:
+        await lure(peer)  # a node that does not dial for a plain card either is not at fault
         raise Unmet("a dial to the one address that is known (ISO-MEMBER-013), others left out", "no dial")
