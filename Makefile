@@ -35,7 +35,7 @@ test-interop: $(READY)-test $(INTEROP)/.ready ## Install py-, js- and go-libp2p 
 	INTEROP_VENV="$(INTEROP)" $(BIN)/python -m pytest -m interop tests/interop
 
 test-conformance: $(READY)-test ## Try a node on every sentence of the specification, and see that broken ones are caught
-	$(BIN)/python -m pytest -m conformance tests/spec
+	@$(BIN)/python -m scripts.conformance
 
 check: $(READY)-check ## Format, lint, types, import contracts, spelling
 	$(BIN)/ruff format --check .

@@ -9,28 +9,32 @@ import trio
 from mesh.config import HostPort, NodeConfig, Ready
 from mesh.conformance.peer import Subject
 from mesh.conformance.registry import Case
-from mesh.conformance.runner import Result, Run, look
+from mesh.conformance.runner import Outcome, Result, Run, look
 from mesh.engines.echo import EchoEngine
 from mesh.service import Service
 from mesh.store import Store
 from mesh.telemetry import Telemetry, make_logger
-from protocol.multiaddr import parse_multiaddr
+from protocol.multiaddr import Multiaddr, parse_multiaddr
 
 LOOPBACK = parse_multiaddr("/ip4/127.0.0.1/udp/0/quic-v1")
 
 
 @asynccontextmanager
 async def subject_node(
-    state_dir: Path, quic_engine: str = "auto", break_it: Callable[[Service], None] = lambda _service: None
+    state_dir: Path,
+    quic_engine: str = "auto",
+    break_it: Callable[[Service], None] = lambda _service: None,
+    *,
+    bootstrap: Sequence[Multiaddr] = (),
 ) -> AsyncIterator[Subject]:
-    """Run a node, which `break_it` may spoil before it starts, and say where it is."""
+    """Run a node, which `break_it` may spoil before it starts and that joins by `bootstrap`, and say where it is."""
     config = NodeConfig(
         state_dir=state_dir,
         network="conformance-test",
         listen=(LOOPBACK,),
         listen_default=False,
         announce=(),
-        bootstrap=(),
+        bootstrap=tuple(bootstrap),
         gateway=HostPort("127.0.0.1", 0),
         engines=(),
         quic_engine=quic_engine,
@@ -63,3 +67,8 @@ async def tried(subject: Subject, cases: Sequence[Case]) -> dict[str, Result]:
     run = Run(subject, cases)
     await run.run()
     return run.results
+
+
+def failures(results: dict[str, Result]) -> dict[str, str]:
+    """The reasons of the cases that failed, by their names."""
+    return {name: result.reason for name, result in results.items() if result.outcome is Outcome.FAIL}

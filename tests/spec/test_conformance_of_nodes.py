@@ -3,7 +3,7 @@
 import mesh_faults
 import pubsub_faults
 import pytest
-from subject_nodes import subject_node, tried
+from subject_nodes import failures, subject_node, tried
 from transport_faults import FAULTS
 
 from mesh.conformance import peer, runner
@@ -20,8 +20,7 @@ pytestmark = [pytest.mark.conformance, pytest.mark.timeout(300)]
 async def test_a_sound_node_passes(engine, tmp_path):
     async with subject_node(tmp_path, engine) as subject:
         results = await tried(subject, CASES)
-    failed = {name: result.reason for name, result in results.items() if result.outcome is Outcome.FAIL}
-    assert failed == {}
+    assert failures(results) == {}
     assert len(results) == len(CASES)
 
 
