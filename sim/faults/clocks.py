@@ -85,7 +85,7 @@ class RatedNode:
 def _times_of(kind: type[Node], name: str) -> tuple[int, ...]:
     """At which places a method takes a time."""
     method = inspect.getattr_static(kind, name, None)
-    if not inspect.isfunction(method):
+    if not inspect.isroutine(method):  # compiled methods are no functions, and have signatures all the same
         return ()
     names = list(inspect.signature(method).parameters)[1:]
     return tuple(place for place, parameter in enumerate(names) if parameter in TIMES)

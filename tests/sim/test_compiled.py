@@ -25,6 +25,7 @@ def ran(*command: str, cwd: Path) -> dict[str, object]:
     [
         ("--nodes", "30", "--for", "20", "--seed", "1"),
         ("--nodes", "10", "--for", "30", "--seed", "2", "--faults", "all", "--requests", "6"),
+        ("--nodes", "10", "--for", "30", "--seed", "4", "--faults", "clock-rate,crash"),
         ("--nodes", "5", "--for", "10", "--seed", "3", "--tier", "quic"),
     ],
 )
