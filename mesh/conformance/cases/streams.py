@@ -18,9 +18,9 @@ CHUNK_BYTES = 32 * 1024
 BURST = 1000
 """New streams of a peer at once (docs/spec/02-transport.md, section "Limits")."""
 
-UNREAD_BYTES_MAX = 4 * 1024 * 1024 + 2 * CHUNK_BYTES
+UNREAD_BYTES_MAX = 4 * 1024 * 1024
 """What a node may take of a stream that it cannot answer, in bytes: its limit of 2 MiB unread, as much again for one send
-buffer and one window that it has read by then, and the packets with which it went over its limit."""
+buffer and one window that it has read by then."""
 
 RATE_PER_S = 500.0
 """New streams of a peer in a second on top of that (the same section)."""
