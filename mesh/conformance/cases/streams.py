@@ -18,9 +18,13 @@ CHUNK_BYTES = 32 * 1024
 BURST = 1000
 """New streams of a peer at once (docs/spec/02-transport.md, section "Limits")."""
 
-UNREAD_BYTES_MAX = 4 * 1024 * 1024
-"""What a node may take of a stream that it cannot answer, in bytes: its limit of 2 MiB unread, as much again for one send
-buffer and one window that it has read by then."""
+CREDIT_GIVEN_BYTES = 64 * 1024
+"""What the case lets the node send back on a stream, in bytes."""
+
+UNREAD_BYTES_MAX = 4 * 1024 * 1024 + CREDIT_GIVEN_BYTES + 192 * 1024
+"""What a node may take of a stream that it cannot answer, in bytes: 2 MiB unread, a send buffer of 1 MiB, and a window of 1 MiB
+that is granted behind what was handed out; what went back over our credit; and 192 KiB for the chunk that a handler holds in its
+hand (64 KiB) and a batch of datagrams that is taken from the socket before anything is looked at (64 of 1,350 bytes)."""
 
 RATE_PER_S = 500.0
 """New streams of a peer in a second on top of that (the same section)."""
@@ -35,7 +39,7 @@ HEADER = encode_frame(b"/multistream/1.0.0\n")
 @case("ISO-TRANSPORT-041", "ISO-TRANSPORT-046")
 async def what_is_not_read_is_bounded(peer: ScriptedPeer) -> None:
     """A peer that sends pings and takes no echoes comes to an end: the credit, or the stream with FLOODING."""
-    connection = await peer.dial(peer.manner(credit_bytes=64 * 1024, frozen=True))
+    connection = await peer.dial(peer.manner(credit_bytes=CREDIT_GIVEN_BYTES, frozen=True))
     stream = await connection.speak(PING_PROTOCOL)
     n_taken = await _pour(stream)
     stopped = stream.stop_code is not None
