@@ -38,7 +38,8 @@ def ids(*groups):
 
 
 def meshed(*more, **config):
-    node = Node(0, config=GossipConfig(**config))
+    """A node with a full mesh; what it announces reaches all of `OUTSIDE`."""
+    node = Node(0, config=GossipConfig(**{"degree_lazy": len(OUTSIDE), **config}))
     node.connect(*MESH, *more)
     assert node.gossip.mesh() == tuple(ids(MESH))
     return node
@@ -123,13 +124,14 @@ def test_what_was_asked_for_is_pushed_on_as_far_as_the_budget_goes():
 # Announcing
 
 
-def test_news_is_announced_outside_the_mesh_for_three_heartbeats():
+def test_news_is_announced_outside_the_mesh_for_a_few_heartbeats():
     node = meshed(*OUTSIDE)
     record = sealed(ORIGIN)
     node.hear(MESH[0], Records((record.envelope,)), now=0.0)
     entry = ((key_of(record), 1),)
     heard = told(node.beat_heart(60.0), Entries)
-    assert sorted(heard, key=lambda item: item[0]) == [(peer_id, Entries(entry)) for peer_id in ids(OUTSIDE) for _ in range(3)]
+    times = range(CONFIG.history_heartbeats)
+    assert sorted(heard, key=lambda item: item[0]) == [(peer_id, Entries(entry)) for peer_id in ids(OUTSIDE) for _ in times]
 
 
 def test_news_that_came_again_is_known_all_round_and_is_not_announced():
@@ -153,7 +155,7 @@ def test_news_to_be_announced_is_bounded():
 
 
 def test_no_more_peers_outside_the_mesh_are_told_than_the_lazy_degree():
-    node = meshed(*IDENTITIES[5:20], history_heartbeats=1)
+    node = meshed(*IDENTITIES[5:20], history_heartbeats=1, degree_lazy=CONFIG.degree_lazy)
     node.hear(MESH[0], Records((sealed(ORIGIN).envelope,)), now=0.0)
     chosen = announced(node.beat_heart(60.0))
     assert len(chosen) == CONFIG.degree_lazy
