@@ -328,6 +328,14 @@ class Probe:
         else:
             self._take_echo(peer, state, payload, min(received_at, now))
 
+    def handle_spoken(self, peer: PeerId, now: float) -> bool:
+        """Note that a peer has said something on a stream; whether it is probed sooner now, for it was suspected."""
+        state = self._peers.get(peer)
+        if state is None or state.liveness is Liveness.ALIVE or not self._begin_burst(state, now):
+            return False
+        self._schedule(peer, state)
+        return True
+
     def next_timer(self) -> float | None:
         """When `handle_timer` has to be called next, or None."""
         return self._timers.next_due()
@@ -502,15 +510,22 @@ class Probe:
         state.allowance -= 1.0
         self._outputs.append(SendDatagram(peer, _ECHO + payload[1:] + self._told(place)))
         if state.liveness is not Liveness.ALIVE:
-            if self._doubt_gap_s(state) > _INSISTING_FACTOR * config.burst_interval_s:  # otherwise it is probed fast already
-                state.burst_left = config.burst_probes  # it speaks; whether it hears us its echo tells
-                state.next_probe_at = min(state.next_probe_at, max(now, state.probed_at + config.burst_interval_s))
+            self._begin_burst(state, now)
         elif state.watched and state.burst_left == 0 and state.next_probe_at > now:
             state.next_probe_at = self._turn_at(state, now)
         state.heard_at = max(state.heard_at, received_at)
         if state.unanswered_at is None:
             state.doubt_at = None
         self._schedule(peer, state)
+
+    def _begin_burst(self, state: _Peer, now: float) -> bool:
+        """Has a suspected peer that speaks probed at once, unless it is probed fast already: its echo tells whether it hears."""
+        config = self._config
+        if self._doubt_gap_s(state) <= _INSISTING_FACTOR * config.burst_interval_s:
+            return False
+        state.burst_left = config.burst_probes
+        state.next_probe_at = min(state.next_probe_at, max(now, state.probed_at + config.burst_interval_s))
+        return True
 
     def _told(self, place: Coordinate | None) -> bytes:
         """A place as an echo tells it; most echoes tell the one before."""

@@ -5,7 +5,7 @@ larger one to a few peers at random (far links, which keep the mesh in one piece
 over which beats travel), as `handle_ranking` names them now and then; in one of which it holds only a part also to a few that are
 beyond that part, to ask them for what is not found in it. A connection that neither end wants to keep is closed when there are
 too many, in a crowd (`crowd`) also one that only the other end keeps; past `open_max` nobody is let in. Dials that fail are
-tried again with exponential back-off.
+tried again with exponential back-off; of a peer that was connected before, one does not count: it may be lost on the way.
 
 Of each peer the machine says whether work may be sent to it. What this node measures itself comes first: a connected peer is
 alive while it answers, suspected when it does not, and gone `gone_after_s` later; the connection is kept for `linger_s` more,
@@ -30,6 +30,7 @@ from collections.abc import Collection, Iterable, Sequence
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
+from protocol.membership.bootstrap import Bootstrap
 from protocol.membership.crowd import is_refused, kept, leavers, shunned_s, superfluous
 from protocol.membership.events import (
     Connect,
@@ -44,7 +45,7 @@ from protocol.membership.events import (
     Standing,
     Target,
 )
-from protocol.membership.roster import Link, Peer, Roster
+from protocol.membership.roster import SILENT, Link, Peer, Roster
 from protocol.multiaddr import Multiaddr
 from protocol.timers import TimerQueue
 
@@ -70,7 +71,7 @@ class Membership:
         self._unproven: TimerQueue[Target] = TimerQueue()  # all others that are to be dialled
         self._under_way: TimerQueue[Target] = TimerQueue()  # with the time at which the dial is given up
         self._declining: TimerQueue[PeerId] = TimerQueue()  # when a silent peer falls to its next stage
-        self._bootstrap: dict[str, Multiaddr] = {}  # by their texts as given; the peer id is added when it is known
+        self._bootstrap = Bootstrap(config.bootstrap_max)
         self._ranked_at = float("-inf")
         self._outputs: deque[Output] = deque()
         self.outputs = self._outputs  # for who drains several machines at once
@@ -80,9 +81,8 @@ class Membership:
     def add_bootstrap(self, addresses: Iterable[Multiaddr], now: float) -> None:
         """Adds addresses to join by; they are dialled until connected, for as long as the node runs."""
         for address in addresses:
-            if address.peer_id == self._own or len(self._bootstrap) >= self._config.bootstrap_max:
+            if address.peer_id == self._own or not self._bootstrap.add(address):
                 continue
-            self._bootstrap.setdefault(str(address), address)
             target = address.peer_id or str(address)
             if target not in self._failures and target not in self._connected:
                 self._wait(target, now, 0)
@@ -142,17 +142,13 @@ class Membership:
             self._advance(now)
             return
         failures = 0 if target is None else self._drop_dial(target)
-        if isinstance(target, str) and target in self._bootstrap:
-            if peer_id == self._own:
-                del self._bootstrap[target]
-            else:
-                self._bootstrap[target] = self._bootstrap[target].with_peer(peer_id)
-        peer = self._peer(peer_id)
-        if peer is not None:
+        if isinstance(target, str):
+            self._bootstrap.meet(target, peer_id, self._own)
+        if (peer := self._peer(peer_id)) is not None:
             failures = max(failures, self._drop_dial(peer_id))
             if peer.connected_at is None:
                 peer.connected_at, peer.failures = now, max(peer.failures, failures)
-                peer.kept_by_peer, peer.proven = False, True
+                peer.kept_by_peer, peer.proven, peer.missed = False, True, False
                 self._connected.add(peer_id)
                 self._choose_link(peer_id, peer, dialled=target is not None)
             elif peer.link is not Link.NONE:
@@ -175,7 +171,7 @@ class Membership:
         peer.turned_away = peer.turned_away + 1 if surplus and not settled else 0
         if surplus:
             peer.shunned_until = now + shunned_s(peer, self._config)
-            if self._is_small() and self._is_bootstrap(peer_id):  # it has not told of enough others
+            if self._is_small() and self._bootstrap.leads_to(peer_id):  # it has not told of enough others
                 self._wait(peer_id, now + self._backoff(peer.turned_away), 0)
             self._judge(peer_id, peer, now)
             self._advance(now)
@@ -263,6 +259,18 @@ class Membership:
         if not peer.connected and (heard or peer.gone_because is None):
             self._absolve(peer_id, peer)
         self._judge(peer_id, peer, now)
+
+    def handle_signed(self, peer_id: PeerId, signed_at: float, now: float) -> None:
+        """Notes that a peer has signed something, at `signed_at` by this node's clock: who fell silent before that lives."""
+        peer = None if self._peers.is_plain(peer_id) else self._peers.get(peer_id)
+        if peer is None or peer.connected or peer.doubted_since is not None or peer.gone_because not in SILENT:
+            return
+        if (due := self._declining.due_of(peer_id)) is not None and signed_at > due - self._config.forget_after_s:
+            self._absolve(peer_id, peer)
+            if peer_id in self._waiting:  # whether it can be reached from here, too, is found out at once
+                self._wait(peer_id, now, 0)
+            self._judge(peer_id, peer, now)
+            self._advance(now)
 
     def handle_kept(self, peer_id: PeerId, *, keeps: bool) -> None:
         """Notes whether the other end wants to keep a connection."""
@@ -418,7 +426,7 @@ class Membership:
         """Suspected, gone, disconnected, forgotten: the next of these stages of a peer that stays silent."""
         peer, config = self._peers[peer_id], self._config
         if peer.gone_because is None:
-            peer.gone_because = "stopped answering" if peer.connected else "others have lost it"
+            peer.gone_because = SILENT[0] if peer.connected else SILENT[1]
             self._outputs.append(PeerGone(peer_id, peer.gone_because))
             self._declining.set(peer_id, now + (config.linger_s if peer.connected else config.forget_after_s))
             if peer.connected and self._addresses(peer_id):  # it may have been started again, and know nothing of the connection
@@ -433,7 +441,7 @@ class Membership:
 
     def _absolve(self, peer_id: PeerId, peer: Peer) -> None:
         """Holds nothing against a peer that is away any more, a dial that failed before it came back included."""
-        peer.gone_because, peer.failures = None, 0
+        peer.gone_because, peer.failures, peer.missed = None, 0, False
         self._declining.discard(peer_id)
         if peer_id in self._failures:
             self._failures[peer_id] = 0
@@ -525,17 +533,19 @@ class Membership:
 
     def _give_up(self, target: Target, now: float) -> None:
         """Has a target that was not reached dialled again later."""
-        failures = self._failures[target] + 1
+        failures, peer = self._failures[target] + 1, None if isinstance(target, str) else self._peers.get(target)
+        if peer is not None and peer.may_be_missed and failures == 1:
+            peer.missed = True
+            self._wait(target, now + self._backoff(0), 0)
+            return
         self._wait(target, now + self._backoff(failures), failures)
-        if not isinstance(target, str) and (peer := self._peers.get(target)) is not None:
-            peer.failures = max(peer.failures, failures)
+        if peer is not None and not isinstance(target, str):
+            peer.failures, peer.missed = max(peer.failures, failures), False
             self._judge(target, peer, now)
         if isinstance(target, str) or failures < self._config.pinned_failures:
             return
-        for text, address in self._bootstrap.items():
-            if address.peer_id == target and text != str(address):
-                self._bootstrap[text] = address.with_peer(None)
-                self._wait(text, now + self._backoff(failures), failures)
+        for text in self._bootstrap.unpin(target):
+            self._wait(text, now + self._backoff(failures), failures)
 
     def _may_dial(self) -> bool:
         """Whether one more dial is within the bounds."""
@@ -546,11 +556,7 @@ class Membership:
         """Whether somebody is known to be, or to have been, where a dial leads."""
         if isinstance(target, str) or ((peer := self._peers.get(target)) is not None and peer.proven):
             return True
-        return self._is_bootstrap(target)
-
-    def _is_bootstrap(self, peer_id: PeerId) -> bool:
-        """Whether a peer is one of those to join by."""
-        return any(address.peer_id == peer_id for address in self._bootstrap.values())
+        return self._bootstrap.leads_to(target)
 
     def _line_of(self, target: Target) -> TimerQueue[Target]:
         return self._waiting if self._is_proven(target) else self._unproven
@@ -566,10 +572,7 @@ class Membership:
 
     def _next_dial(self, now: float) -> Target | None:
         """Takes the next target that is due and may be dialled."""
-        for line in self._open_lines():
-            if (due := line.pop_due(now)) is not None:
-                return due[0]
-        return None
+        return next((due[0] for line in self._open_lines() if (due := line.pop_due(now)) is not None), None)
 
     def _advance(self, now: float) -> None:
         """Starts every dial that is due, within the bounds."""
@@ -585,16 +588,13 @@ class Membership:
 
     def _is_worth_a_dial(self, target: Target) -> bool:
         """Whether a target is still to be dialled: not every peer that became known while the mesh was small is."""
-        if isinstance(target, str) or (peer := self._peers.get(target)) is None or self._is_bootstrap(target):
+        if isinstance(target, str) or (peer := self._peers.get(target)) is None or self._bootstrap.leads_to(target):
             return True
         return peer.wanted or peer.gone_because is not None or peer.failures > 0 or self._is_small()
 
     def _addresses(self, target: Target) -> tuple[Multiaddr, ...]:
         """All addresses known for a target, the peer's own word first."""
         if isinstance(target, str):
-            known = self._bootstrap.get(target)
-            return () if known is None else (known,)
-        peer = self._peers.get(target)
-        own_word = peer.addresses if peer is not None else ()
-        told = tuple(address for address in self._bootstrap.values() if address.peer_id == target)
-        return own_word + tuple(address for address in told if address not in own_word)
+            return self._bootstrap.at(target)
+        own_word = () if (peer := self._peers.get(target)) is None else peer.addresses
+        return own_word + tuple(address for address in self._bootstrap.of(target) if address not in own_word)

@@ -19,6 +19,10 @@ _LENGTH_BYTES = 2
 """Length in bytes of the length of one packed address."""
 
 
+SILENT = ("stopped answering", "others have lost it")
+"""Why a peer is gone that fell silent: by this node's own probes, and by what others say."""
+
+
 class Link(StrEnum):
     """Why this node keeps a connection."""
 
@@ -46,12 +50,18 @@ class Peer:
     shunned_until: float = 0.0
     wanted: bool = False  # dialled on purpose, also where not everybody is
     proven: bool = False  # connected at least once
+    missed: bool = False  # a dial failed, and has not counted: another follows
     joined: bool = False
 
     @property
     def connected(self) -> bool:
         """Whether a connection is open."""
         return self.connected_at is not None
+
+    @property
+    def may_be_missed(self) -> bool:
+        """Whether a dial that fails need not count: five packets are lost together once in 29 times where 30 % are."""
+        return self.proven and not self.missed and self.gone_because is None and self.doubted_since is None
 
     def standing(self, now: float, *, unreached: bool) -> tuple[Standing, str]:
         """What this node thinks of the peer, with the reason in words; `unreached` while failed dials of it are tried again."""

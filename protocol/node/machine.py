@@ -233,7 +233,7 @@ class Node:
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float) -> None:
         """Takes a gossip message."""
         self.gossip.handle_message(peer_id, payload, now, self.wall(now))
-        self._settle(now, timers_moved=False)
+        self._settle(now, timers_moved=self.probe.handle_spoken(peer_id, now))
 
     def handle_datagram(self, peer_id: PeerId, payload: bytes, received_at: float, now: float) -> None:
         """Takes a datagram, which is a probe or an echo; `received_at` is the kernel's time of arrival where it tells."""
@@ -265,17 +265,14 @@ class Node:
         Returns:
             The refusal of a request that came from a peer and may not begin here; otherwise None, and outputs follow.
         """
-        if from_peer is not None:
-            refusal = self.forwarding.admit(request.request_id, from_peer, request.hops_left, now)
-            if refusal is not None:
-                return refusal
+        hops_left = request.hops_left
+        if from_peer and (refusal := self.forwarding.admit(request.request_id, from_peer, hops_left, now)) is not None:
+            return refusal
         self._due = None
         if from_peer is None and not report.qualified and self.searches.begin(request, now):
             self._settle(now)
             return None
-        self.forwarding.submit(
-            request.request_id, report.qualified, self.peer_id, now + request.deadline_s, request.hops_left, now
-        )
+        self.forwarding.submit(request.request_id, report.qualified, self.peer_id, now + request.deadline_s, hops_left, now)
         return None
 
     def handle_first_output(self, request: InferenceRequest, peer: PeerId, now: float) -> bool:
@@ -558,6 +555,7 @@ class Node:
         """Lets the other machines know what a peer's record says."""
         if record.peer_id == self.peer_id:
             return
+        self.membership.handle_signed(record.peer_id, now + record.issued_s - self.wall(now), now)
         match record.payload:
             case Card(addresses=addresses, models=models, incarnation=incarnation):
                 key = record_key(record.peer_id, RecordKind.CARD)

@@ -319,6 +319,79 @@ def test_peer_that_cannot_be_reached_is_given_no_work() -> None:
     assert membership.standing(OTHER, 5.0) == (Standing.SUSPECTED, "could not be reached")
 
 
+def dialled(membership: Membership, now: float) -> float:
+    """When the next dial begins."""
+    while True:
+        if drained(membership, Connect):
+            return now
+        due = membership.next_timer()
+        assert due is not None
+        now = max(now, due)
+        membership.handle_timer(now)
+
+
+def test_one_dial_that_is_lost_is_not_held_against_a_peer_that_was_connected() -> None:
+    """Where 30 % of all packets are lost one dial in 29 is, and no more is known of the peer than before."""
+    membership = machine(config=MembershipConfig(small_mesh=0))
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    for began in (1.0, 1001.0):  # a connection between two pairs of dials starts the count anew
+        membership.handle_connected(OTHER, began)
+        membership.handle_disconnected(OTHER, ErrorCode.SURPLUS, began + 100.0)
+        drain(membership)
+        membership.handle_ranking([OTHER], (), began + 300.0)
+        now = dialled(membership, began + 300.0)
+        membership.handle_dial_failed(OTHER, now + 5.0)
+        assert membership.standing(OTHER, now + 5.0)[0] is Standing.ALIVE
+        again = dialled(membership, now + 5.0)
+        assert now + 5.0 < again <= now + 5.0 + CONFIG.backoff_min_s
+        membership.handle_dial_failed(OTHER, again + 5.0)
+        assert membership.standing(OTHER, again + 5.0) == (Standing.SUSPECTED, "could not be reached")
+
+
+LOST_AT = 40.0
+
+
+def lost_for_its_silence(membership: Membership) -> float:
+    """A peer that is gone, whose connection was given up and that nobody else accuses; when a dial of it has just failed."""
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 1.0)
+    membership.handle_suspected(OTHER, 20.0)
+    wait(membership, 30.0)
+    membership.handle_disconnected(OTHER, ErrorCode.IDLE, LOST_AT)
+    drain(membership)
+    now = LOST_AT
+    for _ in range(3):  # so that the next dial is seconds away
+        now = dialled(membership, now) + 5.0
+        membership.handle_dial_failed(OTHER, now)
+    assert membership.standing(OTHER, now) == (Standing.GONE, "stopped answering")
+    return now
+
+
+def test_peer_that_fell_silent_is_back_when_it_has_signed_something_since_and_is_dialled_at_once() -> None:
+    membership = machine()
+    now = lost_for_its_silence(membership)
+    membership.handle_signed(OTHER, LOST_AT - 0.01, now)  # what was on its way for long says nothing
+    assert drain(membership) == []
+    membership.handle_signed(OTHER, LOST_AT + 0.01, now)
+    assert sorted(drain(membership), key=str) == [Connect(OTHER, (address(2),)), PeerJoined(OTHER)]
+    membership.handle_signed(OTHER, LOST_AT + 0.02, now)
+    assert drain(membership) == []
+
+
+def test_what_a_peer_signs_outweighs_neither_the_doubts_of_others_nor_its_goodbye() -> None:
+    membership = machine()
+    now = lost_for_its_silence(membership)
+    membership.handle_doubted(OTHER, now)
+    membership.handle_signed(OTHER, now + 0.1, now + 0.1)
+    assert membership.standing(OTHER, now + 0.1)[0] is Standing.GONE
+    membership = machine()
+    membership.handle_card(OTHER, (address(2),), 0.0)
+    membership.handle_connected(OTHER, 1.0)
+    membership.handle_disconnected(OTHER, ErrorCode.GOODBYE, 2.0)
+    membership.handle_signed(OTHER, 3.0, 3.0)
+    assert membership.standing(OTHER, 3.0) == (Standing.GONE, "said goodbye")
+
+
 def test_tables_and_dials_stay_within_their_bounds() -> None:
     config = MembershipConfig(peers_max=3, dials_max=2, bootstrap_max=2)
     membership = machine(config=config)

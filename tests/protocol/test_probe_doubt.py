@@ -106,6 +106,34 @@ def test_a_peer_that_is_heard_and_does_not_answer_is_suspected() -> None:
     assert PeerRecovered(A) in drain(machine)
 
 
+def probes_within(machine: Probe, until: float) -> list[float]:
+    """When probes go out."""
+    times = []
+    while (due := machine.next_timer()) is not None and due <= until:
+        machine.handle_timer(due)
+        times += [due for output in drain(machine) if isinstance(output, SendDatagram)]
+    return times
+
+
+def test_a_silent_peer_that_says_something_on_a_stream_is_probed_at_once() -> None:
+    """Its path has healed: where 30 % of all datagrams are lost, one probe every 0.4 s left some suspicions for three seconds."""
+    pair = Pair()
+    pair.run(110.0)
+    assert not pair.nodes[A].handle_spoken(B, pair.now)  # who answers is not probed more
+    pair.cut = True
+    pair.run(112.0)
+    assert pair.nodes[A].liveness(B) is Liveness.SUSPECTED
+    assert not pair.nodes[A].handle_spoken(B, pair.now)  # it is probed fast as yet
+    pair.run(140.0)
+    assert pair.nodes[A].handle_spoken(B, pair.now)
+    assert len(probes_within(pair.nodes[A], pair.now + CONFIG.burst_probes * CONFIG.burst_interval_s)) == CONFIG.burst_probes
+    for _ in range(100):  # and not without bound, however much it says
+        assert pair.nodes[A].handle_spoken(B, pair.now + 0.5)
+    assert len(probes_within(pair.nodes[A], pair.now + 0.7)) <= CONFIG.burst_probes + 2
+    assert pair.nodes[A].liveness(B) is Liveness.SUSPECTED  # only an echo tells that it hears
+    assert not pair.nodes[A].handle_spoken(A, pair.now)  # nobody that it is connected to
+
+
 @pytest.mark.parametrize("watched", [True, False])
 @pytest.mark.parametrize("silence_s", [2.0, 30.0])
 def test_a_later_echo_recovers_the_peer(silence_s: float, watched: bool) -> None:

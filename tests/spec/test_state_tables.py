@@ -14,7 +14,7 @@ from protocol.gossip.overlay import Overlay
 from protocol.identity import Identity
 from protocol.inference import Accepted, AnswerOrder, Finished, TextDelta
 from protocol.libp2p.multistream import Listener, MultistreamConfig
-from protocol.membership import Membership, MembershipConfig
+from protocol.membership import Connect, Membership, MembershipConfig
 from protocol.multiaddr import parse_multiaddr
 from protocol.probe import KIND_PROBE, Probe, ProbeConfig, SendDatagram
 
@@ -274,7 +274,7 @@ class Member:
     def __init__(self) -> None:
         self.config = MembershipConfig(small_mesh=0)
         self.membership = Membership(self.config, OWN, random.Random(1))
-        self.now = 0.0
+        self.now = self.lost_at = 0.0
 
     def card(self, *, renewed: bool = False) -> None:
         self.membership.handle_card(PEER, (parse_multiaddr("/ip4/192.0.2.1/udp/1/quic-v1"),), self.now, renewed=renewed)
@@ -299,6 +299,12 @@ class Member:
             self.membership.handle_doubted(PEER, self.now)
             if state == "gone":
                 self.pass_time(self.config.gone_after_s)
+        elif state == "gone, by its silence":
+            self.membership.handle_connected(PEER, self.now)
+            self.membership.handle_suspected(PEER, self.now)
+            self.pass_time(self.config.gone_after_s)
+            self.lost_at = self.now
+            self.membership.handle_disconnected(PEER, ErrorCode.IDLE, self.now)
 
     def do(self, event: str) -> None:
         membership, forget_s = self.membership, self.config.forget_after_s
@@ -313,6 +319,10 @@ class Member:
             "the connection is closed as surplus, its card known": self.be_surplus,
             "others doubt it": lambda: membership.handle_doubted(PEER, self.now),
             "a dial fails": self.fail_to_dial,
+            "a dial fails, the first since it was connected": lambda: self.connect_and_fail_to_dial(1),
+            "a second dial fails since it was connected": lambda: self.connect_and_fail_to_dial(2),
+            "a record that it signed before": lambda: membership.handle_signed(PEER, self.lost_at - 0.1, self.now),
+            "a record that it signed since": lambda: membership.handle_signed(PEER, self.lost_at + 0.1, self.now),
             "its card expires": lambda: membership.forget(PEER),
             "it answers": lambda: membership.handle_recovered(PEER, self.now),
             "the time is over": lambda: self.pass_time(self.config.gone_after_s),
@@ -334,6 +344,19 @@ class Member:
         self.membership.handle_ranking([PEER], (), self.now)
         self.membership.handle_dial_failed(PEER, self.now)
 
+    def connect_and_fail_to_dial(self, times: int) -> None:
+        self.membership.handle_connected(PEER, self.now)
+        self.be_surplus()
+        self.pass_time(self.config.shunned_s)
+        self.membership.handle_ranking([PEER], (), self.now)
+        for _ in range(times):
+            while not any(isinstance(output, Connect) for output in iter(self.membership.next_output, None)):
+                due = self.membership.next_timer()
+                assert due is not None
+                self.now = max(self.now, due)
+                self.membership.handle_timer(self.now)
+            self.membership.handle_dial_failed(PEER, self.now)
+
     def state(self) -> str:
         standing = str(self.membership.standing(PEER, self.now)[0])
         where = "connected" if self.membership.is_connected(PEER) else "not connected"
@@ -344,6 +367,6 @@ class Member:
 def test_member(state: str, event: str, following: str) -> None:
     member = Member()
     member.come_to(state)
-    assert member.state() == state
+    assert member.state() == state.removesuffix(", by its silence")
     member.do(event)
     assert member.state() in (following, f"{following}, connected", f"{following}, not connected")

@@ -201,6 +201,8 @@ inside(
     "whether somebody counts as gone or as silent does not show",
     _MEMBERSHIP + "test_late_cards_do_not_bring_back_who_has_left",
     _MEMBERSHIP + "test_doubt_that_merely_runs_out_brings_nobody_back",
+    _MEMBERSHIP + "test_peer_that_fell_silent_is_back_when_it_has_signed_something_since_and_is_dialled_at_once",
+    _MEMBERSHIP + "test_what_a_peer_signs_outweighs_neither_the_doubts_of_others_nor_its_goodbye",
 )
 inside(
     "ISO-MEMBER-021",
