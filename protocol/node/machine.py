@@ -209,6 +209,8 @@ class Node:
         self.gossip.handle_disconnected(peer_id, now)
         self.probe.handle_disconnected(peer_id, now)
         self.membership.handle_disconnected(peer_id, code, now)
+        if not self.membership.connected():  # all were closed as surplus, and nobody is left to hear of others from
+            self._ranking_at = min(self._ranking_at, now + self.config.ranking_min_s * self._luck.uniform(0.5, 1.5))
         self._settle(now)
 
     def handle_replaced(self, peer_id: PeerId, now: float) -> None:

@@ -7,7 +7,7 @@ from world import World, request
 from protocol import gossip
 from protocol.errors import ErrorCode
 from protocol.identity import Identity
-from protocol.membership import Disconnect, MembershipConfig
+from protocol.membership import Connect, Disconnect, MembershipConfig
 from protocol.node import NodeConfig
 from protocol.probe import Liveness
 
@@ -68,3 +68,23 @@ def test_mesh_that_is_larger_than_its_only_door_forms() -> None:
     world.run_until(lambda: all(len(member.routable) == 24 for member in world.members), 10.0)
     assert all(len(member.node.membership.connected()) <= config.membership.open_max for member in world.members)
     assert all(not member.faults for member in world.members)
+
+
+def test_node_that_all_have_turned_away_looks_for_others_soon() -> None:
+    world = World(1)
+    door = world.add((0.0, 0.0), config=CONFIG)
+    for number in range(8):
+        world.add((0.001 * number, 0.0), bootstrap=[door.address], config=CONFIG)
+    world.run(200.0)  # by now a minute passes between two looks for the nearest
+    for member in world.members:
+        core, until = member.node, world.now + 1.5 * CONFIG.ranking_min_s + CONFIG.membership.dial_polite_s
+        left = core.membership.connected()
+        for peer in left:
+            core.handle_disconnected(peer, ErrorCode.SURPLUS, world.now)
+        dialled: list[object] = []
+        while not dialled:
+            assert core.next_timer() <= until
+            core.handle_timer(core.next_timer())
+            while (output := core.next_output()) is not None:
+                dialled += [output.target] if isinstance(output, Connect) else []
+        assert dialled[0] not in left

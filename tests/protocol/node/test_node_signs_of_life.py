@@ -1,10 +1,11 @@
 """A peer that was lost shows by what it says, or has signed, that it lives."""
 
+from world import Member, World
+
 from protocol.gossip.messages import Keep, encode_message, records_messages
 from protocol.membership import Standing
 from protocol.probe import SendDatagram
 from protocol.records import Verdict, seal
-from tests.protocol.node.world import Member, World
 
 
 def three(after_s: float) -> tuple[World, Member, Member, Member]:
