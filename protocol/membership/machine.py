@@ -265,7 +265,7 @@ class Membership:
         peer = None if self._peers.is_plain(peer_id) else self._peers.get(peer_id)
         if peer is None or peer.connected or peer.doubted_since is not None or peer.gone_because not in SILENT:
             return
-        if (due := self._declining.due_of(peer_id)) is not None and signed_at > due - self._config.forget_after_s:
+        if peer.gone_at is not None and signed_at > peer.gone_at:
             self._absolve(peer_id, peer)
             if peer_id in self._waiting:  # whether it can be reached from here, too, is found out at once
                 self._wait(peer_id, now, 0)
@@ -426,7 +426,7 @@ class Membership:
         """Suspected, gone, disconnected, forgotten: the next of these stages of a peer that stays silent."""
         peer, config = self._peers[peer_id], self._config
         if peer.gone_because is None:
-            peer.gone_because = SILENT[0] if peer.connected else SILENT[1]
+            peer.gone_because, peer.gone_at = SILENT[0] if peer.connected else SILENT[1], now
             self._outputs.append(PeerGone(peer_id, peer.gone_because))
             self._declining.set(peer_id, now + (config.linger_s if peer.connected else config.forget_after_s))
             if peer.connected and self._addresses(peer_id):  # it may have been started again, and know nothing of the connection
@@ -441,7 +441,7 @@ class Membership:
 
     def _absolve(self, peer_id: PeerId, peer: Peer) -> None:
         """Holds nothing against a peer that is away any more, a dial that failed before it came back included."""
-        peer.gone_because, peer.failures, peer.missed = None, 0, False
+        peer.gone_because, peer.gone_at, peer.failures, peer.missed = None, None, 0, False
         self._declining.discard(peer_id)
         if peer_id in self._failures:
             self._failures[peer_id] = 0

@@ -43,6 +43,7 @@ class Peer:
     doubted_since: float | None = None  # by others
     in_question: bool = False  # doubted while connected, and not heard since
     gone_because: str | None = None
+    gone_at: float | None = None  # when it was declared gone for its silence
     link: Link = Link.NONE
     kept_by_peer: bool = False
     leaving: bool = False  # told to go, and still connected

@@ -34,7 +34,7 @@ def test_peer_that_was_given_up_is_back_with_the_first_record_that_it_signed_sin
     membership, now = node.node.membership, world.now
     assert membership.standing(lost.peer_id, now)[0] is Standing.GONE
     assert not membership.is_connected(lost.peer_id)
-    for sequence, issued_at, standing in ((1000, 20.0, Standing.GONE), (1001, now - 1.0, Standing.ALIVE)):
+    for sequence, issued_at, standing in ((1000, 15.0, Standing.GONE), (1001, now - 1.0, Standing.ALIVE)):
         wall_s = node.node.wall(issued_at)
         config = node.config
         record = seal(
