@@ -10,6 +10,7 @@ from protocol.gossip.messages import Records, decode_message
 from protocol.membership import Standing
 from protocol.node import Output
 from protocol.records import Card, ModelOffer, Record, RecordKind, peek
+from protocol.table import record_key
 from sim.figures import Spread
 from sim.network import PACKET_OVERHEAD_BYTES
 from sim.process import Process
@@ -39,7 +40,9 @@ class Markers:
         self.world = world
         self.spread: Spread | None = None
         self.copies = 0
+        self.mentions = 0  # messages that name the card and do not hold it: who has it, who wants it, who does not
         self._envelope = b""
+        self._key = b""
         self._offer: ModelOffer | None = None
         self._made = 0
         world.watchers.append(self._watch)
@@ -49,7 +52,7 @@ class Markers:
     def mark(self, process: Process) -> Spread:
         """Gives a process a new model, waits until its new card is signed, and follows that card from then on."""
         self._made += 1
-        self.spread, self.copies = None, 0
+        self.spread, self.copies, self.mentions = None, 0, 0
         self._offer = ModelOffer(f"marker {self._made}", frozenset(), engine="echo")
         process.offers = (*process.offers[:1], self._offer)
         process.node.handle_offers(process.offers, self.world.now)
@@ -65,6 +68,7 @@ class Markers:
         if isinstance(record.payload, Card) and self._offer is not None and self._offer in record.payload.models:
             self.spread = Spread(process.peer_id, record.sequence, self.world.now, len(self.world.processes))
             self._envelope, self._offer = record.envelope, None
+            self._key = record_key(process.peer_id, RecordKind.CARD)
 
     def _watch(self, process: Process, output: Output) -> None:
         spread = self.spread
@@ -76,8 +80,12 @@ class Markers:
             spread.after_s.append(self.world.now - spread.began_at)
 
     def _arrived(self, _receiver: Process, _sender: Process, payload: bytes, datagram: bool) -> None:
-        if self.spread is not None and not datagram and self._envelope in payload:
+        if self.spread is None or datagram:
+            return
+        if self._envelope in payload:
             self.copies += 1
+        elif self._key in payload:
+            self.mentions += 1
 
 
 @dataclass
@@ -116,14 +124,6 @@ class Traffic:
     def wire_bytes(self, kind: str) -> int:
         """Bytes of a kind with what every packet carries round its payload."""
         return self.payload_bytes[kind] + self.packets[kind] * PACKET_OVERHEAD_BYTES
-
-    def control_messages(self) -> int:
-        """Messages that carry neither records nor load nor probes: what gossip spends on saying who holds what."""
-        return sum(count for kind, count in self.messages.items() if kind not in NO_CONTROL)
-
-
-NO_CONTROL = frozenset({"probe", *LOAD_KINDS, *(f"records: {kind}" for kind in RecordKind)})
-"""Kinds of traffic that carry facts themselves."""
 
 
 class Kinds:

@@ -3,7 +3,7 @@
 from statistics import median
 
 from benchmarks.simulation.figures import Figure
-from benchmarks.simulation.observe import Markers, Traffic
+from benchmarks.simulation.observe import Markers
 from benchmarks.simulation.scenario import FORMING_SHARE, Options, rested
 from sim.faults import Loss
 from sim.figures import Spread
@@ -14,7 +14,7 @@ LOSS = 0.3
 MARKERS = 10
 QUICK_MARKERS = 2
 WINDOW_S = 3.0
-"""Seconds before and after a new card in which control messages are counted: a little more than a round of anti-entropy."""
+"""Seconds after a new card in which the messages that name it are counted: a little more than a round of anti-entropy."""
 LIMIT_S = 30.0
 """Seconds after which a card that has not reached everybody never does."""
 
@@ -22,13 +22,13 @@ LIMIT_S = 30.0
 def measure(nodes: int, seed: int, options: Options) -> list[Figure]:
     """Follows new cards of random nodes, first without loss and then with loss."""
     world = rested(nodes, seed, options)
-    markers, traffic = Markers(world), Traffic(world)
+    markers = Markers(world)
     count = QUICK_MARKERS if options.quick else MARKERS
     middle = (1.0 + FORMING_SHARE) / 2
-    calm = follow(world, markers, traffic, count, options.part(FORMING_SHARE, middle))
+    calm = follow(world, markers, count, options.part(FORMING_SHARE, middle))
     loss = Loss(world.streams.of("loss share"), world, LOSS)
     loss.begin(world)
-    lossy = follow(world, markers, traffic, count, options.part(middle, 1.0))
+    lossy = follow(world, markers, count, options.part(middle, 1.0))
     loss.end(world)
     return [*_calm_figures(nodes, calm), *_lossy_figures(nodes, lossy)]
 
@@ -46,15 +46,11 @@ class Followed:
         return [spread.share_s(share) for spread in self.spreads]
 
 
-def follow(world: World, markers: Markers, traffic: Traffic, count: int, options: Options) -> Followed:
+def follow(world: World, markers: Markers, count: int, options: Options) -> Followed:
     """Makes `count` cards one after another and follows each until everybody holds it."""
     luck, seen, nodes = world.streams.of("publishers"), Followed(), len(world.processes)
     for number in range(count):
-        traffic.clear()
-        world.run(world.now + WINDOW_S)
-        background = traffic.control_messages() / WINDOW_S
         spread = markers.mark(luck.choice(world.working()))
-        traffic.clear()
         began = world.now
         everybody = lambda: len(spread.after_s) >= nodes - 1  # noqa: E731, B023 - used at once
         world.run_until(everybody, began + LIMIT_S, 0.1)
@@ -62,7 +58,7 @@ def follow(world: World, markers: Markers, traffic: Traffic, count: int, options
         deliveries = max(1, len(spread.after_s))
         seen.spreads.append(spread)
         seen.copies.append(markers.copies / deliveries)
-        seen.control.append(max(0.0, traffic.control_messages() - background * (world.now - began)) / deliveries)
+        seen.control.append(markers.mentions / deliveries)
         options.progress((number + 1) / count)
     return seen
 
@@ -128,12 +124,12 @@ def _calm_figures(nodes: int, seen: Followed) -> list[Figure]:
             median(seen.copies) + median(seen.control),
             "",
             nodes,
-            "copies and the control messages (who holds what, who wants what) that one card adds, per node that gets it.",
+            "copies of a card and the messages that name it (who holds it, who wants it, who does not), per node that gets it.",
             "gossipsub (published)",
             6.3,
             4.0,
             1000,
-            note="control messages are those after the card less those of as long a time before it",
+            note="names in the 3 s after the card; hashes that differ because of it name nothing and are not counted",
         ),
     ]
 
@@ -177,6 +173,6 @@ def _lossy_figures(nodes: int, seen: Followed) -> list[Figure]:
             median(seen.copies) + median(seen.control),
             "",
             nodes,
-            "copies and added control messages per node that gets the card, under loss.",
+            "copies and messages that name the card per node that gets it, under loss.",
         ),
     ]
