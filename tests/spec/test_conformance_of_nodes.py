@@ -1,5 +1,6 @@
 """The conformance suite on nodes over real sockets: a sound node passes, and every wrong behaviour is caught by its name."""
 
+import inference_faults
 import mesh_faults
 import pubsub_faults
 import pytest
@@ -10,7 +11,8 @@ from mesh.conformance import peer, runner
 from mesh.conformance.registry import CASES
 from mesh.conformance.runner import Outcome, choose
 
-assert mesh_faults  # importing them registers their faults
+assert inference_faults  # importing them registers their faults
+assert mesh_faults
 assert pubsub_faults
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(300)]
