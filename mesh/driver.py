@@ -7,24 +7,22 @@ loses messages instead of costing memory.
 Spec: docs/spec/04-gossip.md, section "Streams".
 """
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
 
 import trio
 
 from mesh.facts import observe
+from mesh.outbox import Outbox, read_frames
 from mesh.strangers import Strangers
 from mesh.telemetry import Telemetry
-from mesh.transport import Connection, ConnectionLost, Doing, Stream, StreamReset, Transport
+from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
 from protocol import forwarding, gossip, membership, probe, pubsub
-from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.identity import PeerId
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, Output, ReserveSequences
 
-GOSSIP_PROTOCOL = "/isochrone/gossip/3.0.0"
 OUTBOX_MESSAGES_MAX = 256
 """Gossip messages waiting for one peer: a few seconds of a busy mesh; past it the oldest go, for newer ones replace them."""
 UNREACHED_MAX = 256
@@ -41,13 +39,12 @@ GREETING_RETRY_S = 1.0
 """Pause in seconds before a peer that broke off a gossip stream is offered another, so that refusing one costs no work here."""
 
 
-@dataclass(slots=True)
-class _Outbox:
+class _Speech(Outbox):
     """What waits to be said to one connected peer, from the moment it is connected: it may speak before it can be spoken to."""
 
-    messages: deque[bytes] = field(default_factory=lambda: deque(maxlen=OUTBOX_MESSAGES_MAX))
-    ready: trio.Event = field(default_factory=trio.Event)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    def __init__(self) -> None:
+        super().__init__(OUTBOX_MESSAGES_MAX)
+        self.scope = trio.CancelScope()
 
 
 class Driver:
@@ -76,7 +73,7 @@ class Driver:
         self._reserve = reserve
         self._on_forwarding = on_forwarding
         self._suspended_s = transport.machine.suspended_s()
-        self._outboxes: dict[PeerId, _Outbox] = {}
+        self._outboxes: dict[PeerId, _Speech] = {}
         self._targets: dict[PeerId, list[membership.Target]] = {}
         self._unreached: set[str] = set()
         self._armed_for = float("inf")
@@ -248,7 +245,7 @@ class Driver:
     def _attend(self, peer_id: PeerId) -> None:
         """Sees to it that somebody speaks to a connected peer, and that the dials which led to it hear how that went."""
         if peer_id not in self._outboxes:
-            outbox = self._outboxes[peer_id] = _Outbox()
+            outbox = self._outboxes[peer_id] = _Speech()
             self._start(self._speak, peer_id, outbox)
         if self._node.membership.is_connected(peer_id):
             self._greeted(peer_id)
@@ -283,10 +280,9 @@ class Driver:
         """Queues one message for a peer; the oldest gives way when the queue is full."""
         outbox = self._outboxes.get(peer_id)
         if outbox is not None:
-            outbox.messages.append(payload)
-            outbox.ready.set()
+            outbox.put(payload)
 
-    async def _speak(self, peer_id: PeerId, outbox: _Outbox) -> None:
+    async def _speak(self, peer_id: PeerId, outbox: _Speech) -> None:
         """Keeps a gossip stream to a peer open and writes what is queued, for as long as the peer is connected.
 
         Two peers that dialled each other at once keep one of the two connections; the stream moves to it when the other closes.
@@ -308,7 +304,7 @@ class Driver:
         if self._outboxes.get(peer_id) is outbox:
             del self._outboxes[peer_id]
 
-    async def _speak_over(self, connection: Connection, outbox: _Outbox) -> None:
+    async def _speak_over(self, connection: Connection, outbox: _Speech) -> None:
         """Opens one gossip stream and writes to it until it ends.
 
         Raises:
@@ -320,33 +316,19 @@ class Driver:
             with trio.fail_after(GREETING_TIMEOUT_S):
                 await stream.confirmed()
             self._greeted(connection.peer_id)
-            await self._write(stream, outbox)
-
-    @staticmethod
-    async def _write(stream: Stream, outbox: _Outbox) -> None:
-        """Writes what is queued until the stream ends."""
-        while True:
-            while outbox.messages:
-                batch = [outbox.messages.popleft() for _ in range(len(outbox.messages))]
-                for message in batch if stream.connection.watchers else ():
-                    stream.tell(Doing.FRAME, sent=True, data=message)
-                await stream.send_all(b"".join(map(encode_frame, batch)))
-            await outbox.ready.wait()
-            outbox.ready = trio.Event()
+            await outbox.write_to(stream)
 
     async def _listen(self, stream: Stream) -> None:
         """Reads a peer's gossip."""
-        decoder = FrameDecoder(gossip.MESSAGE_BYTES_MAX)
+
+        def take(message: bytes) -> None:
+            if not self._node.membership.is_connected(stream.peer_id):
+                self._greeted(stream.peer_id)
+            self._node.handle_message(stream.peer_id, message, self.now)
+            self.settle()
+
         try:
-            while chunk := await stream.receive_some():
-                decoder.receive(chunk)
-                while (message := decoder.next_frame()) is not None:
-                    stream.tell(Doing.FRAME, sent=False, data=message)
-                    if not self._node.membership.is_connected(stream.peer_id):
-                        self._greeted(stream.peer_id)
-                    self._node.handle_message(stream.peer_id, message, self.now)
-                    self.settle()
-            decoder.finish()
+            await read_frames(stream, gossip.MESSAGE_BYTES_MAX, take)
         except RemoteProtocolError as error:
             self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
             await self._hang_up(stream.peer_id, error.code)

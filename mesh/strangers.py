@@ -8,15 +8,14 @@ Source: libp2p/specs pubsub/README.md, section "Stream management".
 Spec: docs/spec/08-pubsub.md, section "Transport".
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import trio
 
+from mesh.outbox import Outbox, read_frames
 from mesh.telemetry import Telemetry
-from mesh.transport import Connection, ConnectionLost, Doing, Stream, StreamReset, Transport
-from protocol.encoding import FrameDecoder, encode_frame
+from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.node import Node
@@ -37,8 +36,7 @@ class _Stranger:
     """One stranger that is served."""
 
     version: Version
-    rpcs: deque[bytes] = field(default_factory=lambda: deque(maxlen=OUTBOX_RPCS_MAX))
-    ready: trio.Event = field(default_factory=trio.Event)
+    outbox: Outbox = field(default_factory=lambda: Outbox(OUTBOX_RPCS_MAX))
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     reading: Stream | None = None
 
@@ -91,8 +89,7 @@ class Strangers:
         """Queues one RPC for a stranger."""
         stranger = self._strangers.get(peer_id)
         if stranger is not None:
-            stranger.rpcs.append(payload)
-            stranger.ready.set()
+            stranger.outbox.put(payload)
 
     def end(self, peer_id: PeerId) -> None:
         """Serves a peer no more: its connection is gone or another now, or it speaks gossip."""
@@ -149,14 +146,7 @@ class Strangers:
         async with await connection.open_stream(stranger.version.value) as stream:
             with trio.fail_after(OPENING_TIMEOUT_S):
                 await stream.confirmed()
-            while True:
-                while stranger.rpcs:
-                    batch = [stranger.rpcs.popleft() for _ in range(len(stranger.rpcs))]
-                    for rpc in batch if stream.connection.watchers else ():
-                        stream.tell(Doing.FRAME, sent=True, data=rpc)
-                    await stream.send_all(b"".join(map(encode_frame, batch)))
-                await stranger.ready.wait()
-                stranger.ready = trio.Event()
+            await stranger.outbox.write_to(stream)
 
     async def _keep_measuring(self, peer_id: PeerId) -> None:
         """Pings a stranger from time to time; one that does not answer stays as far as it was."""
@@ -178,15 +168,13 @@ class Strangers:
         if stranger.reading is not None:
             stranger.reading.reset(ErrorCode.DUPLICATE)
         stranger.reading = stream
-        decoder = FrameDecoder(RPC_BYTES_MAX)
+
+        def take(rpc: bytes) -> None:
+            self._node.strangers.handle_rpc(stream.peer_id, rpc, self._transport.now())
+            self._settle()
+
         try:
-            while chunk := await stream.receive_some():
-                decoder.receive(chunk)
-                while (rpc := decoder.next_frame()) is not None:
-                    stream.tell(Doing.FRAME, sent=False, data=rpc)
-                    self._node.strangers.handle_rpc(stream.peer_id, rpc, self._transport.now())
-                    self._settle()
-            decoder.finish()
+            await read_frames(stream, RPC_BYTES_MAX, take)
         except RemoteProtocolError as error:
             self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
             await stream.connection.close(error.code, error.code.name.lower())

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 import trio
 
-from mesh.conformance.peer import GOSSIP_PROTOCOL, SERVED, Listener, ScriptedPeer
+from mesh.conformance.peer import SERVED, Listener, ScriptedPeer
 from mesh.conformance.quic import End, Manner
 from mesh.conformance.registry import NotApplicable, Unmet
 from mesh.conformance.wire import Connection, Stream
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.gossip.messages import (
     Entries,
     Graft,

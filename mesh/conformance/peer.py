@@ -19,6 +19,7 @@ from mesh.conformance.registry import NotApplicable, Unmet
 from mesh.conformance.wire import Address, Connection, Link, Stream, dialled
 from mesh.transport.udp import local_address_towards
 from protocol.errors import RemoteProtocolError
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.identity import Identity, PeerId, peer_id_text, verify_certificate
 from protocol.libp2p.identify import IDENTIFY_PROTOCOL, Identify, IdentifyReader
 from protocol.libp2p.ping import PING_BYTES, PING_PROTOCOL
@@ -28,9 +29,6 @@ from protocol.wire.inference import PROTOCOL_ID as INFER_PROTOCOL
 
 if TYPE_CHECKING:
     from mesh.conformance.gossip import Gossip
-
-GOSSIP_PROTOCOL = "/isochrone/gossip/3.0.0"
-"""The protocol of chapter 4."""
 
 SERVED = (GOSSIP_PROTOCOL, PING_PROTOCOL, IDENTIFY_PROTOCOL)
 """What the scripted peer agrees to on streams that the node opens, unless a case says otherwise."""

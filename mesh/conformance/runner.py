@@ -16,10 +16,11 @@ import trio
 from mesh.conformance import cases as _cases
 from mesh.conformance.gossip import record_key, talk, withdraw
 from mesh.conformance.index import Sentence, load
-from mesh.conformance.peer import GOSSIP_PROTOCOL, ScriptedPeer, Subject, proven
+from mesh.conformance.peer import ScriptedPeer, Subject, proven
 from mesh.conformance.registry import CASES, INSIDE, Case, NotApplicable, Unmet
 from mesh.conformance.wire import Connection
 from protocol.errors import RemoteProtocolError
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.gossip.messages import Entries, Want
 from protocol.identity import peer_id_text
 from protocol.records import Card, open_record, peek

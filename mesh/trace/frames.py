@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from protocol.errors import RemoteProtocolError
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.gossip.beats import decode_beat
 from protocol.gossip.messages import (
     BeatTold,
@@ -40,7 +41,7 @@ from protocol.records import peek
 from protocol.wire.inference import PROTOCOL_ID as INFER_PROTOCOL
 from protocol.wire.inference import decode_reply, decode_request
 
-GOSSIP_PREFIX = "/isochrone/gossip/"
+GOSSIP_PREFIX = GOSSIP_PROTOCOL.rpartition("/")[0] + "/"
 """What the ids of all versions of gossip begin with; what a version does not know it says so."""
 
 PUBSUB_PREFIX = "/meshsub/"

@@ -18,10 +18,11 @@ from protocol.gossip.events import (
 )
 from protocol.gossip.horizon import HorizonConfig
 from protocol.gossip.machine import Gossip
-from protocol.gossip.messages import MESSAGE_BYTES_MAX, Message
+from protocol.gossip.messages import GOSSIP_PROTOCOL, MESSAGE_BYTES_MAX, Message
 from protocol.gossip.reader import GossipReader
 
 __all__ = [
+    "GOSSIP_PROTOCOL",
     "MESSAGE_BYTES_MAX",
     "BeatHeard",
     "Equivocated",

@@ -20,6 +20,9 @@ from protocol.scope import RADIUS_S_MAX, Scope
 from protocol.table import BUCKET_HASH_BYTES, BUCKETS, RECORD_KEY_BYTES, RecordKey
 from protocol.wire import PackingLimits, Plain, pack, unpack
 
+GOSSIP_PROTOCOL = "/isochrone/gossip/3.0.0"
+"""What streams of these messages are negotiated as; frozen with release 0.1.0 (docs/spec/README.md, "Versions")."""
+
 MESSAGE_BYTES_MAX = 65_536
 """Longest message in bytes: the control message size of the mesh; longer lists are split."""
 

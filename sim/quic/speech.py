@@ -13,11 +13,10 @@ from typing import Protocol
 from protocol import gossip
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.identity import PeerId
 from protocol.libp2p.multistream import Initiator, Listener
 from sim.quic.transport import Connection, Transport
-
-GOSSIP_PROTOCOL = "/isochrone/gossip/3.0.0"
 
 OUTBOX_MESSAGES_MAX = 256
 """Messages waiting for one peer, a count, as in the shell; the oldest give way."""

@@ -7,16 +7,10 @@ import trio
 from transport_faults import fault
 
 import mesh.dispatch
-import mesh.driver
 import mesh.inference.client
 import mesh.inference.server
-import mesh.transport.connection
 import mesh.transport.stream
 import protocol.forwarding
-import protocol.gossip.conversation
-import protocol.gossip.machine
-import protocol.node.machine
-import protocol.records.envelope
 from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode
 from protocol.inference import Accepted, Failed

@@ -6,13 +6,7 @@ from itertools import count
 
 from transport_faults import fault
 
-import mesh.dispatch
-import mesh.driver
-import mesh.inference.client
-import mesh.inference.server
 import mesh.transport.connection
-import mesh.transport.stream
-import protocol.forwarding
 import protocol.gossip.conversation
 import protocol.gossip.machine
 import protocol.node.machine

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 import pytest
 from aioquic.quic.connection import QuicConnection
 
-import mesh.driver
+import mesh.outbox
 import mesh.transport.builtin
 import mesh.transport.stream
-import mesh.transport.transport
 from mesh.service import Service
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -341,7 +340,7 @@ def _(service, patch):
 
 @fault("waits for the bytes of a frame over its limit", "ISO-CONV-002", "ISO-CONV-005", "ISO-GOS-001")
 def _(service, patch):
-    patch.setattr(mesh.driver, "FrameDecoder", lambda _limit: FrameDecoder(1 << 62))
+    patch.setattr(mesh.outbox, "FrameDecoder", lambda _limit: FrameDecoder(1 << 62))
 
 
 @fault("takes a stream that ends inside a frame for ended", "ISO-CONV-006")
@@ -350,7 +349,7 @@ def _(service, patch):
         def finish(self):
             pass
 
-    patch.setattr(mesh.driver, "FrameDecoder", Careless)
+    patch.setattr(mesh.outbox, "FrameDecoder", Careless)
 
 
 @fault("connects to whoever answers", "ISO-ID-013", "ISO-TRANSPORT-005", "ISO-TRANSPORT-030", "ISO-REC-015", "ISO-MEMBER-002")

@@ -7,11 +7,12 @@ import trio
 
 from mesh.conformance.certificates import make_chain
 from mesh.conformance.gossip import lure, talk
-from mesh.conformance.peer import GOSSIP_PROTOCOL, ScriptedPeer
+from mesh.conformance.peer import ScriptedPeer
 from mesh.conformance.quic import End, Manner
 from mesh.conformance.registry import Unmet, case, expect
 from mesh.conformance.wire import Connection
 from protocol.errors import ErrorCode
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.identity import Identity
 
 RETIRED_S_MIN = 1.0

@@ -4,10 +4,11 @@ Spec: docs/spec/00-conventions.md.
 """
 
 from mesh.conformance.gossip import talk
-from mesh.conformance.peer import GOSSIP_PROTOCOL, ScriptedPeer
+from mesh.conformance.peer import ScriptedPeer
 from mesh.conformance.registry import Unmet, case, expect
 from protocol.encoding import decode_uvarint, encode_frame, encode_uvarint
 from protocol.errors import ErrorCode
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.inference import Failed
 from protocol.libp2p.multistream import MULTISTREAM_PROTOCOL
 from protocol.libp2p.ping import PING_PROTOCOL
@@ -29,7 +30,7 @@ async def unknown_protocols_and_messages_are_no_fault(peer: ScriptedPeer) -> Non
     stream.send(_HEADER + encode_frame(b"/isochrone/tomorrow/9.0.0\n"))
     await stream.until(lambda: b"na\n" in stream.data, "`na` for a protocol that the node does not know")
     await peer.nothing_happens(connection)
-    if connection.of("/isochrone/gossip/3.0.0"):
+    if connection.of(GOSSIP_PROTOCOL):
         gossip = await talk(peer, connection=connection)
         gossip.send_plain([200, "tomorrow"])
         await gossip.settled()

@@ -9,9 +9,10 @@ import trio
 
 from mesh.conformance.certificates import REFUSED, Chain, make_chain, two_certificates
 from mesh.conformance.gossip import lure
-from mesh.conformance.peer import GOSSIP_PROTOCOL, ScriptedPeer, proven
+from mesh.conformance.peer import ScriptedPeer, proven
 from mesh.conformance.quic import Manner
 from mesh.conformance.registry import Unmet, case, expect
+from protocol.gossip import GOSSIP_PROTOCOL
 
 BAD_CERTIFICATE = 0x12A
 """TLS alert bad_certificate as QUIC tells it."""

@@ -8,10 +8,11 @@ import time
 import trio
 
 from mesh.conformance.gossip import Gossip, Scribe, card_of, record_key, talk
-from mesh.conformance.peer import GOSSIP_PROTOCOL, ScriptedPeer
+from mesh.conformance.peer import ScriptedPeer
 from mesh.conformance.registry import Unmet, case, expect
 from mesh.conformance.wire import PROBE
 from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.gossip.messages import Prune, Want
 from protocol.identity import Identity, PeerId
 from protocol.records import Accusation, Card, RecordKind, Verdict, open_record, peek

@@ -10,11 +10,11 @@ import pytest
 import trio
 from mesh_nodes import MODEL, TEXT, MeshNode, PlannedEngine, Start, eventually, introduced, request, text_of
 
-from mesh.driver import GOSSIP_PROTOCOL
 from mesh.inference import ServeLimits
 from mesh.transport import Connection, ConnectionLost, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.gossip.beats import encode_beat
 from protocol.gossip.messages import BeatTold, Records, encode_message
 from protocol.identity import Identity

@@ -21,11 +21,11 @@ from mesh_nodes import (
 )
 
 from mesh.config import StartError
-from mesh.driver import GOSSIP_PROTOCOL
 from mesh.engines.base import SlotsConfig
 from mesh.store import KEY_FILE, StateError
 from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.gossip.messages import Entries, encode_message
 from protocol.inference import Finished, TextDelta
 from protocol.membership import Standing

@@ -3,7 +3,8 @@
 import trio
 from mesh_nodes import PlannedEngine, Start, eventually
 
-from mesh.driver import GOSSIP_PROTOCOL, OUTBOX_MESSAGES_MAX
+from mesh.driver import OUTBOX_MESSAGES_MAX
+from protocol.gossip import GOSSIP_PROTOCOL
 
 
 async def test_what_waits_for_a_peer_is_bounded_and_the_oldest_goes(start: Start) -> None:

@@ -7,10 +7,10 @@ import pytest
 import trio
 from mesh_nodes import MeshNode, PlannedEngine, Start, eventually, introduced
 
-from mesh.driver import GOSSIP_PROTOCOL
 from mesh.transport import Connection, Stream, StreamReset, Transport
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode
+from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.pubsub import RPC_BYTES_MAX, PubsubMessage, Version, is_signed, sign_message
 from protocol.pubsub.messages import Rpc, Subscription, decode_rpc, encode_rpc
 from protocol.records import open_record
