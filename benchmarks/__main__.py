@@ -1,22 +1,27 @@
-"""`python -m benchmarks [NAME …]`: runs all benchmarks, or the named ones."""
+"""`python -m benchmarks [NAME …] [--FLAG …]`: runs all benchmarks, or the named ones; flags go to those that take some."""
 
 import importlib
 import sys
 
-ALL = ("hop", "gateway", "lifecycle")
+ALL = ("hop", "gateway", "lifecycle", "hostile")
 APART = ("interop",)
 """Run only by name: they need more than the project installs."""
+
+FLAGGED = ("hostile",)
+"""Those that take flags."""
 
 
 def main() -> int:
     """Runs the benchmarks named on the command line."""
-    names = sys.argv[1:] or list(ALL)
+    at = next((at for at, word in enumerate(sys.argv) if word.startswith("-")), len(sys.argv))
+    names, flags = sys.argv[1:at] or list(ALL), sys.argv[at:]
     unknown = [name for name in names if name not in (*ALL, *APART)]
     if unknown:
         print(f"no benchmark called {', '.join(unknown)}; there are {', '.join((*ALL, *APART))}", file=sys.stderr)
         return 2
     for name in names:
-        importlib.import_module(f"benchmarks.{name}").main()
+        run = importlib.import_module(f"benchmarks.{name}").main
+        run(flags) if name in FLAGGED else run()
     return 0
 
 

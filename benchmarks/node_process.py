@@ -26,6 +26,7 @@ class NodeProcess:
         """
         self._flags = flags
         self._folder = tempfile.TemporaryDirectory(prefix="isochrone-bench-")
+        self.state_dir = Path(self._folder.name)
         self.started_s = 0.0
         self.ready_s = 0.0
 

@@ -10,7 +10,7 @@ Spec: docs/gateway.md, section "Metrics".
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TextIO
 
@@ -202,6 +202,11 @@ class Telemetry:
         self._datagrams = Counter("isochrone_datagrams", "UDP datagrams", ["direction"], registry=registry)
         self._told = {"in": (0, 0), "out": (0, 0)}
         self._datagram_bytes = Counter("isochrone_datagram_bytes", "Bytes in UDP datagrams", ["direction"], registry=registry)
+        self._hold = Gauge(
+            "isochrone_datagram_longest_seconds",
+            "Longest processor time that one received datagram took in the last ten seconds",
+            registry=registry,
+        )
         self._queue = Gauge("isochrone_engine_waiting", "Requests waiting for a slot here", ["model"], registry=registry)
         self._running = Gauge("isochrone_engine_running", "Requests in a slot here", ["model"], registry=registry)
         self._coordinate_error = Gauge(
@@ -350,6 +355,10 @@ class Telemetry:
         self._datagrams.labels(direction).inc(max(0, datagrams - told_datagrams))
         self._datagram_bytes.labels(direction).inc(max(0, size_bytes - told_bytes))
         self._told[direction] = datagrams, size_bytes
+
+    def tell_holds(self, longest_s: Callable[[], float]) -> None:
+        """Where to look, whenever somebody asks, for the longest time that one datagram took."""
+        self._hold.set_function(longest_s)
 
     def engine_crashed(self, model: str, error: Exception) -> None:
         """An engine raised what it should not have while it answered."""

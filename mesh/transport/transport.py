@@ -23,6 +23,8 @@ from mesh.transport import builtin
 from mesh.transport.config import TransportConfig
 from mesh.transport.connection import Connection
 from mesh.transport.errors import ConnectionLost, TransportError
+from mesh.transport.holds import Holds
+from mesh.transport.names import resolve
 from mesh.transport.stream import Stream
 from mesh.transport.udp import UdpSocket, local_address_towards
 from mesh.transport.watch import Doing, Watcher
@@ -70,6 +72,7 @@ class Transport:
         config: bounds and timers.
         machine: whose clocks, entropy and sockets these are.
         endpoint: the sans-IO endpoint.
+        holds: how long datagrams held the loop.
         connections: the current connection of every connected peer.
         on_connected: called when a peer is connected that was not.
         on_disconnected: called when the last connection of a peer is gone.
@@ -99,6 +102,7 @@ class Transport:
         self.engine = engine or choose_engine()
         self.machine = machine = machine or Machine()
         self.entropy = machine.entropy
+        self.holds = Holds(machine.clock)
         self.connections: dict[PeerId, Connection] = {}
         self.on_connected = on_connected
         self.on_disconnected = on_disconnected
@@ -268,7 +272,7 @@ class Transport:
 
     async def _attempt(self, dial: _Dial, key: object, address: Multiaddr) -> None:
         try:
-            for target in await self._resolve(address):
+            for target in await resolve(address, self.config.resolve_timeout_s, self.config.dial_addresses_max):
                 attempt = _Dial()
                 attempt.handle = self.endpoint.connect(target, address.peer_id, self.now(), self._local_for(target))
                 self._dial_of[attempt.handle] = attempt
@@ -286,28 +290,6 @@ class Transport:
         finally:
             del self._dials[key]
             dial.done.set()
-
-    async def _resolve(self, address: Multiaddr) -> list[Address]:
-        """Return the socket addresses of a multiaddr, in the order of the name service."""
-        if address.protocol == "ip4":
-            return [(address.host, address.port)]
-        if address.protocol == "ip6":
-            return [(address.host, address.port, 0, 0)]
-        family = {"dns4": socket.AF_INET, "dns6": socket.AF_INET6}.get(address.protocol, socket.AF_UNSPEC)
-        found: list[Address] = []
-        with trio.move_on_after(self.config.resolve_timeout_s) as scope:
-            for _, _, _, _, target in await trio.socket.getaddrinfo(address.host, address.port, family, socket.SOCK_DGRAM):
-                if target not in found:
-                    found.append(
-                        (str(target[0]), int(target[1]))
-                        if len(target) == 2
-                        else (str(target[0]), int(target[1]), 0, int(target[3]))
-                    )
-        if scope.cancelled_caught:
-            raise ConnectionLost(
-                ErrorCode.UNREACHABLE, f"{address.host} was not resolved within {self.config.resolve_timeout_s:g} s"
-            )
-        return found[: self.config.dial_addresses_max]
 
     def _local_for(self, target: Address) -> int:
         """Choose the socket to dial from: one of the family, on loopback if and only if the target is."""
@@ -344,7 +326,7 @@ class Transport:
             await trio.lowlevel.wait_readable(udp.raw)
             batch = udp.receive_batch(self.config.datagrams_per_wake_max)
             if batch:
-                self.endpoint.handle_datagrams(batch, self.now())
+                self.holds.take(batch, self.endpoint.handle_datagrams)
                 self._lingering_datagrams += len(batch)
                 # A handshake is a conversation of which each side waits for the other.
                 if self._lingering_datagrams > LINGERING_DATAGRAMS_MAX or self._dial_of or self.endpoint.n_strangers:
