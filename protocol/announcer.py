@@ -68,6 +68,7 @@ class Announcer:
         self._agent = agent
         self._addresses: tuple[Multiaddr, ...] = ()
         self._incarnation = 0
+        self._membership = b""
         self._card_changed = self._beat_changed = self._reborn = False
         self._moved_at: float | None = None  # since when the place is another than the last card tells
         self._card_at = self._beat_at = self._edges_at = float("-inf")
@@ -95,6 +96,12 @@ class Announcer:
         self._due = None
         self._card_changed = self._card_changed or addresses != self._addresses
         self._addresses = addresses
+
+    def handle_membership(self, membership: bytes) -> None:
+        """Takes over what this node shows of its network."""
+        self._due = None
+        self._card_changed = self._card_changed or membership != self._membership
+        self._membership = membership
 
     def handle_offers(self, offers: tuple[ModelOffer, ...]) -> None:
         """Takes over which models this node serves."""
@@ -167,7 +174,9 @@ class Announcer:
         if self._card_changed or self._moved_at is not None or self._told_place is None:
             self._told_place = place
         self._card_at, self._card_changed, self._moved_at, self._reborn = now, False, None, False
-        return Card(self._addresses, self.hardware, self.offers, self._told_place, self._agent, self._incarnation)
+        return Card(
+            self._addresses, self.hardware, self.offers, self._told_place, self._agent, self._incarnation, self._membership
+        )
 
     def beat(self, now: float) -> Beat | None:
         """The beat to be told, if one is due."""

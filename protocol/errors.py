@@ -31,6 +31,11 @@ class ErrorCode(IntEnum):
     GOODBYE = 0x0D  # the node leaves the mesh on purpose
     DUPLICATE = 0x0E  # a newer connection of the same peer replaces this one
     SURPLUS = 0x0F  # the node keeps its connections to other peers, or is full; nothing is wrong with this one
+    NOT_ADMITTED = 0x10  # no valid certificate of the network, or its quota is used up
+    REVOKED = 0x11  # the certificate of the peer was taken back
+    WRONG_KEY = 0x12  # a certificate or a token that is bound to another key
+    TOKEN_REFUSED = 0x13  # an invitation that is used up, or that another node gave
+    OLD_SEQUENCE = 0x15  # a statement whose number is not greater than the one known
 
     CANCELLED = 0x100  # the caller no longer wants the answer
     DEADLINE_EXCEEDED = 0x101

@@ -69,13 +69,7 @@ from protocol.gossip.reader import GossipReader
 from protocol.gossip.wants import Refused, Wants
 from protocol.identity import PeerId
 from protocol.load import Beat
-from protocol.records import (
-    Record,
-    RecordHeader,
-    RecordKind,
-    check_network_and_time,
-    signed_bytes,
-)
+from protocol.records import Record, RecordHeader, RecordKind, signed_bytes
 from protocol.scope import Scope
 from protocol.table import COMPARED, Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
 
@@ -342,7 +336,7 @@ class Gossip:
     ) -> bool:
         """The checks that cost little; what fails them is dealt with here."""
         try:
-            check_network_and_time(header, self._network_id, wall_s, self._table.config.records)
+            self.reader.check(header, self._network_id, wall_s, self._table.config.records)
         except RemoteProtocolError as error:
             if error.code is ErrorCode.WRONG_NETWORK:
                 raise
@@ -358,7 +352,8 @@ class Gossip:
         try:
             record = self.reader.open(envelope, self._network_id, wall_s, self._table.config.records)
         except RemoteProtocolError as error:
-            self._refused.add(envelope)
+            if error.code is not ErrorCode.NOT_ADMITTED:  # its author may be admitted by what comes later
+                self._refused.add(envelope)
             if error.code is ErrorCode.BAD_SIGNATURE:
                 raise
             self._outputs.append(RecordRefused(peer_id, error.code))

@@ -5,6 +5,7 @@ from protocol.identity.certificate import (
     CERTIFICATE_ENTROPY_BYTES,
     TlsCertificate,
     make_certificate,
+    read_certificate,
     verify_certificate,
 )
 from protocol.identity.keys import (
@@ -42,6 +43,7 @@ __all__ = [
     "peer_id_of",
     "peer_id_text",
     "public_key_of",
+    "read_certificate",
     "verify_certificate",
     "verify_signature",
 ]

@@ -51,6 +51,13 @@ _EXTENSION_OID = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 _EXTENSION_OID_DER = bytes.fromhex("2b0601040183a25a0101")
 """The content of the same identifier in DER."""
 
+_PROOF_OID = x509.ObjectIdentifier("2.25.1930428719")
+"""The extension in which a node shows what network it belongs to: under the arc that anybody may use (ITU-T X.667), and below
+2^31, since some programs read no larger numbers."""
+
+_PROOF_OID_DER = bytes.fromhex("698798c0822f")
+"""The content of the same identifier in DER."""
+
 _KEY_DOMAIN = b"isochrone certificate key\x00"
 """Domain separation of the certificate key, so that entropy used elsewhere by mistake gives no related key."""
 
@@ -124,13 +131,14 @@ class TlsCertificate:
         return self.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def make_certificate(identity: Identity, entropy: bytes, wall_s: float) -> TlsCertificate:
+def make_certificate(identity: Identity, entropy: bytes, wall_s: float, proof: bytes = b"") -> TlsCertificate:
     """Make the certificate that proves `identity` in TLS; the same arguments give the same certificate.
 
     Args:
         identity: the host key that vouches.
         entropy: at least `CERTIFICATE_ENTROPY_BYTES` secret bytes, never used before.
         wall_s: the wall clock, in seconds since 1970.
+        proof: what the node shows of its network, in an extension that others ignore; empty leaves the extension out.
 
     Returns:
         A certificate valid from an hour ago for a hundred years.
@@ -146,7 +154,7 @@ def make_certificate(identity: Identity, entropy: bytes, wall_s: float) -> TlsCe
     extension = x509.UnrecognizedExtension(_EXTENSION_OID, asn1.encode_element(asn1.SEQUENCE, binding))
     name = x509.Name([x509.NameAttribute(NameOID.SERIAL_NUMBER, str(serial))])
     wall = datetime.fromtimestamp(int(wall_s), UTC)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -155,9 +163,10 @@ def make_certificate(identity: Identity, entropy: bytes, wall_s: float) -> TlsCe
         .not_valid_before(wall - _VALID_BEFORE)
         .not_valid_after(wall + _VALID_AFTER)
         .add_extension(extension, critical=False)
-        .sign(key, hashes.SHA256(), ecdsa_deterministic=True)
     )
-    return TlsCertificate(certificate, key)
+    if proof:
+        builder = builder.add_extension(x509.UnrecognizedExtension(_PROOF_OID, proof), critical=False)
+    return TlsCertificate(builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True), key)
 
 
 def verify_certificate(der: bytes, wall_s: float) -> PeerId:
@@ -174,6 +183,14 @@ def verify_certificate(der: bytes, wall_s: float) -> PeerId:
 
     Source: libp2p/specs tls/tls.md.
     """
+    return read_certificate(der, wall_s)[0]
+
+
+def read_certificate(der: bytes, wall_s: float) -> tuple[PeerId, bytes]:
+    """Check a peer's certificate as `verify_certificate` does; say whose it is and what it shows of its network.
+
+    The second is empty where nothing is shown, and otherwise bytes that nobody has looked at.
+    """
     if len(der) > CERTIFICATE_BYTES_MAX:
         raise _bad(f"it has {len(der)} bytes; the limit is {CERTIFICATE_BYTES_MAX}")
     spki, extensions = _read_body(der)
@@ -183,14 +200,14 @@ def verify_certificate(der: bytes, wall_s: float) -> PeerId:
         valid_to_s = certificate.not_valid_after_utc.timestamp()
     except (ValueError, x509.InvalidVersion) as fault:
         raise _bad("it is not X.509 version 3 in DER") from fault
-    host_key, host_signature = _read_binding(extensions)
+    host_key, host_signature, proof = _read_binding(extensions)
     if not valid_from_s <= wall_s <= valid_to_s:
         detail = f"the peer's certificate is valid from {valid_from_s:.0f} to {valid_to_s:.0f}, and it is {wall_s:.0f}"
         raise RemoteProtocolError(ErrorCode.EXPIRED, detail)
     _verify_self_signature(certificate)
     if not verify_signature(host_key, host_signature, _BINDING_PREFIX + spki):
         raise _bad("the host key's signature does not match")
-    return peer_id_of(host_key)
+    return peer_id_of(host_key), proof
 
 
 def _bad(detail: str) -> RemoteProtocolError:
@@ -227,27 +244,35 @@ def _read_body(der: bytes) -> tuple[bytes, bytes]:
     return elements[_TBS_SPKI_INDEX][2], rest[0][1]
 
 
-def _read_binding(extensions: bytes) -> tuple[bytes, bytes]:
-    """Return the Ed25519 host key and its signature; refuse another critical extension, a second one of ours, or none."""
+def _read_binding(extensions: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the Ed25519 host key, its signature and the proof of membership.
+
+    Another critical extension is refused, a second one of either kind, and a certificate without libp2p's.
+    """
     value: bytes | None = None
+    proof: bytes | None = None
     for _, _, whole in asn1.read_sequence(extensions):
         parts = asn1.read_sequence(whole)
         oid = parts[0][1] if parts and parts[0][0] == asn1.OBJECT_IDENTIFIER else b""
         critical = len(parts) == 3 and parts[1][:2] == (asn1.BOOLEAN, _DER_TRUE)
-        if oid != _EXTENSION_OID_DER:
+        if oid == _PROOF_OID_DER:
+            if proof is not None or parts[-1][0] != asn1.OCTET_STRING:
+                raise _bad("its proof of membership stands there twice or is malformed")
+            proof = parts[-1][1]
+        elif oid != _EXTENSION_OID_DER:
             if critical:
                 raise _bad("it has a critical extension that is not libp2p's")
-            continue
-        if value is not None or parts[-1][0] != asn1.OCTET_STRING:
+        elif value is not None or parts[-1][0] != asn1.OCTET_STRING:
             raise _bad("its libp2p extension stands there twice or is malformed")
-        value = parts[-1][1]
+        else:
+            value = parts[-1][1]
     if value is None:
         raise _bad("it has no libp2p extension")
     binding = asn1.read_sequence(value)
     if [tag for tag, _, _ in binding] != [asn1.OCTET_STRING, asn1.OCTET_STRING]:
         raise _bad("its libp2p extension does not hold a key and a signature")
     try:
-        return decode_public_key(binding[0][1]), binding[1][1]
+        return decode_public_key(binding[0][1]), binding[1][1], proof or b""
     except RemoteProtocolError as fault:
         raise _bad(fault.detail) from fault
 

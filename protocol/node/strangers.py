@@ -35,7 +35,7 @@ from protocol.pubsub import (
     is_signed,
     sign_message,
 )
-from protocol.records import Record, RecordKind, check_network_and_time, stamped
+from protocol.records import Record, RecordKind, stamped
 from protocol.table import PeerTable, record_key
 
 BridgeOutput = pubsub.SendRpc | pubsub.PubsubMisbehaved
@@ -216,7 +216,7 @@ class Strangers:
         ):
             return Judgement.IGNORE
         try:
-            check_network_and_time(header, self._network_id, wall_s, config)
+            reader.check(header, self._network_id, wall_s, config)
             record = reader.open(message.data, self._network_id, wall_s, config)
         except RemoteProtocolError as error:
             is_fault = error.code in (ErrorCode.WRONG_NETWORK, ErrorCode.BAD_SIGNATURE)

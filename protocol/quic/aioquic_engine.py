@@ -53,6 +53,7 @@ from protocol.quic.seam import (
     ResetReceived,
     StopReceived,
     VerifyPeer,
+    alert_of,
     application_code,
     transport_code,
 )
@@ -184,8 +185,9 @@ class GuardedConnection(QuicConnection):
             return self._verify(der)
         except RemoteProtocolError as fault:
             self.refusal = fault
-            alert = tls.AlertCertificateExpired if fault.code is ErrorCode.EXPIRED else tls.AlertBadCertificate
-            raise alert(fault.code.name.lower()) from fault
+            alert = tls.Alert(fault.code.name.lower())
+            alert.description = tls.AlertDescription(alert_of(fault.code))
+            raise alert from fault
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()

@@ -24,7 +24,7 @@ from qh3.quic.tls_bridge import QuicTlsBridge
 
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.quic.seam import EngineConfig, VerifyPeer
+from protocol.quic.seam import EngineConfig, VerifyPeer, alert_of
 
 tls: Any = sys.modules["qh3.tls"]
 
@@ -84,8 +84,9 @@ class MutualContext(tls.Context):  # type: ignore[misc]
             super()._process_certificate(certificate)
         except RemoteProtocolError as fault:
             self.refusal = fault
-            alert = tls.AlertCertificateExpired if fault.code is ErrorCode.EXPIRED else tls.AlertBadCertificate
-            raise alert(fault.code.name.lower()) from fault
+            alert = tls.Alert(fault.code.name.lower())
+            alert.description = tls.AlertDescription(alert_of(fault.code))
+            raise alert from fault
         except _FAULTS as fault:
             raise tls.AlertBadCertificate("the certificate cannot be read") from fault
 

@@ -42,13 +42,29 @@ _ALERT_CODES = {
     40: ErrorCode.UNSUPPORTED,  # handshake_failure: no common cipher, group or ALPN
     42: ErrorCode.BAD_CERTIFICATE,
     43: ErrorCode.BAD_CERTIFICATE,  # unsupported_certificate
+    44: ErrorCode.REVOKED,  # certificate_revoked
     45: ErrorCode.EXPIRED,  # certificate_expired
     46: ErrorCode.BAD_CERTIFICATE,  # certificate_unknown
+    48: ErrorCode.WRONG_NETWORK,  # unknown_ca
+    49: ErrorCode.NOT_ADMITTED,  # access_denied
     51: ErrorCode.BAD_CERTIFICATE,  # decrypt_error: possession of the certificate's key was not proven
     70: ErrorCode.UNSUPPORTED,  # protocol_version
     116: ErrorCode.BAD_CERTIFICATE,  # certificate_required
     120: ErrorCode.UNSUPPORTED,  # no_application_protocol
 }
+
+_REFUSALS = {
+    ErrorCode.EXPIRED: 45,
+    ErrorCode.REVOKED: 44,
+    ErrorCode.WRONG_NETWORK: 48,
+    ErrorCode.NOT_ADMITTED: 49,
+    ErrorCode.NOT_YET_VALID: 49,
+    ErrorCode.TOKEN_REFUSED: 49,
+}
+"""The TLS alert by which a peer learns why its certificate was refused; every other fault is a bad certificate."""
+
+_BAD_CERTIFICATE_ALERT = 42
+"""bad_certificate (RFC 8446 section 6)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +304,11 @@ def application_code(value: int) -> ErrorCode:
         return ErrorCode(value)
     except ValueError:
         return ErrorCode.INTERNAL
+
+
+def alert_of(code: ErrorCode) -> int:
+    """The TLS alert that tells a peer why its certificate was refused (RFC 8446 section 6)."""
+    return _REFUSALS.get(code, _BAD_CERTIFICATE_ALERT)
 
 
 def transport_code(value: int) -> ErrorCode:

@@ -154,6 +154,10 @@ class RecordReader:
         """See the function `peek`."""
         return peek(envelope, config)
 
+    def check(self, header: RecordHeader, network_id: str, wall_s: float, config: RecordConfig) -> None:
+        """See the function `check_network_and_time`."""
+        check_network_and_time(header, network_id, wall_s, config)
+
     def open(self, envelope: bytes, network_id: str, wall_s: float, config: RecordConfig) -> Record:
         """See the function `open_record`."""
         return open_record(envelope, network_id, wall_s, config)

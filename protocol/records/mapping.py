@@ -110,6 +110,7 @@ def _card_to_plain(card: Card) -> dict[str, object]:
         "coordinate": None if card.coordinate is None else _coordinate_to_plain(card.coordinate),
         "agent": card.agent,
         **({"incarnation": card.incarnation} if card.incarnation else {}),
+        **({"membership": card.membership} if card.membership else {}),
     }
 
 
@@ -123,6 +124,7 @@ def _card_from_plain(fields: "_Fields", config: RecordConfig) -> Card:
         coordinate=None if coordinate is None else _coordinate_from_plain(coordinate, config),
         agent=fields.text("agent"),
         incarnation=_integer(fields.perhaps("incarnation") or 0, "card.incarnation", SEQUENCE_MAX),
+        membership=_bytes(fields.perhaps("membership"), "card.membership", config.membership_bytes_max),
         extra=fields.rest(),
     )
 
@@ -284,6 +286,17 @@ def _text(value: Plain, what: str, bytes_max: int) -> str:
     if not isinstance(value, str):
         raise _malformed(f"{what} is no text")
     if len(value.encode()) > bytes_max:
+        raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"{what} is longer than {bytes_max} bytes")
+    return value
+
+
+def _bytes(value: Plain, what: str, bytes_max: int) -> bytes:
+    """The bytes of a field that may be missing."""
+    if value is None:
+        return b""
+    if not isinstance(value, bytes):
+        raise _malformed(f"{what} is not bytes")
+    if len(value) > bytes_max:
         raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"{what} is longer than {bytes_max} bytes")
     return value
 

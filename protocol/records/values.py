@@ -82,6 +82,7 @@ class Card:
     """Who a node is: changes rarely, reaches everyone.
 
     `incarnation` grows when the node starts and when it refutes that it is gone; what was said against an earlier one is void.
+    `membership` is what the node shows of its network, unverified here; empty where it shows nothing.
     """
 
     addresses: tuple[Multiaddr, ...]
@@ -90,6 +91,7 @@ class Card:
     coordinate: Coordinate | None
     agent: str
     incarnation: int = 0
+    membership: bytes = b""
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 

@@ -88,7 +88,6 @@ def _(service, patch):
         check(header, header.network_id, wall_s, config)
 
     patch.setattr(protocol.records.envelope, "check_network_and_time", lenient)
-    patch.setattr(protocol.gossip.machine, "check_network_and_time", lenient)
 
 
 @fault("takes records of any time", "ISO-REC-008", "ISO-GOS-010")
@@ -99,7 +98,6 @@ def _(service, patch):
         check(header, network_id, (header.issued_s + header.expires_s) / 2, config)
 
     patch.setattr(protocol.records.envelope, "check_network_and_time", lenient)
-    patch.setattr(protocol.gossip.machine, "check_network_and_time", lenient)
     config = service.node.table.config
     service.node.table.config = replace(config, records=replace(config.records, skew_s=1e6))
 

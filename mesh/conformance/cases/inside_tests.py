@@ -249,3 +249,44 @@ inside(
     "bootstrap addresses are the node's own",
     _CROWD + "test_full_door_is_tried_again_while_few_others_are_known",
 )
+
+# Chapter 9: the suite is no member of a private network
+
+_ADMISSION = "tests/protocol/admission/test_admission.py::"
+_STATEMENTS = "tests/protocol/admission/test_statements.py::"
+_ADMITTED = "tests/protocol/node/test_admitted.py::"
+_NO_MEMBER = "only a member of the network could see it"
+
+inside(
+    "ISO-ADM-001",
+    _NO_MEMBER,
+    _STATEMENTS + "test_ranges_of_a_delegation",
+    _STATEMENTS + "test_one_changed_bit_is_noticed",
+    _STATEMENTS + "test_more_unknown_elements_than_allowed_are_refused",
+    _STATEMENTS + "test_arbitrary_bytes_raise_one_kind_of_error",
+)
+inside("ISO-ADM-003", _NO_MEMBER, _ADMISSION + "test_others_are_refused_each_with_its_code")
+inside("ISO-ADM-004", _NO_MEMBER, _ENDPOINT + "test_why_a_peer_is_not_admitted_is_told_by_an_alert")
+inside(
+    "ISO-ADM-006",
+    _NO_MEMBER,
+    _ADMITTED + "test_other_cards_are_refused_and_change_nothing",
+    _ADMITTED + "test_other_kinds_are_taken_once_the_author_has_shown_its_proof",
+)
+inside(
+    "ISO-ADM-008",
+    "it takes an invitation of the node's",
+    _ADMISSION + "test_other_guests_are_refused",
+    _ADMISSION + "test_an_invitation_from_before_a_revocation_serves_the_revoked_no_more",
+    "tests/protocol/admission/test_invites.py::test_a_use_is_bound_to_its_peer",
+)
+inside(
+    "ISO-ADM-010",
+    _NO_MEMBER,
+    _ADMISSION + "test_notices_only_ever_go_forward",
+    _ADMISSION + "test_notices_of_no_concern_are_refused",
+    _ADMISSION + "test_a_notice_needs_the_right_delegation",
+    _ADMISSION + "test_a_revoked_issuer_signs_no_more_notices",
+)
+inside("ISO-ADM-012", _NO_MEMBER, _ADMISSION + "test_notices_stand_after_a_restart_though_a_delegation_has_ended")
+inside("ISO-ADM-014", _NO_MEMBER, _ADMISSION + "test_members_of_a_federated_network_are_let_in_up_to_its_quota")

@@ -19,6 +19,7 @@ from protocol.identity import (
     encode_public_key,
     make_certificate,
     peer_id_text,
+    read_certificate,
     verify_certificate,
 )
 from protocol.identity.der import OCTET_STRING, SEQUENCE, encode_element, read_sequence
@@ -27,6 +28,7 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "libp2p.json").rea
 WALL_S = 1_700_000_000.0
 HOUR_S = 3600.0
 IDENTITY = Identity.from_seed(bytes(range(32)))
+PROOF_OID = x509.ObjectIdentifier("2.25.1930428719")
 P2P_OID = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 SHA256 = hashes.SHA256()
@@ -93,6 +95,30 @@ def test_own_certificate_verifies_and_is_repeatable(seed: bytes, entropy: bytes,
     assert make_certificate(identity, entropy, wall_s).der == made.der
     assert made.certificate.serial_number > 0
     assert len(made.der) < 512
+
+
+@given(st.binary(min_size=1, max_size=1600))
+def test_a_proof_travels_in_an_extension_of_its_own(proof: bytes) -> None:
+    made = make_certificate(IDENTITY, bytes(32), WALL_S, proof)
+    assert read_certificate(made.der, WALL_S) == (IDENTITY.peer_id, proof)
+    assert verify_certificate(made.der, WALL_S) == IDENTITY.peer_id
+    assert not made.certificate.extensions.get_extension_for_oid(PROOF_OID).critical
+
+
+def test_a_certificate_without_a_proof_shows_nothing() -> None:
+    assert read_certificate(make_certificate(IDENTITY, bytes(32), WALL_S).der, WALL_S) == (IDENTITY.peer_id, b"")
+
+
+def test_a_second_proof_is_refused() -> None:
+    one = make_certificate(IDENTITY, bytes(32), WALL_S, b"one")
+
+    def twice(elements: list[bytes]) -> list[bytes]:
+        *rest, last = elements
+        (listed,) = read_sequence(read_sequence(encode_element(SEQUENCE, last))[0][1])[:1]
+        extensions = [whole for _, _, whole in read_sequence(listed[2])] if listed[0] == SEQUENCE else []
+        return [*rest, encode_element(0xA3, encode_element(SEQUENCE, b"".join([*extensions, extensions[-1]])))]
+
+    assert refusal(rebuilt(one.der, twice)).code is ErrorCode.BAD_CERTIFICATE
 
 
 def test_certificate_is_valid_from_an_hour_ago_for_a_hundred_years() -> None:

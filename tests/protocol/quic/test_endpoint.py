@@ -5,8 +5,8 @@ import random
 import pytest
 from quic_pair import DIALLER, LISTENER, WALL_S, Pair, certificate_of
 
-from protocol.errors import ErrorCode, LocalProtocolError
-from protocol.identity import Identity
+from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.identity import Identity, verify_certificate
 from protocol.quic.events import (
     ConnectionClosed,
     ConnectionEstablished,
@@ -64,6 +64,33 @@ def test_expired_server_certificate_is_refused(engines):
     pair.run(3.0)
     assert pair.dialler.closed.code is ErrorCode.EXPIRED
     assert not pair.dialler.closed.established
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (ErrorCode.NOT_ADMITTED, ErrorCode.NOT_ADMITTED),
+        (ErrorCode.REVOKED, ErrorCode.REVOKED),
+        (ErrorCode.WRONG_NETWORK, ErrorCode.WRONG_NETWORK),
+        (ErrorCode.NOT_YET_VALID, ErrorCode.NOT_ADMITTED),
+        (ErrorCode.WRONG_KEY, ErrorCode.BAD_CERTIFICATE),
+    ],
+    ids=lambda code: code.name,
+)
+def test_why_a_peer_is_not_admitted_is_told_by_an_alert(engines, code, told):
+    def verify(der):
+        peer_id = verify_certificate(der, WALL_S)
+        if peer_id == pair.dialler.identity.peer_id:
+            raise RemoteProtocolError(code, "not this one")
+        return peer_id
+
+    pair = Pair(engines, verify=verify)
+    pair.dial()
+    pair.run(3.0)
+    assert pair.listener.closed.code is code
+    assert pair.dialler.closed.code is told
+    assert not pair.dialler.closed.established
+    assert pair.listener.endpoint.n_connections == pair.dialler.endpoint.n_connections == 0
 
 
 def test_streams_carry_data_both_ways(engines):
