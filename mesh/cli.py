@@ -12,6 +12,7 @@ import platform
 import struct
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -23,7 +24,9 @@ from rich.console import Console
 
 from mesh.client import ClientError, GatewayClient
 from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, resolve
+from mesh.flags import GatewayFlags
 from mesh.nodefile import NoNodeError
+from mesh.plain import printable
 from mesh.tables import CANDIDATE_COLUMNS, MODEL_COLUMNS, PEER_COLUMNS, facts_table, rows_of, rows_table
 from mesh.where import Where
 from mesh.wirecommands import spec, trace
@@ -83,9 +86,7 @@ def up(
         Parameter(help="MULTIADDR told to others instead of the bound ones, repeatable: behind NAT, say.", negative=""),
     ] = None,
     bootstrap: Annotated[list[str] | None, Parameter(help="MULTIADDR of a node of the mesh, repeatable.", negative="")] = None,
-    gateway: Annotated[
-        str | None, Parameter(help="HOST:PORT of the HTTP gateway, on loopback; port 0 lets the system choose.")
-    ] = None,
+    door: GatewayFlags | None = None,
     engine: Annotated[
         list[str] | None,
         Parameter(
@@ -112,9 +113,11 @@ def up(
         isochrone up
         isochrone up --engine http://127.0.0.1:8000
         isochrone up --bootstrap /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3KooW…
+        isochrone up --gateway 0.0.0.0:8421 --gateway-hosts mesh.example --gateway-key-file keys
+            --gateway-tls-cert mesh.crt --gateway-tls-key mesh.key
         isochrone up --state-dir /tmp/a --gateway 127.0.0.1:0 --json
     """
-    given = locals()
+    given = locals() | asdict(door or GatewayFlags())
     settings = read_config({name: given[name] for name in SETTINGS}, config)
     # After the settings are known to be right: these imports take most of a second.
     from mesh.service import run_node
@@ -226,7 +229,7 @@ def ask(
                 piece = choice.get("delta", {}).get("content") if chat else choice.get("text")
                 pieces.append(piece or "")
                 if not where.as_json:
-                    print(printable(pieces[-1]), end="", flush=True)
+                    print(printable(pieces[-1], keep="\n\t"), end="", flush=True)
         answer = {"model": name, "text": "".join(pieces), **client.route.as_json()}
     if where.as_json:
         print(json.dumps(answer))
@@ -403,16 +406,11 @@ def choose_model(client: GatewayClient, wanted: str | None, features: tuple[str,
     raise ClientError(f"no model of the mesh offers {' or '.join(features)} now; `isochrone models` shows what there is")
 
 
-def printable(text: str) -> str:
-    """Return `text` without control characters: a model's words must not steer the terminal."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t")
-
-
 def print_route(client: GatewayClient) -> None:
     """Print who answered, on stderr, so that stdout holds the answer alone."""
     route = client.route
     Console(stderr=True).print(
-        f"answered by {route.node or 'an unnamed node'}  {route.route}  why: isochrone explain {route.request_id}",
+        printable(f"answered by {route.node or 'an unnamed node'}  {route.route}  why: isochrone explain {route.request_id}"),
         style="dim", markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -445,5 +443,5 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"isochrone: {printable(text)}", file=sys.stderr)
+    print("isochrone: " + printable(text, keep="\n\t"), file=sys.stderr)
     return code

@@ -5,9 +5,11 @@ one `ClientError` whose text says what was asked, what came back and what to do,
 """
 
 import json
+import ssl
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +25,7 @@ BODY_BYTES_MAX = 64 << 20
 """Bytes of a whole answer; the largest are batches of embeddings."""
 EVENT_BYTES_MAX = 1 << 20
 """Bytes of one streamed event."""
+_PEM_END = "-----END CERTIFICATE-----"
 
 
 class ClientError(Exception):
@@ -50,16 +53,29 @@ class Route:
 
 @dataclass(slots=True)
 class GatewayClient:
-    """HTTP to one gateway; a context manager that closes its connections."""
+    """HTTP to one gateway; a context manager that closes its connections.
+
+    Attributes:
+        url: where it is.
+        key: presented to it, where it wants one.
+        tls_cert: the gateway's own certificate, in PEM: nobody else is believed then, and no name is compared; without it the
+            authorities that this machine trusts vouch for the name in the URL.
+    """
 
     url: str
+    key: str | None = field(default=None, repr=False)
+    tls_cert: Path | None = None
     route: Route = field(default_factory=Route)
     _http: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         # trust_env off: a proxy from the environment has no business between this terminal and loopback.
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False, follow_redirects=False)
+        verify = True if self.tls_cert is None else pinned(self.tls_cert)
+        headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, verify=verify, timeout=timeout, trust_env=False, follow_redirects=False
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +138,24 @@ class GatewayClient:
             ) from error
         except httpx.InvalidURL as error:
             raise NoNodeError(f"--gateway {self.url}: write a URL such as http://127.0.0.1:8421 ({error})") from error
+
+
+def pinned(certificate: Path) -> ssl.SSLContext:
+    """A context that believes whoever has the key of one certificate, whatever it is called.
+
+    Raises:
+        ClientError: the certificate cannot be read.
+    """
+    try:
+        text = certificate.read_text("ascii", "replace")
+        leaf = text[: text.index(_PEM_END) + len(_PEM_END)]  # those of authorities may follow, and vouch for others too
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it need not have signed itself
+        context.load_verify_locations(cadata=leaf)
+    except (OSError, ValueError) as error:
+        raise ClientError(f"{certificate} is no certificate in PEM ({error}); is it the gateway's?") from error
+    return context
 
 
 def _read(response: httpx.Response) -> str:

@@ -38,12 +38,18 @@ BOOTSTRAP_MAX = 64
 """Bootstrap addresses; gossip needs one that answers, more only cost start-up time."""
 ENGINES_MAX = 16
 """Engines beside one node; each is polled, so the number is bounded."""
+GATEWAY_HOSTS_MAX = 16
+"""Names of one gateway; a host has a handful."""
+HOST_NAME_LENGTH_MAX = 253
+"""Characters of a host name (RFC 1035, section 2.3.4)."""
 NETWORK_LENGTH_MAX = 64
 """Characters of a network id; it travels in every record."""
 CONFIG_FILE_BYTES_MAX = 1 << 20
 """Bytes of a configuration file; a larger one is not a configuration file."""
 ENVIRONMENT_PREFIX = "ISOCHRONE_"
 CONFIG_VARIABLE = "ISOCHRONE_CONFIG"
+OTHER_VARIABLES = ("ISOCHRONE_ENGINE_API_KEY",)
+"""Variables with our prefix that are no settings: what is secret stands in no file of settings and is not told in messages."""
 ENGINE_KINDS = ("onnx", "echo", "none")
 """Engines of our own; `onnx:text` and `onnx:embeddings` serve one model each of the two that `onnx` has."""
 QUIC_ENGINES = ("auto", "aioquic", "qh3")
@@ -52,6 +58,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 # Kubernetes and Docker put such variables into every container near a service that happens to be called "isochrone".
 _SERVICE_LINK = re.compile(r"ISOCHRONE(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)|ISOCHRONE_PORT")
 _ENGINE_PART = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+", re.ASCII)
+_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NETWORK = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 T = TypeVar("T")
@@ -95,12 +103,17 @@ class NodeConfig:
         listen_default: whether `listen` is the default, so that an address family the machine lacks is skipped and not an error.
         announce: addresses told to others instead of the bound ones; empty tells the bound ones.
         bootstrap: where to ask for the first peers, with or without their peer ids.
-        gateway: the loopback address of the HTTP gateway.
+        gateway: where the HTTP gateway listens.
         engines: kinds (`onnx`, `onnx:text`, `echo`, `none`) or base URLs of OpenAI-compatible servers; empty looks for a
             server on the usual ports and falls back to onnx.
         quic_engine: `auto`, `aioquic` or `qh3`.
         grace_s: seconds streams may take to finish after the first stop signal.
         log_level: `debug`, `info`, `warning` or `error`.
+        gateway_key_file: keys of those who may call the gateway; None asks nobody for a key.
+        gateway_tls_cert: certificate in PEM with which the gateway serves HTTPS; None serves HTTP.
+        gateway_tls_key: the certificate's key in PEM.
+        gateway_hosts: names in `Host` and `Origin` that are the gateway's, besides those of the loopback and its own address.
+        gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
     """
 
     state_dir: Path
@@ -114,6 +127,11 @@ class NodeConfig:
     quic_engine: str
     grace_s: float
     log_level: str
+    gateway_key_file: Path | None = None
+    gateway_tls_cert: Path | None = None
+    gateway_tls_key: Path | None = None
+    gateway_hosts: tuple[str, ...] = ()
+    gateway_insecure_remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +202,7 @@ def _dialable(text: str) -> Multiaddr:
 
 
 def parse_host_port(text: str) -> HostPort:
-    """Parse `HOST:PORT`, with IPv6 hosts in brackets; only loopback hosts are allowed.
+    """Parse `HOST:PORT`, with IPv6 hosts in brackets.
 
     Raises:
         ValueError: with what to write instead.
@@ -193,16 +211,17 @@ def parse_host_port(text: str) -> HostPort:
     host = host.removeprefix("[").removesuffix("]")
     if not separator or not host or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 0xFFFF:
         raise ValueError("write HOST:PORT such as 127.0.0.1:8421 or [::1]:8421; port 0 lets the system choose")
-    try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
-        raise ValueError(
-            "the gateway has no passwords, so it listens on loopback only: use 127.0.0.1 or [::1], and reach it from elsewhere "
-            "by a tunnel (ssh -L 8421:127.0.0.1:8421 …)"
-        )
+    if host != "localhost":
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError("listen on an IP address or localhost; names by which it is called go to --gateway-hosts") from None
     return HostPort(host, int(port_text))
+
+
+def is_loopback(address: HostPort) -> bool:
+    """Whether only this machine can reach what listens there."""
+    return address.host == "localhost" or ipaddress.ip_address(address.host).is_loopback
 
 
 def parse_engine(text: str) -> str:
@@ -229,6 +248,18 @@ def parse_engine(text: str) -> str:
     return text.rstrip("/")
 
 
+def _host_name(text: str) -> str:
+    if len(text) > HOST_NAME_LENGTH_MAX or not _HOST_NAME.fullmatch(text):
+        raise ValueError("write the name alone, such as mesh.example or 192.0.2.7: no scheme, no port, no path, no wildcard")
+    return text.lower()
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in _FLAGS:
+        raise ValueError("write true or false")
+    return _FLAGS[text.lower()]
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -247,6 +278,7 @@ class _Setting:
     count_max: int | None = None
     count_min: int = 0
     numeric: bool = False
+    boolean: bool = False
 
 
 SETTINGS: Final[Mapping[str, _Setting]] = {
@@ -260,6 +292,11 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "quic_engine": _Setting(_one_of(QUIC_ENGINES)),
     "grace_s": _Setting(_seconds, numeric=True),
     "log_level": _Setting(_one_of(LOG_LEVELS)),
+    "gateway_key_file": _Setting(_path),
+    "gateway_tls_cert": _Setting(_path),
+    "gateway_tls_key": _Setting(_path),
+    "gateway_hosts": _Setting(_host_name, GATEWAY_HOSTS_MAX),
+    "gateway_insecure_remote": _Setting(_flag, boolean=True),
 }
 """Every setting by its file key; the flag is `--` with dashes, the variable `ISOCHRONE_` in capitals."""
 
@@ -304,7 +341,13 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         quic_engine=_typed(values.get("quic_engine", "auto"), str),
         grace_s=_typed(values.get("grace_s", DEFAULT_GRACE_S), float),
         log_level=_typed(values.get("log_level", "info"), str),
+        gateway_key_file=_path_or_none(values.get("gateway_key_file")),
+        gateway_tls_cert=_path_or_none(values.get("gateway_tls_cert")),
+        gateway_tls_key=_path_or_none(values.get("gateway_tls_key")),
+        gateway_hosts=_all(values.get("gateway_hosts", ()), str),
+        gateway_insecure_remote=_typed(values.get("gateway_insecure_remote", False), bool),
     )
+    _check_gateway(config, found)
     if "none" in config.engines and len(config.engines) > 1:
         item = found["engine"]
         raise ConfigError(
@@ -314,6 +357,33 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
             '"none" means a node without engines; leave it out or leave the others out',
         )
     return config
+
+
+def _check_gateway(config: NodeConfig, found: "Mapping[str, _Found]") -> None:
+    """Refuse a gateway that other machines reach without a key or without TLS, unless the owner said so.
+
+    Raises:
+        ConfigError: naming what is missing.
+    """
+    if (config.gateway_tls_cert is None) != (config.gateway_tls_key is None):
+        given = "gateway_tls_cert" if config.gateway_tls_key is None else "gateway_tls_key"
+        item = found[given]
+        other = {"gateway_tls_cert": "gateway_tls_key", "gateway_tls_key": "gateway_tls_cert"}[given]
+        raise ConfigError(item.key, item.value, item.source, f"give {other} too: TLS needs the certificate and its key")
+    needed = {"gateway_key_file": config.gateway_key_file, "gateway_tls_cert": config.gateway_tls_cert}
+    missing = [f"--{name.replace('_', '-')}" for name, value in needed.items() if value is None]
+    if is_loopback(config.gateway) or not missing or config.gateway_insecure_remote:
+        return
+    item = found["gateway"]
+    advice = (
+        f"other machines can reach this address, so the gateway wants {' and '.join(missing)} too; or use 127.0.0.1 and a tunnel "
+        "(ssh -L 8421:127.0.0.1:8421 …); or, where the network in front of it decides who may call, say --gateway-insecure-remote"
+    )
+    raise ConfigError(item.key, str(config.gateway), item.source, advice)
+
+
+def _path_or_none(value: object) -> Path | None:
+    return None if value is None else _typed(value, Path)
 
 
 def default_cache_dir(environment: Mapping[str, str]) -> Path:
@@ -371,14 +441,15 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, _Found]:
     for key in sorted(environment):
         if (
             not key.startswith(ENVIRONMENT_PREFIX)
-            or key == CONFIG_VARIABLE
+            or key in (CONFIG_VARIABLE, *OTHER_VARIABLES)
             or not environment[key]
             or _SERVICE_LINK.fullmatch(key)
         ):
             continue
         if key not in variables:
             advice = f"there is no such variable{suggestion(key, [*variables, CONFIG_VARIABLE])}; unset or correct it"
-            raise ConfigError(key, environment[key], "environment", advice)
+            # Its value is not told: a misspelt name of a variable with a key in it would put the key into a log.
+            raise ConfigError(key, None, "environment", advice)
         name, text = variables[key], environment[key]
         several = [part for part in re.split(r"[,\s]+", text) if part]
         found[name] = _Found(key, "environment", several if SETTINGS[name].count_max is not None else text)
@@ -388,7 +459,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, _Found]:
 def _parsed(setting: _Setting, item: _Found) -> object:
     def _one(value: object) -> object:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not isinstance(value, str | Path) and not (setting.numeric and is_number):
+        if setting.boolean and not isinstance(value, bool | str):
+            raise ConfigError(item.key, value, item.source, "write true or false, without quotes")
+        if not isinstance(value, str | Path) and not (setting.numeric and is_number) and not setting.boolean:
             raise ConfigError(item.key, value, item.source, "give a number" if setting.numeric else "give text in quotes")
         try:
             return setting.parse(str(value))

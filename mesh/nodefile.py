@@ -6,6 +6,7 @@ process it names is gone or its gateway refuses the connection, and the message 
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +21,25 @@ NODE_FILE_BYTES_MAX = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RunningNode:
-    """What `node.json` says."""
+    """What `node.json` says; where the gateway wants a key or speaks TLS, also which files hold them."""
 
     pid: int
     ready: Ready
+    key_file: Path | None = None
+    tls_cert: Path | None = None
 
 
 class NoNodeError(Exception):
     """There is no node to talk to; the text says where it was looked for and what to do."""
 
 
-def write_node_file(state_dir: Path, ready: Ready) -> StoreFault | None:
-    """Say that this process runs a node from `state_dir`."""
+def write_node_file(
+    state_dir: Path, ready: Ready, key_file: Path | None = None, tls_cert: Path | None = None
+) -> StoreFault | None:
+    """Say that this process runs a node from `state_dir`, and how its gateway is opened; the key itself stays where it is."""
     content = {"pid": os.getpid(), "peer_id": ready.peer_id, "addresses": list(ready.addresses), "gateway": ready.gateway}
+    files = {"gateway_key_file": key_file, "gateway_tls_cert": tls_cert}
+    content |= {name: str(path) for name, path in files.items() if path is not None}
     return replace_file(state_dir / NODE_FILE, json.dumps(content, indent=1) + "\n")
 
 
@@ -61,12 +68,18 @@ def find_node(state_dir: Path) -> RunningNode:
         content = None
     match content:
         case {"pid": int() as pid, "peer_id": str() as peer_id, "addresses": [*addresses], "gateway": str() as gateway}:
-            running = RunningNode(pid, Ready(peer_id, tuple(str(address) for address in addresses), gateway))
+            ready = Ready(peer_id, tuple(str(address) for address in addresses), gateway)
+            running = RunningNode(pid, ready, _path(content, "gateway_key_file"), _path(content, "gateway_tls_cert"))
         case _:
             raise NoNodeError(f"{path} is damaged: remove it, then {hint}")
     if not is_alive(pid):
         raise NoNodeError(f"no node is running here ({state_dir}): process {pid} ended without a clean stop; {hint}")
     return running
+
+
+def _path(content: Mapping[str, object], name: str) -> Path | None:
+    value = content.get(name)
+    return Path(value) if isinstance(value, str) else None
 
 
 def is_alive(pid: int) -> bool:

@@ -24,8 +24,9 @@ from mesh.driver import Driver
 from mesh.engines.base import Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
 from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
-from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig
+from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig, server_context
 from mesh.inference import ServeLimits, serve_stream
+from mesh.keyfile import open_key_file
 from mesh.machine import Machine
 from mesh.store import KnownPeer, Store
 from mesh.telemetry import Telemetry, make_logger
@@ -162,8 +163,7 @@ class Service:
         self.dispatcher.attach(self.driver)
         self.transport.add_handler(PROTOCOL_ID, self._serve)
         self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
-        gateway = GatewayConfig(host=config.gateway.host, port=config.gateway.port, grace_s=config.grace_s)
-        self.gateway = Gateway(gateway, self.dispatcher, telemetry)
+        self.gateway = Gateway(gateway_config(config), self.dispatcher, telemetry)
 
     async def run(self, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
         """Runs until `shutdown` is set and everything under way has been brought to an end."""
@@ -310,6 +310,24 @@ class Service:
             self._telemetry.datagrams_counted("in", counters.datagrams_in, counters.bytes_in)
             self._telemetry.datagrams_counted("out", counters.datagrams_out, counters.bytes_out)
             await trio.sleep(METRICS_INTERVAL_S)
+
+
+def gateway_config(config: NodeConfig) -> GatewayConfig:
+    """What the gateway is told, with the keys and the certificate read.
+
+    Raises:
+        StartError: one of these files cannot be used.
+    """
+    cert, key = config.gateway_tls_cert, config.gateway_tls_key
+    return GatewayConfig(
+        host=config.gateway.host,
+        port=config.gateway.port,
+        grace_s=config.grace_s,
+        allowed_hosts=config.gateway_hosts,
+        keys=None if config.gateway_key_file is None else open_key_file(config.gateway_key_file),
+        tls=None if cert is None or key is None else server_context(cert, key),
+        insecure_remote=config.gateway_insecure_remote,
+    )
 
 
 def worth_telling(addresses: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from mesh.plain import printable
+
 PEER_COLUMNS = (
     "peer_id",
     "standing",
@@ -77,9 +79,9 @@ def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
     for key, value in facts.items():
         if isinstance(value, Mapping):
             for inner, inner_value in value.items():
-                table.add_row(f"{key} {inner}".replace("_", " "), cell(str(inner), inner_value, unit=True))
+                table.add_row(printable(f"{key} {inner}".replace("_", " ")), cell(str(inner), inner_value, unit=True))
         else:
-            table.add_row(str(key).removesuffix("_s").replace("_", " "), cell(str(key), value, unit=True))
+            table.add_row(printable(str(key).removesuffix("_s").replace("_", " ")), cell(str(key), value, unit=True))
     return table
 
 
@@ -103,5 +105,5 @@ def cell(column: str, value: object, *, unit: bool = False) -> Text:
             text = ", ".join(str(item) for item in value)
         case _:
             text = str(value)
-    printable = "".join(character for character in text if character.isprintable() or character == "\n")
-    return Text(printable if len(printable) <= CELL_LENGTH_MAX else printable[: CELL_LENGTH_MAX - 1] + "…")
+    shown = printable(text, keep="\n")
+    return Text(shown if len(shown) <= CELL_LENGTH_MAX else shown[: CELL_LENGTH_MAX - 1] + "…")

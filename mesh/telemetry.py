@@ -12,12 +12,14 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Literal, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from mesh.plain import escaped
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId, peer_id_text
 from protocol.inference import Feature, Usage
@@ -115,14 +117,13 @@ def make_logger(
     if log_format == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        renderer = structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=_plain_traceback)
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    if log_format == "json":
-        processors.append(structlog.processors.format_exc_info)
+    processors.append(structlog.processors.format_exc_info if log_format == "json" else _escape_texts)
     logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
         structlog.PrintLogger(target),
         processors=[*processors, renderer],
@@ -131,6 +132,20 @@ def make_logger(
         cache_logger_on_first_use=False,
     ).bind()
     return logger
+
+
+def _escape_texts(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Write what others chose so that it steers no terminal and begins no line of its own."""
+    for name, value in event.items():
+        if isinstance(value, str):  # the renderer writes all others as Python does
+            event[name] = escaped(value)
+    return event
+
+
+def _plain_traceback(file: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    written = StringIO()
+    structlog.dev.plain_traceback(written, exc_info)
+    file.write(escaped(written.getvalue(), keep="\n"))
 
 
 class Telemetry:
@@ -386,4 +401,4 @@ class Telemetry:
             if len(self._models) >= MODELS_MAX:
                 return OTHER
             self._models.add(model)
-        return model
+        return escaped(model)

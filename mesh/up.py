@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import trio
 from rich.console import Console
@@ -56,10 +57,10 @@ async def _up(config: NodeConfig, run_node: RunNode, as_json: bool) -> int:
     def _ready(value: Ready) -> None:
         nonlocal is_ready
         is_ready = True
-        fault = write_node_file(config.state_dir, value)
+        fault = write_node_file(config.state_dir, value, config.gateway_key_file, config.gateway_tls_cert)
         if fault is not None:
             print(f"isochrone: {fault}; name the gateway with --gateway {value.gateway}", file=sys.stderr)
-        announce_ready(value, as_json=as_json, console=Console())
+        announce_ready(value, as_json=as_json, console=Console(), key_file=config.gateway_key_file)
 
     async with trio.open_nursery() as nursery:
 
@@ -88,8 +89,8 @@ async def _up(config: NodeConfig, run_node: RunNode, as_json: bool) -> int:
     return EXIT_SIGNAL_BASE + forced_by if forced_by else os.EX_OK
 
 
-def announce_ready(ready: Ready, *, as_json: bool, console: Console) -> None:
-    """Print how to use the node: one JSON line, or the same for people."""
+def announce_ready(ready: Ready, *, as_json: bool, console: Console, key_file: Path | None = None) -> None:
+    """Print how to use the node: one JSON line, or the same for people, who are told where the keys of its gateway are."""
     if as_json:
         told = {"peer_id": ready.peer_id, "addresses": list(ready.addresses), "gateway": ready.gateway}
         print(json.dumps(told), file=console.file, flush=True)
@@ -100,8 +101,9 @@ def announce_ready(ready: Ready, *, as_json: bool, console: Console) -> None:
         lines += [f"              or {address}" for address in ready.addresses[1:]]
     lines += [
         f"The gateway is  {ready.gateway}  (OPENAI_BASE_URL={ready.gateway}/v1)",
+        *([] if key_file is None else [f"Its keys are in {key_file}  (OPENAI_API_KEY is the word behind a name)"]),
         "Try it",
-        f"  curl {ready.gateway}/v1/models",
+        f"  curl {ready.gateway}/v1/models" if key_file is None else "  isochrone models",
         "Ctrl-C stops it.",
     ]
     for line in lines:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from mesh.client import GatewayClient
+from mesh.client import ClientError, GatewayClient
 from mesh.config import default_state_dir
+from mesh.keyfile import KeyFileError, read_keys
 from mesh.nodefile import find_node
 
 
@@ -24,6 +25,12 @@ class Where:
         None
     )
     state_dir: Annotated[Path | None, Parameter(help="State directory of the node; the same as for `up`.")] = None
+    gateway_key_file: Annotated[
+        Path | None, Parameter(help="File with the key for --gateway; a node that runs here says itself where its keys are.")
+    ] = None
+    gateway_tls_cert: Annotated[
+        Path | None, Parameter(help="The gateway's certificate in PEM, where no authority vouches for it.")
+    ] = None
     as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for programs.")] = False
 
     def client(self) -> GatewayClient:
@@ -31,11 +38,15 @@ class Where:
 
         Raises:
             NoNodeError: if none runs here.
+            ClientError: if its key or its certificate cannot be read.
         """
-        if self.gateway is not None:
-            return GatewayClient(self.gateway.rstrip("/").removesuffix("/v1"))
-        named = self.state_dir or (Path(os.environ["ISOCHRONE_STATE_DIR"]) if os.environ.get("ISOCHRONE_STATE_DIR") else None)
-        return GatewayClient(find_node(named or default_state_dir(os.environ)).ready.gateway)
+        key_file = self.gateway_key_file or _from_environment("ISOCHRONE_GATEWAY_KEY_FILE")
+        tls_cert = self.gateway_tls_cert or _from_environment("ISOCHRONE_GATEWAY_TLS_CERT")
+        url = self.gateway
+        if url is None:
+            node = find_node(self.state_dir or _from_environment("ISOCHRONE_STATE_DIR") or default_state_dir(os.environ))
+            url, key_file, tls_cert = node.ready.gateway, node.key_file, node.tls_cert
+        return GatewayClient(url.rstrip("/").removesuffix("/v1"), _first_key(key_file), tls_cert)
 
     def show(self, answer: object, view: Callable[[], Any]) -> int:
         """Print the answer as JSON, or the view of it."""
@@ -44,3 +55,21 @@ class Where:
         else:
             Console().print(view())
         return os.EX_OK
+
+
+def _from_environment(variable: str) -> Path | None:
+    return Path(os.environ[variable]).expanduser() if os.environ.get(variable) else None
+
+
+def _first_key(path: Path | None) -> str | None:
+    """The first key of a file.
+
+    Raises:
+        ClientError: there is none that can be read.
+    """
+    if path is None:
+        return None
+    try:
+        return read_keys(path)[0][1]
+    except (KeyFileError, FileNotFoundError) as error:
+        raise ClientError(f"no key for the gateway: {error}") from error

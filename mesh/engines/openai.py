@@ -4,7 +4,7 @@ Every text request is asked for as a stream, whether the caller streams or not, 
 effect between chunks; leaving an answer early closes the HTTP stream, at which these servers stop generating. `watch` asks
 every few seconds for health, models and load; while a server does not answer it offers no models, so that nothing is routed to
 it. Redirects are not followed and proxies of the environment are not used: prompts go to the URL that the operator named and
-nowhere else.
+nowhere else, and a name in it leads to no address at which machines keep secrets (`mesh.engines.reach`).
 
 Source: OpenAI API reference; facts about each server in docs/engines.md.
 """
@@ -29,6 +29,7 @@ from mesh.engines.openai_chunks import (
     read_usage,
 )
 from mesh.engines.openai_discovery import ReportedLoad, has_cheap_health, read_metrics, read_models, read_ollama_show
+from mesh.engines.reach import engine_transport
 from mesh.engines.sse import SseError, SseReader
 from protocol.errors import ErrorCode
 from protocol.inference import Feature, Finished, InferenceRequest, Reply, TensorsReady, Usage
@@ -105,7 +106,7 @@ class OpenAIEngine:
             follow_redirects=False,
             trust_env=False,
             timeout=httpx.Timeout(None, connect=self._config.connect_s_max),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=30.0),
+            transport=engine_transport(httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=30.0)),
         )
         self._offers: dict[str, ModelOffer] = {}
         self._slots: dict[str, Slots] = {}

@@ -1,18 +1,20 @@
 """The outermost ASGI layer: who may come in, and how much they may carry.
 
-It lets through HTTP/1 requests whose `Host` is one of ours (a page in a browser that was led here by DNS rebinding has another)
-and whose `Origin` is absent or ours. It reads the whole body before anything else runs, within limits of size, of time and of
-all bodies together, since the server beneath cannot finish an answer while unread body is queued. What it refuses it still
-reads for a while, so that a client that writes first and reads later gets to see the refusal. It gives each request its id, and
-every answer the headers that say where it comes from.
+It lets through HTTP/1 requests whose `Host` is one of ours (a page in a browser that was led here by DNS rebinding has another),
+whose `Origin` is absent or ours, and that carry a key where the gateway has keys. It reads the whole body before anything else
+runs, within limits of size, of time and of all bodies together, since the server beneath cannot finish an answer while unread
+body is queued. What it refuses it still reads for a while, so that a client that writes first and reads later gets to see the
+refusal. It gives each request its id, and every answer the headers that say where it comes from.
 
-Source: CVE-2025-66414 (DNS rebinding against a loopback server); RFC 9110, section 15.5.20 (421).
+Source: CVE-2025-66414 and CVE-2026-11624 (DNS rebinding against loopback servers); RFC 9110, section 15.5.20 (421); RFC 9112,
+section 6.1 (a length given twice); RFC 6750, sections 2.3 and 3 (keys in addresses, and the challenge).
 Spec: docs/gateway.md, sections "Who may call" and "Limits".
 """
 
 import secrets
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from typing import Protocol
+from urllib.parse import parse_qsl, urlsplit
 
 import trio
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh.gateway.config import GatewayConfig
 from mesh.gateway.failures import ApiError
+from protocol.budget import Budget, Verdict
 from protocol.inference import REQUEST_ID_BYTES
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -28,12 +31,45 @@ LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 REQUEST_ID_KEY = "isochrone_request_id"
 """Under this name the id stands in the scope's state, as bytes."""
 
+CONNECTION_KEY = "isochrone_connection"
+"""Under this name the connection stands in the scope's state; see `Connection`."""
+
+METHODS = frozenset({"GET", "HEAD", "POST"})
+"""What any page answers; OPTIONS asks for CORS, of which there is none, TRACE echoes headers, CONNECT is a proxy's."""
+
+HEADERS_MAX = 100
+"""Most headers of a request, a count: OpenAI's clients send about 20, browsers 30."""
+
+KEY_PARAMETERS = frozenset({"accesstoken", "apikey", "auth", "authorization", "key", "password", "secret", "token", "xapikey"})
+"""Names, in small letters and digits alone, under which keys are put into addresses, and so into logs and histories."""
+
+KEY_BYTES_MAX = 256
+"""Longest key looked at, in bytes: no key of a ring is longer."""
+
+SAFE_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+}
+"""On every answer: should a browser come to show one, nothing in it runs, loads, or is told on."""
+
 HTTP_VERSIONS = ("1.0", "1.1")
 """What is served. HTTP/2 without TLS would bring its own floods and buffers, and no client asks for it."""
 
 
 class ClientGoneError(Exception):
     """The client went away before its request was complete."""
+
+
+class Connection(Protocol):
+    """The client's connection, which makes room for others only while no request on it is being answered."""
+
+    def begin_work(self) -> None:
+        """A request is complete."""
+
+    def end_work(self) -> None:
+        """It was answered."""
 
 
 class Doorman:
@@ -46,6 +82,7 @@ class Doorman:
         self._refused = refused
         self._names = LOOPBACK_NAMES | {name.lower() for name in config.allowed_hosts} | {config.host.lower()}
         self._held_bytes = 0
+        self._budgets: dict[str, Budget] = {}  # by the name of a key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, as ASGI asks."""
@@ -60,7 +97,7 @@ class Doorman:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 headers["x-request-id"] = request_id.hex()
-                headers["x-content-type-options"] = "nosniff"
+                headers.update(SAFE_HEADERS)
                 headers.setdefault("cache-control", "no-store")
                 headers.setdefault("x-mesh-node", self._node)
             await send(message)
@@ -76,7 +113,12 @@ class Doorman:
             await self._refuse(error, body, scope, _send_marked)
             return
         else:
-            await self._app(scope, _replay(content, receive), _send_marked)
+            connection: Connection = scope["state"][CONNECTION_KEY]
+            connection.begin_work()
+            try:
+                await self._app(scope, _replay(content, receive), _send_marked)
+            finally:
+                connection.end_work()
         finally:
             self._held_bytes -= body.held_bytes
 
@@ -84,6 +126,19 @@ class Doorman:
         if scope["http_version"] not in HTTP_VERSIONS:
             raise ApiError(505, "http_version", "This gateway speaks HTTP/1.1.", retry=False, close=True)
         headers = Headers(scope=scope)
+        self._check_form(scope, headers)
+        self._check_place(headers)
+        if scope["method"] not in METHODS:
+            raise ApiError(405, "method_not_allowed", "Method Not Allowed.", retry=False)
+        _check_query(scope)
+        self._check_key(headers)
+
+    def _check_form(self, scope: Scope, headers: Headers) -> None:
+        """Refuse what is too large, and what others could read as another request.
+
+        Raises:
+            ApiError: with the reason.
+        """
         # The server stops reading headers at the limit, but not when they arrive in one piece.
         head_bytes = (
             len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers.raw)
@@ -91,6 +146,26 @@ class Doorman:
         if head_bytes > self._config.header_bytes_max:
             message = f"The headers are larger than {self._config.header_bytes_max} bytes."
             raise ApiError(431, "headers_too_large", message, retry=False)
+        if len(headers.raw) > HEADERS_MAX:
+            raise ApiError(431, "headers_too_large", f"There are more than {HEADERS_MAX} headers.", retry=False)
+        if not scope["raw_path"].startswith(b"/"):
+            raise ApiError(400, "bad_target", "This gateway is no proxy: ask for a path, not for an address.", retry=False)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            message = "The body's length is given twice, by Content-Length and by Transfer-Encoding."
+            raise ApiError(400, "ambiguous_length", message, retry=False, close=True)
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise ApiError(415, "unsupported_media_type", "Send the body as it is, not compressed.", retry=False)
+        if "upgrade" in headers:
+            raise ApiError(400, "upgrade_refused", "This gateway speaks HTTP/1.1 and nothing else.", retry=False, close=True)
+        if headers.get("expect", "100-continue").strip().lower() != "100-continue":
+            raise ApiError(417, "expectation_failed", "This gateway knows no expectation but 100-continue.", retry=False)
+
+    def _check_place(self, headers: Headers) -> None:
+        """Refuse requests that were led here: by a name that points here, or by a page of another place.
+
+        Raises:
+            ApiError: status 421 or 403.
+        """
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _host_name(f"//{hosts[0]}") not in self._names:
             message = "The Host header names another place than this gateway; call it by 127.0.0.1, localhost or [::1]."
@@ -98,6 +173,27 @@ class Doorman:
         for origin in headers.getlist("origin"):
             if _host_name(origin, ("http", "https")) not in self._names:
                 raise ApiError(403, "wrong_origin", "Pages of other origins may not call this gateway.", retry=False)
+
+    def _check_key(self, headers: Headers) -> None:
+        """Refuse who has no key, without a word on what was wrong with it, and who asks too often with one.
+
+        Raises:
+            ApiError: status 401 or 429.
+        """
+        if self._config.keys is None:
+            return
+        told = headers.getlist("authorization")
+        scheme, _, key = (told[0] if len(told) == 1 else "").partition(" ")
+        presented = key.strip().encode("latin-1", "replace")
+        owner = self._config.keys.owner_of(presented[:KEY_BYTES_MAX])
+        if owner is None or scheme.lower() != "bearer" or len(presented) > KEY_BYTES_MAX:
+            raise ApiError(401, "invalid_api_key", "This gateway wants a key: Authorization: Bearer KEY.", retry=False)
+        now = trio.current_time()
+        if owner not in self._budgets:
+            rate_per_s, burst = self._config.key_requests_per_s, self._config.key_requests_burst
+            self._budgets[owner] = Budget(rate_per_s, burst, 0.0, now)
+        if self._budgets[owner].take(1, now) is not Verdict.GRANTED:
+            raise ApiError(429, "rate_limited", "Too many requests with this key.", retry_after_s=1.0)
 
     def _reserve(self, count: int) -> None:
         if self._held_bytes + count > self._config.bodies_bytes_max:
@@ -180,6 +276,18 @@ def _replay(content: bytes, receive: Receive) -> Receive:
         return first.pop() if first else await receive()
 
     return _pass_on
+
+
+def _check_query(scope: Scope) -> None:
+    """Refuse a key in the address, where it ends in logs and histories, whether or not it is one.
+
+    Raises:
+        ApiError: status 400.
+    """
+    for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+        if "".join(filter(str.isalnum, name)).lower() in KEY_PARAMETERS:
+            message = "A key in the address ends in logs: send it as Authorization: Bearer KEY, and make a new one."
+            raise ApiError(400, "key_in_query", message, retry=False)
 
 
 def _host_name(url: str, schemes: tuple[str, ...] = ("",)) -> str | None:

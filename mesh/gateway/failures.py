@@ -77,6 +77,8 @@ class ApiError(Exception):
         if self.retry_after_s is not None:
             headers["retry-after-ms"] = str(max(1, round(self.retry_after_s * 1000)))
             headers["retry-after"] = str(max(1, round(self.retry_after_s)))
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
         if self.close:
             headers["connection"] = "close"
         return headers

@@ -8,6 +8,8 @@ Spec: docs/gateway.md, section "Fields".
 """
 
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Mapping
 
 from protocol.inference import Feature
@@ -29,6 +31,9 @@ CHOICES_MAX = 128
 
 COUNT_MAX = 2**31 - 1
 """Largest count an engine is asked for: what fits a signed 32-bit integer, the smallest type engines read it into."""
+
+_NO_WORD = re.compile(r"[^A-Za-z0-9]+", re.ASCII)
+"""What `plain_name` takes out."""
 
 SEED_BITS = 64
 """Width of a seed in bits, signed or not, as engines read it."""
@@ -225,22 +230,47 @@ GATEWAY_ONLY = frozenset({"stream", "stream_options", "encoding_format"})
 
 FORBIDDEN = frozenset(
     {
-        "api_base",
-        "api_key",
-        "api_type",
-        "api_version",
-        "base_url",
-        "extra_body",
-        "extra_headers",
+        "apitype",
+        "apiversion",
+        "callbackurl",
+        "extrabody",
         "headers",
+        "proxies",
         "proxy",
-        "user_config",
+        "webhook",
+        "webhookurl",
     }
 )
-"""Names under which some engine or proxy takes a target or a secret; taken out at every depth.
+"""Names, as `plain_name` writes them, under which some engine or proxy takes a target or a secret; taken out at every depth."""
+
+FORBIDDEN_PARTS = ("apibase", "apikey", "baseurl", "extraheaders", "stsendpoint", "runtimeendpoint", "userconfig")
+"""The same for names that only hold such a word, as `openai_api_base` and `api_base_url` do.
 
 Source: CVE-2024-6587 (`api_base` in the body) and PYSEC-2026-4070 (the same, nested in `user_config`).
 """
 
-OPAQUE = frozenset({"parameters", "schema", "guided_json", "json_schema"})
-"""Fields that hold the caller's own JSON Schema or tool arguments, where any name is a mere name; left as they are."""
+OPAQUE = frozenset(
+    {
+        ("functions", "parameters"),
+        ("guided_json",),
+        ("json_schema",),
+        ("response_format", "json_schema", "schema"),
+        ("response_format", "schema"),
+        ("structured_outputs", "json"),
+        ("tools", "function", "parameters"),
+    }
+)
+"""Where a request holds the caller's own JSON Schema, in which any name is a mere name; left as it is."""
+
+
+def is_forbidden(name: str) -> bool:
+    """Whether a name is taken out, however it is spelt."""
+    plain = plain_name(name)
+    return plain in FORBIDDEN or any(part in plain for part in FORBIDDEN_PARTS)
+
+
+def plain_name(name: str) -> str:
+    """A name without what programs differ about: case, width, dashes, dots, spaces, characters that nobody sees."""
+    if name.isascii():
+        return _NO_WORD.sub("", name).lower()
+    return _NO_WORD.sub("", unicodedata.normalize("NFKC", name).casefold())

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from mesh.gateway.config import GatewayConfig
 from mesh.gateway.failures import ApiError
-from mesh.gateway.fields import FIELDS, FORBIDDEN, GATEWAY_ONLY, OPAQUE, REQUIRED, is_token_array
+from mesh.gateway.fields import FIELDS, GATEWAY_ONLY, OPAQUE, REQUIRED, is_forbidden, is_token_array
 from protocol.inference import Feature
 
 DROPPED_MAX = 16
@@ -31,6 +31,9 @@ _PROSE_FIELDS = frozenset({"type", "text", "refusal"})
 
 _ADDRESS = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|(?:https?|ftp|file):)", re.IGNORECASE)
 """A string that names a place, whatever the field it stands in."""
+
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+"""A text in JSON."""
 
 _PART_DEPTH_MAX = 4
 """Nesting of a message part in levels: OpenAI's parts have two, a cache hint adds one."""
@@ -69,14 +72,14 @@ def parse_call(feature: Feature, body: bytes, config: GatewayConfig) -> Call:
     Raises:
         ApiError: status 400 with the field at fault.
     """
-    fields = _parse_object(body)
+    fields = _parse_object(body, config)
     dropped: list[str] = []
     kept: dict[str, object] = {}
     for name, value in fields.items():
         if name not in FIELDS[feature]:
             dropped.append(name)
         elif value is not None:
-            kept[name] = _clean(value, dropped, config.json_depth_max) if name not in OPAQUE else value
+            kept[name] = _clean(value, dropped, config.json_depth_max, (name,))
     for name in REQUIRED[feature]:
         if name not in kept:
             raise _wrong(name, f"Missing required parameter: '{name}'.", "missing_required_parameter")
@@ -111,9 +114,10 @@ def _output_tokens(kept: Mapping[str, object]) -> int:
     return told if isinstance(told, int) else 0
 
 
-def _parse_object(body: bytes) -> Mapping[str, object]:
+def _parse_object(body: bytes, config: GatewayConfig) -> Mapping[str, object]:
+    _count_values(body, config)
     try:
-        value: object = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value: object = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object)
     except RecursionError:
         raise ApiError(400, "invalid_json", "The body is nested too deeply.", retry=False) from None
     except ValueError as error:  # also a UnicodeDecodeError, and a number with more digits than Python converts
@@ -121,6 +125,31 @@ def _parse_object(body: bytes) -> Mapping[str, object]:
     if not isinstance(value, dict):
         raise ApiError(400, "invalid_json", "The body is not a JSON object.", retry=False)
     return value
+
+
+def _count_values(body: bytes, config: GatewayConfig) -> None:
+    """Refuse a body of more values than an engine has a use for, before they are made: each costs tens of bytes and a look.
+
+    Counted are the signs between values, which in most bodies are few even with those inside texts; only where they are not are
+    texts taken out first.
+    """
+    if _are_few(body, config) or _are_few(_TEXT.sub(b"", body), config):
+        return
+    message = f"The body holds more than {config.containers_max} arrays and objects, or {config.values_max} values."
+    raise ApiError(400, "invalid_json", message, retry=False)
+
+
+def _are_few(body: bytes, config: GatewayConfig) -> bool:
+    containers, names, values = body.count(b"[") + body.count(b"{"), body.count(b":"), body.count(b",")
+    return containers <= config.containers_max and names <= 2 * config.containers_max and values <= config.values_max
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object, each of whose names stands there once: programs differ on which of two values counts."""
+    read = dict(pairs)
+    if len(read) != len(pairs):
+        raise ValueError("an object gives one name twice")
+    return read
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -138,22 +167,24 @@ def _encode(fields: Mapping[str, object]) -> bytes:
         raise ApiError(400, "invalid_json", "The body is nested too deeply.", retry=False) from None
 
 
-def _clean(value: object, dropped: list[str], depth_left: int) -> object:
-    """Copy `value` without forbidden names."""
+def _clean(value: object, dropped: list[str], depth_left: int, where: tuple[str, ...]) -> object:
+    """Copy `value` without forbidden names; `where` are the names that lead to it."""
+    if where in OPAQUE:
+        return value
     if depth_left == 0:
         raise ApiError(400, "invalid_json", "The body is nested too deeply.", retry=False)
     if isinstance(value, list):
         # Most long arrays are token numbers: nothing to look at, nothing to copy.
         if all(not isinstance(item, list | dict) for item in value):
             return value
-        return [_clean(item, dropped, depth_left - 1) for item in value]
+        return [_clean(item, dropped, depth_left - 1, where) for item in value]
     if isinstance(value, dict):
         cleaned: dict[str, object] = {}
         for name, item in value.items():
-            if name.lower() in FORBIDDEN:
+            if is_forbidden(name):
                 dropped.append(name)
             else:
-                cleaned[name] = item if name in OPAQUE else _clean(item, dropped, depth_left - 1)
+                cleaned[name] = _clean(item, dropped, depth_left - 1, (*where, name))
         return cleaned
     return value
 

@@ -14,21 +14,23 @@ import contextlib
 import ipaddress
 import socket
 import struct
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import h11
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from starlette.types import ASGIApp
 
 from mesh.gateway.app import Pages, build_app
 from mesh.gateway.config import GatewayConfig
-from mesh.gateway.doorman import Doorman
+from mesh.gateway.doorman import CONNECTION_KEY, Doorman
 from mesh.gateway.ports import DispatcherPort
+from mesh.gateway.strict import StrictServer
 from mesh.telemetry import Telemetry
 
 WRITE_BYTES = 64 * 1024
@@ -56,7 +58,7 @@ class Gateway:
         self._config = config
         self._telemetry = telemetry
         self._stopping = trio.Event()
-        self._streams: set[_Stream] = set()
+        self._streams: dict[_Stream, None] = {}  # in the order in which they came
         self._all_closed = trio.Event()
         self._places = trio.Semaphore(config.connections_max)
         self._dispatcher = dispatcher
@@ -79,12 +81,13 @@ class Gateway:
         listening = listen(self._config)
         config, context, app = self._hypercorn_config(), WorkerContext(None), self._build_app()
         async with trio.open_nursery() as connections:
-            listener = _Listener(trio.SocketListener(trio.socket.from_stdlib_socket(listening)), self._places)
+            accepting_socket = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+            listener = _Listener(accepting_socket, self._places, self._make_room)
             connections.start_soon(self._cut_when_cancelled)
             async with trio.open_nursery() as accepting:
                 handler = partial(self._serve_client, app, config, context)
                 accepting.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=connections))
-                task_status.started(url_of(listening))
+                task_status.started(url_of(listening, secure=self._config.tls is not None))
                 await self._stopping.wait()
                 accepting.cancel_scope.cancel()
             await context.terminated.set()
@@ -109,20 +112,39 @@ class Gateway:
 
     async def _serve_client(self, app: ASGIApp, config: Config, context: WorkerContext, accepted: trio.SocketStream) -> None:
         stream = _Stream(accepted, self._config.write_timeout_s, self._telemetry)
-        self._streams.add(stream)
+        self._streams[stream] = None
         self._telemetry.client_connected()
+        state = ConnectionState({CONNECTION_KEY: stream})
         try:
-            await TCPServer(ASGIWrapper(app), config, context, ConnectionState({}), stream).run()
+            server = StrictServer(ASGIWrapper(app), config, context, state, self._secured(stream))
+            server.refused = self._telemetry.request_refused
+            await server.run()
         except* (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, ValueError):
             # Hypercorn met a connection that broke at a moment it does not expect; it costs this connection and no other.
             self._telemetry.gateway_failed("a connection broke inside the HTTP server")
         finally:
             stream.cut()
-            self._streams.discard(stream)
+            del self._streams[stream]
             self._places.release()
             self._telemetry.client_disconnected()
             if not self._streams:
                 self._all_closed.set()
+
+    def _secured(self, stream: "_Stream") -> Any:
+        """The stream that hypercorn speaks on: under TLS, where it is served, the same bounded one lies."""
+        if self._config.tls is None:
+            return stream
+        return trio.SSLStream(stream, self._config.tls, server_side=True, https_compatible=True)
+
+    def _make_room(self) -> None:
+        """Cut the connection that waits the longest for a complete request, first among those that never made one.
+
+        Connections with work under way are left alone.
+        """
+        waiting = [stream for stream in self._streams if not stream.works]
+        if waiting:
+            self._telemetry.client_cut()
+            min(waiting, key=lambda stream: (stream.has_worked, stream.waits_since)).cut()
 
     def _hypercorn_config(self) -> Config:
         config = Config()
@@ -132,7 +154,7 @@ class Gateway:
         config.include_server_header = False
         config.h11_max_incomplete_size = self._config.header_bytes_max
         config.h2_max_header_list_size = self._config.header_bytes_max
-        config.keep_alive_timeout = self._config.idle_timeout_s
+        config.keep_alive_timeout = config.ssl_handshake_timeout = self._config.idle_timeout_s
         return config
 
 
@@ -146,10 +168,11 @@ def listen(config: GatewayConfig) -> socket.socket:
         address = ipaddress.ip_address("127.0.0.1" if config.host == "localhost" else config.host.strip("[]"))
     except ValueError:
         raise GatewayAddressError(f"gateway host {config.host!r} is no IP address; use 127.0.0.1, ::1 or localhost") from None
-    if not address.is_loopback and not config.allow_remote:
+    if not address.is_loopback and not config.insecure_remote and (config.keys is None or config.tls is None):
+        lacking = " and ".join(name for name, have in (("no key", config.keys), ("no TLS", config.tls)) if have is None)
         raise GatewayAddressError(
-            f"gateway host {config.host!r} can be reached from other machines, and the gateway asks nobody for a key; "
-            "use 127.0.0.1, or set allow_remote where the network in front of it decides who may call"
+            f"gateway host {config.host!r} can be reached from other machines, and the gateway has {lacking}; "
+            "use 127.0.0.1, or give it both, or set insecure_remote where the network in front of it decides who may call"
         )
     listening = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -163,27 +186,36 @@ def listen(config: GatewayConfig) -> socket.socket:
     return listening
 
 
-def url_of(listening: socket.socket) -> str:
-    """The URL of what listens here."""
+def url_of(listening: socket.socket, *, secure: bool = False) -> str:
+    """The URL of what listens here, as this machine reaches it."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # nothing is bound here
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _Listener(trio.abc.Listener[trio.SocketStream]):
-    """Accepts only while a place is free; the server gives the place back when the connection ends."""
+    """Accepts clients, each of which has a place; the server gives the place back when the connection ends.
 
-    def __init__(self, inner: trio.SocketListener, places: trio.Semaphore) -> None:
+    Where no place is free the connection that has asked for nothing the longest makes room for the new one.
+    """
+
+    def __init__(self, inner: trio.SocketListener, places: trio.Semaphore, make_room: Callable[[], None]) -> None:
         self._inner = inner
         self._places = places
+        self._make_room = make_room
 
     async def accept(self) -> trio.SocketStream:
-        """Wait for a place, then for a client."""
-        await self._places.acquire()
+        """Wait for a client, then for a place."""
+        accepted = await self._inner.accept()
         try:
-            return await self._inner.accept()
+            if self._places.value == 0:
+                self._make_room()
+            await self._places.acquire()
         except BaseException:
-            self._places.release()
+            accepted.socket.close()
             raise
+        return accepted
 
     async def aclose(self) -> None:
         """Stop listening."""
@@ -191,12 +223,31 @@ class _Listener(trio.abc.Listener[trio.SocketStream]):
 
 
 class _Stream(trio.abc.HalfCloseableStream):
-    """A client's connection with a time limit on every write."""
+    """A client's connection with a time limit on every write.
+
+    Attributes:
+        works: requests of it that are complete and not answered yet: 0 or 1.
+        has_worked: whether a request of it was ever complete.
+        waits_since: when it last began to wait for a complete request.
+    """
 
     def __init__(self, inner: trio.SocketStream, write_timeout_s: float, telemetry: Telemetry) -> None:
         self._inner = inner
         self._write_timeout_s = write_timeout_s
         self._telemetry = telemetry
+        self.works = 0
+        self.has_worked = False
+        self.waits_since = trio.current_time()
+
+    def begin_work(self) -> None:
+        """Note that a request is complete."""
+        self.works += 1
+        self.has_worked = True
+
+    def end_work(self) -> None:
+        """Note that it was answered."""
+        self.works -= 1
+        self.waits_since = trio.current_time()
 
     @property
     def socket(self) -> trio.socket.SocketType:

@@ -10,10 +10,11 @@ Source: Torgerson, "Multidimensional scaling: I. Theory and method" (Psychometri
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mesh.plain import markup
 
 RINGS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 """Round-trip times in milliseconds at which rings are drawn: the usual 1-2-5 series, from a rack to another continent."""
@@ -97,10 +98,10 @@ def draw_map(places: Sequence[Place], rtt_ms: NDArray[np.float64], title: str) -
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SIZE} {SIZE}" width="{SIZE}" height="{SIZE}" role="img">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{markup(title)}</title>",
         f"<style>{MAP_STYLE}</style>",
         f'<rect width="{SIZE}" height="{SIZE}" fill="#fbfcfd"/>',
-        f'<text x="{centre}" y="28" text-anchor="middle" font-size="15" font-weight="600">{escape(title)}</text>',
+        f'<text x="{centre}" y="28" text-anchor="middle" font-size="15" font-weight="600">{markup(title)}</text>',
     ]
     for ring in RINGS_MS:
         if low < ring <= high:
@@ -136,19 +137,19 @@ def _spot(place: Place, x: float, y: float, *, middle: bool) -> str:
         what += f", answered {place.answered}"
     if not place.alive:
         what += ", killed"
-    lines.append(f'<text x="{x + dx:.1f}" y="{y - 1:.1f}" text-anchor="{anchor}" font-weight="600">{escape(place.name)}</text>')
-    lines.append(f'<text class="note" x="{x + dx:.1f}" y="{y + 13:.1f}" text-anchor="{anchor}">{escape(what)}</text>')
+    lines.append(f'<text x="{x + dx:.1f}" y="{y - 1:.1f}" text-anchor="{anchor}" font-weight="600">{markup(place.name)}</text>')
+    lines.append(f'<text class="note" x="{x + dx:.1f}" y="{y + 13:.1f}" text-anchor="{anchor}">{markup(what)}</text>')
     if place.note:
-        lines.append(f'<text class="note" x="{x + dx:.1f}" y="{y + 26:.1f}" text-anchor="{anchor}">{escape(place.note)}</text>')
+        lines.append(f'<text class="note" x="{x + dx:.1f}" y="{y + 26:.1f}" text-anchor="{anchor}">{markup(place.note)}</text>')
     return "".join(lines)
 
 
 def page(svg: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], lead: str) -> str:
     """Wraps the map and a table into one HTML page that needs nothing else."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{markup(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{markup(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{PAGE_STYLE}</style><h1>{escape(title)}</h1><p>{escape(lead)}</p>{svg}"
+        f"<title>{markup(title)}</title><style>{PAGE_STYLE}</style><h1>{markup(title)}</h1><p>{markup(lead)}</p>{svg}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></html>\n"
     )

@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.text import Text
 
+from mesh.plain import printable
+
 SHORT_HEX_CHARACTERS = 8
 """Characters of a key, nonce or hash that are shown: enough to see that two are the same."""
 
@@ -18,16 +20,16 @@ _LISTS_SHOWN = {"records", "loads", "tensors", "protocols", "addresses"}
 
 def line_of(event: Mapping[str, Any]) -> Text:
     """Return one line for one event."""
-    what = str(event.get("what", ""))
+    what = printable(str(event.get("what", "")))
     if what == "lost":
         return Text(f"{event.get('count')} events were lost: this terminal was too slow", style="yellow")
     line = Text(f"{float(event.get('t_s', 0.0)):10.3f}  ", style="dim")
     line.append("→ " if event.get("sent") else "← ", style="green" if event.get("sent") else "cyan")
     where = _short_protocol(str(event.get("protocol", ""))) if "stream" in event else "datagram" if what == "datagram" else ""
-    line.append(f"{where:<9} {event.get('stream', ''):>4}  ", style="dim")
+    line.append(f"{printable(where):<9} {printable(str(event.get('stream', ''))):>4}  ", style="dim")
     if what in ("frame", "datagram"):
         frame = event.get("frame", {})
-        line.append(f"{frame.get('type', 'unknown')}", style="bold")
+        line.append(printable(str(frame.get("type", "unknown"))), style="bold")
         line.append(f"  {event.get('bytes', 0)} B", style="dim")
         line.append(_fields(frame))
     else:
@@ -62,8 +64,8 @@ def _field(key: str, value: Any) -> str:
         text = text[:SHORT_HEX_CHARACTERS]
     if key.endswith("_s") and isinstance(value, int | float):
         text = f"{value:g} s"
-    text = "".join(character for character in text if character.isprintable())
-    return f"{name.replace('_', ' ')} {text[:CELL_CHARACTERS_MAX]}{'…' if len(text) > CELL_CHARACTERS_MAX else ''}"
+    text = printable(text)
+    return f"{printable(name.replace('_', ' '))} {text[:CELL_CHARACTERS_MAX]}{'…' if len(text) > CELL_CHARACTERS_MAX else ''}"
 
 
 def _plain(value: Any) -> str:

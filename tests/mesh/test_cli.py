@@ -155,7 +155,7 @@ def test_up_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["upp"], cli.EXIT_USAGE, "up"),
         (["up", "--listn", "x"], cli.EXIT_USAGE, "--listen"),
         (["up", "--listen", "here"], cli.EXIT_USAGE, "/ip4/192.0.2.7/udp/4001/quic-v1"),
-        (["up", "--gateway", "0.0.0.0:80"], cli.EXIT_USAGE, "loopback only"),
+        (["up", "--gateway", "0.0.0.0:80"], cli.EXIT_USAGE, "--gateway-insecure-remote"),
         (["up", "--config", "/nonexistent/c.toml"], cli.EXIT_USAGE, "no such file"),
         (["status"], cli.EXIT_NO_NODE, "start one with `isochrone up`"),
         (["status", "--gateway", "http://127.0.0.1:1"], cli.EXIT_NO_NODE, "no node answers at http://127.0.0.1:1"),

@@ -69,6 +69,7 @@ class OpenAIServer:
     bodies: list[dict] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
     stopped: trio.Event = field(default_factory=trio.Event)  # an endless answer was given up
+    visits: int = 0  # of the place that a redirect names
     health: int = 200
     metrics: str | None = None
     node_header: bool = False
@@ -84,6 +85,10 @@ class OpenAIServer:
 
     async def tell_health(self, request: Request) -> Response:
         return Response(status_code=self.health)
+
+    async def visit(self, _request: Request) -> Response:
+        self.visits += 1
+        return JSONResponse({"choices": [{"index": 0, "delta": {"content": "stolen"}, "finish_reason": "stop"}]})
 
     async def tell_metrics(self, request: Request) -> Response:
         return Response(status_code=404) if self.metrics is None else PlainTextResponse(self.metrics)
@@ -108,7 +113,7 @@ class OpenAIServer:
             case "forbidden":
                 return JSONResponse(error, 401)
             case "redirects":
-                return Response(status_code=307, headers={"location": "http://127.0.0.1:1/"})
+                return Response(status_code=307, headers={"location": f"{self.url}/elsewhere"})
             case "no-events":
                 return JSONResponse({"choices": []})
             case "compressed":
@@ -180,6 +185,7 @@ class OpenAIServer:
         return Starlette(
             routes=[
                 Route("/health", self.tell_health),
+                Route("/elsewhere", self.visit, methods=["GET", "POST"]),
                 Route("/metrics", self.tell_metrics),
                 Route("/v1/models", self.list_models),
                 Route("/v1/chat/completions", self.generate, methods=["POST"]),

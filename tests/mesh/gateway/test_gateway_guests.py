@@ -536,13 +536,13 @@ async def test_cancelling_cuts_at_once_even_a_client_that_never_reads() -> None:
 
 async def test_only_the_loopback_without_a_word() -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1"):
-        with pytest.raises(GatewayAddressError, match="allow_remote"):
+        with pytest.raises(GatewayAddressError, match="insecure_remote"):
             listen(GatewayConfig(host=host, port=0))
     with pytest.raises(GatewayAddressError, match="no IP address"):
         listen(GatewayConfig(host="gateway.example", port=0))
     with pytest.raises(GatewayAddressError, match="cannot listen"):
         listen(GatewayConfig(port=70_000))
-    listen(GatewayConfig(host="0.0.0.0", port=0, allow_remote=True)).close()
+    listen(GatewayConfig(host="0.0.0.0", port=0, insecure_remote=True)).close()
 
 
 async def test_taken_port_is_told(running: Running) -> None:

@@ -1,0 +1,35 @@
+"""Flags of `isochrone up` that belong together: who may call the gateway, and how."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class GatewayFlags:
+    """The flags of the gateway; each is a setting of the same name."""
+
+    gateway: Annotated[
+        str | None,
+        Parameter(
+            help="HOST:PORT of the HTTP gateway; port 0 lets the system choose. Any but loopback wants a key file and TLS."
+        ),
+    ] = None
+    gateway_key_file: Annotated[
+        Path | None, Parameter(help="Only who has a key in this file may call the gateway; made with one if absent.")
+    ] = None
+    gateway_tls_cert: Annotated[Path | None, Parameter(help="Certificate in PEM: the gateway speaks HTTPS.")] = None
+    gateway_tls_key: Annotated[Path | None, Parameter(help="The certificate's key in PEM, mode 0600.")] = None
+    gateway_hosts: Annotated[
+        list[str] | None, Parameter(help="NAME by which clients call the gateway (Host header), repeatable.", negative="")
+    ] = None
+    gateway_insecure_remote: Annotated[
+        bool | None,
+        Parameter(
+            help="Let other machines call the gateway without a key or without TLS: whoever reaches it uses it and reads along.",
+            negative="",
+        ),
+    ] = None
