@@ -27,6 +27,7 @@ from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, resolve
 from mesh.flags import GatewayFlags
 from mesh.nodefile import NoNodeError
 from mesh.plain import printable
+from mesh.receiptcommands import receipt_app
 from mesh.tables import CANDIDATE_COLUMNS, MODEL_COLUMNS, PEER_COLUMNS, facts_table, rows_of, rows_table
 from mesh.where import Where
 from mesh.wirecommands import spec, trace
@@ -273,6 +274,7 @@ def embed(
 
 
 app.command(trace)
+app.command(receipt_app)
 app.command(spec)
 
 

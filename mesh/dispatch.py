@@ -21,6 +21,7 @@ from mesh.driver import Driver
 from mesh.engines.base import Engine, refuse
 from mesh.gateway.ports import CatalogueEntry
 from mesh.inference import request_over
+from mesh.receipts import Examination, ReceiptBook, SignedReplies
 from mesh.specification import protocols_json
 from mesh.telemetry import Telemetry
 from mesh.trace import Trace, trace_peer
@@ -28,7 +29,7 @@ from mesh.transport import Connection, ConnectionLost, StreamReset, Transport
 from mesh.views import peer_json, status_json
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import CancelAttempt, Ended, Forward, Output, Refuse, RunLocally
-from protocol.identity import PeerId, peer_id_text
+from protocol.identity import Identity, PeerId, peer_id_text
 from protocol.inference import Accepted, AnswerOrder, Failed, Finished, InferenceRequest, Reply
 from protocol.membership import Standing
 from protocol.node import Node
@@ -54,6 +55,7 @@ class _Ticket:
     request: InferenceRequest
     report: RouteReport
     submitted_at: float
+    from_peer: PeerId | None = None
     commands: deque[RunLocally | Forward | Refuse] = field(default_factory=deque)
     changed: trio.Event = field(default_factory=trio.Event)
     attempt: trio.CancelScope | None = None
@@ -69,6 +71,7 @@ class _Attempt:
     peer: PeerId
     started_at: float
     first_s: float | None = None
+    examination: Examination | None = None
 
 
 class _Replies:
@@ -117,7 +120,9 @@ class Answer:
 class Dispatcher:
     """Carries out requests for the gateway and for peers."""
 
-    def __init__(self, node: Node, transport: Transport, engines: Sequence[Engine], telemetry: Telemetry) -> None:
+    def __init__(
+        self, node: Node, transport: Transport, engines: Sequence[Engine], telemetry: Telemetry, identity: Identity
+    ) -> None:
         """Connects the parts; `attach` completes it.
 
         Args:
@@ -125,11 +130,14 @@ class Dispatcher:
             transport: for streams to peers.
             engines: this node's own.
             telemetry: hears of faults of peers and engines.
+            identity: this node's key, which signs receipts.
         """
         self._node = node
         self._transport = transport
         self._engines = engines
         self._telemetry = telemetry
+        self._identity = identity
+        self._receipts = ReceiptBook()
         self._settle: Callable[[], None] = lambda: None
         self._tickets: dict[bytes, _Ticket] = {}
         self._reports: OrderedDict[str, RouteReport] = OrderedDict()
@@ -152,7 +160,7 @@ class Dispatcher:
             from_peer: the peer that forwarded it, None when it comes from this node's own clients.
         """
         now = self._transport.now()
-        ticket = _Ticket(request, self._node.rank(request, now, from_peer), now)
+        ticket = _Ticket(request, self._node.rank(request, now, from_peer), now, from_peer)
         send, receive = trio.open_memory_channel[Reply](REPLIES_BUFFERED_MAX)
         failure: Exception | None = None
         try:
@@ -228,6 +236,10 @@ class Dispatcher:
         under_way = next((ticket for key, ticket in self._tickets.items() if key.hex() == request_id), None)
         return under_way.report if under_way is not None else self._reports.get(request_id)
 
+    def receipt(self, request_id: str, *, content: bool) -> dict[str, object] | None:
+        """The receipt of a recent answer to a client of this node, as its file, or None when there is none (any more)."""
+        return self._receipts.show(request_id, content=content)
+
     def status(self) -> dict[str, object]:
         """How the node is doing."""
         now = self._transport.now()
@@ -299,7 +311,8 @@ class Dispatcher:
                         await _hand_on(send, _explained(ticket, code, message))
                     case RunLocally(_, deadline_s):
                         request = replace(ticket.request, deadline_s=deadline_s)
-                        await self._attempt(ticket, self._node.peer_id, self._run_locally(request), send)
+                        source = self._run_locally(request, ticket.from_peer or self._node.peer_id)
+                        await self._attempt(ticket, self._node.peer_id, source, send)
                     case Forward(_, peer, deadline_s, hops_left):
                         request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
                         await self._attempt(ticket, peer, self._forward(peer, request), send)
@@ -312,7 +325,7 @@ class Dispatcher:
         send: trio.MemorySendChannel[Reply],
     ) -> None:
         """Makes one attempt and tells the core how it went; what the core wants next stands in the ticket afterwards."""
-        attempt = _Attempt(peer, self._transport.now())
+        attempt = _Attempt(peer, self._transport.now(), examination=self._examination(ticket, peer))
         failed: Failed | None = None
         with trio.CancelScope() as ticket.attempt:
             try:
@@ -363,11 +376,14 @@ class Dispatcher:
                     case Finished():
                         if self._deliver(ticket, attempt):
                             self._finish(ticket, attempt, reply)
+                            self._examine(ticket, attempt, reply)
                             await _hand_on(send, reply)
                         return None
                     case _:
                         if not self._deliver(ticket, attempt):
                             return None
+                        if attempt.examination is not None:
+                            attempt.examination.add(reply)
                         await _hand_on(send, reply)
         return Failed(ErrorCode.ENGINE_FAILED, "the engine's answer stopped without an end")
 
@@ -395,13 +411,38 @@ class Dispatcher:
         self._node.handle_finished(ticket.request, ticket.report, attempt.peer, end, took_s, first_s, now)
         self._settle()
 
+    def _examination(self, ticket: _Ticket, peer: PeerId) -> Examination | None:
+        """What follows an answer to one of this node's clients, and compares its receipt with it."""
+        request = ticket.request
+        if not request.receipt or ticket.from_peer is not None:
+            return None
+        # Who may pass the request on is a requester too, and somebody else may then have answered.
+        passed_on = request.hops_left > 1
+        return Examination(request, (self._node.peer_id, peer), None if passed_on else peer)
+
+    def _examine(self, ticket: _Ticket, attempt: _Attempt, end: Finished) -> None:
+        """Compares the receipt that ends an answer with the answer, and keeps it; a wrong one is the peer's fault."""
+        examination = attempt.examination
+        if examination is None or not end.receipt:  # an older version signs none
+            return
+        fault = examination.judge(end.receipt)
+        if fault is not None:
+            self._telemetry.peer_faulted(attempt.peer, fault.code, fault.detail)
+            ticket.report = ticket.report.with_outcome(attempt.peer, f"answered, and its receipt is wrong: {fault.detail}")
+        self._receipts.keep(end.receipt, "" if fault is None else fault.detail, examination)
+
     @asynccontextmanager
-    async def _run_locally(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
+    async def _run_locally(self, request: InferenceRequest, requester: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:
         """Runs a request on this node's own engine that serves the model."""
         for engine in self._engines:
-            if any(offer.model == request.model and request.feature in offer.features for offer in engine.offers()):
+            serving = (o for o in engine.offers() if o.model == request.model and request.feature in o.features)
+            if (offer := next(serving, None)) is not None:
                 async with engine.run(request) as replies:
-                    yield replies
+                    if request.receipt:
+                        wall = self._transport.machine.wall
+                        yield SignedReplies(replies, request, requester, self._identity, offer.digest, wall)
+                    else:
+                        yield replies
                 return
         async with refuse(ErrorCode.MODEL_NOT_FOUND, f"no engine here serves {request.model}") as refusal:
             yield refusal

@@ -158,7 +158,7 @@ class Service:
         self.node = Node(core, identity, machine.luck, Sequencer(store.reserved(machine.wall())))
         self.transport = Transport(identity, TransportConfig(agent=agent), quic_engine, announce=config.announce, machine=machine)
         telemetry.tell_holds(self.transport.holds.longest_s)
-        self.dispatcher = Dispatcher(self.node, self.transport, engines, telemetry)
+        self.dispatcher = Dispatcher(self.node, self.transport, engines, telemetry, identity)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.dispatcher.attach(self.driver)
         self.transport.add_handler(PROTOCOL_ID, self._serve)

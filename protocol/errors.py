@@ -48,6 +48,8 @@ class ErrorCode(IntEnum):
     DRAINING = 0x108  # the node is leaving; retry elsewhere
     UNREACHABLE = 0x109  # no connection to the peer could be had
     INSUFFICIENT_MEMORY = 0x10A  # the node has less memory than the request asks for; may be tried elsewhere
+    SEAL_REFUSED = 0x10B  # a sealed request or answer that cannot be opened: sealed to another key, or altered on its way
+    RELAY_REFUSED = 0x10C  # the peer passes nothing on, or nothing more at present; another way or another peer may do
 
 
 RETRYABLE = frozenset(
@@ -60,6 +62,8 @@ RETRYABLE = frozenset(
         ErrorCode.DRAINING,
         ErrorCode.UNREACHABLE,
         ErrorCode.INSUFFICIENT_MEMORY,
+        ErrorCode.SEAL_REFUSED,
+        ErrorCode.RELAY_REFUSED,
     }
 )
 """Codes after which the next candidate may still answer, provided that nothing was delivered to the caller yet."""

@@ -58,6 +58,7 @@ class InferenceRequest:
         stream: whether the caller wants the text as it comes.
         memory_bytes: least accelerator or host memory that the executing node must have, 0 for any.
         output_tokens: most tokens wanted of one output, 0 when unknown.
+        receipt: whether the executing node is to sign a receipt, which ends the answer.
     """
 
     request_id: bytes
@@ -70,6 +71,7 @@ class InferenceRequest:
     stream: bool = False
     memory_bytes: int = 0
     output_tokens: int = 0
+    receipt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +121,15 @@ class TensorsReady:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The answer is complete. `finish_reasons` holds one OpenAI finish reason per choice, empty for tensors."""
+    """The answer is complete. `finish_reasons` holds one OpenAI finish reason per choice, empty for tensors.
+
+    `receipt` is what the executing node has signed of the answer (`protocol.receipts`), empty where it was not asked to.
+    """
 
     finish_reasons: tuple[str, ...] = ()
     usage: Usage = field(default_factory=Usage)
     timing: Timing = field(default_factory=Timing)
+    receipt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,10 @@ predictions differ by less than predictions are worth, this node itself comes fi
 against those this node has given work already: if everybody sent everything to the nearest, the nearest would be the slowest.
 Those that failed a moment ago come last. The others stay in the report with a plain reason.
 
+Slow start, where it is on: peers that have not answered this node often enough come after all others, but for a small share of
+the requests, and a peer's measured speed counts for no more than it claims: what it shows while it is being tried may be more
+than it means to give.
+
 Path: a measured round trip wins over one derived from coordinates, whose own error is added as a margin. Jitter counts twice,
 and a lost packet costs one probe timeout of QUIC. A peer that is not connected costs one more round trip for the handshake.
 
@@ -27,7 +31,7 @@ Source: RFC 9002 section 6.2.1 (probe timeout); RFC 6298
 Spec: docs/spec/06-inference.md.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import median
@@ -61,6 +65,11 @@ class RoutingConfig:
         near_equal_s: and by less than this many seconds: the noise of a scheduler.
         reading_tokens_per_s: a stream generated faster than this keeps nobody waiting; people read about 7 tokens per second,
             and programs that read ahead are given some room.
+        slow_start: whether a peer that has hardly ever served this node gets hardly any of its requests: for networks that
+            strangers may join.
+        slow_start_share: the share of requests for which such peers count like any other, all of them together, so that many
+            invented peers get no more than one.
+        slow_start_successes: answers until a peer is such a one no longer.
         report_candidates_max: candidates kept in a report, the best and then the nearest.
         service: how service times are kept.
     """
@@ -72,6 +81,9 @@ class RoutingConfig:
     near_equal_share: float = 0.05
     near_equal_s: float = 0.0002
     reading_tokens_per_s: float = 30.0
+    slow_start: bool = False
+    slow_start_share: float = 0.01
+    slow_start_successes: int = 20
     report_candidates_max: int = 64
     service: ServiceConfig = field(default_factory=ServiceConfig)
 
@@ -262,18 +274,19 @@ def rank(
             unable.append(Candidate(facts.peer_id, False, reason, rtt_s, facts.path.source, refusal=refusal))
         else:
             able.append((facts, offer))
-    estimates = _service_of(able, requirement, services, config.service, now)
+    estimates = _service_of(able, requirement, services, config, now)
     of_any = replace(requirement, output_tokens=0)
-    others = _service_of(able, of_any, services, config.service, now) if requirement.output_tokens > 0 else estimates
+    others = _service_of(able, of_any, services, config, now) if requirement.output_tokens > 0 else estimates
+    held_back = _held_back([facts for facts, _ in able], services, config, luck)
     scored = [
         _Scored(
             _score(facts, requirement, own, ahead, config, services.failed_ago_s(facts.peer_id, requirement.model, now)),
             facts,
-            services.demoted(facts.peer_id, requirement.model, now),
+            (facts.peer_id in held_back, services.demoted(facts.peer_id, requirement.model, now)),
         )
         for (facts, _), own, ahead in zip(able, estimates, others, strict=True)
     ]
-    ordered = [entry.candidate for entry in _in_order(scored, config, luck)]
+    ordered = [entry.told(held_back) for entry in _in_order(scored, config, luck)]
     unable.sort(key=lambda candidate: (candidate.rtt_s is None, candidate.rtt_s or 0.0, candidate.peer_id))
     best = ordered[0] if ordered else None
     return RouteReport(
@@ -345,14 +358,19 @@ def _service_of(
     able: list[tuple[CandidateInput, ModelOffer]],
     requirement: Requirement,
     services: ServiceEstimates,
-    config: ServiceConfig,
+    routing: RoutingConfig,
     now: float,
 ) -> list[ServiceEstimate]:
     """The service times of all able candidates, each drawn toward their median as far as it is poorly known."""
+    config = routing.service
     known: list[ServiceEstimate | None] = []
     for facts, _ in able:
         own = services.estimate(facts.peer_id, requirement.model, requirement.feature, requirement.output_tokens, now)
-        known.append(own or _advertised(_load_of(facts, requirement.model), requirement.output_tokens, config))
+        claim = _advertised(_load_of(facts, requirement.model), requirement.output_tokens, config) if own is None else None
+        if own is not None and routing.slow_start and not facts.is_self:
+            capped_by = _advertised(_load_of(facts, requirement.model), requirement.output_tokens, config)
+            own = own if capped_by is None else replace(own, service_s=max(own.service_s, capped_by.service_s))
+        known.append(own or claim)
     certain = [estimate for estimate in known if estimate is not None]
     if not certain:
         ordinary = ServiceEstimate(config.service_s_default, config.service_s_default, 0.0)
@@ -374,6 +392,17 @@ def _advertised(load: ModelLoad | None, output_tokens: int, config: ServiceConfi
         service_s = min(load.service_s, config.service_s_max)
         return ServiceEstimate(service_s, service_s, config.claim_samples)
     return None
+
+
+def _held_back(able: list[CandidateInput], services: ServiceEstimates, config: RoutingConfig, luck: Luck) -> dict[PeerId, str]:
+    """Who comes after all others for having hardly ever served this node, and how that is said; luck lets some requests try."""
+    if not config.slow_start:
+        return {}
+    served = {facts.peer_id: services.successes(facts.peer_id) for facts in able if not facts.is_self}
+    unproven = {peer: count for peer, count in served.items() if count < config.slow_start_successes}
+    if not unproven or len(unproven) == len(able) or luck.random() < config.slow_start_share:
+        return {}
+    return {peer: f"new here: {count} of {config.slow_start_successes} answers" for peer, count in unproven.items()}
 
 
 def _score(
@@ -401,21 +430,26 @@ def _score(
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
-    """A qualified candidate with what orders it."""
+    """A qualified candidate with what orders it; `late` says whether it is held back as new, and whether it failed just now."""
 
     candidate: Candidate
     facts: CandidateInput
-    demoted: bool
+    late: tuple[bool, bool]
+
+    def told(self, held_back: Mapping[PeerId, str]) -> Candidate:
+        """The candidate, with why it is held back."""
+        reason = held_back.get(self.candidate.peer_id)
+        return self.candidate if reason is None or self.candidate.reason else replace(self.candidate, reason=reason)
 
 
 def _in_order(scored: list[_Scored], config: RoutingConfig, luck: Luck) -> list[_Scored]:
-    """By predicted time; the near-equals of the best in a random order that spares the busy; the demoted last."""
-    scored.sort(key=lambda entry: (entry.demoted, entry.candidate.total_s or 0.0, entry.candidate.peer_id))
-    if not scored or scored[0].demoted:
+    """By predicted time; the near-equals of the best in a random order that spares the busy; the demoted and the new last."""
+    scored.sort(key=lambda entry: (entry.late, entry.candidate.total_s or 0.0, entry.candidate.peer_id))
+    if not scored or scored[0].late[1]:
         return scored
     best_s = scored[0].candidate.total_s or 0.0
     limit_s = best_s + max(config.near_equal_share * best_s, config.near_equal_s)
-    equal = [entry for entry in scored if not entry.demoted and (entry.candidate.total_s or 0.0) <= limit_s]
+    equal = [entry for entry in scored if entry.late == scored[0].late and (entry.candidate.total_s or 0.0) <= limit_s]
     rest = scored[len(equal) :]
     # Efraimidis and Spirakis: u ** (1 / weight), largest first, with weight 1 / (1 + in flight)
     lots = {entry.candidate.peer_id: luck.random() ** (1 + entry.facts.in_flight) for entry in equal}

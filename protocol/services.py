@@ -98,6 +98,7 @@ class ServiceEstimates:
         self._config = config
         self._entries: OrderedDict[tuple[PeerId, str, Feature], _Entry] = OrderedDict()
         self._failures: OrderedDict[tuple[PeerId, str], _Failures] = OrderedDict()
+        self._successes: OrderedDict[PeerId, int] = OrderedDict()
 
     @property
     def entries(self) -> int:
@@ -127,6 +128,9 @@ class ServiceEstimates:
         """
         self._failures.pop((peer, model), None)
         config = self._config
+        self._successes[peer] = self._successes.pop(peer, 0) + 1
+        if len(self._successes) > config.entries_max:
+            self._successes.popitem(last=False)
         if not 0.0 <= service_s < math.inf:
             return
         service_s = min(service_s, config.service_s_max)
@@ -147,6 +151,10 @@ class ServiceEstimates:
         self._entries[key] = fresh
         if len(self._entries) > config.entries_max:
             self._entries.popitem(last=False)
+
+    def successes(self, peer: PeerId) -> int:
+        """How many answers this node has had from a peer, whatever the model."""
+        return self._successes.get(peer, 0)
 
     def record_failure(self, peer: PeerId, model: str, code: ErrorCode, now: float) -> None:
         """Take in one failed attempt; only the codes in `DEMOTING` count."""
@@ -193,6 +201,7 @@ class ServiceEstimates:
         """Drop everything about a peer that is gone for good."""
         for key in [key for key in self._entries if key[0] == peer]:
             del self._entries[key]
+        self._successes.pop(peer, None)
         for failed in [failed for failed in self._failures if failed[0] == peer]:
             del self._failures[failed]
 

@@ -32,7 +32,7 @@ DEADLINE_S = 5.0
 WORDS = "one two three"
 """What models are asked."""
 
-ID, FEATURE, MODEL, BODY, TENSORS, DEADLINE, HOPS, STREAM, MEMORY, TOKENS = range(10)
+ID, FEATURE, MODEL, BODY, TENSORS, DEADLINE, HOPS, STREAM, MEMORY, TOKENS, RECEIPT = range(11)
 """The places of the fields of a request."""
 
 
@@ -52,9 +52,9 @@ LAX_REQUEST = _lax(REQUEST)
 def fields(name: str, **changes: object) -> list[object]:
     """The fields of a chat request in their order, some of them changed by the names of their places."""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": WORDS}], "max_tokens": 8}).encode()
-    made: list[object] = [os.urandom(16), 1, name, body, [], int(DEADLINE_S * 1e6), 1, False, 0, 0]
+    made: list[object] = [os.urandom(16), 1, name, body, [], int(DEADLINE_S * 1e6), 1, False, 0, 0, False]
     places = {"id": ID, "feature": FEATURE, "model": MODEL, "body": BODY, "tensors": TENSORS, "deadline_us": DEADLINE}
-    places |= {"hops_left": HOPS, "stream": STREAM, "memory_bytes": MEMORY, "output_tokens": TOKENS}
+    places |= {"hops_left": HOPS, "stream": STREAM, "memory_bytes": MEMORY, "output_tokens": TOKENS, "receipt": RECEIPT}
     for field, value in changes.items():
         made[places[field]] = value
     return made

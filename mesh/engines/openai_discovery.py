@@ -102,6 +102,7 @@ def read_ollama_show(offer: ModelOffer, answer: Mapping[str, object]) -> ModelOf
         precision.lower()[:16] if isinstance(precision, str) else offer.precision,
         offer.memory_bytes,
         offer.engine,
+        offer.digest,
     )
 
 

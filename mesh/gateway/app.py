@@ -86,6 +86,7 @@ class Pages:
             stream=call.stream,
             memory_bytes=_memory_bytes(request),
             output_tokens=call.output_tokens,
+            receipt=True,
         )
         return Exchange(call, wire_request, self._dispatcher, self._telemetry, self._config)
 
@@ -141,6 +142,15 @@ class Pages:
             raise ApiError(404, "request_not_found", message, param="request_id", retry=False)
         return _json(route_json(route))
 
+    async def mesh_receipt(self, request: Request) -> Response:
+        """GET /mesh/receipt/{request_id}."""
+        wanted = request.path_params["request_id"]
+        receipt = self._dispatcher.receipt(wanted, content=request.query_params.get("content") == "1")
+        if receipt is None:
+            message = f"There is no receipt of the request {wanted[:64]!r}; only the most recent ones are kept."
+            raise ApiError(404, "receipt_not_found", message, param="request_id", retry=False)
+        return _json(dict(receipt))
+
     async def mesh_trace(self, request: Request) -> Response:
         """GET /mesh/trace/{peer}."""
         peer, content = request.path_params["peer"], request.query_params.get("content") == "1"
@@ -185,6 +195,7 @@ def build_app(pages: Pages, refused: Callable[[str], None]) -> Starlette:
             Route("/mesh/peers", pages.mesh_peers, methods=["GET"]),
             Route("/mesh/models", pages.mesh_models, methods=["GET"]),
             Route("/mesh/explain/{request_id}", pages.mesh_explain, methods=["GET"]),
+            Route("/mesh/receipt/{request_id}", pages.mesh_receipt, methods=["GET"]),
             Route("/mesh/trace/{peer}", pages.mesh_trace, methods=["GET"]),
             Route("/mesh/protocols", pages.mesh_protocols, methods=["GET"]),
         ],

@@ -111,6 +111,8 @@ _RULES = {
     ErrorCode.DRAINING: _Rule(503, "draining"),
     ErrorCode.UNREACHABLE: _Rule(503, "unreachable"),
     ErrorCode.INSUFFICIENT_MEMORY: _Rule(503, "insufficient_memory", retry=False),
+    ErrorCode.SEAL_REFUSED: _Rule(502, "seal_refused"),
+    ErrorCode.RELAY_REFUSED: _Rule(503, "relay_refused"),
     ErrorCode.ENGINE_FAILED: _Rule(502, "engine_failed"),
     ErrorCode.HOPS_EXCEEDED: _Rule(502, "hops_exceeded", retry=False),
     ErrorCode.INTERNAL: _Rule(500, "internal"),

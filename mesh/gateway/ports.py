@@ -62,6 +62,9 @@ class DispatcherPort(Protocol):
     def explain(self, request_id: str) -> RouteReport | None:
         """How a recent request was routed, or None when it is not known (any more)."""
 
+    def receipt(self, request_id: str, *, content: bool) -> Mapping[str, object] | None:
+        """The receipt of a recent answer as its file, None when there is none (any more); `content`: request and answer too."""
+
     def trace(self, peer: str, *, content: bool) -> AbstractContextManager[TracePort]:
         """Watch the connections of the peer whose id is or ends with `peer`; `content`: prompts and answers too.
 

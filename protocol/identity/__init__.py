@@ -8,6 +8,19 @@ from protocol.identity.certificate import (
     read_certificate,
     verify_certificate,
 )
+from protocol.identity.hpke import (
+    AEAD_KEY_BYTES,
+    AEAD_NONCE_BYTES,
+    AEAD_TAG_BYTES,
+    SEALING_KEY_BYTES,
+    AeadKey,
+    HpkeContext,
+    SealingKey,
+    encapsulate,
+    hkdf_expand,
+    hkdf_extract,
+    sha256,
+)
 from protocol.identity.keys import (
     PEER_ID_BYTES_MAX,
     PUBLIC_KEY_BYTES,
@@ -26,17 +39,27 @@ from protocol.identity.keys import (
 )
 
 __all__ = [
+    "AEAD_KEY_BYTES",
+    "AEAD_NONCE_BYTES",
+    "AEAD_TAG_BYTES",
     "CERTIFICATE_BYTES_MAX",
     "CERTIFICATE_ENTROPY_BYTES",
     "PEER_ID_BYTES_MAX",
     "PUBLIC_KEY_BYTES",
+    "SEALING_KEY_BYTES",
     "SEED_BYTES",
     "SIGNATURE_BYTES",
+    "AeadKey",
+    "HpkeContext",
     "Identity",
     "PeerId",
+    "SealingKey",
     "TlsCertificate",
     "decode_public_key",
+    "encapsulate",
     "encode_public_key",
+    "hkdf_expand",
+    "hkdf_extract",
     "make_certificate",
     "parse_peer_id",
     "peer_id_from_bytes",
@@ -44,6 +67,7 @@ __all__ = [
     "peer_id_text",
     "public_key_of",
     "read_certificate",
+    "sha256",
     "verify_certificate",
     "verify_signature",
 ]

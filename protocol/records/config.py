@@ -35,6 +35,9 @@ SIZE_MAX = 2**53 - 1
 """Largest size in bytes, tokens or Mbit/s: what every JSON reader holds exactly."""
 
 
+DIGEST_BYTES = 32
+"""Length of the digest of a model's weights in bytes: SHA-256."""
+
 SUBJECT_BYTES = 8
 """Length in bytes of the key by which an accusation names its subject: the key of its card."""
 

@@ -15,7 +15,7 @@ from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import peer_id_from_bytes
 from protocol.inference import Feature
 from protocol.multiaddr import MULTIADDR_BYTES_MAX, Multiaddr
-from protocol.records.config import COUNT_MAX, SAMPLES_MAX, SEQUENCE_MAX, SIZE_MAX, SUBJECT_BYTES, RecordConfig
+from protocol.records.config import COUNT_MAX, DIGEST_BYTES, SAMPLES_MAX, SEQUENCE_MAX, SIZE_MAX, SUBJECT_BYTES, RecordConfig
 from protocol.records.values import (
     Accusation,
     Card,
@@ -104,6 +104,7 @@ def _card_to_plain(card: Card) -> dict[str, object]:
                 "precision": offer.precision,
                 "memory_bytes": offer.memory_bytes,
                 "engine": offer.engine,
+                **({"digest": offer.digest} if offer.digest else {}),
             }
             for offer in card.models
         ],
@@ -187,6 +188,7 @@ def _offer_from_plain(value: Plain, config: RecordConfig) -> ModelOffer:
         precision=fields.text("precision"),
         memory_bytes=fields.integer("memory_bytes", SIZE_MAX),
         engine=fields.text("engine"),
+        digest=fields.key("digest", DIGEST_BYTES),
         extra=fields.rest(),
     )
 
@@ -252,6 +254,15 @@ class _Fields:
     def text(self, name: str) -> str:
         """A text of at most `name_bytes_max` bytes."""
         return _text(self.take(name), f"{self._what}.{name}", self._config.name_bytes_max)
+
+    def key(self, name: str, length: int) -> bytes:
+        """Exactly `length` bytes, or none where the field is missing or empty."""
+        value = self.perhaps(name)
+        if value is None or value == b"":
+            return b""
+        if not isinstance(value, bytes) or len(value) != length:
+            raise _malformed(f"{self._what}.{name} is no {length} bytes")
+        return value
 
     def integer(self, name: str, largest: int) -> int:
         """An integer from 0 to `largest`."""

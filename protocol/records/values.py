@@ -66,6 +66,7 @@ class ModelOffer:
         precision: numeric format of the weights ("f32", "f16", "q4", ...), empty when unknown.
         memory_bytes: what it occupies; 0 when unknown.
         engine: the kind of engine behind it ("onnx", "openai", "echo").
+        digest: SHA-256 of its weights as the engine tells it, empty when it does not.
     """
 
     model: str
@@ -74,6 +75,7 @@ class ModelOffer:
     precision: str = ""
     memory_bytes: int = 0
     engine: str = ""
+    digest: bytes = b""
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 

@@ -132,6 +132,7 @@ def encode_request(request: InferenceRequest) -> bytes:
         request.stream,
         request.memory_bytes,
         request.output_tokens,
+        request.receipt,
     )
     return _bounded(write_message(REQUEST, values), REQUEST_BYTES_MAX)
 
@@ -144,7 +145,7 @@ def decode_request(buffer: bytes | bytearray | memoryview) -> InferenceRequest:
     """
     _check_bytes(buffer, REQUEST_BYTES_MAX)
     values = read_message(buffer, REQUEST)
-    request_id, feature, model, body, tensors, deadline_us, hops_left, stream, memory_bytes, output_tokens = values
+    request_id, feature, model, body, tensors, deadline_us, hops_left, stream, memory_bytes, output_tokens, receipt = values
     if len(request_id) != REQUEST_ID_BYTES:
         raise _malformed(f"a request id of {len(request_id)} bytes")
     if not _is_model(model):
@@ -170,6 +171,7 @@ def decode_request(buffer: bytes | bytearray | memoryview) -> InferenceRequest:
         stream=stream,
         memory_bytes=memory_bytes,
         output_tokens=output_tokens,
+        receipt=receipt,
     )
 
 
@@ -193,9 +195,10 @@ def encode_reply(reply: Reply) -> bytes:
             event = Event.JsonDelta, (payload,)
         case TensorsReady(tensors):
             event = Event.TensorsReady, ([_tensor_values(tensor) for tensor in tensors],)
-        case Finished(finish_reasons, usage, timing):
+        case Finished(finish_reasons, usage, timing, receipt):
             tokens = _tokens(usage.prompt_tokens), _tokens(usage.completion_tokens)
-            event = Event.Finished, (finish_reasons, *tokens, _microseconds(timing.queue_s), _microseconds(timing.service_s))
+            took = _microseconds(timing.queue_s), _microseconds(timing.service_s)
+            event = Event.Finished, (finish_reasons, *tokens, *took, receipt)
         case Failed(code, message, retry_after_s):
             _require(code != ErrorCode.NO_ERROR, "a failure needs an error code")
             # Cutting bytes may cut a character in two: what is left of it goes too.
@@ -235,9 +238,9 @@ def _read_tensors_ready(fields: tuple[Any, ...]) -> TensorsReady:
 
 
 def _read_finished(fields: tuple[Any, ...]) -> Finished:
-    finish_reasons, prompt_tokens, completion_tokens, queue_us, service_us = fields
+    finish_reasons, prompt_tokens, completion_tokens, queue_us, service_us, receipt = fields
     usage = Usage(prompt_tokens, completion_tokens)
-    return Finished(finish_reasons, usage, Timing(_seconds(queue_us), _seconds(service_us)))
+    return Finished(finish_reasons, usage, Timing(_seconds(queue_us), _seconds(service_us)), bytes(receipt))
 
 
 def _read_failed(fields: tuple[Any, ...]) -> Failed:

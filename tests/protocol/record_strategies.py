@@ -76,6 +76,7 @@ offers = st.builds(
     precision=names,
     memory_bytes=sizes,
     engine=names,
+    digest=st.sampled_from([b"", bytes(32), bytes(range(32))]),
     extra=extras,
 )
 coordinates = st.builds(

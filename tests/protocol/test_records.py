@@ -243,6 +243,7 @@ ORIGIN = (0.0,) * 8
         replace(CARD, models=(replace(OFFER, model=""),)),
         replace(CARD, models=(replace(OFFER, model="m" * 257),)),
         replace(CARD, models=(replace(OFFER, context_length=-1),)),
+        replace(CARD, models=(replace(OFFER, digest=bytes(33)),)),
         replace(CARD, hardware=replace(HARDWARE, gpus=HARDWARE.gpus * 33)),
         replace(CARD, hardware=replace(HARDWARE, nics=HARDWARE.nics * 33)),
         replace(CARD, hardware=replace(HARDWARE, cpu_count=-1)),
@@ -275,7 +276,7 @@ ORIGIN = (0.0,) * 8
         Verdict((replace(ACCUSATION, incarnation=-1),)),
         Verdict((replace(ACCUSATION, incarnation=2**63),)),
     ],
-    ids=range(36),
+    ids=range(37),
 )
 def test_a_value_out_of_range_is_not_sealed(payload):
     with pytest.raises(LocalProtocolError):
@@ -295,6 +296,9 @@ def test_a_value_out_of_range_is_not_sealed(payload):
         (CARD, ["addresses", 0], b"\x04" * 400),
         (CARD, ["models", 0, "features"], ["chat"] * 17),
         (CARD, ["models", 0], []),
+        (CARD, ["models", 0, "digest"], bytes(31)),
+        (CARD, ["models", 0, "digest"], "d" * 32),
+        (CARD, ["models", 0, "digest"], 7),
         (CARD, ["coordinate"], [[0.0] * 7, 0.0, 0.0]),
         (CARD, ["coordinate"], [[0.0] * 8, 0.0]),
         (CARD, ["coordinate", 0, 0], "far"),

@@ -376,3 +376,77 @@ def test_service_defaults_order_nobody() -> None:
     for default_s in (0.001, 10.0):
         config = replace(CONFIG, service=replace(CONFIG.service, service_s_default=default_s))
         assert names(ranked(node("a", measured(1.0)), node("b", measured(0.1)), config=config)) == ["b", "a"]
+
+
+SLOW = RoutingConfig(slow_start=True)
+
+
+def answers_of(*named: str, count: int = 20) -> ServiceEstimates:
+    """What is known once the named peers have answered so often."""
+    services = ServiceEstimates(CONFIG.service)
+    for name in named:
+        for _ in range(count):
+            services.record(peer(name), "m", Feature.CHAT, 100.0, 0.5)
+    return services
+
+
+def first_choices(*candidates: CandidateInput, services: ServiceEstimates, config: RoutingConfig = SLOW) -> Counter[str]:
+    """Who comes first in a thousand rankings with one stream of luck."""
+    luck = random.Random(7)
+    reports = (rank(bytes(16), CHAT, candidates, services, config, luck, 100.0) for _ in range(1000))
+    return Counter(names(report)[0] for report in reports)
+
+
+def test_new_peers_get_one_request_in_a_hundred_all_together() -> None:
+    services = answers_of("old")
+    new = [node(f"new{number}", measured(0.001), load(service_s=0.01)) for number in range(50)]
+    chosen = first_choices(node("old", measured(0.1)), *new, services=services)
+    assert 980 <= chosen["old"] < 1000
+    assert first_choices(node("old", measured(0.1)), *new, services=services, config=CONFIG)["old"] == 0
+
+
+def test_a_new_peer_is_asked_when_nobody_else_is_able() -> None:
+    assert first_choices(node("new", measured(0.1)), services=answers_of("old"))["new"] == 1000
+    away = node("old", measured(0.01), unavailable="gone: said goodbye")
+    assert first_choices(away, node("new", measured(0.1)), services=answers_of("old"))["new"] == 1000
+
+
+def test_a_held_back_peer_says_why_and_stays_a_candidate() -> None:
+    services = answers_of("old")
+    services.record(peer("new"), "m", Feature.CHAT, 100.0, 0.5)
+    report = ranked(node("new", measured(0.01)), node("old", measured(0.1)), services=services, config=SLOW)
+    assert names(report) == ["old", "new"]
+    assert report.candidates[1].reason == "new here: 1 of 20 answers"
+
+
+@pytest.mark.parametrize(("count", "first"), [(19, "old"), (20, "new")])
+def test_twenty_answers_make_a_peer_like_any_other(count: int, first: str) -> None:
+    services = answers_of("old")
+    for _ in range(count):
+        services.record(peer("new"), "m", Feature.CHAT, 100.0, 0.5)
+    assert first_choices(node("old", measured(0.1)), node("new", measured(0.01)), services=services).most_common(1)[0][0] == first
+
+
+def test_this_node_itself_is_never_new() -> None:
+    chosen = first_choices(node("self", HERE, load(service_s=0.1)), node("new", measured(0.001)), services=answers_of())
+    assert chosen["self"] >= 980
+
+
+def test_a_measured_speed_counts_for_no_more_than_it_claims() -> None:
+    services = ServiceEstimates(CONFIG.service)
+    for _ in range(200):
+        services.record(peer("fast for now"), "m", Feature.CHAT, 100.0, 0.001)
+    claims = node("fast for now", measured(0.01), load(service_s=2.0))
+    (bare,) = ranked(claims, services=services).candidates
+    (capped,) = ranked(claims, services=services, config=SLOW).candidates
+    assert bare.service_s == pytest.approx(0.001)
+    assert capped.service_s == pytest.approx(2.0)
+
+
+def test_answers_are_counted_for_a_bounded_number_of_peers() -> None:
+    services = ServiceEstimates(ServiceConfig(entries_max=4))
+    for number in range(10):
+        services.record(peer(str(number)), "m", Feature.CHAT, 100.0, 0.5)
+    assert [services.successes(peer(str(number))) for number in range(10)] == [0] * 6 + [1] * 4
+    services.forget(peer("9"))
+    assert services.successes(peer("9")) == 0

@@ -290,3 +290,27 @@ inside(
 )
 inside("ISO-ADM-012", _NO_MEMBER, _ADMISSION + "test_notices_stand_after_a_restart_though_a_delegation_has_ended")
 inside("ISO-ADM-014", _NO_MEMBER, _ADMISSION + "test_members_of_a_federated_network_are_let_in_up_to_its_quota")
+
+# Chapter 10
+
+_SEALING = "tests/protocol/sealing/test_sealing.py::"
+_RECEIPTS = "tests/mesh/nodes/test_receipts_of_answers.py::"
+
+inside(
+    "ISO-SEAL-002",
+    "what is sealed travels through a relay",
+    _SEALING + "test_a_request_opens_for_its_route_alone",
+    _SEALING + "test_a_request_opens_with_its_key_alone",
+    _SEALING + "test_nobody_seals_in_the_name_of_another",
+)
+inside("ISO-SEAL-003", "as ISO-SEAL-002", _SEALING + "test_wrong_padding_is_refused")
+inside("ISO-SEAL-004", "as ISO-SEAL-002", _SEALING + "test_only_the_answer_itself_opens_as_an_answer")
+inside("ISO-SEAL-005", "as ISO-SEAL-002", _SEALING + "test_the_same_request_answered_twice_is_answered_under_two_keys")
+inside("ISO-SEAL-006", "as ISO-SEAL-002", _SEALING + "test_what_is_done_to_an_answer_is_seen_and_named")
+inside("ISO-SEAL-021", "it takes two nodes", _RECEIPTS + "test_a_receipt_is_passed_on_as_it_is")
+inside(
+    "ISO-SEAL-022",
+    "what a requester makes of a receipt is its own",
+    _RECEIPTS + "test_a_wrong_receipt_is_the_peers_fault_and_is_told",
+    "tests/protocol/test_receipts.py::test_what_differs_is_named",
+)

@@ -9,7 +9,7 @@ Spec: docs/spec/06-inference.md, section "Answer".
 import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from mesh.engines.onnx.embedding import (
     EMBEDDING_INPUTS_MAX,
     EMBEDDING_MODEL,
     EMBEDDING_TOKENS_MAX,
+    WEIGHTS_SHA256,
     EmbeddingModel,
 )
 from mesh.engines.onnx.text import CONTEXT_TOKENS_MAX, TEXT_MODEL, TextModel, Writer
@@ -131,8 +132,11 @@ class OnnxEngine:
 
     def offers(self) -> tuple[ModelOffer, ...]:
         """The models that are loaded."""
-        loaded = {EMBEDDING_MODEL: self._embedding, TEXT_MODEL: self._text}
-        return tuple(offer for model, offer in _OFFERS.items() if loaded[model] is not None)
+        digests = {
+            EMBEDDING_MODEL: None if self._embedding is None else bytes.fromhex(WEIGHTS_SHA256),
+            TEXT_MODEL: None if self._text is None else self._text.digest,
+        }
+        return tuple(replace(offer, digest=digest) for model, offer in _OFFERS.items() if (digest := digests[model]) is not None)
 
     def load(self) -> tuple[ModelLoad, ...]:
         """How busy each model is."""

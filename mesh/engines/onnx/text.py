@@ -10,6 +10,7 @@ Source: Holtzman et al., "The Curious Case of Neural Text Degeneration" (ICLR 20
 """
 
 import codecs
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class TextModel:
         self._session: Session = open_session(TEXT_GRAPH, threads)
         shape = [item.shape for item in self._session.get_inputs() if item.name == "state"]  # type: ignore[attr-defined]
         self.state_shape: tuple[int, ...] = tuple(shape[0])
+        self.digest = hashlib.sha256(TEXT_GRAPH.read_bytes()).digest()
 
     def advance(
         self, tokens: list[int], state: npt.NDArray[np.float32]

@@ -303,8 +303,35 @@ class Finished(object):
             return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
         return 0
 
+    # Finished
+    def Receipt(self, j: int):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Finished
+    def ReceiptAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Finished
+    def ReceiptLength(self) -> int:
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Finished
+    def ReceiptIsNone(self) -> bool:
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        return o == 0
+
 def FinishedStart(builder: flatbuffers.Builder):
-    builder.StartObject(5)
+    builder.StartObject(6)
 
 def FinishedAddFinishReasons(builder: flatbuffers.Builder, finishReasons: int):
     builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(finishReasons), 0)
@@ -323,6 +350,12 @@ def FinishedAddQueueUs(builder: flatbuffers.Builder, queueUs: int):
 
 def FinishedAddServiceUs(builder: flatbuffers.Builder, serviceUs: int):
     builder.PrependUint32Slot(4, serviceUs, 0)
+
+def FinishedAddReceipt(builder: flatbuffers.Builder, receipt: int):
+    builder.PrependUOffsetTRelativeSlot(5, flatbuffers.number_types.UOffsetTFlags.py_type(receipt), 0)
+
+def FinishedStartReceiptVector(builder, numElems: int) -> int:
+    return builder.StartVector(1, numElems, 1)
 
 def FinishedEnd(builder: flatbuffers.Builder) -> int:
     return builder.EndObject()

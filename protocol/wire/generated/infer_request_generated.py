@@ -158,8 +158,15 @@ class Request(object):
             return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
         return 0
 
+    # Request
+    def Receipt(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(24))
+        if o != 0:
+            return bool(self._tab.Get(flatbuffers.number_types.BoolFlags, o + self._tab.Pos))
+        return False
+
 def RequestStart(builder: flatbuffers.Builder):
-    builder.StartObject(10)
+    builder.StartObject(11)
 
 def RequestAddId(builder: flatbuffers.Builder, id: int):
     builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(id), 0)
@@ -199,6 +206,9 @@ def RequestAddMemoryBytes(builder: flatbuffers.Builder, memoryBytes: int):
 
 def RequestAddOutputTokens(builder: flatbuffers.Builder, outputTokens: int):
     builder.PrependUint32Slot(9, outputTokens, 0)
+
+def RequestAddReceipt(builder: flatbuffers.Builder, receipt: bool):
+    builder.PrependBoolSlot(10, receipt, 0)
 
 def RequestEnd(builder: flatbuffers.Builder) -> int:
     return builder.EndObject()

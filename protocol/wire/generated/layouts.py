@@ -4,8 +4,8 @@ from struct import Struct
 
 from protocol.wire.layout import FieldLayout, Kind, MessageLayout, TableLayout
 
-SCHEMAS_HASH = "3c22db012867587d8d344e0d5d08e2b0bea2cd6d7aa36514ff6852fcd868a7ea"
-GENERATED_HASH = "f2824e4ae260a11d12c3dae372da519e47436c95d94f6405cd09e63f9399f5b4"
+SCHEMAS_HASH = "a9625aeef40c024223f84f36bc19ef2608b63680c8b0a9b1aedd0d1d49e3d8d3"
+GENERATED_HASH = "e52c71015fbd80075acbcbbd9bf402132acbaf73eaf99d586f297dee0249b653"
 
 REPLY = MessageLayout(
     "Reply", b"ISIR", 7, (
@@ -28,12 +28,13 @@ REPLY = MessageLayout(
         TableLayout("TensorsReady", bytes.fromhex("060008000400"), Struct("<iI"), 4, (
             FieldLayout("tensors", 4, Kind.TABLES, 4, Struct("<I"), 32, 0, True, (0,), 4, 4),
         )),
-        TableLayout("Finished", bytes.fromhex("0e001800040008000c0010001400"), Struct("<iIIIII"), 4, (
+        TableLayout("Finished", bytes.fromhex("10001c00040008000c00100014001800"), Struct("<iIIIIII"), 4, (
             FieldLayout("finish_reasons", 4, Kind.STRINGS, 4, Struct("<I"), 128, 32, False, (), 4, 4),
             FieldLayout("prompt_tokens", 6, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 8, 4),
             FieldLayout("completion_tokens", 8, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 12, 4),
             FieldLayout("queue_us", 10, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 16, 4),
             FieldLayout("service_us", 12, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 20, 4),
+            FieldLayout("receipt", 14, Kind.BYTES, 4, Struct("<B"), 1024, 0, False, (), 24, 4),
         )),
         TableLayout("Failed", bytes.fromhex("0a001000040008000c00"), Struct("<iHxxII"), 4, (
             FieldLayout("code", 4, Kind.SCALAR, 2, Struct("<H"), 0, 0, False, (), 4, 4),
@@ -53,7 +54,7 @@ REQUEST = MessageLayout(
             FieldLayout("shape", 8, Kind.SCALARS, 4, Struct("<I"), 8, 0, False, (), 12, 4),
             FieldLayout("data", 10, Kind.BYTES, 4, Struct("<B"), 8388608, 0, True, (), 16, 16),
         )),
-        TableLayout("Request", bytes.fromhex("18002c00040008000c001000140018001c001d0020002800"), Struct("<iIBxxxIIIIB?xxQI"), 8, (
+        TableLayout("Request", bytes.fromhex("1a003000040008000c001000140018001c001d00200028002c00"), Struct("<iIBxxxIIIIB?xxQI?xxx"), 8, (
             FieldLayout("id", 4, Kind.BYTES, 4, Struct("<B"), 16, 0, True, (), 4, 4),
             FieldLayout("feature", 6, Kind.SCALAR, 1, Struct("<B"), 0, 0, False, (), 8, 4),
             FieldLayout("model", 8, Kind.STRING, 4, Struct("<I"), 256, 0, True, (), 12, 4),
@@ -64,6 +65,7 @@ REQUEST = MessageLayout(
             FieldLayout("stream", 18, Kind.SCALAR, 1, Struct("<?"), 0, 0, False, (), 29, 4),
             FieldLayout("memory_bytes", 20, Kind.SCALAR, 8, Struct("<Q"), 0, 0, False, (), 32, 8),
             FieldLayout("output_tokens", 22, Kind.SCALAR, 4, Struct("<I"), 0, 0, False, (), 40, 4),
+            FieldLayout("receipt", 24, Kind.SCALAR, 1, Struct("<?"), 0, 0, False, (), 44, 4),
         )),
     ),
 )

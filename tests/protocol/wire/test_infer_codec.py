@@ -58,6 +58,7 @@ requests = st.builds(
     stream=st.booleans(),
     memory_bytes=st.integers(0, 2**50),
     output_tokens=st.integers(0, 2**31),
+    receipt=st.booleans(),
 )
 tokens = st.integers(0, 2**32 - 1)
 replies: st.SearchStrategy[Reply] = st.one_of(
@@ -70,6 +71,7 @@ replies: st.SearchStrategy[Reply] = st.one_of(
         st.lists(st.sampled_from(["stop", "length", ""]), max_size=5).map(tuple),
         st.builds(Usage, tokens, tokens),
         st.builds(Timing, microseconds, microseconds),
+        st.binary(max_size=1024),
     ),
     st.builds(
         Failed,
@@ -101,6 +103,7 @@ REQUEST_VALUES: dict[str, Any] = {
     "stream": False,
     "memory_bytes": 0,
     "output_tokens": 0,
+    "receipt": False,
 }
 TENSOR = ("x", 11, (2,), bytes(8))
 
@@ -150,8 +153,8 @@ def test_request_values_are_held_to_their_ranges(change: dict[str, Any], code: E
     [
         ((1, (3_600_000_000,)), None),
         ((1, (3_600_000_001,)), ErrorCode.MALFORMED),
-        ((5, ((), 0, 0, 3_600_000_001, 0)), ErrorCode.MALFORMED),
-        ((5, ((), 0, 0, 0, 3_600_000_001)), ErrorCode.MALFORMED),
+        ((5, ((), 0, 0, 3_600_000_001, 0, b"")), ErrorCode.MALFORMED),
+        ((5, ((), 0, 0, 0, 3_600_000_001, b"")), ErrorCode.MALFORMED),
         ((6, (0, "", 0)), ErrorCode.MALFORMED),
         ((6, (0x101, "", 3_600_000)), None),
         ((6, (0x101, "", 3_600_001)), ErrorCode.MALFORMED),
@@ -219,6 +222,7 @@ def test_what_may_not_be_sent_is_the_callers_fault(change: dict[str, Any], code:
         (JsonDelta(bytes(8 * 1024 * 1024 + 1)), ErrorCode.TOO_LARGE),
         (Finished(("stop",) * 129), ErrorCode.TOO_LARGE),
         (Finished(("x" * 33,)), ErrorCode.TOO_LARGE),
+        (Finished((), receipt=bytes(1025)), ErrorCode.TOO_LARGE),
         (Finished((), Usage(-1, 0)), ErrorCode.MALFORMED),
         (Accepted(-0.1), ErrorCode.MALFORMED),
         (Accepted(math.nan), ErrorCode.MALFORMED),
