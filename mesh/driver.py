@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Iterable
 import trio
 
 from mesh.facts import observe
-from mesh.outbox import Outbox, read_frames
+from mesh.outbox import Outbox, read_frames, signatures_in
 from mesh.strangers import Strangers
 from mesh.telemetry import Telemetry
 from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
 from protocol import forwarding, gossip, membership, probe, pubsub
+from protocol.budget import Verdict
+from protocol.conduct import Account
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.identity import PeerId
@@ -83,6 +85,7 @@ class Driver:
         transport.on_disconnected = self._disconnected
         transport.on_replaced = self._replaced
         transport.on_datagram = self._datagram
+        transport.on_ban = lambda fact: observe(telemetry, fact)
         transport.add_handler(GOSSIP_PROTOCOL, self._listen)
         self.strangers = Strangers(node, transport, telemetry, self.settle, self._start)
 
@@ -137,13 +140,11 @@ class Driver:
                 self._start(self._dial, target, addresses, afresh)
             case pubsub.SendRpc(peer_id, payload):
                 self.strangers.post(peer_id, payload)
-            case (
-                membership.Disconnect(peer_id, code)
-                | gossip.Misbehaved(peer_id, code)
-                | probe.Misbehaved(peer_id, code)
-                | pubsub.PubsubMisbehaved(peer_id, code)
-            ):
+            case membership.Disconnect(peer_id, code):
+                self._start(self._hang_up, peer_id, code)
+            case gossip.Misbehaved(peer_id, code) | probe.Misbehaved(peer_id, code) | pubsub.PubsubMisbehaved(peer_id, code):
                 observe(self._telemetry, output)
+                self._transport.fault(peer_id, code)
                 self._start(self._hang_up, peer_id, code)
             case ReserveSequences(upto):
                 self._persist(upto)
@@ -322,6 +323,8 @@ class Driver:
         """Reads a peer's gossip."""
 
         def take(message: bytes) -> None:
+            if self._transport.charge(stream.peer_id, Account.VERIFICATIONS, signatures_in(message)) is not Verdict.GRANTED:
+                return  # gossip survives a dropped message
             if not self._node.membership.is_connected(stream.peer_id):
                 self._greeted(stream.peer_id)
             self._node.handle_message(stream.peer_id, message, self.now)
@@ -331,6 +334,7 @@ class Driver:
             await read_frames(stream, gossip.MESSAGE_BYTES_MAX, take)
         except RemoteProtocolError as error:
             self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
+            self._transport.fault(stream.peer_id, error.code)
             await self._hang_up(stream.peer_id, error.code)
         except (StreamReset, ConnectionLost):
             return

@@ -4,7 +4,7 @@ Source: docs/architecture.md, "The core".
 """
 
 from mesh.telemetry import Telemetry
-from protocol import gossip, membership, probe, pubsub, suspicion
+from protocol import conduct, gossip, membership, probe, pubsub, suspicion
 from protocol.errors import ErrorCode
 
 
@@ -48,5 +48,11 @@ def _observe_standing(telemetry: Telemetry, fact: object) -> None:
             telemetry.peer_doubted(key)
         case suspicion.Refute():
             telemetry.refuted()
+        case conduct.PeerBanned(peer_id, code, ban_s):
+            telemetry.peer_banned(peer_id, code, ban_s)
+        case conduct.PrefixBanned(prefix, ban_s):
+            telemetry.prefix_banned(conduct.prefix_text(prefix), ban_s)
+        case conduct.BanExpired(peer_id, prefix):
+            telemetry.ban_expired(peer_id, None if prefix is None else conduct.prefix_text(prefix))
         case _:
             pass

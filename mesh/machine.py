@@ -44,6 +44,7 @@ class Machine:
         open_socket: makes a socket of a family and a kind that does not block.
         hardware: reads what the machine is made of.
         suspended_s: for how long the machine was ever suspended, in seconds, which `clock` does not count.
+        cpu: how many seconds of a core this thread has used, None where that is not to be known.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -53,3 +54,4 @@ class Machine:
     open_socket: Callable[[socket.AddressFamily, socket.SocketKind], socket.socket] = socket.socket
     hardware: Callable[[], Awaitable[Hardware]] = hardware_here
     suspended_s: Callable[[], float] = read_suspended_s
+    cpu: Callable[[], float] | None = time.thread_time

@@ -12,6 +12,14 @@ import trio
 from mesh.transport import Doing, Stream
 from protocol.encoding import FrameDecoder, encode_frame
 
+SIGNED_BYTES_MIN = 256
+"""Bytes of a message for which one signature is charged: records of a mesh take 250 to 500, and most of what is said is none."""
+
+
+def signatures_in(message: bytes) -> float:
+    """How many signatures a message is charged for, before it is read."""
+    return 1.0 + len(message) // SIGNED_BYTES_MIN
+
 
 class Outbox:
     """What waits to be said to one peer."""

@@ -31,8 +31,11 @@ from mesh.machine import Machine
 from mesh.store import KnownPeer, Store
 from mesh.telemetry import Telemetry, make_logger
 from mesh.transport import Stream, Transport, TransportConfig
-from protocol.errors import LocalProtocolError
+from protocol.budget import Verdict
+from protocol.conduct import STREAM_FAULT, Account
+from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import Identity, peer_id_text
+from protocol.inference import Finished
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node
 from protocol.node import NodeConfig as CoreConfig
@@ -237,14 +240,20 @@ class Service:
 
     async def _serve(self, stream: Stream) -> None:
         """Answers one incoming inference stream."""
+        if self.transport.charge(stream.peer_id, Account.WORK) is not Verdict.GRANTED:
+            stream.reset(ErrorCode.OVERLOADED)
+            return
         self._n_serving += 1
         try:
             served = await serve_stream(stream, self.dispatcher.serve, self._limits)
         finally:
             self._n_serving -= 1
             self._served.set()
+        if isinstance(served.end, Finished):
+            self.transport.answered(stream.peer_id)
         if served.fault is not None:
             self._telemetry.peer_faulted(stream.peer_id, served.fault.code, served.fault.detail)
+            self.transport.fault(stream.peer_id, served.fault.code, STREAM_FAULT)
 
     def _offers(self) -> tuple[ModelOffer, ...]:
         """Everything this node's engines serve, each model once."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from mesh.outbox import Outbox, read_frames
+from mesh.outbox import Outbox, read_frames, signatures_in
 from mesh.telemetry import Telemetry
 from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
+from protocol.budget import Verdict
+from protocol.conduct import Account
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.node import Node
@@ -170,6 +172,8 @@ class Strangers:
         stranger.reading = stream
 
         def take(rpc: bytes) -> None:
+            if self._transport.charge(stream.peer_id, Account.VERIFICATIONS, signatures_in(rpc)) is not Verdict.GRANTED:
+                return
             self._node.strangers.handle_rpc(stream.peer_id, rpc, self._transport.now())
             self._settle()
 
@@ -177,6 +181,7 @@ class Strangers:
             await read_frames(stream, RPC_BYTES_MAX, take)
         except RemoteProtocolError as error:
             self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
+            self._transport.fault(stream.peer_id, error.code)
             await stream.connection.close(error.code, error.code.name.lower())
         except (StreamReset, ConnectionLost):
             return

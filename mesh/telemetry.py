@@ -214,6 +214,7 @@ class Telemetry:
         self._sleeps = Counter("isochrone_suspended_seconds", "How long this machine was suspended", registry=registry)
         self._links = Gauge("isochrone_links", "Connections, those in the mesh, and strangers", ["kind"], registry=registry)
         self._faults = Counter("isochrone_peer_faults", "Protocol errors of peers", ["code"], registry=registry)
+        self._bans = Counter("isochrone_bans", "Peers and prefixes banned", ["of"], registry=registry)
         self._datagrams = Counter("isochrone_datagrams", "UDP datagrams", ["direction"], registry=registry)
         self._told = {"in": (0, 0), "out": (0, 0)}
         self._datagram_bytes = Counter("isochrone_datagram_bytes", "Bytes in UDP datagrams", ["direction"], registry=registry)
@@ -344,6 +345,20 @@ class Telemetry:
         self.log.warning(
             "peer fault", peer=None if peer_id is None else peer_id_text(peer_id), code=code.name.lower(), detail=detail
         )
+
+    def peer_banned(self, peer_id: PeerId, code: ErrorCode, ban_s: float) -> None:
+        """A peer is turned away for a while."""
+        self._bans.labels("peer").inc()
+        self.log.warning("peer banned", peer=peer_id_text(peer_id), code=code.name.lower(), ban_s=ban_s)
+
+    def prefix_banned(self, prefix: str, ban_s: float) -> None:
+        """Strangers from a prefix are turned away for a while."""
+        self._bans.labels("prefix").inc()
+        self.log.warning("prefix banned", prefix=prefix, ban_s=ban_s)
+
+    def ban_expired(self, peer_id: PeerId | None, prefix: str | None) -> None:
+        """A peer or prefix may come again."""
+        self.log.info("ban is over", peer=None if peer_id is None else peer_id_text(peer_id), prefix=prefix)
 
     def sample_taken(self, peer_id: PeerId, rtt_s: float, filtered_s: float) -> None:
         """A probe came back after `rtt_s`; the filter now says `filtered_s`."""

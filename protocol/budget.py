@@ -45,6 +45,10 @@ class Budget:
         self._tokens = left
         return Verdict.REFUSED
 
+    def left(self, now: float) -> float:
+        """Return the tokens left at monotonic time `now`; a debt is negative."""
+        return min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
+
     def give_back(self, amount: float) -> None:
         """Return tokens that were taken for something found to be free."""
         self._tokens = min(self._burst, self._tokens + amount)

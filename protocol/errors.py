@@ -36,6 +36,7 @@ class ErrorCode(IntEnum):
     WRONG_KEY = 0x12  # a certificate or a token that is bound to another key
     TOKEN_REFUSED = 0x13  # an invitation that is used up, or that another node gave
     OLD_SEQUENCE = 0x15  # a statement whose number is not greater than the one known
+    BANNED = 0x18  # the peer is turned away for a while, for what it did before
 
     CANCELLED = 0x100  # the caller no longer wants the answer
     DEADLINE_EXCEEDED = 0x101

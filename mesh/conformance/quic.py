@@ -164,6 +164,11 @@ class OpenConnection(QuicConnection):
         return self._handshake_confirmed
 
     @property
+    def was_retried(self) -> bool:
+        """Whether the node had this side prove its address by a Retry."""
+        return self._retry_source_connection_id is not None
+
+    @property
     def was_asked_for_certificate(self) -> bool:
         """Whether the node, as a listener, asked for a certificate."""
         context: Any = self.tls

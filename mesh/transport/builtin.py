@@ -11,6 +11,8 @@ import trio
 
 from mesh.transport.errors import StreamReset, TransportError
 from mesh.transport.watch import Doing
+from protocol.budget import Verdict
+from protocol.conduct import Account
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import encode_public_key
 from protocol.libp2p.envelope import seal_peer_record
@@ -90,6 +92,8 @@ async def serve_identify(stream: "Stream", transport: "Transport") -> None:
 async def serve_identify_push(stream: "Stream", transport: "Transport") -> None:
     """Take what a peer says unasked of itself."""
     with trio.move_on_after(transport.config.negotiation_timeout_s):
+        if transport.charge(stream.peer_id, Account.VERIFICATIONS) is not Verdict.GRANTED:
+            raise RemoteProtocolError(ErrorCode.FLOODING, "too many signatures to verify")
         news = await _read_identify(stream)
         _checked(stream, functools.partial(stream.connection.description.pushed, news))
         return

@@ -62,7 +62,6 @@ class Connection:
         self.description = PeerDescription(peer_id)
         self.told: tuple[tuple[str, ...], tuple[bytes, ...]] | None = None
         self.serving: dict[str, int] = {}
-        self.n_serving = 0
         self.watchers: tuple[Watcher, ...] = ()
         self.became_quiet: Callable[[], None] | None = None
         self._transport = transport

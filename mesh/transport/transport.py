@@ -13,7 +13,6 @@ import math
 import socket
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import assert_never
 
 import trio
@@ -22,12 +21,15 @@ from mesh.machine import Machine
 from mesh.transport import builtin
 from mesh.transport.config import TransportConfig
 from mesh.transport.connection import Connection
+from mesh.transport.dialling import WILDCARDS, Dial, reachable
 from mesh.transport.errors import ConnectionLost, TransportError
 from mesh.transport.holds import Holds
 from mesh.transport.names import resolve
 from mesh.transport.stream import Stream
-from mesh.transport.udp import UdpSocket, local_address_towards
+from mesh.transport.udp import UdpSocket
 from mesh.transport.watch import Doing, Watcher
+from protocol import conduct
+from protocol.budget import Verdict
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity, PeerId, make_certificate, verify_certificate
 from protocol.libp2p.identify import IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL
@@ -50,19 +52,6 @@ LINGER_S = 0.001
 LINGERING_DATAGRAMS_MAX = 8
 """Received datagrams whose acknowledgement lingers: fewer than a first flight, so that a sender in slow start is not held up."""
 
-_WILDCARDS = {"0.0.0.0": ("127.0.0.1", "192.0.2.1"), "::": ("::1", "2001:db8::1")}  # noqa: S104
-"""Addresses that stand for all of a family: its loopback, and a documentation address behind the default route (RFC 5737)."""
-
-
-@dataclass(slots=True)
-class _Dial:
-    """One attempt to reach a peer; any number of callers wait for it."""
-
-    handle: quic.ConnectionHandle | None = None
-    done: trio.Event = field(default_factory=trio.Event)
-    connection: Connection | None = None
-    failure: ConnectionLost | None = None
-
 
 class Transport:
     """All connections of this node.
@@ -80,6 +69,7 @@ class Transport:
             may be lost, above all when the peer has started anew.
         on_datagram: called with peer id, content and time of arrival of every QUIC DATAGRAM frame.
         on_crash: called when a handler fails by a fault of its own.
+        on_ban: called when a peer or a prefix is banned, and when that is over.
     """
 
     def __init__(
@@ -109,9 +99,15 @@ class Transport:
         self.on_replaced = on_replaced
         self.on_datagram = on_datagram
         self.on_crash = on_crash
+        self.on_ban: Callable[[conduct.Fact], None] | None = None
         certificate = make_certificate(identity, machine.entropy(CERTIFICATE_ENTROPY_BYTES), machine.wall())
         self.endpoint = Endpoint(
-            self.engine, certificate, identity.peer_id, lambda der: verify_certificate(der, machine.wall()), self.config.endpoint
+            self.engine,
+            certificate,
+            identity.peer_id,
+            lambda der: verify_certificate(der, machine.wall()),
+            self.config.endpoint,
+            machine.cpu,
         )
         self._handlers: dict[str, Handler] = {
             PING_PROTOCOL: lambda stream: builtin.serve_ping(stream, self),
@@ -123,8 +119,8 @@ class Transport:
         self._sockets: list[UdpSocket] = []
         self._by_handle: dict[quic.ConnectionHandle, Connection] = {}
         self._watchers: dict[PeerId, tuple[Watcher, ...]] = {}
-        self._dials: dict[object, _Dial] = {}
-        self._dial_of: dict[quic.ConnectionHandle, _Dial] = {}
+        self._dials: dict[object, Dial] = {}
+        self._dial_of: dict[quic.ConnectionHandle, Dial] = {}
         self._nursery: trio.Nursery | None = None
         self._timer_scope: trio.CancelScope | None = None
         self._pumping = False
@@ -133,6 +129,7 @@ class Transport:
         self._lingering_datagrams = 0
         self._wake_at = math.inf
         self._closing = False
+        self._serving: dict[PeerId, int] = {}
         self._sequence = 0
         self._pusher = builtin.Pusher(self)
 
@@ -201,14 +198,7 @@ class Transport:
         """Where peers can dial this node, with its peer id: what was announced, else what is bound."""
         if self._announce:
             return self._announce
-        found: list[Multiaddr] = []
-        for udp in self._sockets:
-            bound = udp.bound
-            loopback, outside = _WILDCARDS.get(bound.host, (bound.host, None))
-            hosts = [local_address_towards(outside) if outside else None, loopback]
-            for host in dict.fromkeys(host for host in hosts if host):
-                found.append(Multiaddr(bound.protocol, host, bound.port, self.identity.peer_id))  # noqa: PERF401  (nested)
-        return tuple(found)
+        return reachable(self._sockets, self.identity.peer_id)
 
     def now(self) -> float:
         """Monotonic seconds, the time of everything here."""
@@ -262,7 +252,7 @@ class Transport:
         key: object = (address.peer_id, address.host, address.port) if address.peer_id is None else address.peer_id
         dial = self._dials.get(key)
         if dial is None:
-            dial = self._dials[key] = _Dial()
+            dial = self._dials[key] = Dial()
             self._nursery.start_soon(self._attempt, dial, key, address)
         await dial.done.wait()
         if dial.connection is not None:
@@ -270,10 +260,10 @@ class Transport:
         failure = dial.failure or ConnectionLost(ErrorCode.UNREACHABLE, "the transport was closed")
         raise ConnectionLost(failure.code, failure.reason)
 
-    async def _attempt(self, dial: _Dial, key: object, address: Multiaddr) -> None:
+    async def _attempt(self, dial: Dial, key: object, address: Multiaddr) -> None:
         try:
             for target in await resolve(address, self.config.resolve_timeout_s, self.config.dial_addresses_max):
-                attempt = _Dial()
+                attempt = Dial()
                 attempt.handle = self.endpoint.connect(target, address.peer_id, self.now(), self._local_for(target))
                 self._dial_of[attempt.handle] = attempt
                 self.pump()
@@ -299,7 +289,7 @@ class Transport:
         usable = [udp for udp in self._sockets if udp.family == family]
         for udp in usable:
             bound = udp.bound.host
-            if bound in _WILDCARDS or (bound.startswith("127.") or bound == "::1") == is_loopback:
+            if bound in WILDCARDS or (bound.startswith("127.") or bound == "::1") == is_loopback:
                 return udp.index
         udp = self._bind("::" if family == socket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104  (a port of its own to dial from)
         assert self._nursery is not None
@@ -318,6 +308,29 @@ class Transport:
         self._sockets.append(udp)
         self._pusher.changed()
         return udp
+
+    # What peers may cost.
+
+    def n_serving(self, peer_id: PeerId) -> int:
+        """How many handlers run for streams of a peer, over all its connections and those that it had."""
+        return self._serving.get(peer_id, 0)
+
+    def charge(self, peer_id: PeerId, account: conduct.Account, amount: float = 1.0) -> Verdict:
+        """Charge a peer for work that is about to be done for it; when it floods it is cut off."""
+        verdict = self.endpoint.charge(peer_id, account, amount, self.now())
+        if verdict is Verdict.FLOODED:
+            self.pump()
+        return verdict
+
+    def answered(self, peer_id: PeerId) -> None:
+        """Give back what a request of a peer was charged: it was answered, and the peer took the answer."""
+        for account in (conduct.Account.STREAMS, conduct.Account.WORK):
+            self.endpoint.conduct.give_back(peer_id, account, 1.0, self.now())
+
+    def fault(self, peer_id: PeerId, code: ErrorCode, weight: float = 1.0) -> None:
+        """Note that a peer broke the rules; the one fault too many bans it."""
+        if self.endpoint.fault(peer_id, code, self.now(), weight):
+            self.pump()
 
     # Driving the endpoint.
 
@@ -413,6 +426,9 @@ class Transport:
                 self._opened(self._by_handle[handle], stream_id)
             case quic.StreamsAvailable(connection=handle):
                 self._by_handle[handle].streams_became_available()
+            case conduct.PeerBanned() | conduct.PrefixBanned() | conduct.BanExpired():
+                if self.on_ban is not None:
+                    self.on_ban(output)
             case _:
                 self._act_on_stream(output)
 
@@ -532,18 +548,18 @@ class Transport:
     def _opened(self, connection: Connection, stream_id: int) -> None:
         stream = Stream(connection, stream_id, self.config.multistream)
         connection.streams[stream_id] = stream
-        if self._nursery is None or self._closing or connection.n_serving >= self.config.serving_max:
+        if self._nursery is None or self._closing or self.n_serving(stream.peer_id) >= self.config.serving_max:
             stream.reset(ErrorCode.OVERLOADED)
             return
-        connection.n_serving += 1
+        self._serving[stream.peer_id] = self.n_serving(stream.peer_id) + 1
         self._nursery.start_soon(self._serve, stream)
 
     async def _serve(self, stream: Stream) -> None:
         """Agree on a protocol and run its handler; whatever goes wrong ends this stream alone."""
-        connection, code = stream.connection, ErrorCode.CANCELLED
+        code = ErrorCode.CANCELLED
         try:
             with trio.move_on_after(self.config.negotiation_timeout_s) as patience:
-                await stream.negotiate(self._speaks)
+                await stream.negotiate(self._handlers.__contains__)
             if patience.cancelled_caught:
                 code = ErrorCode.IDLE
                 return
@@ -552,6 +568,8 @@ class Transport:
             code = ErrorCode.NO_ERROR
         except RemoteProtocolError as fault:
             code = fault.code
+            if code is not ErrorCode.FLOODING:  # what flooded was charged already
+                self.fault(stream.peer_id, code, conduct.STREAM_FAULT)
         except TransportError:
             code = ErrorCode.CANCELLED
         except Exception as fault:  # noqa: BLE001  (a handler is foreign code: its crash ends its stream and nothing else)
@@ -559,7 +577,9 @@ class Transport:
             if self.on_crash is not None:
                 self.on_crash(stream, fault)
         finally:
-            connection.n_serving -= 1
+            self._serving[stream.peer_id] -= 1
+            if not self._serving[stream.peer_id]:
+                del self._serving[stream.peer_id]
             if code is not ErrorCode.NO_ERROR:
                 stream.reset(code)
 
@@ -572,9 +592,6 @@ class Transport:
             await self._handlers[protocol_id](stream)
         finally:
             serving[protocol_id] -= 1
-
-    def _speaks(self, protocol_id: str) -> bool:
-        return protocol_id in self._handlers
 
 
 def _multiaddr(address: Address, peer_id: PeerId) -> Multiaddr:

@@ -79,9 +79,18 @@ class GuardedConnection(QuicConnection):
     """aioquic's connection with the libp2p handshake and with bounds."""
 
     def __init__(
-        self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None
+        self,
+        configuration: QuicConfiguration,
+        config: EngineConfig,
+        verify: VerifyPeer,
+        original_cid: bytes | None,
+        retry_cid: bytes | None = None,
     ) -> None:
-        super().__init__(configuration=configuration, original_destination_connection_id=original_cid)
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_cid,
+            retry_source_connection_id=retry_cid,
+        )
         self.peer_id: PeerId | None = None
         self.refusal: RemoteProtocolError | None = None
         self.consumed_bytes = 0
@@ -436,10 +445,12 @@ class AioquicEngine:
         quic.connect(address, now)
         return AioquicConnection(quic, setup.config, None)
 
-    def accept(self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer) -> AioquicConnection:
+    def accept(
+        self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer, retry_cid: bytes | None = None
+    ) -> AioquicConnection:
         """See QuicEngine."""
-        quic = GuardedConnection(_configuration(setup, is_client=False), setup.config, verify, original_cid)
-        return AioquicConnection(quic, setup.config, original_cid)
+        quic = GuardedConnection(_configuration(setup, is_client=False), setup.config, verify, original_cid, retry_cid)
+        return AioquicConnection(quic, setup.config, retry_cid or original_cid)
 
 
 def _configuration(setup: EngineSetup, *, is_client: bool) -> QuicConfiguration:

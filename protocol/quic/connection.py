@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from protocol.budget import Verdict
+from protocol.conduct import Account, Conduct
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import PeerId
 from protocol.quic.events import (
@@ -77,6 +79,7 @@ class Connection:
         config: EndpointConfig,
         now: float,
         address: Address,
+        conduct: Conduct,
         *,
         is_client: bool,
     ) -> None:
@@ -92,7 +95,12 @@ class Connection:
         self.old_cids: list[bytes] = []
         self.timer: float | None = None
         self.closed: Closed | None = None
+        self.stranger_bytes = 0
+        self.stranger_cpu_s = 0.0
+        self.delivered_bytes = 0
+        self._ends_it = False
         self._config = config
+        self._conduct = conduct
         self._outputs: deque[Output] = deque()
         self._early: deque[DataReceived | ResetReceived | StopReceived] = deque()
         self._early_bytes = 0
@@ -107,8 +115,6 @@ class Connection:
         self._ping_interval_s = config.keep_alive_s
         self._next_ping = now + config.keep_alive_s
         self._pings = 0
-        self._allowance = config.streams_burst
-        self._allowance_at = now
 
     @property
     def established(self) -> bool:
@@ -163,13 +169,17 @@ class Connection:
     def _take(self, event: EngineEvent, now: float, received_at: float) -> None:
         match event:
             case DataReceived() | ResetReceived() | StopReceived():
-                if self.established:
-                    self._take_stream(event, now)
+                if self.peer_id is not None:
+                    is_small = not isinstance(event, DataReceived) or len(event.data) < self._conduct.config.small_bytes
+                    if not is_small or self._pays(self.peer_id, Account.FRAMES, now) is not Verdict.FLOODED:
+                        self._take_stream(event, now)
                 else:  # a server may speak before the client knows that it was accepted
                     self._keep_early(event, now)
             case FrameReceived(data=data):
-                if self.established:
+                if self.peer_id is not None and self._pays(self.peer_id, Account.FRAMES, now) is Verdict.GRANTED:
                     self._outputs.append(DatagramReceived(self.handle, data, received_at))
+            case HandshakeFinished(peer_id=peer_id) if self._conduct.is_banned(peer_id, now):
+                self.close(ErrorCode.BANNED, "this peer is turned away for a while, for what it did before", now)
             case HandshakeFinished(peer_id=peer_id):
                 self.peer_id = peer_id
                 self._next_ping = now + self._ping_interval_s
@@ -185,6 +195,8 @@ class Connection:
                 pass
             case Closed():
                 self.closed = event
+                if event.local and self.peer_id is not None and not self._ends_it:
+                    self._conduct.fault(self.peer_id, event.code, now)  # the library found that the peer broke the rules
                 self._streams.clear()
                 self._blocked.clear()
                 self._early.clear()
@@ -216,6 +228,7 @@ class Connection:
                     self._forget_if_over(stream_id, state)
 
     def _take_data(self, stream_id: int, data: bytes, end: bool, now: float) -> None:
+        self.delivered_bytes += len(data)
         state = self._remote_stream(stream_id, now)
         if state is None or not state.readable:
             if state is None:
@@ -264,16 +277,19 @@ class Connection:
             del self._skipped[stream_id]
         else:
             return None
-        config = self._config
-        self._allowance = min(config.streams_burst, self._allowance + (now - self._allowance_at) * config.streams_per_s)
-        self._allowance_at = now
-        if self._allowance < 1:
-            self.close(ErrorCode.FLOODING, f"more than {config.streams_per_s:g} streams per second", now)
+        if self.peer_id is None or self._pays(self.peer_id, Account.STREAMS, now) is not Verdict.GRANTED:
             return None
-        self._allowance -= 1
         state = self._streams[stream_id] = StreamState()
         self._outputs.append(StreamOpened(self.handle, stream_id))
         return state
+
+    def _pays(self, peer_id: PeerId, account: Account, now: float) -> Verdict:
+        """Charge the peer for one of something; when it floods, the connection is closed."""
+        verdict = self._conduct.charge(peer_id, account, 1, now)
+        if verdict is Verdict.FLOODED and self.closed is None:
+            allowance = self._conduct.config.allowance(account)
+            self.close(ErrorCode.FLOODING, f"more than {allowance.rate_per_s:g} {account.value} per second", now)
+        return verdict
 
     def _hurry(self, now: float) -> None:
         """Stream data flows: look sooner whether the path still carries it."""
@@ -376,5 +392,6 @@ class Connection:
 
     def close(self, code: ErrorCode, reason: str, now: float) -> None:
         """Close the connection; `ConnectionClosed` follows at once."""
+        self._ends_it = True
         self.engine.close(code, reason)
         self.collect(now, now)

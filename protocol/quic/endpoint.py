@@ -12,38 +12,30 @@ Spec: docs/spec/02-transport.md.
 
 import hashlib
 import heapq
-import ipaddress
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from protocol.budget import Verdict
+from protocol.conduct import Account, Conduct, PeerBanned
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import PeerId, TlsCertificate
 from protocol.quic.connection import Connection
+from protocol.quic.doorstep import Admitted, Doorstep, Refused
 from protocol.quic.events import ConnectionHandle, EndpointConfig, EndpointCounters, Output, Received, Transmit
+from protocol.quic.meter import Meter
+from protocol.quic.retry import CID_BYTES_MAX, read_initial
 from protocol.quic.seam import (
     CONNECTION_ID_BYTES,
-    QUIC_VERSION_1,
     Address,
     EngineSetup,
     QuicEngine,
     VerifyPeer,
 )
-
-INITIAL_DATAGRAM_BYTES_MIN = 1200
-"""Smallest datagram that may carry a client's Initial packet, in bytes (RFC 9000 section 14.1)."""
-
-CLIENT_CID_BYTES_MIN = 8
-"""Shortest connection id a client may choose for the server, in bytes (RFC 9000 section 7.2)."""
-
-CID_BYTES_MAX = 20
-"""Longest connection id in bytes (RFC 9000 section 17.2)."""
+from protocol.timers import sooner
 
 GROUP_SPAN_S = 0.0002
 """Datagrams that arrived within this many seconds share one time of arrival; far below the jitter of any path."""
-
-IPV6_PREFIX_BYTES = 7
-"""A /56 counts as one stranger, in bytes: the usual size of one customer's network."""
 
 
 @dataclass(slots=True)
@@ -73,6 +65,7 @@ class Endpoint:
         own: PeerId,
         verify: VerifyPeer,
         config: EndpointConfig | None = None,
+        cpu_clock: Callable[[], float] | None = None,
     ) -> None:
         """Make an endpoint.
 
@@ -82,8 +75,10 @@ class Endpoint:
             own: this node's peer id; a connection to itself is refused.
             verify: turns a peer's certificate into its peer id, usually `verify_certificate` with the wall clock.
             config: bounds and timers.
+            cpu_clock: says how many seconds of a core this thread has used; without one no peer is charged for them.
         """
         self.config = config or EndpointConfig()
+        self.conduct = Conduct(self.config.conduct)
         self.counters = EndpointCounters()
         self._engine = engine
         self._setup = EngineSetup(certificate, self.config.engine)
@@ -93,7 +88,10 @@ class Endpoint:
         self._routes: dict[bytes, Connection] = {}
         self._strangers: dict[ConnectionHandle, Connection] = {}
         self._touched: dict[ConnectionHandle, Connection] = {}
-        self._prefixes: dict[str | bytes, int] = {}
+        self._admitted: dict[ConnectionHandle, Admitted] = {}
+        self._introduced: set[ConnectionHandle] = set()
+        self._doorstep = Doorstep(self.config, certificate.private_key_der)
+        self._meter = Meter(self.conduct, self.config, cpu_clock)
         self._timers: list[tuple[float, int]] = []
         self._farewells: dict[bytes, _Farewell] = {}
         self._outputs: deque[Output] = deque()
@@ -153,12 +151,15 @@ class Endpoint:
     def _deliver(self, connection: Connection, group: list[bytes], first: Received, now: float) -> None:
         was_established = connection.established
         connection.local = first.local
-        connection.receive(group, first.address, now, first.received_at)
+        if connection.closed is None and not self._meter.admits(connection, group, now):
+            self.counters.dropped_datagrams += len(group)
+        else:
+            self._meter.receive(connection, group, first, now)
         if not was_established and not connection.engine.authenticated and not connection.is_client:
             self.counters.junk_datagrams += len(group)
             self._remove(connection)
             return
-        self._settle(connection)
+        self._settle(connection, now)
 
     def _route(self, received: Received, now: float) -> Connection | None:
         """Return the connection a datagram belongs to, making one for a stranger's first Initial packet."""
@@ -181,29 +182,28 @@ class Endpoint:
         return connection
 
     def _admit(self, received: Received, cid: bytes, now: float) -> Connection | None:
-        """Make a server connection for a first Initial packet, when the bounds allow one more.
-
-        A Retry, which proves the sender's address before anything is kept, belongs here for the time when strangers are many.
-        """
-        data, config = received.data, self.config
-        is_initial = data[0] & 0xF0 == 0xC0 and int.from_bytes(data[1:5], "big") == QUIC_VERSION_1
-        if not is_initial or len(data) < INITIAL_DATAGRAM_BYTES_MIN or len(cid) < CLIENT_CID_BYTES_MIN:
+        """Make a server connection for a first Initial packet, when the bounds allow one more; else perhaps answer by a Retry."""
+        initial = read_initial(received.data) if received.data[0] & 0x80 else None
+        if initial is None or initial.cid != cid:
             return None
-        prefix = _prefix(received.address)
-        from_prefix = sum(1 for stranger in self._strangers.values() if _prefix(stranger.address) == prefix)
-        if (
-            len(self._connections) >= config.connections_max
-            or self._prefixes.get(prefix, 0) >= config.connections_per_prefix_max
-            or len(self._strangers) >= config.handshakes_max
-            or from_prefix >= config.handshakes_per_prefix_max
-        ):
-            self.counters.refused_handshakes += 1
+        judged: Admitted | Refused = Refused()
+        if len(self._connections) < self.config.connections_max:
+            banned = self.conduct.is_banned_prefix
+            judged = self._doorstep.judge(initial, received.address, now, len(self._strangers), banned)
+        if isinstance(judged, Refused):
+            if judged.retry is None:
+                self.counters.refused_handshakes += 1
+            else:
+                self.counters.retries += 1
+                self._outputs.append(Transmit(received.local, [(judged.retry, received.address)]))
             return None
         verifier = _Verifier(self._verify, self._own, None)
-        engine = self._engine.accept(self._setup, cid, verifier)
-        connection = Connection(self._next_handle(), engine, config, now, received.address, is_client=False)
+        engine = self._engine.accept(self._setup, judged.original_cid, verifier, judged.retry_cid)
+        handle, conduct = self._next_handle(), self.conduct
+        connection = Connection(handle, engine, self.config, now, received.address, conduct, is_client=False)
         connection.incarnation = verifier.incarnation
-        self._prefixes[prefix] = self._prefixes.get(prefix, 0) + 1
+        self._doorstep.entered(judged)
+        self._admitted[handle] = judged
         self._add(connection)
         self._strangers[connection.handle] = connection
         self.counters.accepted += 1
@@ -215,28 +215,30 @@ class Endpoint:
             due, handle = self._timers[0]
             connection = self._connections.get(ConnectionHandle(handle))
             if connection is not None and connection.timer == due:
-                return due
+                return sooner(due, self.conduct.next_timer())
             heapq.heappop(self._timers)
-        return None
+        return self.conduct.next_timer()
 
     def handle_timer(self, now: float) -> None:
         """Let due timers fire; flush afterwards."""
+        self.conduct.handle_timer(now)
         while (due := self.next_timer()) is not None and due <= now:
             _, handle = heapq.heappop(self._timers)
             connection = self._connections[ConnectionHandle(handle)]
             connection.timer = None
             connection.handle_timer(now)
             # What is due again at once waits for the next call, so that this loop ends.
-            self._settle(connection)
+            self._settle(connection, now)
 
     def flush(self, now: float) -> None:
         """Build the datagrams of every connection touched since the last flush, and set the timers."""
+        self._enforce(now)
         while self._touched:
             touched, self._touched = self._touched, {}
             for connection in touched.values():
                 sent = connection.engine.transmits(now)
                 connection.collect(now, now)
-                self._settle(connection, touch=False)
+                self._settle(connection, now, touch=False)
                 if sent:
                     self.counters.datagrams_out += len(sent)
                     self.counters.bytes_out += sum(len(data) for data, _ in sent)
@@ -271,7 +273,7 @@ class Endpoint:
             )
         verifier = _Verifier(self._verify, self._own, expected)
         engine = self._engine.connect(self._setup, address, verifier, now)
-        connection = Connection(self._next_handle(), engine, self.config, now, address, is_client=True)
+        connection = Connection(self._next_handle(), engine, self.config, now, address, self.conduct, is_client=True)
         connection.incarnation = verifier.incarnation
         connection.local = local
         self._add(connection)
@@ -286,7 +288,7 @@ class Endpoint:
             LocalProtocolError: UNREACHABLE when the connection is not established or closed.
         """
         stream = self._touch(handle).open_stream(now)
-        self._settle(self._connections[handle])
+        self._settle(self._connections[handle], now)
         return stream
 
     def send(self, handle: ConnectionHandle, stream: int, data: bytes | memoryview, end: bool = False) -> int:
@@ -320,7 +322,7 @@ class Endpoint:
         if connection is not None and connection.closed is None:
             connection.consumed(stream, n_bytes)
             connection.collect(now, now)
-            self._settle(connection)
+            self._settle(connection, now)
 
     def send_datagram(self, handle: ConnectionHandle, data: bytes) -> bool:
         """Queue a DATAGRAM frame; False when it does not fit, the queue is full, or the connection is gone."""
@@ -331,9 +333,38 @@ class Endpoint:
         connection = self._connections.get(handle)
         if connection is not None:
             connection.close(code, reason, now)
-            self._settle(connection)
+            self._settle(connection, now)
+
+    def fault(self, peer_id: PeerId, code: ErrorCode, now: float, weight: float = 1.0) -> bool:
+        """Note that a peer broke the rules above QUIC, and return whether it is banned now; its connections close then."""
+        banned = self.conduct.fault(peer_id, code, now, weight)
+        self._enforce(now)
+        return banned
+
+    def charge(self, peer_id: PeerId, account: Account, amount: float, now: float) -> Verdict:
+        """Charge a peer for work above QUIC that is about to be done; its connections are closed when it floods."""
+        verdict = self.conduct.charge(peer_id, account, amount, now)
+        if verdict is Verdict.FLOODED:
+            self._cut_off(peer_id, ErrorCode.FLOODING, f"too much of one account: {account.value}", now)
+        self._enforce(now)
+        return verdict
 
     # Helpers.
+
+    def _cut_off(self, peer_id: PeerId, code: ErrorCode, reason: str, now: float) -> None:
+        """Close all connections of a peer."""
+        for connection in [other for other in self._connections.values() if other.peer_id == peer_id]:
+            if connection.closed is None:
+                connection.close(code, reason, now)
+                self._settle(connection, now)
+
+    def _enforce(self, now: float) -> None:
+        """Close the connections of peers that are banned since the last look, and tell of all bans that began or ended."""
+        while (fact := self.conduct.next_output()) is not None:
+            self._outputs.append(fact)
+            if isinstance(fact, PeerBanned):
+                reason = "this peer cost too much, or broke the rules too often"
+                self._cut_off(fact.peer_id, ErrorCode.BANNED, reason, now)
 
     def _is_open(self, handle: ConnectionHandle) -> bool:
         """Whether the connection is there; one that is closed stays until the next flush."""
@@ -356,7 +387,7 @@ class Endpoint:
         for cid in connection.cids:
             self._routes[cid] = connection
 
-    def _settle(self, connection: Connection, *, touch: bool = True) -> None:
+    def _settle(self, connection: Connection, now: float, *, touch: bool = True) -> None:
         """Move a connection's outputs and connection ids to the endpoint."""
         while (output := connection.next_output()) is not None:
             self._outputs.append(output)
@@ -369,8 +400,12 @@ class Endpoint:
                 del self._routes[cid]
         connection.new_cids.clear()
         connection.old_cids.clear()
-        if connection.established:
+        if connection.peer_id is not None and connection.handle not in self._introduced:
+            self._introduced.add(connection.handle)
             self._strangers.pop(connection.handle, None)
+            if (admitted := self._admitted.get(connection.handle)) is not None:
+                self._doorstep.introduced(admitted)
+            self.conduct.connected(connection.peer_id, self._doorstep.prefix(connection.address), now)
         if touch and connection.handle in self._connections:
             self._touched[connection.handle] = connection
 
@@ -393,13 +428,14 @@ class Endpoint:
         for cid in connection.cids:
             if self._routes.get(cid) is connection:
                 del self._routes[cid]
-        if not connection.is_client:
-            prefix = _prefix(connection.address)
-            left = self._prefixes.get(prefix, 0) - 1
-            if left > 0:
-                self._prefixes[prefix] = left
-            else:
-                self._prefixes.pop(prefix, None)
+        is_introduced = connection.handle in self._introduced
+        self._introduced.discard(connection.handle)
+        if is_introduced and connection.peer_id is not None:
+            self.conduct.disconnected(connection.peer_id)
+        if (admitted := self._admitted.pop(connection.handle, None)) is not None:
+            if not is_introduced:
+                self._doorstep.introduced(admitted)
+            self._doorstep.left(admitted)
 
     def _remember_farewell(self, connection: Connection, sent: list[tuple[bytes, Address]], now: float) -> None:
         if connection.closed is None or not connection.closed.local or not sent:
@@ -442,11 +478,3 @@ class _Verifier:
     def incarnation(self) -> bytes:
         """The SHA-256 digest of the certificate that was accepted; empty before."""
         return self._digest
-
-
-def _prefix(address: Address) -> str | bytes:
-    """Return what counts as one stranger: an IPv4 address, or an IPv6 /56."""
-    host = address[0]
-    if ":" not in host:
-        return host
-    return ipaddress.IPv6Address(host.partition("%")[0]).packed[:IPV6_PREFIX_BYTES]

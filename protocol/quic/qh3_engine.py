@@ -102,9 +102,18 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
     _tls: Any
 
     def __init__(
-        self, configuration: QuicConfiguration, config: EngineConfig, verify: VerifyPeer, original_cid: bytes | None
+        self,
+        configuration: QuicConfiguration,
+        config: EngineConfig,
+        verify: VerifyPeer,
+        original_cid: bytes | None,
+        retry_cid: bytes | None = None,
     ) -> None:
-        super().__init__(configuration=configuration, original_destination_connection_id=original_cid)
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_cid,
+            retry_source_connection_id=retry_cid,
+        )
         self.normal: deque[EngineEvent] = deque()
         self.closed: Closed | None = None
         self._config = config
@@ -490,10 +499,12 @@ class Qh3Engine:
         quic.connect(address, now)
         return Qh3Connection(quic, None)
 
-    def accept(self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer) -> Qh3Connection:
+    def accept(
+        self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer, retry_cid: bytes | None = None
+    ) -> Qh3Connection:
         """See QuicEngine."""
-        quic = GuardedConnection(_configuration(setup, is_client=False), setup.config, verify, original_cid)
-        return Qh3Connection(quic, original_cid)
+        quic = GuardedConnection(_configuration(setup, is_client=False), setup.config, verify, original_cid, retry_cid)
+        return Qh3Connection(quic, retry_cid or original_cid)
 
 
 def _configuration(setup: EngineSetup, *, is_client: bool) -> QuicConfiguration:

@@ -293,8 +293,17 @@ class QuicEngine(Protocol):
         """Start a client connection."""
         ...
 
-    def accept(self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer) -> EngineConnection:
-        """Make the server side for a first Initial packet addressed to `original_cid`."""
+    def accept(
+        self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer, retry_cid: bytes | None = None
+    ) -> EngineConnection:
+        """Make the server side for a first Initial packet.
+
+        Args:
+            setup: what all connections share.
+            original_cid: the connection id that the client chose at first.
+            verify: judges the client's certificate.
+            retry_cid: the connection id that a Retry gave it, to which its packet is addressed; the address is proven then.
+        """
         ...
 
 

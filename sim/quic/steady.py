@@ -79,9 +79,11 @@ class SteadyEngine:
         """See `QuicEngine`."""
         return _steadied(self._engine.connect(_steady(setup), address, verify, now))
 
-    def accept(self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer) -> EngineConnection:
+    def accept(
+        self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer, retry_cid: bytes | None = None
+    ) -> EngineConnection:
         """See `QuicEngine`."""
-        return _steadied(self._engine.accept(_steady(setup), original_cid, verify))
+        return _steadied(self._engine.accept(_steady(setup), original_cid, verify, retry_cid))
 
 
 def _steady(setup: EngineSetup) -> EngineSetup:

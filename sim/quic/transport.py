@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from protocol import conduct
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import Identity, PeerId, TlsCertificate
 from protocol.multiaddr import Multiaddr
@@ -253,6 +254,8 @@ class Transport:
             case quic.StreamOpened(connection=handle, stream=stream):
                 connection = self._by_handle[handle]
                 connection.streams[stream] = self._owner.opened(connection, stream)
+            case conduct.PeerBanned() | conduct.PrefixBanned() | conduct.BanExpired():
+                pass  # told by a node's telemetry alone
             case quic.StreamsAvailable(connection=handle):
                 waiting, self._by_handle[handle].openers = self._by_handle[handle].openers, []
                 for opener in waiting:

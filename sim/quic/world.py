@@ -27,8 +27,8 @@ from sim.world import World
 UDP_OVERHEAD_BYTES = 28
 """Bytes that IPv4 (20) and UDP (8) put round a datagram."""
 
-ENDPOINT = EndpointConfig(connections_per_prefix_max=512, handshakes_per_prefix_max=128)
-"""The endpoint's bounds; all processes share one address, which may have as many connections as there may be."""
+ENDPOINT = EndpointConfig(own_networks=("192.0.2.0/24",))
+"""The endpoint's bounds; all processes share one network, which is not counted by prefix."""
 
 
 class QuicWorld(World):

@@ -173,7 +173,7 @@ class VirtualMachine:
         self._slept_s = 0.0
         self._stopped_at = 0.0
         luck = net.streams.of(f"machine {index}")
-        self.machine = Machine(self.clock, self.wall, luck.randbytes, luck, self.open_socket, self.hardware, lambda: 0.0)
+        self.machine = Machine(self.clock, self.wall, luck.randbytes, luck, self.open_socket, self.hardware, lambda: 0.0, None)
 
     @property
     def address(self) -> Multiaddr:

@@ -10,6 +10,7 @@ import mesh.outbox
 import mesh.transport.builtin
 import mesh.transport.stream
 from mesh.service import Service
+from protocol.conduct import Allowance, ConductConfig
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import Identity, certificate, encode_public_key, verify_certificate
@@ -18,6 +19,7 @@ from protocol.libp2p.ping import PingConfig, PingListener
 from protocol.multiaddr import Multiaddr
 from protocol.quic import aioquic_engine
 from protocol.quic.connection import Connection
+from protocol.quic.doorstep import Doorstep
 from protocol.quic.events import Transmit
 
 SOMEBODY = Identity.from_seed(bytes([99]) * 32)
@@ -53,7 +55,10 @@ def fault(name: str, *sentences: str):
 
 
 def endpoint_config(service: Service, **changes: object) -> None:
-    service.transport.endpoint.config = replace(service.transport.endpoint.config, **changes)
+    endpoint = service.transport.endpoint
+    endpoint.config = replace(endpoint.config, **changes)
+    endpoint.conduct.config = endpoint.config.conduct
+    endpoint._doorstep = Doorstep(endpoint.config, b"secret")
 
 
 @fault("echoes other bytes than the ping's", "ISO-TRANSPORT-080")
@@ -217,7 +222,18 @@ def _(service, patch):
 
 @fault("takes any number of unfinished handshakes", "ISO-TRANSPORT-012")
 def _(service, patch):
-    endpoint_config(service, handshakes_max=10_000, handshakes_per_prefix_max=10_000)
+    unbounded = Allowance(1e9, 1e9)
+    endpoint_config(service, handshakes_max=10_000, handshakes_unproven_max=10_000, unproven=unbounded)
+
+
+@fault("answers no stranger while many handshakes are unfinished", "ISO-TRANSPORT-017")
+def _(service, patch):
+    patch.setattr(service.transport.endpoint._doorstep._retry, "packet", lambda *_: None)
+
+
+@fault("bans nobody", "ISO-TRANSPORT-026", "ISO-TRANSPORT-027")
+def _(service, patch):
+    patch.setattr(service.transport.endpoint.conduct, "is_banned", lambda *_: False)
 
 
 @fault("waits for a handshake for ever", "ISO-TRANSPORT-008")
@@ -227,7 +243,7 @@ def _(service, patch):
 
 @fault("lets a peer open streams without end", "ISO-TRANSPORT-043")
 def _(service, patch):
-    endpoint_config(service, streams_burst=1e9)
+    endpoint_config(service, conduct=ConductConfig(streams=Allowance(1e9, 1e9)))
 
 
 @fault("keeps both connections of one peer", "ISO-TRANSPORT-020", "ISO-TRANSPORT-021", "ISO-TRANSPORT-025", "ISO-ID-004")

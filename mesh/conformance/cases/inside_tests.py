@@ -44,6 +44,27 @@ inside(
 
 # Chapter 2
 
+_DOORSTEP = "tests/protocol/quic/test_doorstep.py::"
+
+inside(
+    "ISO-TRANSPORT-017",
+    "what is kept of a client does not show, nor what a token says",
+    _DOORSTEP + "test_a_retry_is_one_small_datagram_that_keeps_nothing",
+    _DOORSTEP + "test_a_token_proves_nothing_in_another_hand",
+    _DOORSTEP + "test_a_proven_address_is_bound_by_its_prefix",
+)
+inside(
+    "ISO-TRANSPORT-026",
+    "the account of the CPU is the node's own",
+    _DOORSTEP + "test_a_peer_that_takes_too_much_of_a_core_is_banned_within_five_seconds",
+)
+inside(
+    "ISO-TRANSPORT-027",
+    "a ban takes minutes to end, and several prefixes to compare",
+    _DOORSTEP + "test_a_banned_peer_is_told_so_and_never_counts_as_connected",
+    _DOORSTEP + "test_first_packets_of_a_banned_prefix_leave_no_state_and_get_no_answer",
+    "tests/protocol/conduct/test_conduct.py::test_every_ban_ends",
+)
 inside("ISO-TRANSPORT-014", "how much is kept does not show", _HOSTILE + "test_gaps_in_the_handshake_are_bounded")
 inside(
     "ISO-TRANSPORT-044",

@@ -11,9 +11,19 @@ from mesh.conformance.peer import ScriptedPeer
 from mesh.conformance.quic import OpenConnection, varint
 from mesh.conformance.registry import case, expect
 from mesh.conformance.wire import Connection
+from protocol.errors import ErrorCode
 
 HANDSHAKES_MAX = 64
-"""Unfinished handshakes of one address (docs/spec/02-transport.md, section "Limits")."""
+"""Unfinished handshakes of addresses that are not proven (docs/spec/02-transport.md, section "Limits")."""
+
+LATE = 16
+"""How many come behind a crowd: a few of them may find that the allowance for unproven addresses has grown by one again."""
+
+RETRY_BYTES_MAX = 256
+"""Larger than any Retry of a node, in bytes; the first flight of a handshake takes 1200 at least."""
+
+FAULTS_MAX = 8
+"""Faults after which a peer is banned for certain: the specification forgives three (section "Limits")."""
 
 AMPLIFICATION_MAX = 3
 """Bytes sent for each byte received before an address is validated, unitless (RFC 9000 section 8.1)."""
@@ -66,18 +76,53 @@ async def a_first_packet_that_does_not_decrypt_leaves_no_state(peer: ScriptedPee
 
 @case("ISO-TRANSPORT-012", alone=True)
 async def unfinished_handshakes_are_bounded(peer: ScriptedPeer) -> None:
-    """Of many first packets of one address no more are answered than the limit says; those who leave make room."""
+    """Of many first packets no more begin a handshake than the limit says; the rest get a Retry at most."""
     begun = [peer.begin() for _ in range(HANDSHAKES_MAX + 30)]
     for connection in begun:
         connection.deaf = connection.mute = True  # nobody goes on
     await trio.sleep(2 * peer.subject.quiet_s)
-    answered = [connection for connection in begun if connection.n_datagrams_in]
+    answered = [connection for connection in begun if connection.n_bytes_in > RETRY_BYTES_MAX]
     expect(answered, "an answer to the first of them", "none")
     expect(len(answered) <= HANDSHAKES_MAX, f"at most {HANDSHAKES_MAX} answered", len(answered))
     for connection in begun:
         connection.deaf = connection.mute = False
         connection.close()
     await trio.sleep(peer.subject.quiet_s)
+    await peer.others_are_served()
+
+
+@case("ISO-TRANSPORT-017", alone=True)
+async def who_comes_behind_a_crowd_gets_in_by_a_retry(peer: ScriptedPeer) -> None:
+    """While many do not go on with their handshakes others are answered by a Retry, and get in with its token."""
+    begun = [peer.begin() for _ in range(HANDSHAKES_MAX + 30)]
+    for connection in begun:
+        connection.deaf = connection.mute = True
+    late = [peer.begin(identity=peer.stranger()) for _ in range(LATE)]
+    for connection in late:
+        await connection.established()
+        await peer.ping(connection)
+    expect(any(connection.quic.was_retried for connection in late), "a Retry for who comes behind a crowd", "none")
+    for connection in begun:
+        connection.deaf = connection.mute = False
+        connection.close()
+    await trio.sleep(peer.subject.quiet_s)
+
+
+@case("ISO-TRANSPORT-026", "ISO-TRANSPORT-027", alone=True)
+async def who_breaks_the_rules_too_often_is_banned(peer: ScriptedPeer) -> None:
+    """After so many faults a peer is told BANNED before it counts as connected; others are served meanwhile."""
+    identity = peer.stranger()
+    for _ in range(FAULTS_MAX):
+        connection = peer.begin(identity=identity)
+        await connection.until(lambda c=connection: c.end or c.quic.confirmed, "a finished handshake, or its end")  # type: ignore[misc]
+        if connection.end is not None:
+            break
+        connection.send_packet(b"\x02" + varint(1 << 20) + varint(0) + varint(0) + varint(0))  # acknowledges what was never sent
+        await connection.ended("the end of a connection that acknowledges packets never sent")
+    last = peer.begin(identity=identity)
+    end = await last.ended("the end of a handshake of a banned peer")
+    expect(end.by_application and end.code == ErrorCode.BANNED, "a close with BANNED", end)
+    expect(not last.quic.confirmed, "no confirmed handshake", "one")
     await peer.others_are_served()
 
 

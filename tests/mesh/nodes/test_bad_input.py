@@ -309,15 +309,15 @@ async def test_three_hundred_streams_are_held_to_the_limit(start: Start) -> None
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(open_all)
-            serving = offender.victim.service.transport.connections[offender.connection._transport.identity.peer_id]
-            await eventually(lambda: serving.n_serving > 100)
-            assert serving.n_serving <= offender.victim.service.transport.config.serving_max
+            victim, peer_id = offender.victim.service.transport, offender.connection._transport.identity.peer_id
+            await eventually(lambda: victim.n_serving(peer_id) > 100)
+            assert victim.n_serving(peer_id) <= victim.config.serving_max
             assert len(opened) < 300
             await offender.others_notice_nothing()
             nursery.cancel_scope.cancel()
         for stream in opened:
             stream.reset(ErrorCode.CANCELLED)
-        await eventually(lambda: serving.n_serving <= 1)
+        await eventually(lambda: victim.n_serving(peer_id) <= 1)
 
 
 async def test_a_peer_that_never_reads_its_answers_holds_its_share_of_requests_and_no_more(start: Start) -> None:

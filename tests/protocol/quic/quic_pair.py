@@ -79,6 +79,7 @@ class Pair:
         dialler_certificate=None,
         listener_certificate=None,
         verify=None,
+        cpu_clock=None,
     ):
         self.now = 1000.0
         self.delay_s = delay_s
@@ -98,6 +99,7 @@ class Pair:
                 identity.peer_id,
                 verify or (lambda der: verify_certificate(der, WALL_S)),
                 config or EndpointConfig(),
+                cpu_clock if index else None,
             )
             self.sides.append(Side(identity, endpoint, (DIALLER, LISTENER)[index]))
         self.dialler, self.listener = self.sides

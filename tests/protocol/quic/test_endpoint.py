@@ -5,6 +5,7 @@ import random
 import pytest
 from quic_pair import DIALLER, LISTENER, WALL_S, Pair, certificate_of
 
+from protocol.conduct import Allowance, ConductConfig
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity, verify_certificate
 from protocol.quic.events import (
@@ -488,7 +489,7 @@ def test_hundreds_of_streams_in_turn_leave_nothing_behind(engines):
 
 
 def test_opening_streams_without_end_is_flooding(engines):
-    pair = Pair(engines, config=EndpointConfig(streams_per_s=10.0, streams_burst=50.0))
+    pair = Pair(engines, config=EndpointConfig(conduct=ConductConfig(streams=Allowance(10.0, 50.0))))
     pair.connect()
     for _ in range(100):
         if pair.dialler.of(ConnectionClosed):

@@ -30,6 +30,7 @@ class TestAioquic:
             "host_cid",
             # those of the conformance suite
             "_remote_max_streams_uni", "_remote_max_stream_data_uni", "_remote_max_data", "_cryptos", "_version",
+            "_retry_source_connection_id",
         ],
     )  # fmt: skip
     def test_connection_has(self, name):
