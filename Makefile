@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 INTEROP ?= .venv-interop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-compiled test-conformance test-interop check bench bench-interop bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop check bench bench-interop bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -24,6 +24,13 @@ demo: $(READY)-run ## Five nodes at different distances, real inference, and a p
 
 test: $(READY)-test ## Run the fast test suite
 	$(BIN)/python -m pytest
+
+# Seconds for each harness, and which; all of them where nothing is said.
+TIME ?= 60
+ONLY ?=
+
+fuzz: $(READY)-test $(READY)-fuzz ## Look for bytes that hurt: TIME=60 seconds for each harness, ONLY=name,name
+	@$(BIN)/python tests/fuzz/fuzz_run.py --time $(TIME) --only "$(ONLY)"
 
 test-compiled: $(READY)-test $(READY)-check ## Compile the core to machine code and show that it behaves the same
 	$(BIN)/python -m pytest -m compiled tests/sim/test_compiled.py

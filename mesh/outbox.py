@@ -12,6 +12,10 @@ import trio
 from mesh.transport import Doing, Stream
 from protocol.encoding import FrameDecoder, encode_frame
 
+MESSAGES_PER_TURN = 64
+"""Messages of one peer that are taken before others get their turn, a count: what is read at once may hold thousands of the
+shortest, and each costs up to some ten microseconds."""
+
 SIGNED_BYTES_MIN = 256
 """Bytes of a message for which one signature is charged: records of a mesh take 250 to 500, and most of what is said is none."""
 
@@ -58,10 +62,13 @@ async def read_frames(stream: Stream, bytes_max: int, take: Callable[[bytes], No
         StreamReset: the peer broke the stream off.
         ConnectionLost: the connection is gone.
     """
-    decoder = FrameDecoder(bytes_max)
+    decoder, taken = FrameDecoder(bytes_max), 0
     while chunk := await stream.receive_some():
         decoder.receive(chunk)
         while (message := decoder.next_frame()) is not None:
             stream.tell(Doing.FRAME, sent=False, data=message)
             take(message)
+            taken += 1
+            if taken % MESSAGES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
     decoder.finish()

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Creates the virtual environment and installs into it what one part of the project needs.
 #
-# usage: scripts/setup.sh [run|test|check]...
+# usage: scripts/setup.sh [run|test|check|fuzz]...
 #   run    what `make demo` and a node need; always installed
 #   test   and what `make test` needs
 #   check  and what `make check` needs
+#   fuzz   and what `make fuzz` needs
 # Safe to run again, also after a run that was interrupted.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,8 +17,8 @@ parts="run"
 for part in "$@"; do
     case "$part" in
         run) ;;
-        test | check) extras="$extras,$part"; parts="$parts $part" ;;
-        *) echo "isochrone: unknown part '$part'; known are run, test and check" >&2; exit 2 ;;
+        test | check | fuzz) extras="$extras,$part"; parts="$parts $part" ;;
+        *) echo "isochrone: unknown part '$part'; known are run, test, check and fuzz" >&2; exit 2 ;;
     esac
 done
 

@@ -6,10 +6,14 @@ and fields other than `data` are skipped. A line or an event over its limit is a
 Source: WHATWG HTML, section 9.2 "Server-sent events".
 """
 
+import re
 from collections.abc import Iterator
 
 EVENT_BYTES_MAX = 1 << 20
 """Largest line, and largest event, in bytes: a chunk of an answer is a few hundred, with log-probabilities some ten thousand."""
+
+
+_EMPTY_LINES = re.compile(rb"\n{3,}")
 
 
 class SseError(Exception):
@@ -37,7 +41,8 @@ class SseReader:
             self._skip_newline = False
             chunk = chunk.removeprefix(b"\n")
         self._skip_newline = chunk.endswith(b"\r")
-        lines = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        # Of several empty lines the first ends an event and the others nothing; no server needs thousands of them.
+        lines = _EMPTY_LINES.sub(b"\n\n", chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")).split(b"\n")
         for line in lines[:-1]:
             self._append(line)
             whole = bytes(self._line)

@@ -66,7 +66,7 @@ class GatewayConfig:
     json_depth_max: int = 64
     choices_max: int = 128
     inputs_max: int = 2048
-    containers_max: int = 65_536
+    containers_max: int = 16_384
     values_max: int = 1_048_576
     key_requests_per_s: float = 100.0
     key_requests_burst: int = 200

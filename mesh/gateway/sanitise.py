@@ -35,6 +35,12 @@ _ADDRESS = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|(?:https?|ftp|file):)", re.IG
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 """A text in JSON."""
 
+_OPAQUE_DEPTH_MAX = max(map(len, OPAQUE))
+"""Names that lead to the deepest schema, a count; below it nobody looks where a value stands."""
+
+_CONTAINERS = frozenset({list, dict})
+"""What nests in JSON."""
+
 _PART_DEPTH_MAX = 4
 """Nesting of a message part in levels: OpenAI's parts have two, a cache hint adds one."""
 
@@ -169,13 +175,13 @@ def _encode(fields: Mapping[str, object]) -> bytes:
 
 def _clean(value: object, dropped: list[str], depth_left: int, where: tuple[str, ...]) -> object:
     """Copy `value` without forbidden names; `where` are the names that lead to it."""
-    if where in OPAQUE:
+    if len(where) <= _OPAQUE_DEPTH_MAX and where in OPAQUE:
         return value
     if depth_left == 0:
         raise ApiError(400, "invalid_json", "The body is nested too deeply.", retry=False)
     if isinstance(value, list):
         # Most long arrays are token numbers: nothing to look at, nothing to copy.
-        if all(not isinstance(item, list | dict) for item in value):
+        if _CONTAINERS.isdisjoint(map(type, value)):
             return value
         return [_clean(item, dropped, depth_left - 1, where) for item in value]
     if isinstance(value, dict):
@@ -184,7 +190,8 @@ def _clean(value: object, dropped: list[str], depth_left: int, where: tuple[str,
             if is_forbidden(name):
                 dropped.append(name)
             else:
-                cleaned[name] = _clean(item, dropped, depth_left - 1, (*where, name))
+                inside = (*where, name) if len(where) <= _OPAQUE_DEPTH_MAX else where
+                cleaned[name] = _clean(item, dropped, depth_left - 1, inside)
         return cleaned
     return value
 

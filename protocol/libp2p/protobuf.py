@@ -52,12 +52,22 @@ def encode_text(number: int, value: str) -> bytes:
     return encode_bytes(number, value.encode())
 
 
-def read_fields(message: bytes, fields_max: int) -> Iterator[tuple[int, int | bytes]]:
+class FieldBudget:
+    """Fields that a message and everything inside it may have together."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, fields_max: int) -> None:
+        self.left = fields_max
+
+
+def read_fields(message: bytes, fields_max: int, budget: FieldBudget | None = None) -> Iterator[tuple[int, int | bytes]]:
     """Yield number and value of each varint and length-delimited field, in order, repeated ones repeatedly.
 
     Args:
         message: one whole message.
         fields_max: most fields of any kind before the message is refused.
+        budget: what it shares with other messages; charged for each field.
 
     Raises:
         RemoteProtocolError: MALFORMED for bytes that are no message; TOO_LARGE for too many fields.
@@ -66,8 +76,10 @@ def read_fields(message: bytes, fields_max: int) -> Iterator[tuple[int, int | by
     fields = 0
     while offset < len(message):
         fields += 1
-        if fields > fields_max:
-            raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a message of more than {fields_max} fields")
+        if budget is not None:
+            budget.left -= 1
+        if fields > fields_max or (budget is not None and budget.left < 0):
+            raise RemoteProtocolError(ErrorCode.TOO_LARGE, "a message of too many fields")
         tag, offset = _read_varint(message, offset)
         number, wire_type = tag >> 3, tag & 7
         if not 1 <= number <= FIELD_NUMBER_MAX:

@@ -11,7 +11,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.libp2p.protobuf import as_bytes, as_text, as_uint, encode_bytes, encode_text, encode_uint, read_fields
+from protocol.libp2p.protobuf import (
+    FieldBudget,
+    as_bytes,
+    as_text,
+    as_uint,
+    encode_bytes,
+    encode_text,
+    encode_uint,
+    read_fields,
+)
 
 RPC_BYTES_MAX = 1_048_576
 """Longest RPC in bytes (libp2p/specs pubsub/README.md: "say 1 MiB"; go-libp2p-pubsub's default)."""
@@ -24,6 +33,12 @@ CONTROL_FIELDS_MAX = 2048
 
 IDS_MAX = 10_000
 """Most message ids in one RPC: twice what go-libp2p-pubsub asks for in one heartbeat."""
+
+FIELDS_MAX = RPC_FIELDS_MAX + IDS_MAX
+"""Most fields of an RPC and all that is in it, a count: every id there may be, and its own. Each takes half a microsecond."""
+
+BYTES_PER_FIELD = 64
+"""For each so many bytes an RPC may have one field more: a thousand whole messages have seven thousand."""
 
 ID_BYTES_MAX = 256
 """Longest message id in bytes: ours have 46; ids of other applications are hashes."""
@@ -180,9 +195,10 @@ def encode_pubsub_message(message: PubsubMessage) -> bytes:
 class _Collector:
     """What one RPC holds, counted while it is read."""
 
-    __slots__ = ("grafts", "idontwants", "ids", "ihaves", "iwants", "messages", "prunes", "subscriptions")
+    __slots__ = ("budget", "grafts", "idontwants", "ids", "ihaves", "iwants", "messages", "prunes", "subscriptions")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: FieldBudget) -> None:
+        self.budget = budget
         self.ids = 0
         self.subscriptions: list[Subscription] = []
         self.messages: list[PubsubMessage] = []
@@ -192,33 +208,34 @@ class _Collector:
         self.prunes: list[Prune] = []
         self.idontwants: list[bytes] = []
 
-    def take_ids(self, message: bytes, number: int) -> tuple[bytes, ...]:
-        """The ids in the fields of this number."""
-        found: list[bytes] = []
-        for field, value in read_fields(message, IDS_MAX + _INNER_FIELDS_MAX):
-            if field != number:
-                continue
-            name = as_bytes(value)
-            self.ids += 1
-            if len(name) > ID_BYTES_MAX or self.ids > IDS_MAX:
-                raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a message id of {len(name)} bytes, the {self.ids}th of its RPC")
-            found.append(name)
-        return tuple(found)
+    def take_ids(self, message: bytes, number: int) -> tuple[str, tuple[bytes, ...]]:
+        """The ids in the fields of this number, and the topic in field 1 where that is another."""
+        topic, found = "", list[bytes]()
+        for field, value in read_fields(message, IDS_MAX + _INNER_FIELDS_MAX, self.budget):
+            if field == number:
+                name = as_bytes(value)
+                self.ids += 1
+                if len(name) > ID_BYTES_MAX or self.ids > IDS_MAX:
+                    detail = f"a message id of {len(name)} bytes, the {self.ids}th of its RPC"
+                    raise RemoteProtocolError(ErrorCode.TOO_LARGE, detail)
+                found.append(name)
+            elif field == 1:
+                topic = _checked_topic(as_text(value))
+        return topic, tuple(found)
 
     def take_control(self, message: bytes) -> None:
         """Everything in a control message."""
-        for number, value in read_fields(message, CONTROL_FIELDS_MAX):
+        for number, value in read_fields(message, CONTROL_FIELDS_MAX, self.budget):
             if number == _IHAVE:
-                inner = as_bytes(value)
-                self.ihaves.append(IHave(_topic_in(inner, 1, IDS_MAX + _INNER_FIELDS_MAX), self.take_ids(inner, 2)))
+                self.ihaves.append(IHave(*self.take_ids(as_bytes(value), 2)))
             elif number == _IWANT:
-                self.iwants += self.take_ids(as_bytes(value), 1)
+                self.iwants += self.take_ids(as_bytes(value), 1)[1]
             elif number == _GRAFT:
-                self.grafts.append(_topic_in(as_bytes(value), 1, _INNER_FIELDS_MAX))
+                self.grafts.append(_topic_and_number(as_bytes(value), 1, 0, _INNER_FIELDS_MAX, self.budget)[0])
             elif number == _PRUNE:
-                self.prunes.append(_decode_prune(as_bytes(value)))
+                self.prunes.append(Prune(*_topic_and_number(as_bytes(value), 1, _BACKOFF, _PRUNE_FIELDS_MAX, self.budget)))
             elif number == _IDONTWANT:
-                self.idontwants += self.take_ids(as_bytes(value), 1)
+                self.idontwants += self.take_ids(as_bytes(value), 1)[1]
 
 
 def decode_rpc(payload: bytes) -> Rpc:
@@ -229,12 +246,14 @@ def decode_rpc(payload: bytes) -> Rpc:
     """
     if len(payload) > RPC_BYTES_MAX:
         raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"an RPC of {len(payload)} bytes")
-    found = _Collector()
-    for number, value in read_fields(payload, RPC_FIELDS_MAX):
+    budget = FieldBudget(FIELDS_MAX + len(payload) // BYTES_PER_FIELD)
+    found = _Collector(budget)
+    for number, value in read_fields(payload, RPC_FIELDS_MAX, budget):
         if number == _SUBSCRIPTIONS:
-            found.subscriptions.append(_decode_subscription(as_bytes(value)))
+            topic, subscribes = _topic_and_number(as_bytes(value), _TOPIC_ID, _SUBSCRIBE, _INNER_FIELDS_MAX, budget)
+            found.subscriptions.append(Subscription(topic, bool(subscribes)))
         elif number == _PUBLISH:
-            found.messages.append(decode_pubsub_message(as_bytes(value)))
+            found.messages.append(decode_pubsub_message(as_bytes(value), budget))
         elif number == _CONTROL:
             found.take_control(as_bytes(value))
     return Rpc(
@@ -248,8 +267,8 @@ def decode_rpc(payload: bytes) -> Rpc:
     )
 
 
-def decode_pubsub_message(message: bytes) -> PubsubMessage:
-    """Decode one message.
+def decode_pubsub_message(message: bytes, budget: FieldBudget | None = None) -> PubsubMessage:
+    """Decode one message; its fields are charged to the budget of the RPC that holds it.
 
     Raises:
         RemoteProtocolError: TOO_LARGE for a topic or a count over its limit, MALFORMED for any other fault.
@@ -257,7 +276,7 @@ def decode_pubsub_message(message: bytes) -> PubsubMessage:
     single: dict[int, bytes] = {}
     topic: str | None = None
     is_later = False
-    for number, value in read_fields(message, _MESSAGE_FIELDS_MAX):
+    for number, value in read_fields(message, _MESSAGE_FIELDS_MAX, budget):
         if number == _TOPIC:
             topic = _checked_topic(as_text(value))
         elif _FROM <= number <= _KEY:
@@ -290,29 +309,17 @@ def _encode_ids(ids: Iterable[bytes]) -> bytes:
     return b"".join([encode_bytes(1, name) for name in ids])
 
 
-def _decode_subscription(message: bytes) -> Subscription:
-    subscribes = False
-    for number, value in read_fields(message, _INNER_FIELDS_MAX):
-        if number == _SUBSCRIBE:
-            subscribes = as_uint(value) != 0
-    return Subscription(_topic_in(message, _TOPIC_ID, _INNER_FIELDS_MAX), subscribes)
-
-
-def _decode_prune(message: bytes) -> Prune:
-    backoff_s: int | None = None
-    for number, value in read_fields(message, _PRUNE_FIELDS_MAX):
-        if number == _BACKOFF:
-            backoff_s = as_uint(value)
-    return Prune(_topic_in(message, 1, _PRUNE_FIELDS_MAX), backoff_s)
-
-
-def _topic_in(message: bytes, number: int, fields_max: int) -> str:
-    """The topic in the field of this number; the empty text where it is missing, which nobody subscribes to."""
-    topic = ""
-    for field, value in read_fields(message, fields_max):
-        if field == number:
+def _topic_and_number(
+    message: bytes, topic_field: int, number_field: int, fields_max: int, budget: FieldBudget
+) -> tuple[str, int | None]:
+    """The topic and the number in two fields; the empty text, which nobody subscribes to, and None where they are missing."""
+    topic, number = "", None
+    for field, value in read_fields(message, fields_max, budget):
+        if field == topic_field:
             topic = _checked_topic(as_text(value))
-    return topic
+        elif field == number_field:
+            number = as_uint(value)
+    return topic, number
 
 
 def _checked_topic(topic: str) -> str:

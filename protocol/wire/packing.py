@@ -2,8 +2,9 @@
 
 A buffer is accepted only if it is one whole value of nil, booleans, integers, finite floats, text, bytes, arrays and maps with
 distinct text keys, within the given size, depth and number of values. Extension types, timestamps, other keys, a key given twice
-and bytes left over are refused. Size is checked first, so that the work and the memory spent on a buffer are bounded by it:
-msgpack makes up to 73 times its input out of empty arrays.
+and bytes left over are refused. Size is checked first, so that the work and the memory spent on a buffer are bounded by it; but
+msgpack makes up to 73 times its input out of empty arrays, and room for every element of an array when it reads its header, a
+thousand arrays deep. So arrays are counted while they are made, and a buffer with many headers of long arrays is walked first.
 
 Source: the msgpack specification, https://github.com/msgpack/msgpack/blob/master/spec.md.
 Spec: docs/spec/03-records.md, section "Plain values".
@@ -26,6 +27,15 @@ INT_MAX = 2**63 - 1
 
 _OVER_A_COUNT = " exceeds max_"
 """What msgpack's ValueError says of an array or a map that announces more elements than it was allowed, before it makes any."""
+
+_ROOM_BYTES_MAX = 1 << 20
+"""Most room, in bytes, that msgpack may make for arrays before it is seen that there are too many values for it."""
+
+_POINTER_BYTES = 8
+"""What one element of an array takes before it is read, in bytes."""
+
+_LONG_ARRAYS = (b"\xdc", b"\xdd")
+"""Headers of arrays of 16 or more elements."""
 
 _packb = cast("Callable[..., bytes]", msgpack.packb)  # pyright: ignore[reportUnknownMemberType]
 _unpackb = cast("Callable[..., object]", msgpack.unpackb)  # pyright: ignore[reportUnknownMemberType]
@@ -96,11 +106,24 @@ def unpack(buffer: bytes | memoryview, limits: PackingLimits) -> Plain:
     """
     if len(buffer) > limits.size_bytes_max:
         raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"{len(buffer)} bytes where {limits.size_bytes_max} are allowed")
+    arrays_left = limits.values_max
+
+    def count_array(array: list[object]) -> list[object]:
+        nonlocal arrays_left
+        arrays_left -= 1
+        if arrays_left < 0:
+            raise _UnacceptableError(ErrorCode.TOO_LARGE, f"more than {limits.values_max} values")
+        return array
+
     try:
+        packed = bytes(buffer)
+        if sum(map(packed.count, _LONG_ARRAYS)) * limits.values_max * _POINTER_BYTES > _ROOM_BYTES_MAX:
+            _walk(packed, limits)
         value = _unpackb(
-            buffer,
+            packed,
             raw=False,
             strict_map_key=True,
+            list_hook=count_array,
             object_pairs_hook=_distinct,
             ext_hook=_no_extension,
             max_array_len=limits.values_max,
@@ -115,6 +138,81 @@ def unpack(buffer: bytes | memoryview, limits: PackingLimits) -> Plain:
         # msgpack's own errors (ExtraData, FormatError, StackError, UnicodeDecodeError) are ValueErrors; OutOfData is not
         raise RemoteProtocolError(ErrorCode.MALFORMED, f"not msgpack: {type(error).__name__}") from None
     return cast("Plain", value)
+
+
+def _walk(packed: bytes, limits: PackingLimits) -> None:
+    """Look at the headers alone, and refuse what announces too many values or levels; what ends early is left to msgpack."""
+    left = [1]  # values to come, of each array and map round this place
+    values, position, end = 1, 0, len(packed)
+    while left and position < end:
+        if left[-1] == 0:
+            left.pop()
+            continue
+        left[-1] -= 1
+        size, count, is_map = _header(packed, position)
+        position += size
+        if count:
+            values += count
+            if values > limits.values_max:
+                raise _UnacceptableError(ErrorCode.TOO_LARGE, f"more than {limits.values_max} values")
+            if len(left) > limits.depth_max:
+                raise _UnacceptableError(ErrorCode.TOO_LARGE, f"more than {limits.depth_max} levels")
+            left.append(2 * count if is_map else count)
+
+
+def _header(packed: bytes, position: int) -> tuple[int, int, bool]:
+    """What begins here: how many bytes of it are no values of their own, how many values are in it, and whether it is a map."""
+    byte = packed[position]
+    if byte < 0x80 or byte >= 0xE0 or byte in (0xC0, 0xC1, 0xC2, 0xC3):
+        return 1, 0, False
+    if byte < 0xA0:
+        return 1, byte & 0x0F, byte < 0x90
+    if byte < 0xC0:
+        return 1 + (byte & 0x1F), 0, False
+    if byte in _FIXED_BYTES:
+        return _FIXED_BYTES[byte], 0, False
+    width, more, is_container = _LENGTHS[byte]
+    length = int.from_bytes(packed[position + 1 : position + 1 + width], "big")
+    if is_container:
+        return 1 + width, length, byte >= 0xDE
+    return 1 + width + more + length, 0, False
+
+
+# Bytes of a number or a fixed extension with its header (the msgpack specification, "Formats").
+_FIXED_BYTES = {
+    0xCA: 5,
+    0xCB: 9,
+    0xCC: 2,
+    0xCD: 3,
+    0xCE: 5,
+    0xCF: 9,
+    0xD0: 2,
+    0xD1: 3,
+    0xD2: 5,
+    0xD3: 9,
+    0xD4: 3,
+    0xD5: 4,
+    0xD6: 6,
+    0xD7: 10,
+    0xD8: 18,
+}
+
+# Bytes of the length, bytes more behind it, and whether it counts values (the same).
+_LENGTHS = {
+    0xC4: (1, 0, False),
+    0xC5: (2, 0, False),
+    0xC6: (4, 0, False),
+    0xC7: (1, 1, False),
+    0xC8: (2, 1, False),
+    0xC9: (4, 1, False),
+    0xD9: (1, 0, False),
+    0xDA: (2, 0, False),
+    0xDB: (4, 0, False),
+    0xDC: (2, 0, True),
+    0xDD: (4, 0, True),
+    0xDE: (2, 0, True),
+    0xDF: (4, 0, True),
+}
 
 
 def _distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

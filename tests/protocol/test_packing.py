@@ -1,5 +1,7 @@
 """The bounded msgpack codec."""
 
+import tracemalloc
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from record_strategies import plain
 
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from protocol.wire import PackingLimits, pack, unpack
+from protocol.wire import PackingLimits, pack, packing, unpack
 
 LIMITS = PackingLimits(size_bytes_max=4096, depth_max=4, values_max=64)
 
@@ -83,3 +85,52 @@ def test_deep_nesting_costs_no_recursion():
 def test_what_the_other_side_would_refuse_is_not_packed(value):
     with pytest.raises(LocalProtocolError):
         pack(value, LIMITS)
+
+
+def test_arrays_are_counted_before_room_is_made_for_them():
+    limits = PackingLimits(size_bytes_max=65_536, depth_max=6, values_max=576)
+    tracemalloc.start()
+    try:
+        for header in (b"\xdc\x02\x40", b"\xdd\x00\x00\x02\x40", b"\x91\xdc\x02\x40"):
+            assert refused(header * 1100, limits) is ErrorCode.TOO_LARGE
+        assert refused(b"\xdc\x02\x30" + (b"\xdc\x02\x30" + b"\x90" * 0x230) * 100, limits) is ErrorCode.TOO_LARGE
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@given(plain)
+def test_a_buffer_that_is_walked_first_is_read_as_any_other(value):
+    limits = PackingLimits(size_bytes_max=1 << 20, depth_max=17, values_max=100_000)
+    suspicious = [value, b"\xdc" * 8]
+    packed = pack(suspicious, limits)
+    assert packed.count(b"\xdc") * limits.values_max * 8 > 1 << 20, "as many headers as make it walk"
+    assert unpack(packed, limits) == suspicious
+
+
+@given(plain, st.integers(0, 4), st.integers(1, 12))
+def test_the_walk_refuses_what_the_check_refuses(value, depth, count):
+    packed = pack(value, PackingLimits(1 << 20, 16, 100_000))
+    limits = PackingLimits(1 << 20, depth, count)
+    try:
+        packing._walk(packed, limits)
+        walked = False
+    except packing._UnacceptableError:
+        walked = True
+    try:
+        packing._check(value, limits)
+        checked = False
+    except packing._UnacceptableError:
+        checked = True
+    assert walked == checked
+
+
+@given(st.binary(max_size=200))
+def test_the_walk_takes_any_bytes(buffer):
+    code = ErrorCode.TOO_LARGE
+    try:
+        packing._walk(buffer, LIMITS)
+    except packing._UnacceptableError as error:
+        code = error.code
+    assert code is ErrorCode.TOO_LARGE

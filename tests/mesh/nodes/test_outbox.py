@@ -1,9 +1,13 @@
 """What waits to be said to one peer."""
 
+import itertools
+
 import trio
 from mesh_nodes import PlannedEngine, Start, eventually
 
 from mesh.driver import OUTBOX_MESSAGES_MAX
+from mesh.outbox import MESSAGES_PER_TURN, read_frames
+from protocol.encoding import encode_frame
 from protocol.gossip import GOSSIP_PROTOCOL
 
 
@@ -23,3 +27,33 @@ async def test_what_waits_for_a_peer_is_bounded_and_the_oldest_goes(start: Start
         assert len(outbox.messages) == OUTBOX_MESSAGES_MAX
         assert outbox.messages[-1] == b"message %d" % (3 * OUTBOX_MESSAGES_MAX - 1)
         outbox.messages.clear()
+
+
+class Chunks:
+    """A stream that has everything at once."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.chunks = list(chunks)
+
+    async def receive_some(self) -> bytes:
+        return self.chunks.pop(0) if self.chunks else b""
+
+    def tell(self, doing: object, *, sent: bool, data: bytes) -> None: ...
+
+
+async def test_others_get_their_turn_while_one_peer_says_thousands_of_short_messages() -> None:
+    taken: list[bytes] = []
+    seen: list[int] = []
+
+    async def look() -> None:
+        while True:
+            seen.append(len(taken))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await read_frames(Chunks(encode_frame(b"x") * (10 * MESSAGES_PER_TURN)), 16, taken.append)  # type: ignore[arg-type]
+        nursery.cancel_scope.cancel()
+    assert len(taken) == 10 * MESSAGES_PER_TURN
+    assert len(set(seen)) >= 4
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 4 * MESSAGES_PER_TURN

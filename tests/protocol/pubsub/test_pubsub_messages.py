@@ -101,3 +101,24 @@ def test_control_entries_are_counted_one_by_one():
         idontwants=(b"4", b"5"),
     )
     assert rpc.control_entries == 2 + 1 + 2 + 1 + 1 + 1 + 2
+
+
+def test_fields_are_counted_over_everything_in_an_rpc():
+    empty = b"\x18\x00"  # a field that no message has, with nothing in it
+    ihave = encode_bytes(1, empty * 10_000)
+    assert decode_rpc(encode_bytes(3, ihave)).ihaves == (IHave("", ()),)
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_rpc(encode_bytes(3, ihave + ihave))
+    assert caught.value.code is ErrorCode.TOO_LARGE
+
+
+def test_a_subscription_a_message_and_a_prune_are_charged_for_their_fields():
+    filler = b"\x78\x01"  # field 15
+    for outer, inner, repeats in ((1, filler * 31, 500), (2, encode_bytes(4, b"t") + filler * 30, 500)):
+        with pytest.raises(RemoteProtocolError) as caught:
+            decode_rpc(encode_bytes(outer, inner) * repeats)
+        assert caught.value.code is ErrorCode.TOO_LARGE, outer
+        decode_rpc(encode_bytes(outer, inner) * 100)
+    for kind in (3, 4):
+        with pytest.raises(RemoteProtocolError):
+            decode_rpc(encode_bytes(3, encode_bytes(kind, filler * 31) * 500))

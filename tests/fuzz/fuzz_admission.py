@@ -1,0 +1,130 @@
+"""The harness of admission: what a stranger shows, invitations, certificates, delegations and notices.
+
+Statements are tried as they came and, because a signature is looked at before the rest, with whatever content well signed.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fuzz_oracle import Harness, either
+
+from protocol.admission import (
+    decode_join_answer,
+    decode_join_request,
+    decode_notice_frame,
+    open_certificate,
+    open_delegation,
+    open_notice,
+    open_shown,
+    open_token,
+    parse_token,
+)
+from protocol.admission.notices import NOTICE_DOMAIN
+from protocol.admission.statements import CERTIFICATE_DOMAIN, DELEGATION_DOMAIN
+from protocol.admission.tokens import TOKEN_DOMAIN
+from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.identity import Identity
+
+VECTORS = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors" / "admission.json"
+SIGNATURE_BYTES = 64
+
+
+def _vectors() -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(VECTORS.read_text())
+    return told
+
+
+def _signers() -> list[Identity]:
+    return [Identity.from_seed(bytes.fromhex(seed)) for name, seed in _vectors()["seeds"].items() if name in ("root", "issuer")]
+
+
+def _frames() -> list[bytes]:
+    told = _vectors()
+    return [bytes.fromhex(row["frame"]) for row in told["frames"] + told["notices"]]
+
+
+def _shown() -> list[bytes]:
+    told = _vectors()
+    return [bytes.fromhex(row["shown"]) for row in told["members"] + told["guests"]]
+
+
+def _parts() -> list[tuple[bytes, bytes, bytes]]:
+    """Certificate, delegation and token of what is shown in the vectors and can be read."""
+    found = []
+    for shown in _shown():
+        try:
+            parts = open_shown(shown)
+        except RemoteProtocolError:
+            continue
+        found.append((parts.certificate, parts.delegation, parts.token))
+    return found
+
+
+def _notices() -> list[tuple[bytes, bytes]]:
+    found = []
+    for frame in [bytes.fromhex(row["frame"]) for row in _vectors()["notices"]]:
+        try:
+            found.append(decode_notice_frame(frame))
+        except RemoteProtocolError:
+            continue
+    return found
+
+
+_ROOT, _ISSUER = _signers()
+_DELEGATION = next(open_delegation(delegation) for _, delegation, _ in _parts() if delegation)
+_DELEGATED = next(delegation for _, delegation, _ in _parts() if delegation)
+
+
+def _signed(signer: Identity, domain: bytes, content: bytes) -> bytes:
+    return signer.sign(domain + content) + content
+
+
+def _frame(_state: None, data: bytes) -> object:
+    results: list[object] = []
+    for read in (decode_join_request, decode_join_answer, decode_notice_frame, open_shown):
+        try:
+            results.append(read(data))
+        except RemoteProtocolError as error:
+            results.append(error)
+    return results
+
+
+def _content(read: Callable[[bytes], object], signer: Identity, domain: bytes) -> Callable[[None, bytes], object]:
+    def run(_state: None, data: bytes) -> object:
+        with suppress(RemoteProtocolError):
+            read(data)
+        return read(_signed(signer, domain, data))
+
+    return run
+
+
+def _token_text(_state: None, data: bytes) -> object:
+    return parse_token(data.decode("utf-8", "replace"))
+
+
+def _unsigned(statements: list[bytes]) -> list[bytes]:
+    return [statement[SIGNATURE_BYTES:] for statement in statements if statement]
+
+
+_REMOTE = (RemoteProtocolError,)
+
+HARNESS = either(
+    "admission",
+    Harness("frames", _frame, (), lambda: _frames() + _shown(), (
+        "protocol.admission.messages:decode_join_request", "protocol.admission.messages:decode_join_answer",
+        "protocol.admission.messages:decode_notice_frame", "protocol.admission.statements:open_shown",
+    )),
+    Harness("certificate", _content(lambda data: open_certificate(data, _DELEGATION), _ISSUER, CERTIFICATE_DOMAIN), _REMOTE,
+            lambda: _unsigned([certificate for certificate, _, _ in _parts()]),
+            ("protocol.admission.statements:open_certificate", "protocol.admission.reading:read")),
+    Harness("delegation", _content(open_delegation, _ROOT, DELEGATION_DOMAIN), _REMOTE,
+            lambda: _unsigned([delegation for _, delegation, _ in _parts()]), ("protocol.admission.statements:open_delegation",)),
+    Harness("token", _content(open_token, _ISSUER, TOKEN_DOMAIN), _REMOTE, lambda: _unsigned([token for _, _, token in _parts()]),
+            ("protocol.admission.tokens:open_token", "protocol.admission.tokens:*")),
+    Harness("notice", _content(lambda data: open_notice(data, _DELEGATED), _ISSUER, NOTICE_DOMAIN), _REMOTE,
+            lambda: _unsigned([data for data, _ in _notices()]), ("protocol.admission.notices:open_notice",)),
+    Harness("text", _token_text, (LocalProtocolError,), lambda: [b"iso1abcdef", b"isochrone1" + b"a" * 300], ()),
+)  # fmt: skip

@@ -1,0 +1,676 @@
+"""The list of everything in the product that reads bytes which somebody else has written, and how each is tried.
+
+`HARNESSES` are tried by `make fuzz`, and their corpus by the fast tests. `APART` are the functions that `fuzz_scan` finds and
+that need no harness, with the reason. `test_fuzz_decoders.py` holds both against the code: a new decoder without a harness or a
+reason fails there, and so does a harness that does not reach what it claims.
+"""
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+for folder in (ROOT, ROOT / "tests" / "protocol" / "quic", ROOT / "tests" / "fuzz"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+import fuzz_admission  # noqa: E402
+import fuzz_live  # noqa: E402
+import fuzz_sealing  # noqa: E402
+from fuzz_dear import DEAR  # noqa: E402
+from fuzz_oracle import Harness, either  # noqa: E402
+
+from mesh.engines.base import EngineError  # noqa: E402
+from mesh.engines.body import read_embedding_body, read_json, read_text_body  # noqa: E402
+from mesh.engines.openai_chunks import ChunkReader, read_object  # noqa: E402
+from mesh.engines.sse import SseError, SseReader  # noqa: E402
+from mesh.gateway.answers import read_choice  # noqa: E402
+from mesh.gateway.config import GatewayConfig  # noqa: E402
+from mesh.gateway.failures import ApiError  # noqa: E402
+from mesh.gateway.sanitise import Call, parse_call  # noqa: E402
+from mesh.trace.frames import describe  # noqa: E402
+from protocol import encoding  # noqa: E402
+from protocol.errors import LocalProtocolError, RemoteProtocolError  # noqa: E402
+from protocol.gossip import GOSSIP_PROTOCOL  # noqa: E402
+from protocol.gossip.beats import decode_beat  # noqa: E402
+from protocol.gossip.messages import MESSAGE_BYTES_MAX, decode_message  # noqa: E402
+from protocol.identity import (  # noqa: E402
+    Identity,
+    decode_public_key,
+    make_certificate,
+    parse_peer_id,
+    peer_id_from_bytes,
+    verify_certificate,
+    verify_signature,
+)
+from protocol.inference import Feature, JsonDelta  # noqa: E402
+from protocol.libp2p.envelope import PEER_RECORD_DOMAIN, PEER_RECORD_TYPE, open_peer_record, seal_envelope  # noqa: E402
+from protocol.libp2p.identify import IDENTIFY_PROTOCOL, IdentifyReader, PeerDescription, quic_addresses  # noqa: E402
+from protocol.libp2p.multistream import Initiator, Listener  # noqa: E402
+from protocol.libp2p.ping import PING_PROTOCOL  # noqa: E402
+from protocol.multiaddr import Multiaddr, parse_multiaddr  # noqa: E402
+from protocol.places import PLACE_BYTES, decode_place  # noqa: E402
+from protocol.pubsub.messages import decode_pubsub_message, decode_rpc  # noqa: E402
+from protocol.records import open_record, peek  # noqa: E402
+from protocol.records.envelope import RECORD_DOMAIN  # noqa: E402
+from protocol.wire import PackingLimits, pack, unpack  # noqa: E402
+from protocol.wire.inference import PROTOCOL_ID, decode_reply, decode_request  # noqa: E402
+
+REMOTE = (RemoteProtocolError,)
+BOTH = (RemoteProtocolError, LocalProtocolError)
+WALL_S = 1_800_000_000.0
+AUTHOR = Identity.from_seed(bytes([7]) * 32)
+WIDE = PackingLimits(size_bytes_max=1 << 20, depth_max=64, values_max=100_000)
+VECTORS = ROOT / "docs" / "spec" / "vectors"
+GATEWAY = GatewayConfig()
+FEATURES = tuple(Feature)
+
+
+def vectors(name: str) -> dict[str, Any]:
+    """A file of the specification's vectors."""
+    told: dict[str, Any] = json.loads((VECTORS / f"{name}.json").read_text())
+    return told
+
+
+def chosen(data: bytes, count: int) -> tuple[int, bytes]:
+    """A choice of so many by the first byte, and the rest."""
+    return (data[0] % count, data[1:]) if data else (0, b"")
+
+
+# Small encodings
+
+
+def varints(_state: None, data: bytes) -> object:
+    """Read varints one after another, then cut frames."""
+    offset, values = 0, []
+    while offset < min(len(data), 256):
+        try:
+            value, offset = encoding.decode_uvarint(data, offset)
+        except RemoteProtocolError:
+            break
+        values.append(value)
+    decoder, frames = encoding.FrameDecoder(4096), 0
+    for start in range(0, len(data), 1350):
+        decoder.receive(data[start : start + 1350])
+        while frames < 512 and decoder.next_frame() is not None:
+            frames += 1  # whoever reads a stream pauses after so many (mesh/outbox.py)
+    decoder.finish()
+    return values, decoder.take_rest()
+
+
+def texts(_state: None, data: bytes) -> object:
+    """Addresses and peer ids as text, which also stand in what a peer says of itself."""
+    text = data.decode("utf-8", "replace")
+    found: list[object] = []
+    for read in (parse_peer_id, parse_multiaddr, encoding.decode_base32, encoding.decode_base58btc):
+        try:
+            found.append(read(text))
+        except BOTH as error:
+            found.append(error)
+    return found
+
+
+def addresses(_state: None, data: bytes) -> object:
+    """A binary multiaddr, alone and in a list."""
+    quic_addresses([data[start : start + 40] for start in range(0, min(len(data), 4000), 40)])
+    return Multiaddr.from_bytes(data)
+
+
+def keys(_state: None, data: bytes) -> object:
+    """A public key, a peer id and a signature."""
+    verify_signature(data[:32], data[32:96], data[96:])
+    found: list[object] = []
+    for read in (decode_public_key, peer_id_from_bytes):
+        try:
+            found.append(read(data))
+        except RemoteProtocolError as error:
+            found.append(error)
+    return found
+
+
+def places(_state: None, data: bytes) -> object:
+    """A coordinate as echoes carry it."""
+    return decode_place(data[:PLACE_BYTES].ljust(PLACE_BYTES, b"\x00"))
+
+
+# libp2p
+
+
+def multistream(_state: None, data: bytes) -> object:
+    """Both ends of a negotiation, in pieces."""
+    which, rest = chosen(data, 3)
+    end = Initiator(("/a/1.0.0", "/b/1.0.0")) if which else Listener(lambda name: name == "/a/1.0.0")
+    step = (1, 7, 1350)[which]
+    for start in range(0, len(rest), step):
+        if end.receive_data(rest[start : start + step]) is not None:
+            return end.data_to_send(), end.take_rest()
+    end.receive_eof()
+    return None
+
+
+def identify(_state: None, data: bytes) -> object:
+    """A whole identify stream, and what is kept of it."""
+    reader = IdentifyReader()
+    for start in range(0, len(data), 1350):
+        reader.receive_data(data[start : start + 1350])
+    said = reader.receive_eof()
+    description = PeerDescription(AUTHOR.peer_id)
+    description.answered(said)
+    description.pushed(said)
+    return description, quic_addresses(said.listen_addresses)
+
+
+def peer_record(_state: None, data: bytes) -> object:
+    """An envelope as it came, or one that is well signed with a payload that is not."""
+    which, rest = chosen(data, 2)
+    if which:
+        return open_peer_record(rest)
+    return open_peer_record(seal_envelope(AUTHOR, PEER_RECORD_DOMAIN, PEER_RECORD_TYPE, rest[:7900]))
+
+
+def certificate(_state: None, data: bytes) -> object:
+    """A certificate."""
+    return verify_certificate(data, WALL_S)
+
+
+# Records, gossip, requests
+
+
+def plain(_state: None, data: bytes) -> object:
+    """msgpack under the limits of gossip, of a payload and of an envelope."""
+    which, rest = chosen(data, 3)
+    limits = (
+        PackingLimits(size_bytes_max=MESSAGE_BYTES_MAX, depth_max=6, values_max=576),
+        PackingLimits(size_bytes_max=8192, depth_max=8, values_max=1024),
+        PackingLimits(size_bytes_max=8192, depth_max=8, values_max=64),
+    )
+    return unpack(rest, limits[which])
+
+
+def record(_state: None, data: bytes) -> object:
+    """An envelope as it came, or a payload that its author signed."""
+    which, rest = chosen(data, 4)
+    if which == 0:
+        peek(rest)
+        return open_record(rest, "testnet", WALL_S)
+    kind, lasts_s = (("card", 3600), ("edges", 600), ("verdict", 300))[which - 1]
+    issued = int(WALL_S * 1000)
+    header = ["testnet", kind, bytes(AUTHOR.peer_id), 7, issued, issued + lasts_s * 1000, rest[:8192]]
+    packed = pack(header, WIDE)
+    return open_record(AUTHOR.sign(RECORD_DOMAIN + packed) + packed, "testnet", WALL_S)
+
+
+def gossip(_state: None, data: bytes) -> object:
+    """One message of gossip."""
+    return decode_message(data)
+
+
+def beat(_state: None, data: bytes) -> object:
+    """One beat."""
+    return decode_beat(data)
+
+
+def request(_state: None, data: bytes) -> object:
+    """One request."""
+    return decode_request(data)
+
+
+def reply(_state: None, data: bytes) -> object:
+    """One event of an answer."""
+    return decode_reply(data)
+
+
+def pubsub(_state: None, data: bytes) -> object:
+    """One RPC of gossipsub, and one message of it."""
+    with suppress(RemoteProtocolError):
+        decode_pubsub_message(data)
+    return decode_rpc(data)
+
+
+TRACED = (GOSSIP_PROTOCOL, "/meshsub/1.2.0", PROTOCOL_ID, PING_PROTOCOL, IDENTIFY_PROTOCOL)
+
+
+def trace(_state: None, data: bytes) -> object:
+    """A frame as `isochrone trace` shows it."""
+    which, rest = chosen(data, 2 * len(TRACED))
+    return describe(TRACED[which // 2], rest, by_opener=which % 2 == 0, content=True)
+
+
+# Bodies
+
+
+def gateway_body(_state: None, data: bytes) -> object:
+    """The body of a client's request."""
+    which, rest = chosen(data, len(FEATURES))
+    feature = FEATURES[which]
+    return parse_call(Feature.CHAT if feature is Feature.TENSORS else feature, rest, GATEWAY)
+
+
+def engine_body(_state: None, data: bytes) -> object:
+    """The body of a request as an engine of ours reads it."""
+    which, rest = chosen(data, 4)
+    if which == 0:
+        return read_json(rest)
+    if which == 1:
+        return read_embedding_body(rest, 2048)
+    return read_text_body(Feature.CHAT if which == 2 else Feature.COMPLETIONS, rest)
+
+
+CALL = Call(Feature.CHAT, "m", b"{}", True, False, 2, False, 0, ())
+
+
+def engine_answer(_state: None, data: bytes) -> object:
+    """What an engine, or another node's engine, answers."""
+    which, rest = chosen(data, 3)
+    if which == 0:
+        return read_object(rest)
+    if which == 1:
+        return read_choice(JsonDelta(rest), CALL)
+    reader, events = ChunkReader(Feature.CHAT), []
+    sse = SseReader()
+    for start in range(0, len(rest), 4096):
+        for event in sse.feed(rest[start : start + 4096]):
+            events += reader.read(event)
+    return events
+
+
+# Seeds
+
+
+def some(*names: str) -> Callable[[], list[bytes]]:
+    """Texts as bytes."""
+    return lambda: [name.encode() for name in names]
+
+
+def of_records() -> list[bytes]:
+    """Envelopes of the vectors as they are, and their payloads."""
+    told = vectors("records")
+    seeds = [b"\x00" + bytes.fromhex(row["envelope"]) for row in told["valid"] + told["invalid"]]
+    for row in told["valid"]:
+        header = unpack(bytes.fromhex(row["envelope"])[64:], WIDE)
+        assert isinstance(header, list)
+        which = {"card": 1, "edges": 2, "verdict": 3}[row["kind"]]
+        seeds.append(bytes([which]) + bytes(header[6]))  # type: ignore[arg-type]
+    return seeds
+
+
+def of(name: str, *lists: str, field: str) -> Callable[[], list[bytes]]:
+    """One field of every row of some lists of the vectors."""
+    return lambda: [bytes.fromhex(row[field]) for which in lists for row in vectors(name)[which]]
+
+
+def with_choice(seeds: Callable[[], list[bytes]], *choices: int) -> Callable[[], list[bytes]]:
+    """Every seed behind every choice."""
+    return lambda: [bytes([choice]) + seed for seed in seeds() for choice in choices]
+
+
+def of_identify() -> list[bytes]:
+    """Identify streams, from the vectors and by hand."""
+    told = vectors("identity")
+    found = [value for part in ("identify", "identify_push", "identify_with_path") for value in told[part].values()]
+    seeds = [bytes.fromhex(value) for value in found if isinstance(value, str) and _is_hex(value)]
+    return seeds + [encoding.encode_frame(seed) for seed in seeds]
+
+
+def _is_hex(text: str) -> bool:
+    try:
+        bytes.fromhex(text)
+    except ValueError:
+        return False
+    return True
+
+
+def of_peer_records() -> list[bytes]:
+    """Envelopes as they are, and payloads."""
+    told = [
+        bytes.fromhex(value) for value in vectors("identity")["peer_record"].values() if isinstance(value, str) and _is_hex(value)
+    ]
+    return [bytes([which]) + seed for seed in told for which in (0, 1)]
+
+
+def of_multistream() -> list[bytes]:
+    """Negotiations."""
+    said = Initiator(("/a/1.0.0",)).data_to_send()
+    answer = (
+        encoding.encode_frame(b"/multistream/1.0.0\n") + encoding.encode_frame(b"na\n") + encoding.encode_frame(b"/b/1.0.0\n")
+    )
+    return [b"\x00" + said, b"\x01" + answer, b"\x02" + answer, b"\x00" + said[:20] + encoding.encode_frame(b"/no\n") * 20]
+
+
+def of_certificates() -> list[bytes]:
+    """Certificates, good and bad."""
+    told = [bytes.fromhex(row["der"]) for row in vectors("identity")["certificates"]]
+    return [*told, make_certificate(AUTHOR, bytes(32), WALL_S).der]
+
+
+CHAT_BODY = (
+    b'{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],'
+    b'"stream":true,"n":2,"stop":["a"],"seed":1}'
+)
+EMBED_BODY = b'{"model":"m","input":["a",[1,2]],"encoding_format":"base64","dimensions":8}'
+CHUNK = (
+    b'{"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+)
+
+
+def of_bodies() -> list[bytes]:
+    """Bodies of all kinds, and those that have hurt others."""
+    odd = [
+        b"[" * 5000,
+        b'{"a":' * 3000,
+        b'{"n":' + b"9" * 5000 + b"}",
+        b'{"temperature":1e999}',
+        b'{"model":"\\ud800"}',
+        b"\xff{}",
+    ]
+    bodies = [CHAT_BODY, EMBED_BODY, b'{"model":"m","prompt":"hi","max_tokens":5}', b'{"input":"a"}', b'{"messages":[]}', *odd]
+    return [bytes([which]) + body for body in bodies for which in range(4)]
+
+
+def of_answers() -> list[bytes]:
+    """What engines say."""
+    event = b"data: " + CHUNK + b"\n\n"
+    return [
+        b"\x00" + CHUNK,
+        b"\x01" + b'{"index":1,"delta":{}}',
+        b"\x02" + event * 3 + b"data: [DONE]\r\n\r\n",
+        b"\x02: x\r" + event,
+    ]
+
+
+def of_traces() -> list[bytes]:
+    """Frames of every protocol, from either end."""
+    told = [bytes.fromhex(row["message"]) for row in vectors("gossip")["valid"][:12]]
+    rows = vectors("inference")
+    asked = [bytes.fromhex(row["message"]) for row in rows["requests"][:3]]
+    answered = [bytes.fromhex(row["message"]) for row in rows["replies"]]
+    rpcs = [bytes.fromhex(row["rpc"]) for row in vectors("pubsub")["rpcs"]]
+    seeds = [bytes([0]) + seed for seed in told] + [bytes([2]) + seed for seed in rpcs] + [bytes([4]) + seed for seed in asked]
+    return (
+        seeds
+        + [bytes([5]) + seed for seed in answered]
+        + [bytes([6]) + bytes(32)]
+        + [bytes([8]) + seed for seed in of_identify()]
+    )
+
+
+def of_gossip() -> list[bytes]:
+    """Messages, good and bad."""
+    return of("gossip", "valid", "invalid", field="message")()
+
+
+def of_beats() -> list[bytes]:
+    """Beats inside messages of gossip."""
+    found = [unpack(bytes.fromhex(row["message"]), WIDE) for row in vectors("gossip")["valid"]]
+    return [bytes(value[1]) for value in found if isinstance(value, list) and value[0] == 8]  # type: ignore[arg-type]
+
+
+def of_multiaddrs() -> list[bytes]:
+    """Binary multiaddrs, good and bad."""
+    told = vectors("identity")
+    return [bytes.fromhex(row["hex"]) for row in told["multiaddrs"] + told["invalid_multiaddr_bytes"]]
+
+
+def of_keys() -> list[bytes]:
+    """Public keys and peer ids."""
+    told = vectors("identity")
+    rows = told["keys"] + told["identities"]
+    return [bytes.fromhex(row["public_key_message"]) for row in rows] + [AUTHOR.public_key + AUTHOR.sign(b"said") + b"said"]
+
+
+def of_places() -> list[bytes]:
+    """Places."""
+    return [bytes.fromhex(row["place"]) for row in vectors("coordinates")["places"]]
+
+
+def grown(data: bytes, bytes_max: int, seed: int) -> bytes:
+    """Repeat a piece of the input, for what is dear is often a small thing that comes often."""
+    luck = random.Random(seed)
+    if not data:
+        return luck.randbytes(min(bytes_max, 8))
+    start = luck.randrange(len(data))
+    piece = data[start : start + 1 + luck.randrange(min(64, len(data)))]
+    times = luck.choice((2, 16, 256, 4096))
+    return (data[:start] + piece * times + data[start:])[:bytes_max]
+
+
+_WIRE = ("protocol.wire.verifier:_Walk.root", "protocol.wire.verifier:read_message", "protocol.wire.verifier:read_and_count")
+
+_HARNESSES: tuple[Harness, ...] = (
+    either(
+        "encodings",
+        Harness(
+            "varint",
+            varints,
+            REMOTE,
+            lambda: [b"\x00\x01\x80\x01", b"\x05hello", b"\xff" * 9],
+            (
+                "protocol.encoding:decode_uvarint",
+                "protocol.encoding:peek_uvarint",
+                "protocol.encoding:FrameDecoder.receive",
+                "protocol.encoding:FrameDecoder.next_frame",
+            ),
+        ),
+        Harness(
+            "text",
+            texts,
+            BOTH,
+            some("12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN", "/ip4/192.0.2.7/udp/4001/quic-v1", "mzxw6"),
+            ("protocol.encoding:decode_base32",),
+        ),
+        fuzz_live.RETRY,
+        Harness(
+            "multiaddr",
+            addresses,
+            REMOTE,
+            of_multiaddrs,
+            ("protocol.multiaddr:Multiaddr.from_bytes", "protocol.multiaddr:*", "protocol.libp2p.identify:quic_addresses"),
+        ),
+        Harness(
+            "keys", keys, REMOTE, of_keys, ("protocol.identity.keys:decode_public_key", "protocol.identity.keys:verify_signature")
+        ),
+        Harness("place", places, REMOTE, of_places, ("protocol.places:decode_place",)),
+    ),
+    either(
+        "identify",
+        Harness(
+            "identify",
+            identify,
+            REMOTE,
+            of_identify,
+            (
+                "protocol.libp2p.identify:IdentifyReader.__init__",
+                "protocol.libp2p.identify:IdentifyReader.receive_data",
+                "protocol.libp2p.identify:decode_identify",
+                "protocol.libp2p.protobuf:read_fields",
+                "protocol.libp2p.protobuf:*",
+            ),
+        ),
+        Harness(
+            "peer-record",
+            peer_record,
+            REMOTE,
+            of_peer_records,
+            (
+                "protocol.libp2p.envelope:open_envelope",
+                "protocol.libp2p.envelope:open_peer_record",
+                "protocol.libp2p.envelope:*",
+            ),
+        ),
+    ),
+    either(
+        "gossip",
+        Harness("gossip", gossip, REMOTE, of_gossip, ("protocol.gossip.messages:decode_message", "protocol.gossip.messages:*")),
+        Harness("beat", beat, REMOTE, of_beats, ("protocol.gossip.beats:decode_beat",)),
+    ),
+    either(
+        "engine",
+        Harness(
+            "engine-body",
+            engine_body,
+            (EngineError,),
+            of_bodies,
+            (
+                "mesh.engines.body:read_json",
+                "mesh.engines.body:read_text_body",
+                "mesh.engines.body:read_embedding_body",
+            ),
+        ),
+        Harness(
+            "engine-answer",
+            engine_answer,
+            (EngineError, SseError, ApiError),
+            of_answers,
+            (
+                "mesh.engines.openai_chunks:ChunkReader.read",
+                "mesh.engines.openai_chunks:read_object",
+                "mesh.engines.sse:SseReader.feed",
+                "mesh.engines.sse:*",
+                "mesh.gateway.answers:*",
+            ),
+        ),
+    ),
+    Harness(
+        "multistream",
+        multistream,
+        REMOTE,
+        of_multistream,
+        (
+            "protocol.libp2p.multistream:Initiator.receive_data",
+            "protocol.libp2p.multistream:Listener.receive_data",
+            "protocol.libp2p.multistream:*",
+            "protocol.libp2p.multistream:Initiator.__init__",
+            "protocol.libp2p.multistream:Listener.__init__",
+        ),
+    ),
+    Harness(
+        "certificate",
+        certificate,
+        REMOTE,
+        of_certificates,
+        (
+            "protocol.identity.certificate:verify_certificate",
+            "protocol.identity.certificate:read_certificate",
+            "protocol.identity.certificate:_read_body",
+            "protocol.identity.certificate:_read_binding",
+            "protocol.identity.der:read_elements",
+            "protocol.identity.der:read_sequence",
+            "protocol.identity.der:*",
+        ),
+    ),
+    Harness(
+        "msgpack", plain, REMOTE, with_choice(of_gossip, 0, 1, 2), ("protocol.wire.packing:unpack", "protocol.wire.packing:*")
+    ),
+    Harness(
+        "record",
+        record,
+        REMOTE,
+        of_records,
+        (
+            "protocol.records.envelope:open_record",
+            "protocol.records.envelope:peek",
+            "protocol.records.envelope:*",
+            "protocol.records.mapping:decode_payload",
+            "protocol.records.mapping:*",
+        ),
+    ),
+    Harness(
+        "request",
+        request,
+        REMOTE,
+        of("inference", "requests", field="message"),
+        ("protocol.wire.inference:decode_request", *_WIRE, "protocol.wire.inference:*"),
+    ),
+    Harness(
+        "reply",
+        reply,
+        REMOTE,
+        of("inference", "replies", field="message"),
+        ("protocol.wire.inference:decode_reply", "protocol.wire.verifier:*", *_WIRE),
+    ),
+    Harness(
+        "pubsub",
+        pubsub,
+        REMOTE,
+        of("pubsub", "rpcs", "invalid", field="rpc"),
+        (
+            "protocol.pubsub.messages:decode_rpc",
+            "protocol.pubsub.messages:decode_pubsub_message",
+            "protocol.pubsub.messages:*",
+            "protocol.pubsub.messages:_Collector.take_ids",
+            "protocol.pubsub.messages:_Collector.take_control",
+        ),
+    ),
+    Harness("trace", trace, (), of_traces, ()),
+    Harness(
+        "gateway-body", gateway_body, (ApiError,), of_bodies, ("mesh.gateway.sanitise:parse_call", "mesh.gateway.sanitise:*")
+    ),
+    fuzz_admission.HARNESS,
+    fuzz_sealing.HARNESS,
+    *fuzz_live.HARNESSES,
+)
+
+HARNESSES: tuple[Harness, ...] = tuple(
+    replace(harness, seeds=lambda harness=harness: harness.seeds() + DEAR.get(harness.name, [])) for harness in _HARNESSES
+)
+
+_OWN = "reads what this process, this machine's owner or its files say"
+_MADE = "makes bytes, and reads none"
+_CALLER = "hands bytes on to a decoder that has a harness"
+_QUIC = "reached inside a TLS handshake, which the doors harness of its engine makes"
+
+APART: dict[str, str] = {
+    "mesh.cli:embed": _OWN,  # the answer of the owner's own node
+    "mesh.client:_failure": _OWN,
+    "mesh.client:_json": _OWN,
+    "mesh.engines.detect:_is_engine": _OWN,  # a server on this machine, at most 64 KiB of it
+    "mesh.engines.onnx.minilm_graph:build_minilm": _OWN,
+    "mesh.engines.onnx.engine:OnnxEngine.offers": _OWN,
+    "mesh.engines.openai:OpenAIEngine._open": _OWN,
+    "mesh.engines.openai_chunks:_message_of": _OWN,  # an engine's error, 64 KiB at most; a wrong one is an empty text
+    "mesh.engines.openai_chunks:_vector": _OWN,  # an engine's embedding, whose length is known
+    "mesh.gateway.answers:render_embeddings": _CALLER,
+    "mesh.inference.client:Answer.__init__": _CALLER,
+    "mesh.inference.client:Answer._next": _CALLER,
+    "mesh.inference.client:Answer._receive": _CALLER,
+    "mesh.inference.client:Answer._take": _CALLER,
+    "mesh.inference.server:_Serving._read_request": _CALLER,
+    "mesh.nodefile:find_node": _OWN,
+    "mesh.outbox:read_frames": _CALLER,
+    "mesh.receiptcommands:_bytes64": _OWN,  # a file of the person who types the command, a bounded one
+    "mesh.receiptcommands:read_file": _OWN,  # the same
+    "mesh.store:_peer_from_line": _OWN,
+    "mesh.store:_read_key": _OWN,
+    "mesh.transport.holds:Holds.take": _CALLER,
+    "mesh.transport.udp:UdpSocket.receive_batch": _CALLER,  # the kernel's own control messages
+    "protocol.admission.machine:Admission._verify": _CALLER,
+    "protocol.admission.machine:Admission.take": _CALLER,
+    "protocol.encoding:encode_base58btc": _MADE,
+    "protocol.gossip.machine:Gossip._verify": _CALLER,
+    "protocol.identity.certificate:_scalar": _MADE,
+    "protocol.identity.hpke:AeadKey.__init__": _MADE,
+    "protocol.identity.hpke:AeadKey.open": _CALLER,  # the library's AEAD, which reads nothing but its tag
+    "protocol.identity.certificate:make_certificate": _MADE,
+    "protocol.membership.roster:_unpacked": _OWN,
+    "protocol.node.admitted:AdmittedReader.open": _CALLER,
+    "protocol.node.admitted:AdmittedReader.peek": _CALLER,
+    "protocol.quic.meter:Meter.receive": _CALLER,
+    "protocol.quic.qh3_engine:GuardedConnection.receive": _CALLER,
+    "protocol.quic.qh3_tls:MutualContext._take": _QUIC,
+    "protocol.quic.qh3_tls:MutualContext.handle_message": _QUIC,
+    "protocol.records.envelope:RecordReader.open": _CALLER,
+    "protocol.records.envelope:RecordReader.peek": _CALLER,
+    "protocol.records.packing:RecordPacker.unpack": _OWN,
+    "protocol.rows:Rows.find": _OWN,
+    "protocol.rows:Rows.insert": _OWN,
+    "protocol.rows:Rows.place": _OWN,
+    "protocol.rows:Rows.places": _OWN,
+    "protocol.scope:place_of": _MADE,
+    "protocol.table:PeerTable._record": _OWN,
+}
+"""Functions that `fuzz_scan` finds and that need no harness, with the reason."""
