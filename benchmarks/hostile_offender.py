@@ -17,15 +17,13 @@ from dataclasses import dataclass, field
 import trio
 
 from benchmarks.hostile_attacks import HELD, RAW, ForgedRecords, Held, OffenderQuic, Raw
+from benchmarks.hostile_net import forged, node_host, offender_host
 from mesh.conformance.registry import Unmet
 from mesh.conformance.wire import Address, Connection, Link
 from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.identity import Identity
 from protocol.libp2p.identify import IDENTIFY_PROTOCOL
 from protocol.libp2p.ping import PING_PROTOCOL
-
-HERE = "127.66.6.6"
-"""Where the offender lives: an address of its own, for what is held against it is not to be held against honest peers."""
 
 PREPARED = 8_000
 """Datagrams made beforehand, a count; they are sent again from the start when all have been sent."""
@@ -78,7 +76,7 @@ def attack_raw(attack: Raw, prepared: list[bytes], target: Address, seconds: flo
     """Send prepared datagrams at the attack's pace."""
     outcome = Outcome()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw:
-        raw.bind(("0.0.0.0" if attack.spoofed else HERE, 0))
+        raw.bind(("0.0.0.0" if attack.spoofed else offender_host(), 0))
         raw.setblocking(False)
         began = time.monotonic()
         while (passed := time.monotonic() - began) < seconds:
@@ -100,8 +98,7 @@ def attack_raw(attack: Raw, prepared: list[bytes], target: Address, seconds: flo
 
 def _source(number: int) -> bytes:
     """A struct in_pktinfo with a source address of a network of its own for each number."""
-    address = bytes((127, 100 + number % 100, number // 100 % 250 + 1, number % 200 + 1))
-    return struct.pack("@i4s4s", 0, address, bytes(4))
+    return struct.pack("@i4s4s", 0, forged(number), bytes(4))
 
 
 class OneLink(Link):
@@ -123,7 +120,7 @@ async def attack_held(make: type[Held], node: Address, aim: Address, network: st
     identity = Identity(os.urandom(32))
     ends = trio.current_time() + seconds
     async with trio.open_nursery() as nursery:
-        link = OneLink(HERE)
+        link = OneLink(offender_host())
         nursery.start_soon(link.run)
         nursery.start_soon(keep_time, link)
         while trio.current_time() < ends:
@@ -221,7 +218,7 @@ def main() -> None:
     """Prepares, and carries out orders."""
     name, where, sink_port, network = sys.argv[1:5]
     host, _, port = where.rpartition(":")
-    targets: dict[str, Address] = {"node": (host, int(port)), "sink": ("127.0.0.1", int(sink_port))}
+    targets: dict[str, Address] = {"node": (host, int(port)), "sink": (node_host(), int(sink_port))}
     prepared = RAW[name].make(PREPARED) if name in RAW else []
     print(json.dumps({"ready": name}), flush=True)
     for line in sys.stdin:

@@ -1,6 +1,6 @@
 """Honest peers beside an attack: `python -m benchmarks.hostile_peers ADDRESS ENGINE PEERS PER_SECOND`.
 
-Each has an identity, an address of 127.0.0.0/8 and a QUIC connection of its own, and asks the node's echo engine for a small
+Each has an identity, an address and a QUIC connection of its own, and asks the node's echo engine for a small
 answer at a steady pace, whether the answer before has come or not. Every request becomes one line of JSON when it is over:
 when it began on the machine's monotonic clock, how long it took, and what it failed with. A peer whose connection is lost dials
 again. The process runs until its standard input ends.
@@ -13,6 +13,7 @@ import time
 
 import trio
 
+from benchmarks.hostile_net import honest_host
 from mesh.inference import request_over
 from mesh.transport import ConnectionLost, StreamReset, Transport, TransportConfig
 from protocol.errors import ProtocolError
@@ -40,7 +41,7 @@ class HonestPeer:
 
     def __init__(self, number: int, address: Multiaddr, engine: str) -> None:
         """Prepares it; each peer lives at an address of a network of its own."""
-        self._here = parse_multiaddr(f"/ip4/127.{20 + number}.{1 + number}.1/udp/0/quic-v1")
+        self._here = parse_multiaddr(f"/ip4/{honest_host(number)}/udp/0/quic-v1")
         self._address = address
         self._transport = Transport(Identity(os.urandom(32)), TransportConfig(), choose_engine(engine))
         self._open = 0

@@ -18,13 +18,15 @@ STOP_S_MAX = 20.0
 class NodeProcess:
     """`isochrone up --json` with the given flags; use as a context manager."""
 
-    def __init__(self, *flags: str) -> None:
+    def __init__(self, *flags: str, host: str = "127.0.0.1") -> None:
         """Prepares the command.
 
         Args:
-            flags: for `isochrone up`, beside a fresh state directory, a free port on loopback and a free gateway port.
+            flags: for `isochrone up`, beside a fresh state directory, a free port and a free gateway port.
+            host: where it listens for peers.
         """
         self._flags = flags
+        self._host = host
         self._folder = tempfile.TemporaryDirectory(prefix="isochrone-bench-")
         self.state_dir = Path(self._folder.name)
         self.started_s = 0.0
@@ -35,7 +37,7 @@ class NodeProcess:
         command = [
             sys.executable, "node.py", "up", "--json",
             "--state-dir", self._folder.name,
-            "--listen", "/ip4/127.0.0.1/udp/0/quic-v1",
+            "--listen", f"/ip4/{self._host}/udp/0/quic-v1",
             "--gateway", "127.0.0.1:0",
             *self._flags,
         ]  # fmt: skip

@@ -19,6 +19,7 @@ from quic_pair import DIALLER
 from mesh.outbox import MESSAGES_PER_TURN
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.gossip import Misbehaved
 from protocol.gossip.messages import MESSAGE_BYTES_MAX, Graft, Keep, Prune, Seek, encode_message
 from protocol.identity import Identity, PeerId
 from protocol.node import Node, NodeConfig
@@ -95,12 +96,18 @@ def core_messages(state: tuple[Node, PeerId], data: bytes) -> Iterator[object]:
     decoder.receive(data)
     while (message := decoder.next_frame()) is not None:
         node.handle_message(peer_id, message, NOW + taken * 1e-4)
-        while node.next_output() is not None:
-            pass
         taken += 1
+        outputs = list(_outputs(node))
+        if any(isinstance(output, Misbehaved) for output in outputs):
+            break  # the shell hangs up
         if taken % MESSAGES_PER_TURN == 0:
             yield taken
     yield taken
+
+
+def _outputs(node: Node) -> Iterator[object]:
+    while (output := node.next_output()) is not None:
+        yield output
 
 
 def core_datagrams(state: tuple[Node, PeerId], data: bytes) -> Iterator[object]:

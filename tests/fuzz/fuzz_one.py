@@ -29,6 +29,9 @@ from fuzz_oracle import CPU_S_MAX, INPUT_BYTES_MAX, Harness, call  # noqa: E402
 SAMPLED = 200
 """One input of so many is judged though nothing is suspected."""
 
+SEED_BYTES_MAX = 4096
+"""Longest seed that is fuzzed from, in bytes: the long ones are run by the fast tests, and their children would take long."""
+
 GROWTH_KIB = 512
 """Growth of the process in KiB with one input that makes it suspected."""
 
@@ -101,7 +104,8 @@ def main() -> None:
     harness = next(harness for harness in HARNESSES if harness.name == NAME)
     CORPUS.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(harness.seeds()):
-        (CORPUS / f"seed-{number:03}").write_bytes(seed[:INPUT_BYTES_MAX])
+        if len(seed) <= SEED_BYTES_MAX:
+            (CORPUS / f"seed-{number:03}").write_bytes(seed)
     reuse_connections()
     fuzzed = Fuzzed(harness)
 

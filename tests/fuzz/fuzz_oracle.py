@@ -195,6 +195,26 @@ def lines_of(harness: Harness, data: bytes) -> int:
     return max(longest, count)
 
 
+def lines_reached(harness: Harness, data: bytes) -> set[tuple[str, int]]:
+    """Which lines of the product one run executes."""
+    state, reached = harness.prepare(data), set[tuple[str, int]]()
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Callable[..., Any] | None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("protocol", "mesh"):
+            return None
+        if event == "line":
+            reached.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call(harness, state, data)
+    finally:
+        sys.settrace(before)
+    return reached
+
+
 def reached_by(harness: Harness, inputs: list[bytes]) -> set[str]:
     """The functions that the inputs reach, `module:qualified name`."""
     reached: set[str] = set()

@@ -5,8 +5,8 @@ With `--minimise` the corpus that grew under build/fuzz/corpus is cut down to wh
 """
 
 import argparse
+import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +19,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 from fuzz_decoders import HARNESSES  # noqa: E402
+from fuzz_oracle import lines_reached  # noqa: E402
 
 BUILD = ROOT / "build" / "fuzz"
 COMMITTED = HERE / "corpus"
@@ -31,9 +32,6 @@ START_S = 120
 
 LOOK_S = 15.0
 """Time in seconds between two lines about one harness."""
-
-COMMITTED_MAX = 40
-"""Files that one harness may have in the repository, a count, the shortest first; all together stay far below 2 MiB."""
 
 COMMITTED_BYTES_MAX = 4096
 """Longest input that is put into the repository by itself; longer ones only as findings, by hand."""
@@ -108,21 +106,21 @@ def figures(name: str, stats: Path) -> Fuzzed:
 
 
 def minimise(name: str) -> None:
-    """Put what adds coverage into the repository, the shortest first."""
-    merged = BUILD / "merged" / name
-    shutil.rmtree(merged, ignore_errors=True)
-    merged.mkdir(parents=True)
-    command = [sys.executable, str(HERE / "fuzz_one.py"), name, str(merged), str(BUILD / f"{name}-merge.json"), "-merge=1"]
-    subprocess.run([*command, str(merged), str(BUILD / "corpus" / name)], cwd=ROOT, check=False, capture_output=True)
-    target = COMMITTED / name
+    """Put the inputs that reach lines which no shorter one and no seed reaches into the repository."""
+    harness = next(harness for harness in HARNESSES if harness.name == name)
+    target, grown = COMMITTED / name, BUILD / "corpus" / name
     target.mkdir(parents=True, exist_ok=True)
+    kept = [path.read_bytes() for path in target.iterdir() if path.name.startswith("finding-")]
+    reached = set().union(*(lines_reached(harness, seed) for seed in [*harness.seeds(), *kept]))
+    candidates = {path.read_bytes() for folder in (grown, target) if folder.is_dir() for path in folder.iterdir()}
     for old in target.iterdir():
         if not old.name.startswith("finding-"):
             old.unlink()
-    found = sorted((path for path in merged.iterdir() if not path.name.startswith("seed-")), key=lambda path: path.stat().st_size)
-    for path in found[:COMMITTED_MAX]:
-        if path.stat().st_size <= COMMITTED_BYTES_MAX:
-            (target / path.name[:16]).write_bytes(path.read_bytes())
+    for data in sorted(candidates, key=lambda data: (len(data), data)):
+        found = lines_reached(harness, data) if len(data) <= COMMITTED_BYTES_MAX else set()
+        if found - reached and data not in kept:
+            reached |= found
+            (target / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
     print(f"fuzz: {name}: {len(list(target.iterdir()))} files kept", flush=True)
 
 
@@ -151,10 +149,11 @@ def main() -> int:
     only = told.only.split(",") if told.only else names
     if unknown := [name for name in only if name not in names]:
         parser.error(f"no harness called {', '.join(unknown)}; there are {', '.join(names)}")
+    if told.minimise:
+        for name in only:
+            minimise(name)
+        return 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        if told.minimise:
-            list(pool.map(minimise, only))
-            return 0
         results = list(pool.map(lambda name: fuzz(name, told.time), only))
     show(results)
     return 1 if any(row.fault for row in results) else 0
