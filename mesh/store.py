@@ -154,7 +154,7 @@ class Store:
         """
         path = self.path / KEY_FILE
         try:
-            return _read_key(path)
+            return read_key(path)
         except FileNotFoundError:
             pass
         if (self.path / SEQUENCE_FILE).exists():
@@ -163,11 +163,11 @@ class Store:
                 "or start as a new node with an empty --state-dir"
             )
         identity = Identity.from_seed(entropy(32))
-        fault = self._replace(KEY_FILE, _key_text(identity))
+        fault = self._replace(KEY_FILE, key_text(identity))
         if fault is not None:
             raise StateError(f"{fault}: free the disk or choose another --state-dir")
         # What was written is read back, so that a disk that lies is noticed before anybody learns the name.
-        return _read_key(path)
+        return read_key(path)
 
     def reserved(self, wall_s: float) -> int:
         """Return the number that sequence numbers continue from: nothing above it was ever used.
@@ -283,15 +283,16 @@ def _crc(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
 
 
-def _key_text(identity: Identity) -> str:
+def key_text(identity: Identity, what: str = "an Isochrone node: who has it, is the node") -> str:
+    """The content of a key file."""
     body = base64.b64encode(_PKCS8_PREFIX + identity.seed).decode("ascii")
     return (
-        "The private key of an Isochrone node: who has it, is the node. Keep a copy in a safe place.\n"
+        f"The private key of {what}. Keep a copy in a safe place.\n"
         f"Peer-Id: {peer_id_text(identity.peer_id)}\n{_PEM_BEGIN}\n{body}\n{_PEM_END}\n"
     )
 
 
-def _read_key(path: Path) -> Identity:
+def read_key(path: Path) -> Identity:
     """Read a key file: PKCS#8 in PEM, after a `Peer-Id:` line that works as its checksum.
 
     Raises:

@@ -4,6 +4,7 @@ import logging
 
 from mesh.transport.config import TransportConfig
 from mesh.transport.connection import Connection
+from mesh.transport.door import Door
 from mesh.transport.errors import ConnectionLost, StreamReset, TransportError
 from mesh.transport.stream import Stream
 from mesh.transport.transport import Handler, Transport
@@ -16,6 +17,7 @@ __all__ = [
     "Connection",
     "ConnectionLost",
     "Doing",
+    "Door",
     "Handler",
     "Seen",
     "Stream",

@@ -33,6 +33,7 @@ class Connection:
         last_remote: where the peer was reached at first.
         is_dialled: whether this node opened it.
         incarnation: the same for all connections of one run of the peer's program.
+        is_guest: the peer has shown an invitation and no certificate: it may join and do nothing else.
         successor: the connection that replaces this one, if any.
         pinging: held while a ping is on its way; libp2p wants one ping stream at a time.
         description: what the peer said of itself.
@@ -56,6 +57,7 @@ class Connection:
         self.peer_id = peer_id
         self.is_dialled = is_dialled
         self.incarnation = incarnation
+        self.is_guest = False
         self.successor: Connection | None = None
         self.lost: ConnectionLost | None = None
         self.streams: dict[int, Stream] = {}

@@ -22,6 +22,7 @@ from mesh.transport import builtin
 from mesh.transport.config import TransportConfig
 from mesh.transport.connection import Connection
 from mesh.transport.dialling import WILDCARDS, Dial, reachable
+from mesh.transport.door import Door, Entrance, see_guest_off
 from mesh.transport.errors import ConnectionLost, TransportError
 from mesh.transport.holds import Holds
 from mesh.transport.names import resolve
@@ -31,7 +32,7 @@ from mesh.transport.watch import Doing, Watcher
 from protocol import conduct
 from protocol.budget import Verdict
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from protocol.identity import Identity, PeerId, make_certificate, verify_certificate
+from protocol.identity import Identity, PeerId
 from protocol.libp2p.identify import IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL
 from protocol.libp2p.ping import PING_PROTOCOL
 from protocol.multiaddr import Multiaddr
@@ -42,9 +43,6 @@ from protocol.quic.seam import Address
 
 Handler = Callable[[Stream], Awaitable[None]]
 """Serves one stream that a peer opened; when it returns the stream is finished, when it raises it is reset."""
-
-CERTIFICATE_ENTROPY_BYTES = 64
-"""Entropy for the certificate's key in bytes: twice the strength of P-256, so that no bias is left."""
 
 LINGER_S = 0.001
 """Longest wait in seconds of what nobody waits for: far below the 25 ms that QUIC allows an acknowledgement (RFC 9000, 18.2)."""
@@ -86,6 +84,7 @@ class Transport:
         on_datagram: Callable[[PeerId, bytes, float], None] | None = None,
         on_crash: Callable[[Stream, Exception], None] | None = None,
         machine: Machine | None = None,
+        door: Door | None = None,
     ) -> None:
         self.identity = identity
         self.config = config or TransportConfig()
@@ -100,15 +99,9 @@ class Transport:
         self.on_datagram = on_datagram
         self.on_crash = on_crash
         self.on_ban: Callable[[conduct.Fact], None] | None = None
-        certificate = make_certificate(identity, machine.entropy(CERTIFICATE_ENTROPY_BYTES), machine.wall())
-        self.endpoint = Endpoint(
-            self.engine,
-            certificate,
-            identity.peer_id,
-            lambda der: verify_certificate(der, machine.wall()),
-            self.config.endpoint,
-            machine.cpu,
-        )
+        self._entrance = entrance = Entrance(identity, machine, door)
+        shown, verify = entrance.certificate(), entrance.verify
+        self.endpoint = Endpoint(self.engine, shown, identity.peer_id, verify, self.config.endpoint, machine.cpu)
         self._handlers: dict[str, Handler] = {
             PING_PROTOCOL: lambda stream: builtin.serve_ping(stream, self),
             IDENTIFY_PROTOCOL: lambda stream: builtin.serve_identify(stream, self),
@@ -132,6 +125,10 @@ class Transport:
         self._serving: dict[PeerId, int] = {}
         self._sequence = 0
         self._pusher = builtin.Pusher(self)
+
+    def show_anew(self) -> None:
+        """Show what the door says to show now on connections that begin from now on."""
+        self.endpoint.use_certificate(self._entrance.certificate())
 
     # The life of the transport.
 
@@ -413,7 +410,7 @@ class Transport:
             case quic.Transmit(local=local, datagrams=datagrams):
                 self._transmit(self._sockets[local], datagrams)
             case quic.DatagramReceived(connection=handle, data=data, received_at=received_at):
-                if (connection := self._by_handle.get(handle)) is not None:
+                if (connection := self._by_handle.get(handle)) is not None and not connection.is_guest:
                     if connection.watchers:
                         connection.tell(Doing.DATAGRAM, sent=False, data=data)
                     if self.on_datagram is not None:
@@ -472,6 +469,11 @@ class Transport:
         self._by_handle[output.connection] = connection
         connection.watchers = self._watchers.get(output.peer_id, ())
         connection.tell(Doing.CONNECTED, sent=output.is_client, reason=str(remote))
+        if self._entrance.is_guest(output.incarnation) and self._nursery is not None:
+            connection.is_guest = True
+            self._finish_dial(output.connection, None, ConnectionLost(ErrorCode.NOT_ADMITTED, "the peer is only a guest"))
+            self._nursery.start_soon(see_guest_off, connection, sum(other.is_guest for other in self._by_handle.values()))
+            return
         other = self.connections.get(output.peer_id)
         if other is None:
             self.connections[output.peer_id] = connection
@@ -526,7 +528,7 @@ class Transport:
         if self.connections.get(connection.peer_id) is connection:
             del self.connections[connection.peer_id]
             for other in () if self._closing else self._by_handle.values():
-                if other.peer_id == connection.peer_id:  # the one that was retired outlived its successor
+                if other.peer_id == connection.peer_id and not other.is_guest:  # the one that was retired outlived its successor
                     other.successor = None
                     self.connections[connection.peer_id] = other
                     break
@@ -534,7 +536,7 @@ class Transport:
             if promoted is not None and self.on_replaced is not None:
                 self.on_replaced(promoted)
         connection.was_lost(lost)
-        if connection.peer_id not in self.connections and self.on_disconnected is not None:
+        if connection.peer_id not in self.connections and self.on_disconnected is not None and not connection.is_guest:
             self.on_disconnected(connection, lost.code)
 
     def _finish_dial(self, handle: quic.ConnectionHandle, connection: Connection | None, failure: ConnectionLost | None) -> None:
@@ -559,7 +561,7 @@ class Transport:
         code = ErrorCode.CANCELLED
         try:
             with trio.move_on_after(self.config.negotiation_timeout_s) as patience:
-                await stream.negotiate(self._handlers.__contains__)
+                await stream.negotiate(self._entrance.speaks(stream.connection, self._handlers))
             if patience.cancelled_caught:
                 code = ErrorCode.IDLE
                 return

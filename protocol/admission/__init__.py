@@ -1,9 +1,9 @@
 """Who may join: the network's key, delegations, join certificates, invitations, revocations and federation, as pure checks."""
 
 from protocol.admission.config import AdmissionConfig
-from protocol.admission.invites import Invites, Redeemed
-from protocol.admission.issuer import Issuer
-from protocol.admission.machine import Admission, NoticeTaken
+from protocol.admission.invites import Invites, Redeemed, Used
+from protocol.admission.issuer import Issuer, renewal_due_s
+from protocol.admission.machine import Admission, NoticeTaken, restore
 from protocol.admission.messages import (
     JOIN_FRAME_BYTES_MAX,
     JOIN_PROTOCOL,
@@ -20,7 +20,7 @@ from protocol.admission.messages import (
     encode_join_request,
     encode_notice_frame,
 )
-from protocol.admission.notices import Federated, Notice, Revocation, open_notice, sign_notice
+from protocol.admission.notices import Federated, Notice, NoticeKind, Revocation, open_notice, sign_notice
 from protocol.admission.statements import (
     delegation_bytes,
     encode_guest,
@@ -32,7 +32,7 @@ from protocol.admission.statements import (
     sign_certificate,
     sign_delegation,
 )
-from protocol.admission.tokens import open_token, parse_token, sign_token, token_text
+from protocol.admission.tokens import network_text, open_token, parse_network, parse_token, sign_token, token_text
 from protocol.admission.values import Certificate, Delegation, Member, Right, Shown, Token
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "JoinRequest",
     "Member",
     "Notice",
+    "NoticeKind",
     "NoticeTaken",
     "Redeemed",
     "Refused",
@@ -59,6 +60,7 @@ __all__ = [
     "Right",
     "Shown",
     "Token",
+    "Used",
     "decode_join_answer",
     "decode_join_request",
     "decode_notice_frame",
@@ -69,12 +71,16 @@ __all__ = [
     "encode_member",
     "encode_notice_frame",
     "network_id_of",
+    "network_text",
     "open_certificate",
     "open_delegation",
     "open_notice",
     "open_shown",
     "open_token",
+    "parse_network",
     "parse_token",
+    "renewal_due_s",
+    "restore",
     "sign_certificate",
     "sign_delegation",
     "sign_notice",

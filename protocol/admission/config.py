@@ -79,6 +79,9 @@ SHOWN_LIMITS = PackingLimits(size_bytes_max=SHOWN_BYTES_MAX, depth_max=2, values
 TOKEN_LIMITS = PackingLimits(size_bytes_max=TOKEN_BYTES_MAX - SIGNATURE_BYTES, depth_max=4, values_max=64)
 """What the signed part of an invitation may hold."""
 
+NETWORK_LIMITS = PackingLimits(size_bytes_max=256, depth_max=2, values_max=16)
+"""What the text that names a network may hold: a key and a name."""
+
 NOTICE_LIMITS = PackingLimits(size_bytes_max=NOTICE_BYTES_MAX - SIGNATURE_BYTES, depth_max=4, values_max=4096)
 """What the signed part of a notice may hold: 512 entries of five values, and the head."""
 

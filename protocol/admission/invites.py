@@ -13,6 +13,9 @@ from protocol.admission.values import Token
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
 
+USES_COUNTED_MAX = 20_000
+"""Uses that are kept of all invitations together, a count: a file of 2 MB, and more machines than one owner has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Redeemed:
@@ -66,6 +69,8 @@ class Invites:
                 return Redeemed(admitted_s, is_new=False)
         if len(used.peers) >= token.uses:
             raise RemoteProtocolError(ErrorCode.TOKEN_REFUSED, f"the invitation was for {token.uses} and is used up")
+        if sum(len(known.peers) for known in self._used.values()) >= USES_COUNTED_MAX:
+            raise RemoteProtocolError(ErrorCode.TOKEN_REFUSED, f"{USES_COUNTED_MAX} uses are counted, the most kept")
         if not used.peers and len(self._used) >= self._tokens_max:
             raise RemoteProtocolError(ErrorCode.TOKEN_REFUSED, f"{self._tokens_max} invitations are open, the most counted")
         admitted_s = int(wall_s)

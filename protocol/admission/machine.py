@@ -135,6 +135,10 @@ class Admission:
         """Drop what is remembered of a peer, whose place in the quota of its network is free then."""
         self._members.pop(peer_id, None)
 
+    def foreign(self) -> list[PeerId]:
+        """The remembered members of other networks, who count against the quotas of theirs."""
+        return [member.peer_id for member in self._members.values() if member.network_id != self.network_id]
+
     # Notices
 
     def take(self, data: bytes, delegation: bytes, wall_s: float) -> NoticeTaken | None:

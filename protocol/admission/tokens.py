@@ -13,6 +13,7 @@ import hashlib
 from protocol.admission import reading
 from protocol.admission.config import (
     ADDRESSES_MAX,
+    NETWORK_LIMITS,
     ROOT_KEY_BYTES,
     TOKEN_BYTES_MAX,
     TOKEN_ID_BYTES,
@@ -25,13 +26,16 @@ from protocol.encoding import encode_base32
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity, public_key_of
 from protocol.multiaddr import MULTIADDR_BYTES_MAX, Multiaddr
-from protocol.wire import Plain
+from protocol.wire import Plain, pack, unpack
 
 TOKEN_DOMAIN = b"isochrone-invite-v1:"
 """Stands before the signed bytes of an invitation."""
 
 TOKEN_PREFIX = "isoinvite1"  # noqa: S105  (how its text begins, no secret)
 """How the text of an invitation begins; the number is the version."""
+
+NETWORK_PREFIX = "isonetwork1"
+"""How the text that names a network begins."""
 
 CHECKSUM_BYTES = 4
 """Bytes of the checksum: one typing error in four thousand millions goes unnoticed, and the signature catches that one."""
@@ -100,7 +104,7 @@ def _address(value: Plain) -> Multiaddr:
 
 def token_text(data: bytes) -> str:
     """The text of a signed invitation, to be copied."""
-    return TOKEN_PREFIX + encode_base32(data + _checksum(data))
+    return _text_of(TOKEN_PREFIX, data)
 
 
 def parse_token(text: str) -> bytes:
@@ -109,20 +113,50 @@ def parse_token(text: str) -> bytes:
     Raises:
         LocalProtocolError: MALFORMED, saying what is wrong with the text.
     """
+    return _parse(TOKEN_PREFIX, "invitation", text)
+
+
+def network_text(root: bytes, name: str) -> str:
+    """The text by which a network is named to the owners of others: its public key, and what it calls itself."""
+    return _text_of(NETWORK_PREFIX, pack([root, name], NETWORK_LIMITS))
+
+
+def parse_network(text: str) -> tuple[bytes, str]:
+    """Read the text that names a network: its public key and its name.
+
+    Raises:
+        LocalProtocolError: MALFORMED, saying what is wrong with the text.
+    """
+    data = _parse(NETWORK_PREFIX, "network", text)
+    try:
+        match unpack(data, NETWORK_LIMITS):
+            case [root, name, *_]:
+                return reading.binary(root, "the network's key", ROOT_KEY_BYTES), reading.text(name, "a name")
+            case _:
+                raise _unreadable("network", "it names none")
+    except RemoteProtocolError as fault:
+        raise _unreadable("network", fault.detail) from None
+
+
+def _text_of(prefix: str, data: bytes) -> str:
+    return prefix + encode_base32(data + _checksum(data))
+
+
+def _parse(prefix: str, what: str, text: str) -> bytes:
     if len(text) > 4 * TEXT_LENGTH_MAX:
-        raise _unreadable(f"it has {len(text)} characters")
+        raise _unreadable(what, f"it has {len(text)} characters")
     compact = "".join(text.split()).lower()
-    if not compact.startswith(TOKEN_PREFIX):
-        raise _unreadable(f"it does not begin with {TOKEN_PREFIX}")
-    body = compact[len(TOKEN_PREFIX) :]
+    if not compact.startswith(prefix):
+        raise _unreadable(what, f"it does not begin with {prefix}")
+    body = compact[len(prefix) :]
     if len(body) > TEXT_LENGTH_MAX:
-        raise _unreadable(f"it has {len(compact)} characters")
+        raise _unreadable(what, f"it has {len(compact)} characters")
     strange = next((character for character in body if character not in _ALPHABET), None)
     if strange is not None:
-        raise _unreadable(f"it holds {strange!r}, which no invitation does")
+        raise _unreadable(what, f"it holds {strange!r}, which none does")
     data = _decode_base32(body)
     if len(data) <= CHECKSUM_BYTES or encode_base32(data) != body or _checksum(data[:-CHECKSUM_BYTES]) != data[-CHECKSUM_BYTES:]:
-        raise _unreadable("a character is missing, wrong or too many")
+        raise _unreadable(what, "a character is missing, wrong or too many")
     return data[:-CHECKSUM_BYTES]
 
 
@@ -139,5 +173,5 @@ def _decode_base32(body: str) -> bytes:
     return (value >> n_bits % 8).to_bytes(n_bits // 8, "big")
 
 
-def _unreadable(detail: str) -> LocalProtocolError:
-    return LocalProtocolError(ErrorCode.MALFORMED, f"this is no invitation as it was printed: {detail}; copy it again as a whole")
+def _unreadable(what: str, detail: str) -> LocalProtocolError:
+    return LocalProtocolError(ErrorCode.MALFORMED, f"this is no {what} as it was printed: {detail}; copy it again as a whole")

@@ -210,6 +210,11 @@ def read_certificate(der: bytes, wall_s: float) -> tuple[PeerId, bytes]:
     return peer_id_of(host_key), proof
 
 
+def certificate_key_digest(der: bytes) -> bytes:
+    """The SHA-256 digest of the key in a certificate that was checked: it stays while a program runs, whatever that shows."""
+    return hashlib.sha256(_read_body(der)[0]).digest()
+
+
 def _bad(detail: str) -> RemoteProtocolError:
     return RemoteProtocolError(ErrorCode.BAD_CERTIFICATE, f"the peer's certificate is refused: {detail}")
 

@@ -10,7 +10,6 @@ Source: RFC 9000.
 Spec: docs/spec/02-transport.md.
 """
 
-import hashlib
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from protocol.budget import Verdict
 from protocol.conduct import Account, Conduct, PeerBanned
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from protocol.identity import PeerId, TlsCertificate
+from protocol.identity import PeerId, TlsCertificate, certificate_key_digest
 from protocol.quic.connection import Connection
 from protocol.quic.doorstep import Admitted, Doorstep, Refused
 from protocol.quic.events import ConnectionHandle, EndpointConfig, EndpointCounters, Output, Received, Transmit
@@ -281,6 +280,10 @@ class Endpoint:
         self.counters.dialled += 1
         return connection.handle
 
+    def use_certificate(self, certificate: TlsCertificate) -> None:
+        """Show another certificate on connections that begin from now on; those there are keep the one they began with."""
+        self._setup = EngineSetup(certificate, self.config.engine)
+
     def open_stream(self, handle: ConnectionHandle, now: float) -> int | None:
         """Open a bidirectional stream; None while the peer allows no more, then `StreamsAvailable` follows.
 
@@ -457,7 +460,7 @@ class Endpoint:
 
 
 class _Verifier:
-    """Judges one peer's certificate, and keeps its digest: a program makes a new certificate each time it starts."""
+    """Judges one peer's certificate, and keeps the digest of its key: a program makes a new key each time it starts."""
 
     def __init__(self, verify: VerifyPeer, own: PeerId, expected: PeerId | None) -> None:
         self._verify = verify
@@ -472,9 +475,9 @@ class _Verifier:
             raise RemoteProtocolError(ErrorCode.WRONG_PEER, "the peer is this node itself")
         if self._expected is not None and peer_id != self._expected:
             raise RemoteProtocolError(ErrorCode.WRONG_PEER, "the peer at this address is not the one that was dialled")
-        self._digest = hashlib.sha256(der).digest()
+        self._digest = certificate_key_digest(der)
         return peer_id
 
     def incarnation(self) -> bytes:
-        """The SHA-256 digest of the certificate that was accepted; empty before."""
+        """The SHA-256 digest of the key of the certificate that was accepted; empty before."""
         return self._digest

@@ -3,7 +3,7 @@
 import pytest
 from admission_examples import ALICE, BOB, CAROL, DAY_S, WALL_S, token
 
-from protocol.admission import Invites
+from protocol.admission import Invites, Used
 from protocol.errors import ErrorCode, RemoteProtocolError
 
 
@@ -60,3 +60,11 @@ def test_invitations_that_are_counted_are_bounded() -> None:
     invites.redeem(token(number=2), ALICE.peer_id, WALL_S)
     assert refusal(invites, token(number=3), ALICE.peer_id, WALL_S) is ErrorCode.TOKEN_REFUSED
     assert invites.redeem(token(number=2), BOB.peer_id, WALL_S).is_new
+
+
+def test_uses_of_all_invitations_together_are_bounded() -> None:
+    crowd = tuple((ALICE.peer_id, WALL_S) for _ in range(19_999))
+    full = Invites(4, (Used(bytes(16), WALL_S + DAY_S, crowd),))
+    assert full.redeem(token(), BOB.peer_id, WALL_S).is_new
+    assert refusal(full, token(), CAROL.peer_id, WALL_S) is ErrorCode.TOKEN_REFUSED
+    assert not full.redeem(token(), BOB.peer_id, WALL_S).is_new
