@@ -35,7 +35,7 @@ class NodeProcess:
     def __enter__(self) -> Self:
         """Starts the node and waits until it is ready."""
         command = [
-            sys.executable, "node.py", "up", "--json",
+            sys.executable, "node.py", "up", "--json", "--open",
             "--state-dir", self._folder.name,
             "--listen", f"/ip4/{self._host}/udp/0/quic-v1",
             "--gateway", "127.0.0.1:0",

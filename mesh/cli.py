@@ -22,6 +22,8 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from mesh.admission.commands import invite, join
+from mesh.admission.commands import network as network_commands
 from mesh.client import ClientError, GatewayClient
 from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, resolve
 from mesh.flags import GatewayFlags
@@ -60,7 +62,8 @@ app = App(
     Start here:
 
         isochrone up                             # a node; prints how to join it
-        isochrone up --bootstrap MULTIADDR       # a node that joins a mesh
+        isochrone invite                         # an invitation for another machine, which there
+        isochrone join TOKEN                     # makes its node a member
         isochrone ask "Why is the sky blue?"     # the nearest able peer answers
         isochrone explain REQUEST_ID             # why that peer
         OPENAI_BASE_URL=http://127.0.0.1:8421/v1 # for any OpenAI client
@@ -95,7 +98,16 @@ def up(
             negative="",
         ),
     ] = None,
-    network: Annotated[str | None, Parameter(help="Network id; only nodes of one network talk to each other.")] = None,
+    open_network: Annotated[
+        bool | None,
+        Parameter(name="--open", negative="", help="Belong to an open network: anybody may join, without certificates."),
+    ] = None,
+    network: Annotated[
+        str | None, Parameter(help="Id of the open network (with --open); only nodes of one network talk to each other.")
+    ] = None,
+    network_dir: Annotated[
+        Path | None, Parameter(help="Where your private network is kept (default: XDG data directory).")
+    ] = None,
     quic_engine: Annotated[str | None, Parameter(help="auto, aioquic or qh3.")] = None,
     grace_s: Annotated[float | None, Parameter(help="Seconds for streams to finish after Ctrl-C.")] = None,
     log_level: Annotated[str | None, Parameter(help="debug, info, warning or error.")] = None,
@@ -106,7 +118,9 @@ def up(
 ) -> int:
     """Run a node until Ctrl-C.
 
-    The first start makes the node's key. When the node is ready it prints its peer id, how others join, and the gateway's URL.
+    The first start makes the node's key, and your private network where there is none yet: all nodes that you start on this
+    machine belong to it, and others join by invitation (isochrone invite, isochrone join). When the node is ready it prints its
+    peer id, how others join, and the gateway's URL.
     Ctrl-C drains: new work is refused, streams finish, peers are told; a second Ctrl-C stops at once.
 
     For example:
@@ -119,6 +133,7 @@ def up(
         isochrone up --state-dir /tmp/a --gateway 127.0.0.1:0 --json
     """
     given = locals() | asdict(door or GatewayFlags())
+    given["open"] = open_network
     settings = read_config({name: given[name] for name in SETTINGS}, config)
     # After the settings are known to be right: these imports take most of a second.
     from mesh.service import run_node
@@ -276,6 +291,9 @@ def embed(
 app.command(trace)
 app.command(receipt_app)
 app.command(spec)
+app.command(network_commands)
+app.command(invite)
+app.command(join)
 
 
 @app.command(name="testnet")

@@ -24,6 +24,7 @@ from protocol.errors import ProtocolError
 from protocol.multiaddr import Multiaddr, parse_multiaddr
 
 DEFAULT_NETWORK = "isochrone-main"
+"""Id of the open network that a node with --open belongs to unless told otherwise."""
 DEFAULT_PORT = 4001
 """UDP port: the one libp2p nodes use by habit, so that firewalls which know libp2p already let it through."""
 DEFAULT_LISTEN = (f"/ip4/0.0.0.0/udp/{DEFAULT_PORT}/quic-v1", f"/ip6/::/udp/{DEFAULT_PORT}/quic-v1")
@@ -98,7 +99,7 @@ class NodeConfig:
 
     Attributes:
         state_dir: where the key, the sequence reservation and the known peers are kept; one node only.
-        network: the network id; records of another network are refused.
+        network: the id of an open network; records of another network are refused. A private network has its own id.
         listen: addresses to bind; port 0 lets the system choose.
         listen_default: whether `listen` is the default, so that an address family the machine lacks is skipped and not an error.
         announce: addresses told to others instead of the bound ones; empty tells the bound ones.
@@ -114,6 +115,8 @@ class NodeConfig:
         gateway_tls_key: the certificate's key in PEM.
         gateway_hosts: names in `Host` and `Origin` that are the gateway's, besides those of the loopback and its own address.
         gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
+        is_open: anybody may join; otherwise the node belongs to a private network.
+        network_dir: where the private network of this user is kept; None takes the default place.
     """
 
     state_dir: Path
@@ -132,6 +135,8 @@ class NodeConfig:
     gateway_tls_key: Path | None = None
     gateway_hosts: tuple[str, ...] = ()
     gateway_insecure_remote: bool = False
+    is_open: bool = False
+    network_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +302,8 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "gateway_tls_key": _Setting(_path),
     "gateway_hosts": _Setting(_host_name, GATEWAY_HOSTS_MAX),
     "gateway_insecure_remote": _Setting(_flag, boolean=True),
+    "open": _Setting(_flag, boolean=True),
+    "network_dir": _Setting(_path),
 }
 """Every setting by its file key; the flag is `--` with dashes, the variable `ISOCHRONE_` in capitals."""
 
@@ -346,8 +353,19 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         gateway_tls_key=_path_or_none(values.get("gateway_tls_key")),
         gateway_hosts=_all(values.get("gateway_hosts", ()), str),
         gateway_insecure_remote=_typed(values.get("gateway_insecure_remote", False), bool),
+        is_open=_typed(values.get("open", False), bool),
+        network_dir=_typed(values.get("network_dir", default_network_dir(environment)), Path),
     )
     _check_gateway(config, found)
+    if "network" in found and not config.is_open:
+        item = found["network"]
+        raise ConfigError(
+            item.key,
+            item.value,
+            item.source,
+            "a name alone keeps nobody out, so it is for open networks: add --open; or leave it out, and enter a private network "
+            "with `isochrone join TOKEN` (docs/networks.md)",
+        )
     if "none" in config.engines and len(config.engines) > 1:
         item = found["engine"]
         raise ConfigError(
@@ -394,6 +412,11 @@ def default_cache_dir(environment: Mapping[str, str]) -> Path:
 def default_state_dir(environment: Mapping[str, str]) -> Path:
     """Return `$XDG_STATE_HOME/isochrone`, or `~/.local/state/isochrone`."""
     return _xdg(environment, "XDG_STATE_HOME", ".local/state") / "isochrone"
+
+
+def default_network_dir(environment: Mapping[str, str]) -> Path:
+    """Return `$XDG_DATA_HOME/isochrone/network`, or the same under `~/.local/share`."""
+    return _xdg(environment, "XDG_DATA_HOME", ".local/share") / "isochrone" / "network"
 
 
 def default_config_file(environment: Mapping[str, str]) -> Path:

@@ -17,6 +17,8 @@ from typing import Self
 
 import trio
 
+from mesh.admission.gate import Gate
+from mesh.admission.views import gate_json, owner_json
 from mesh.driver import Driver
 from mesh.engines.base import Engine, refuse
 from mesh.gateway.ports import CatalogueEntry
@@ -146,6 +148,7 @@ class Dispatcher:
         self._started_s = time.time()
         self._became_idle = trio.Event()
         self.draining = False
+        self.gate: Gate | None = None
 
     def attach(self, driver: Driver) -> None:
         """Learns how the core's outputs are drained."""
@@ -248,6 +251,8 @@ class Dispatcher:
         status["uptime_s"] = round(time.time() - self._started_s, 1)
         status["draining"] = self.draining
         status["requests_open"] = len(self._tickets)
+        if self.gate is not None:
+            status["membership"] = gate_json(self.gate, self._node.peer_id, time.time())
         status["models"] = {load.model: f"{load.running} of {load.slots} slots busy, {load.waiting} waiting" for load in loads}
         return status
 
@@ -263,6 +268,10 @@ class Dispatcher:
     def peers(self) -> list[dict[str, object]]:
         """The peers this node knows, nearest first."""
         rows = [peer_json(view) for view in self._node.peers(self._transport.now())]
+        if self.gate is not None:
+            views = self._node.views.known()
+            for row, peer_id in zip(rows, views, strict=True):
+                row.update(owner_json(self.gate, peer_id, time.time()))
         return sorted(rows, key=lambda row: (row["rtt_s"] is None, row["rtt_s"] or 0.0, row["peer_id"]))
 
     # Attempts

@@ -12,13 +12,16 @@ import ipaddress
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from importlib import metadata
 from pathlib import Path
 
 import trio
 
-from mesh.config import NodeConfig, Ready, StartError, default_cache_dir
+from mesh.admission.entering import enter
+from mesh.admission.gate import Gate
+from mesh.config import NodeConfig, Ready, StartError, default_cache_dir, default_network_dir
 from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
 from mesh.engines.base import Engine
@@ -34,13 +37,14 @@ from mesh.transport import Stream, Transport, TransportConfig
 from protocol.budget import Verdict
 from protocol.conduct import STREAM_FAULT, Account
 from protocol.errors import ErrorCode, LocalProtocolError
-from protocol.identity import Identity, peer_id_text
-from protocol.inference import Finished
+from protocol.identity import Identity, PeerId, peer_id_text
+from protocol.inference import Failed, Finished, InferenceRequest, Reply
 from protocol.multiaddr import Multiaddr
-from protocol.node import Node
+from protocol.node import AdmittedReader, Node
 from protocol.node import NodeConfig as CoreConfig
 from protocol.quic import choose_engine
 from protocol.records import ModelOffer, Sequencer
+from protocol.routing import RoutingConfig
 from protocol.wire.inference import PROTOCOL_ID
 
 LOAD_INTERVAL_S = 0.25
@@ -79,14 +83,31 @@ async def run_node(config: NodeConfig, ready: Callable[[Ready], None], shutdown:
         identity = store.identity()
         for finding in store.findings:
             telemetry.log.warning("state directory", finding=finding)
+        gate = make_gate(config, identity, telemetry)
         engines = await start_engines(config, telemetry)
         try:
-            service = Service(config, store, identity, engines, telemetry)
-            await service.run(ready, shutdown)
+            await Service(config, store, identity, engines, telemetry, gate=gate).run(ready, shutdown)
+            while gate is not None and gate.moved.is_set() and not shutdown.is_set():
+                gate = make_gate(config, identity, telemetry)
+                await Service(config, store, identity, engines, telemetry, gate=gate).run(ready, shutdown)
         finally:
             with trio.CancelScope(shield=True):
                 for engine in engines:
                     await engine.aclose()
+
+
+def make_gate(config: NodeConfig, identity: Identity, telemetry: Telemetry) -> Gate | None:
+    """Makes the node a member of its private network; None for an open one.
+
+    Raises:
+        StartError: it is a member of none.
+    """
+    if config.is_open:
+        return None
+    machine = Machine()
+    network_dir = config.network_dir or default_network_dir(os.environ)
+    membership = enter(config.state_dir, network_dir, identity, machine.wall(), machine.entropy)
+    return Gate(config.state_dir, identity, membership, telemetry, machine)
 
 
 async def start_engines(config: NodeConfig, telemetry: Telemetry) -> list[Engine]:
@@ -128,6 +149,7 @@ class Service:
         telemetry: Telemetry,
         limits: ServeLimits | None = None,
         machine: Machine | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """Composes the parts; nothing runs before `run`.
 
@@ -139,6 +161,7 @@ class Service:
             telemetry: where facts become metrics and log lines.
             limits: what a peer that asks may cost; defaults where None.
             machine: what it runs on; the one of this process where None.
+            gate: who is let in; anybody where None.
 
         Raises:
             StartError: the QUIC engine asked for is not there.
@@ -157,14 +180,30 @@ class Service:
             quic_engine = choose_engine(None if config.quic_engine == "auto" else config.quic_engine)
         except LocalProtocolError as error:
             raise StartError(error.detail) from error
-        core = CoreConfig(network_id=config.network, agent=agent)
+        self._gate = gate
+        core = CoreConfig(
+            network_id=config.network if gate is None else gate.network_id,
+            agent=agent,
+            routing=RoutingConfig(slow_start=config.is_open),
+        )
         self.node = Node(core, identity, machine.luck, Sequencer(store.reserved(machine.wall())))
-        self.transport = Transport(identity, TransportConfig(agent=agent), quic_engine, announce=config.announce, machine=machine)
+        self.transport = Transport(
+            identity,
+            TransportConfig(agent=agent),
+            quic_engine,
+            announce=config.announce,
+            machine=machine,
+            door=None if gate is None else gate.door,
+        )
         telemetry.tell_holds(self.transport.holds.longest_s)
         self.dispatcher = Dispatcher(self.node, self.transport, engines, telemetry, identity)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.dispatcher.attach(self.driver)
         self.transport.add_handler(PROTOCOL_ID, self._serve)
+        if gate is not None:
+            self.node.gossip.reader = AdmittedReader(gate.admission)
+            gate.attach(self.node, self.transport, self.driver.settle)
+            self.dispatcher.gate = gate
         self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
         self.gateway = Gateway(gateway_config(config), self.dispatcher, telemetry)
 
@@ -182,6 +221,8 @@ class Service:
             nursery.start_soon(self._watch_engines)
             nursery.start_soon(self._watch_clock)
             nursery.start_soon(self._watch_mesh)
+            if self._gate is not None:
+                nursery.start_soon(self._gate.run)
             for engine in self._engines:
                 nursery.start_soon(self._watch, engine)
             url: str = await nursery.start(self._serve_gateway)
@@ -190,9 +231,21 @@ class Service:
             gc.collect()
             gc.freeze()
             ready(Ready(peer_id_text(self.node.peer_id), addresses, url))
-            await shutdown.wait()
+            await self._stopped(shutdown)
             await self._stop()
             nursery.cancel_scope.cancel()
+
+    async def _stopped(self, shutdown: trio.Event) -> None:
+        """Waits for the stop, or for the node to become a member of another network."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_for, shutdown)
+            if self._gate is not None:
+                nursery.start_soon(wait_for, self._gate.moved)
 
     async def _listen(self, nursery: trio.Nursery) -> None:
         """Binds the sockets; of the default addresses those of a family this machine lacks are left out."""
@@ -245,7 +298,7 @@ class Service:
             return
         self._n_serving += 1
         try:
-            served = await serve_stream(stream, self.dispatcher.serve, self._limits)
+            served = await serve_stream(stream, self._within_quota, self._limits)
         finally:
             self._n_serving -= 1
             self._served.set()
@@ -254,6 +307,21 @@ class Service:
         if served.fault is not None:
             self._telemetry.peer_faulted(stream.peer_id, served.fault.code, served.fault.detail)
             self.transport.fault(stream.peer_id, served.fault.code, STREAM_FAULT)
+
+    @asynccontextmanager
+    async def _within_quota(self, request: InferenceRequest, from_peer: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:
+        """Answers a request of a peer; one past the quota of a federated network is refused before any work."""
+        counted = "" if self._gate is None else self._gate.begin_request(from_peer)
+        if counted is None:
+            async with aclosing(refused("the quota of requests of the peer's network is used up")) as refusal:
+                yield refusal
+            return
+        try:
+            async with self.dispatcher.serve(request, from_peer) as replies:
+                yield replies
+        finally:
+            if counted and self._gate is not None:
+                self._gate.end_request(counted)
 
     def _offers(self) -> tuple[ModelOffer, ...]:
         """Everything this node's engines serve, each model once."""
@@ -337,6 +405,11 @@ def gateway_config(config: NodeConfig) -> GatewayConfig:
         tls=None if cert is None or key is None else server_context(cert, key),
         insecure_remote=config.gateway_insecure_remote,
     )
+
+
+async def refused(message: str) -> AsyncGenerator[Reply]:
+    """An answer that is a refusal."""
+    yield Failed(ErrorCode.OVERLOADED, message)
 
 
 def worth_telling(addresses: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:

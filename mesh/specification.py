@@ -29,6 +29,8 @@ class Coverage:
 COVERAGES = (
     Coverage("/isochrone/gossip/", "04-gossip.md", "cards, verdicts, beats"),
     Coverage("/isochrone/infer/", "06-inference.md", "one request and its answer"),
+    Coverage("/isochrone/join/", "09-admission.md", "certificates for guests and members"),
+    Coverage("/isochrone/notices/", "09-admission.md", "revocations and federated networks"),
     Coverage("/meshsub/", "08-pubsub.md", "cards for other libp2p programs"),
     Coverage("/ipfs/ping/", "02-transport.md", "libp2p's ping"),
     Coverage("/ipfs/id/push/", "01-identity.md", "libp2p's identify, as news"),

@@ -14,6 +14,7 @@ from mesh.plain import printable
 
 PEER_COLUMNS = (
     "peer_id",
+    "owner",
     "standing",
     "why",
     "rtt_s",

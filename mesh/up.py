@@ -56,11 +56,12 @@ async def _up(config: NodeConfig, run_node: RunNode, as_json: bool) -> int:
 
     def _ready(value: Ready) -> None:
         nonlocal is_ready
-        is_ready = True
         fault = write_node_file(config.state_dir, value, config.gateway_key_file, config.gateway_tls_cert)
         if fault is not None:
             print(f"isochrone: {fault}; name the gateway with --gateway {value.gateway}", file=sys.stderr)
-        announce_ready(value, as_json=as_json, console=Console(), key_file=config.gateway_key_file)
+        if not is_ready:  # a node that enters another network while it runs is ready again, and the same
+            announce_ready(value, as_json=as_json, console=Console(), key_file=config.gateway_key_file, is_open=config.is_open)
+        is_ready = True
 
     async with trio.open_nursery() as nursery:
 
@@ -89,15 +90,20 @@ async def _up(config: NodeConfig, run_node: RunNode, as_json: bool) -> int:
     return EXIT_SIGNAL_BASE + forced_by if forced_by else os.EX_OK
 
 
-def announce_ready(ready: Ready, *, as_json: bool, console: Console, key_file: Path | None = None) -> None:
+def announce_ready(ready: Ready, *, as_json: bool, console: Console, key_file: Path | None = None, is_open: bool = True) -> None:
     """Print how to use the node: one JSON line, or the same for people, who are told where the keys of its gateway are."""
     if as_json:
         told = {"peer_id": ready.peer_id, "addresses": list(ready.addresses), "gateway": ready.gateway}
         print(json.dumps(told), file=console.file, flush=True)
         return
     lines = [f"This node is  {ready.peer_id}"]
+    if not is_open:
+        lines += ["Other machines join with an invitation", "  isochrone invite"]
     if ready.addresses:
-        lines += ["Others join with", f"  isochrone up --bootstrap {ready.addresses[0]}"]
+        lines += [
+            "Others join with" if is_open else "Your other nodes on this machine find it with",
+            f"  isochrone up --bootstrap {ready.addresses[0]}",
+        ]
         lines += [f"              or {address}" for address in ready.addresses[1:]]
     lines += [
         f"The gateway is  {ready.gateway}  (OPENAI_BASE_URL={ready.gateway}/v1)",

@@ -98,7 +98,8 @@ async def look(subject: Subject) -> None:
                 with suppress(Unmet):
                     await _read_card(peer, connection)
         except (Unmet, RemoteProtocolError) as fault:
-            unreachable = UnreachableError(f"{subject.address} cannot be tested: {fault}")
+            private = "; it belongs to a private network: start it with --open to try it" if "not_admitted" in str(fault) else ""
+            unreachable = UnreachableError(f"{subject.address} cannot be tested: {fault}{private}")
         finally:
             peer.leave()
             nursery.cancel_scope.cancel()

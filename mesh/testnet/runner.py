@@ -318,7 +318,9 @@ async def testnet(
     temporary = folder is None
     # Absolute without a look at the disk: the nodes get it as a flag, and messages name it.
     folder = Path(tempfile.mkdtemp(prefix="isochrone-testnet-") if folder is None else os.path.abspath(folder))  # noqa: ASYNC240, PTH100
-    net = Testnet(topology, (), folder, tuple(flags), tuple(program or (sys.executable, program_path())))
+    # A test mesh is a private network of its own, whose nodes issue themselves certificates.
+    own = ("--network-dir", str(folder / "network")) if program is None else ()
+    net = Testnet(topology, (), folder, (*own, *flags), tuple(program or (sys.executable, program_path())))
     try:
         await _start_links(net)
         if console is not None:

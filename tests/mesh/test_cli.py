@@ -17,7 +17,22 @@ from mesh.config import Ready
 from mesh.nodefile import NODE_FILE, NoNodeError, find_node, remove_node_file, write_node_file
 from mesh.up import announce_ready
 
-COMMANDS = ("up", "status", "peers", "models", "ask", "embed", "explain", "trace", "spec", "testnet", "demo", "version")
+COMMANDS = (
+    "up",
+    "status",
+    "peers",
+    "models",
+    "ask",
+    "embed",
+    "explain",
+    "trace",
+    "spec",
+    "testnet",
+    "demo",
+    "version",
+    "invite",
+    "join",
+)
 PEER = {"peer_id": "12D3KooWA", "standing": "alive", "rtt_s": 0.0125, "models": ["m"], "unknown": [1]}
 ANSWERS: dict[str, object] = {
     "/mesh/status": {"peer_id": "12D3KooWA", "uptime_s": 61.0, "load": {"queue_s": 0.25, "draining": False}},
@@ -124,7 +139,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(command in text for command in COMMANDS)
-    assert "isochrone up --bootstrap" in text
+    assert "isochrone join TOKEN" in text
     assert "Exit codes" in text
     assert "ISOCHRONE_" in text
 

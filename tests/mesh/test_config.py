@@ -45,7 +45,7 @@ def test_relative_xdg_directory_is_ignored(tmp_path: Path) -> None:
 def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None:
     file = write(tmp_path / "c.toml", f'listen = ["{LISTEN_A}"]\nnetwork = "from-file"\ngrace_s = 3\nlog_level = "error"\n')
     environment = environment_in(tmp_path, ISOCHRONE_LISTEN=f"{LISTEN_B}, {LISTEN_C}", ISOCHRONE_NETWORK="from-env")
-    config = resolve({"network": "from-flag", "listen": None}, environment, file)
+    config = resolve({"network": "from-flag", "open": True, "listen": None}, environment, file)
     assert config.network == "from-flag"
     assert [str(address) for address in config.listen] == [LISTEN_B, LISTEN_C]
     assert not config.listen_default
@@ -54,14 +54,37 @@ def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None
     assert config.quic_engine == "auto"
 
 
+def test_a_network_is_private_unless_it_is_said_to_be_open(tmp_path: Path) -> None:
+    config = resolve({}, environment_in(tmp_path))
+    assert not config.is_open
+    assert config.network_dir == tmp_path / ".local/share/isochrone/network"
+    assert resolve({}, environment_in(tmp_path, XDG_DATA_HOME="/d")).network_dir == Path("/d/isochrone/network")
+    assert resolve({}, environment_in(tmp_path, ISOCHRONE_NETWORK_DIR="/n")).network_dir == Path("/n")
+    assert resolve({"open": True}, environment_in(tmp_path)).is_open
+    assert resolve({}, environment_in(tmp_path, ISOCHRONE_OPEN="yes")).is_open
+    assert resolve({}, environment_in(tmp_path), write(tmp_path / "c.toml", "open = true\n")).is_open
+    assert not resolve({"open": False}, environment_in(tmp_path, ISOCHRONE_OPEN="yes")).is_open
+
+
+def test_a_name_alone_makes_no_private_network(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--network = 'acme'.*add --open.*isochrone join"):
+        resolve({"network": "acme"}, environment_in(tmp_path))
+
+
+@pytest.mark.parametrize("value", ["maybe", "2", ""])
+def test_a_switch_is_on_or_off(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match="true or false"):
+        resolve({}, environment_in(tmp_path), write(tmp_path / "c.toml", f'open = "{value}"\n'))
+
+
 def test_list_from_a_stronger_source_replaces_and_does_not_add(tmp_path: Path) -> None:
     file = write(tmp_path / "c.toml", 'engine = ["echo", "onnx"]\n')
     assert resolve({"engine": ["http://127.0.0.1:8000/"]}, environment_in(tmp_path), file).engines == ("http://127.0.0.1:8000",)
 
 
 def test_file_is_found_at_its_default_place_and_through_the_variable(tmp_path: Path) -> None:
-    write(tmp_path / ".config/isochrone/config.toml", 'network = "here"\n')
-    other = write(tmp_path / "other.toml", 'network = "there"\n')
+    write(tmp_path / ".config/isochrone/config.toml", 'network = "here"\nopen = true\n')
+    other = write(tmp_path / "other.toml", 'network = "there"\nopen = true\n')
     assert resolve({}, environment_in(tmp_path)).network == "here"
     assert resolve({}, environment_in(tmp_path, ISOCHRONE_CONFIG=str(other))).network == "there"
 

@@ -83,6 +83,7 @@ def start(packages: Path, folder: Path, engine: str, join: str | None) -> tuple[
     folder.mkdir()
     command = [sys.executable, "-m", "node", "up", "--json", "--state-dir", str(folder / "state"), "--gateway", "127.0.0.1:0"]
     command += ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--engine", engine, *(["--bootstrap", join] if join else [])]
+    command += ["--open"] if packages == ROOT else []  # the last release knows no other networks
     environment = {**os.environ, "PYTHONPATH": str(packages), "HOME": str(folder)}
     log = folder / "node.log"
     with log.open("wb") as errors:

@@ -276,6 +276,8 @@ inside(
 _ADMISSION = "tests/protocol/admission/test_admission.py::"
 _STATEMENTS = "tests/protocol/admission/test_statements.py::"
 _ADMITTED = "tests/protocol/node/test_admitted.py::"
+_GATE = "tests/mesh/admission/test_gate_nodes.py::"
+_JOINING = "tests/mesh/admission/test_joining.py::"
 _NO_MEMBER = "only a member of the network could see it"
 
 inside(
@@ -286,13 +288,32 @@ inside(
     _STATEMENTS + "test_more_unknown_elements_than_allowed_are_refused",
     _STATEMENTS + "test_arbitrary_bytes_raise_one_kind_of_error",
 )
+inside(
+    "ISO-ADM-002",
+    _NO_MEMBER,
+    _GATE + "test_who_is_no_member_is_refused_by_an_alert_and_leaves_nothing",
+    _GATE + "test_a_member_lets_no_stranger_answer_its_dial",
+)
 inside("ISO-ADM-003", _NO_MEMBER, _ADMISSION + "test_others_are_refused_each_with_its_code")
 inside("ISO-ADM-004", _NO_MEMBER, _ENDPOINT + "test_why_a_peer_is_not_admitted_is_told_by_an_alert")
+inside(
+    "ISO-ADM-005",
+    _NO_MEMBER,
+    _GATE + "test_who_is_revoked_while_connected_is_put_out_by_all",
+    _GATE + "test_a_certificate_that_ends_while_connected_ends_the_connection",
+)
 inside(
     "ISO-ADM-006",
     _NO_MEMBER,
     _ADMITTED + "test_other_cards_are_refused_and_change_nothing",
     _ADMITTED + "test_other_kinds_are_taken_once_the_author_has_shown_its_proof",
+)
+inside("ISO-ADM-007", "it takes an invitation of the node's", _JOINING + "test_a_guest_may_join_and_nothing_else")
+inside(
+    "ISO-ADM-009",
+    "it takes an invitation of the node's",
+    _JOINING + "test_no_certificate_leaves_before_its_use_is_on_the_disk",
+    _JOINING + "test_a_use_is_counted_once_for_each_key_and_kept_over_a_restart",
 )
 inside(
     "ISO-ADM-008",
@@ -309,7 +330,14 @@ inside(
     _ADMISSION + "test_a_notice_needs_the_right_delegation",
     _ADMISSION + "test_a_revoked_issuer_signs_no_more_notices",
 )
-inside("ISO-ADM-012", _NO_MEMBER, _ADMISSION + "test_notices_stand_after_a_restart_though_a_delegation_has_ended")
+inside("ISO-ADM-011", _NO_MEMBER, _GATE + "test_who_is_revoked_while_connected_is_put_out_by_all")
+inside(
+    "ISO-ADM-012",
+    _NO_MEMBER,
+    _ADMISSION + "test_notices_stand_after_a_restart_though_a_delegation_has_ended",
+    _GATE + "test_a_revocation_stands_after_a_restart_and_an_older_list_changes_nothing",
+)
+inside("ISO-ADM-013", _NO_MEMBER, _ADMITTED + "test_records_of_a_federated_network_are_taken_under_its_own_id")
 inside("ISO-ADM-014", _NO_MEMBER, _ADMISSION + "test_members_of_a_federated_network_are_let_in_up_to_its_quota")
 
 # Chapter 10
@@ -335,3 +363,4 @@ inside(
     _RECEIPTS + "test_a_wrong_receipt_is_the_peers_fault_and_is_told",
     "tests/protocol/test_receipts.py::test_what_differs_is_named",
 )
+inside("ISO-ADM-015", _NO_MEMBER, _GATE + "test_federated_members_meet_within_their_quota_of_requests")

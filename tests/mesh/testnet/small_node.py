@@ -25,6 +25,7 @@ parser.add_argument("up", choices=["up"])
 parser.add_argument("--json", action="store_true", required=True)
 for name in ("state-dir", "listen", "announce", "gateway"):
     parser.add_argument(f"--{name}", required=True)
+parser.add_argument("--network-dir")
 for name in ("engine", "bootstrap"):
     parser.add_argument(f"--{name}", action="append", default=[])
 flags = parser.parse_args()
