@@ -377,7 +377,12 @@ def join(
     except ProtocolError as error:
         raise ClientError(error.detail) from error
     identity = node_identity(state)
-    membership, owner = trio.run(join_network, data, identity, _name(name) if name else "")
+    try:
+        membership, owner = trio.run(join_network, data, identity, _name(name) if name else "")
+    except BaseExceptionGroup as errors:
+        if errors.split(KeyboardInterrupt)[0] is None:
+            raise
+        raise KeyboardInterrupt from None
     _keep(state, membership)
     facts = {"network": network_id_of(membership.root), "peer_id": peer_id_text(identity.peer_id), "owner": owner}
     try:

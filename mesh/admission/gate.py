@@ -104,6 +104,7 @@ class Gate:
         self._machine = machine
         self._proven: dict[tuple[PeerId, bytes], Member] = {}
         self._working: dict[str, int] = {}  # requests under way of federated networks
+        self._issuer: tuple[bytes, Issuer | None] | None = None  # by the delegation it was made of
         self._stamps: dict[Path, int] = {}
         self._told: dict[PeerId, int] = {}
         self._version = 1
@@ -133,10 +134,22 @@ class Gate:
     @property
     def issuer(self) -> Issuer | None:
         """What this node may sign with, None where nothing was delegated to it or no more."""
-        if not self.membership.delegation:
+        delegation = self.membership.delegation
+        if self._issuer is None or self._issuer[0] != delegation:  # each call would verify a signature
+            self._issuer = (delegation, self._issuer_by(delegation))
+        issuer = self._issuer[1]
+        return issuer if issuer is not None and issuer.delegation.not_after_s > self._machine.wall() else None
+
+    def _issuer_by(self, delegation: bytes) -> Issuer | None:
+        if not delegation:
             return None
-        issuer = Issuer(self._identity, self.membership.delegation)
-        return issuer if issuer.delegation.not_after_s > self._machine.wall() else None
+        try:
+            return Issuer(self._identity, delegation)
+        except RemoteProtocolError as fault:
+            self._telemetry.log.warning(
+                "what was delegated to this node cannot be used", code=fault.code.name, detail=fault.detail
+            )
+            return None
 
     def own(self) -> Member | None:
         """What this node is, None once its certificate has ended or was taken back."""

@@ -28,7 +28,16 @@ from admission_examples import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.admission import Admission, AdmissionConfig, Issuer, encode_guest, encode_member
+from protocol.admission import (
+    Admission,
+    AdmissionConfig,
+    Federated,
+    Issuer,
+    NoticeKind,
+    encode_guest,
+    encode_member,
+    sign_notice,
+)
 from protocol.admission.issuer import renewal_due_s
 from protocol.admission.machine import restore
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -80,6 +89,12 @@ def test_others_are_refused_each_with_its_code(proof, code) -> None:
     machine.check(BOB.peer_id, shown(BOB), WALL_S)
     assert refusal(machine, lambda: machine.check(ALICE.peer_id, proof, WALL_S)) is code
     assert machine.member(ALICE.peer_id, WALL_S) is None
+
+
+def test_another_network_is_refused_before_any_signature_is_verified() -> None:
+    machine = admission()
+    unsigned = encode_member(bytes(64) + certificate()[64:], bytes(64) + delegation(OTHER_ROOT, ISSUER)[64:])
+    assert refusal(machine, lambda: machine.check(ALICE.peer_id, unsigned, WALL_S)) is ErrorCode.WRONG_NETWORK
 
 
 def test_a_proof_that_was_checked_is_judged_by_the_clock_each_time() -> None:
@@ -286,6 +301,14 @@ def test_a_federated_network_revokes_and_federates_nobody_of_this_one() -> None:
     take(machine, federation(OTHER_ROOT))
     take(machine, revocations(ALICE, signer=OTHER_ROOT, root=OTHER_ROOT))
     machine.check(ALICE.peer_id, shown(), WALL_S)
+
+
+def test_whom_a_federated_network_lets_in_is_not_let_in_here() -> None:
+    machine = admission()
+    take(machine, federation(OTHER_ROOT))
+    entries = (Federated(BOB.public_key, "theirs", 5, 5, WALL_S + DAY_S),)
+    theirs = sign_notice(OTHER_ROOT, OTHER_ROOT.public_key, b"", 1, WALL_S, entries, NoticeKind.FEDERATION)
+    assert refusal(machine, lambda: take(machine, theirs)) is ErrorCode.WRONG_NETWORK
 
 
 def test_of_two_that_list_a_network_the_smaller_quota_counts() -> None:
