@@ -166,7 +166,7 @@ class _Serving:
     async def _read_request(self) -> InferenceRequest:
         """Read exactly one frame and decode it."""
         decoder = FrameDecoder(self._limits.request_bytes_max)
-        with trio.move_on_after(self._limits.request_read_s):
+        with trio.move_on_after(self._limits.request_read_s), self._stream.waiting():
             while (frame := decoder.next_frame()) is None:
                 data = await self._stream.receive_some()
                 if not data:

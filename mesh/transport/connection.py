@@ -13,6 +13,7 @@ import trio
 
 from mesh.transport import builtin
 from mesh.transport.errors import ConnectionLost, StreamReset
+from mesh.transport.patience import Waits
 from mesh.transport.stream import Stream
 from mesh.transport.watch import Doing, Seen, Watcher
 from protocol.errors import ErrorCode, LocalProtocolError
@@ -40,6 +41,7 @@ class Connection:
         told: the protocols and addresses that the peer was told when it asked; None while it did not ask.
         serving: handler tasks that run for streams of the peer, by protocol.
         watchers: who is told what happens here.
+        waits: the streams on which a task waits for the rest of what the peer began.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Connection:
         self.description = PeerDescription(peer_id)
         self.told: tuple[tuple[str, ...], tuple[bytes, ...]] | None = None
         self.serving: dict[str, int] = {}
+        self.waits = Waits()
         self.watchers: tuple[Watcher, ...] = ()
         self.became_quiet: Callable[[], None] | None = None
         self._transport = transport

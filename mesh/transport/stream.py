@@ -10,6 +10,7 @@ Spec: docs/spec/02-transport.md, sections "Streams" and "Protocol negotiation".
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Self
 
 import trio
@@ -69,6 +70,10 @@ class Stream:
         """Tell those who watch the connection what happened on this stream; who writes or reads a frame tells it whole."""
         if self.connection.watchers:
             self.connection.tell(doing, sent=sent, stream_id=self._id, protocol_id=self.protocol_id, data=data, code=code)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Enter while the peer is to finish what it began; a peer with too many such streams is cut off."""
+        return self.connection.waits.on(self._id, trio.current_time())
 
     # What the connection tells.
 

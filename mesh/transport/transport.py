@@ -26,6 +26,7 @@ from mesh.transport.door import Door, Entrance, see_guest_off
 from mesh.transport.errors import ConnectionLost, TransportError
 from mesh.transport.holds import Holds
 from mesh.transport.names import resolve
+from mesh.transport.patience import cut_slow_writers
 from mesh.transport.stream import Stream
 from mesh.transport.udp import UdpSocket
 from mesh.transport.watch import Doing, Watcher
@@ -157,6 +158,7 @@ class Transport:
                     nursery.start_soon(self._read, udp)
                 nursery.start_soon(self._keep_time)
                 nursery.start_soon(self._pusher.run)
+                nursery.start_soon(cut_slow_writers, self)
                 task_status.started(self.addresses)
         finally:
             try:
@@ -560,7 +562,7 @@ class Transport:
         """Agree on a protocol and run its handler; whatever goes wrong ends this stream alone."""
         code = ErrorCode.CANCELLED
         try:
-            with trio.move_on_after(self.config.negotiation_timeout_s) as patience:
+            with trio.move_on_after(self.config.negotiation_timeout_s) as patience, stream.waiting():
                 await stream.negotiate(self._entrance.speaks(stream.connection, self._handlers))
             if patience.cancelled_caught:
                 code = ErrorCode.IDLE

@@ -20,6 +20,10 @@ class Account(Enum):
     """Signatures that were verified, or would have been, for what it sent."""
     WORK = "work"
     """Requests begun for it; those answered to their end are given back, those it gave up are not."""
+    IDS = "connection ids"
+    """Connection ids that it gave up, for each of which it gets a new one."""
+    SLOW = "slow datagrams"
+    """Datagrams that brought no stream data and held the loop for long."""
     CPU = "cpu"
     """Seconds of a core spent on what it sent, less those that the stream data in it justify."""
 
@@ -55,11 +59,16 @@ class ConductConfig:
             tokens a second.
         streams: streams opened, but for those whose request was answered to its end: guards against rapid reset. A stream costs
             this node 20 µs in the library and 100 µs with its task.
-        verifications: an Ed25519 verification takes 160 µs, so this is at most 3.2 % of a core over time. The burst is what
-            joining a network of 1,000 nodes brings: its cards, edges and verdicts, which gossip counts more strictly.
+        verifications: charged by the size of what comes, one for 256 bytes, before it is read; gossip counts true records, and
+            more strictly, but only within one connection. An Ed25519 verification takes 160 µs, so this is at most 5 % of a core
+            over time. The burst is 10 MB: all that a network of 5,000 nodes has to tell, twice.
         work: requests begun and not answered to their end, because the peer gave them up or they failed: one costs up to 0.8 ms
             before an engine sees it, so this is at most 8 % of a core over time. Beyond it requests are refused.
-        cpu: a fifth of a core over five seconds.
+        ids: an honest peer gives one up when its address changes.
+        slow: what a library does for one datagram may grow with all those before (a list that is searched); the growth ends here,
+            long before the account of the CPU would feel it. A pause of the garbage collector hits anybody, rarely.
+        slow_s: from which time on a datagram is slow, in seconds of a core: twenty times what one takes, less than half of 5 ms.
+        cpu: what comes to a fifth of a core over five seconds, and half of that for ever.
         cpu_s_per_byte: seconds of a core that each byte of stream data explains, so that a bulk transfer at full speed is no
             offence: aioquic takes 50 ns, on a machine half as fast 100.
         small_bytes: a piece of stream data below this size counts as a frame.
@@ -73,10 +82,13 @@ class ConductConfig:
 
     wasted_bytes: Allowance = Allowance(4 * 1024 * 1024, 32 * 1024 * 1024, 32 * 1024 * 1024)
     frames: Allowance = Allowance(10_000.0, 20_000.0, 20_000.0)
-    streams: Allowance = Allowance(500.0, 1000.0)
-    verifications: Allowance = Allowance(200.0, 10_000.0, 2_000.0)
+    streams: Allowance = Allowance(100.0, 1000.0)
+    verifications: Allowance = Allowance(200.0, 40_000.0, 10_000.0)
     work: Allowance = Allowance(100.0, 1000.0, 500.0)
-    cpu: Allowance = Allowance(0.2, 1.0)
+    ids: Allowance = Allowance(1.0, 64.0)
+    slow: Allowance = Allowance(0.5, 20.0)
+    slow_s: float = 0.002
+    cpu: Allowance = Allowance(0.1, 0.5)
     cpu_s_per_byte: float = 100e-9
     small_bytes: int = 64
     faults: Allowance = Allowance(1 / 120, 3.0)
@@ -99,5 +111,9 @@ class ConductConfig:
                 return self.verifications
             case Account.WORK:
                 return self.work
+            case Account.IDS:
+                return self.ids
+            case Account.SLOW:
+                return self.slow
             case Account.CPU:
                 return self.cpu

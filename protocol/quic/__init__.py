@@ -3,23 +3,49 @@
 import difflib
 
 from protocol.errors import ErrorCode, LocalProtocolError
+from protocol.quic.guards import missing
 from protocol.quic.seam import QuicEngine
 
 ENGINE_NAMES = ("qh3", "aioquic")
 """The engines by preference: qh3 is several times faster; aioquic is pure Python and the reference."""
 
-__all__ = ["ENGINE_NAMES", "QuicEngine", "choose_engine"]
+__all__ = ["ENGINE_NAMES", "QuicEngine", "choose_engine", "refuse_unguarded"]
 
 
-def choose_engine(name: str | None = None) -> QuicEngine:
+def choose_engine(name: str | None = None, *, untrusted: bool = False) -> QuicEngine:
     """Return a QUIC engine, importing its library only now.
 
     Args:
         name: one of `ENGINE_NAMES`, or None for the first whose library is installed in the version that is known.
+        untrusted: whether strangers may come, in a network that is open; the engine must hold every guard then.
 
     Raises:
-        LocalProtocolError: UNSUPPORTED when the name is unknown, or the library is missing or of another version.
+        LocalProtocolError: UNSUPPORTED when the name is unknown, the library is missing or of another version, or the engine does
+            not hold every guard though it must.
     """
+    engine = _chosen(name)
+    if untrusted:
+        refuse_unguarded(engine)
+    return engine
+
+
+def refuse_unguarded(engine: QuicEngine) -> None:
+    """Refuse an engine that does not hold every row of docs/transport-guards.md.
+
+    Raises:
+        LocalProtocolError: UNSUPPORTED, with what is missing and what to do.
+    """
+    if lacks := missing(engine.guarantees):
+        rows = ", ".join(f"{guard.value} ({guard.name.lower().replace('_', ' ')})" for guard in lacks)
+        others = " or ".join(f"--quic-engine {other}" for other in ENGINE_NAMES if other != engine.name)
+        raise LocalProtocolError(
+            ErrorCode.UNSUPPORTED,
+            f"the QUIC engine {engine.name!r} {engine.version} does not hold {rows} of docs/transport-guards.md and is not used "
+            f"where strangers may come: choose {others}, or a network that is not open",
+        )
+
+
+def _chosen(name: str | None) -> QuicEngine:
     if name is not None:
         if name not in ENGINE_NAMES:
             near = difflib.get_close_matches(name, ENGINE_NAMES, n=1, cutoff=0.4)

@@ -27,13 +27,14 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     QuicReceiveContext,
 )
-from aioquic.quic.packet import QuicErrorCode
+from aioquic.quic.packet import QuicErrorCode, pull_ack_frame
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import PeerId
+from protocol.quic.guards import Guard, Traps
 from protocol.quic.seam import (
     ALPN,
     CONNECTION_ID_BYTES,
@@ -64,6 +65,10 @@ VERSION = "1.7.2"
 PACKET_OVERHEAD_BYTES = 40
 """Room of a 1-RTT packet around a DATAGRAM frame, in bytes: short header 13, tag 16, frame header 3, rounded up."""
 
+SKIPPED_MAX = 8
+"""Packet numbers without a packet that are remembered: the places double, so the eighth before is acknowledged or lost long
+ago."""
+
 _CERT_NONE = 0
 """ssl.CERT_NONE: no authority vouches for a peer; its certificate vouches for its own host key."""
 
@@ -85,6 +90,7 @@ class GuardedConnection(QuicConnection):
         verify: VerifyPeer,
         original_cid: bytes | None,
         retry_cid: bytes | None = None,
+        secret: bytes = b"",
     ) -> None:
         super().__init__(
             configuration=configuration,
@@ -97,6 +103,8 @@ class GuardedConnection(QuicConnection):
         self.consumed_of: dict[int, int] = {}
         self._config = config
         self._verify = verify
+        self._traps = Traps(secret, self.host_cid)
+        self._skipped: deque[int] = deque(maxlen=SKIPPED_MAX)
         for limit, value in ((self._local_max_streams_bidi, config.streams_in_max), (self._local_max_streams_uni, 0)):
             limit.value = limit.sent = value
 
@@ -200,12 +208,24 @@ class GuardedConnection(QuicConnection):
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
-        if buf.pull_uint_var() >= self._packet_number:
+        acknowledged, _ = pull_ack_frame(buf)
+        if len(acknowledged) > self._config.ranges_max:
+            raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "too many ranges are acknowledged")
+        if acknowledged[-1].stop > self._packet_number or any(number in acknowledged for number in self._skipped):
             raise QuicConnectionError(
                 QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "a packet that was never sent is acknowledged"
             )
         buf.seek(start)
         super()._handle_ack_frame(context, frame_type, buf)
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
+        """Build what may be sent now, past a packet number that no packet gets where a trap is due."""
+        if self._handshake_confirmed and self._packet_number >= self._traps.next:
+            skipped: int = self._packet_number
+            self._skipped.append(skipped)
+            self._packet_number = skipped + 1
+            self._traps.laid()
+        return super().datagrams_to_send(now)
 
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
@@ -225,7 +245,7 @@ class GuardedConnection(QuicConnection):
         super()._handle_stream_frame(context, frame_type, buf)
         stream = self._streams.get(stream_id)
         if stream is not None and len(stream.receiver._ranges) > self._config.ranges_max:
-            raise QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, frame_type, "too many gaps in a stream")
+            raise QuicConnectionError(QuicErrorCode.FLOW_CONTROL_ERROR, frame_type, "too many gaps in a stream")
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         limit: Limit = self._local_max_data
@@ -438,10 +458,11 @@ class AioquicEngine:
 
     name = "aioquic"
     version = VERSION
+    guarantees = frozenset(Guard)
 
     def connect(self, setup: EngineSetup, address: Address, verify: VerifyPeer, now: float) -> AioquicConnection:
         """See QuicEngine."""
-        quic = GuardedConnection(_configuration(setup, is_client=True), setup.config, verify, None)
+        quic = GuardedConnection(_configuration(setup, is_client=True), setup.config, verify, None, None, setup.secret)
         quic.connect(address, now)
         return AioquicConnection(quic, setup.config, None)
 
@@ -449,7 +470,8 @@ class AioquicEngine:
         self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer, retry_cid: bytes | None = None
     ) -> AioquicConnection:
         """See QuicEngine."""
-        quic = GuardedConnection(_configuration(setup, is_client=False), setup.config, verify, original_cid, retry_cid)
+        configuration = _configuration(setup, is_client=False)
+        quic = GuardedConnection(configuration, setup.config, verify, original_cid, retry_cid, setup.secret)
         return AioquicConnection(quic, setup.config, retry_cid or original_cid)
 
 

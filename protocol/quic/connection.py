@@ -50,6 +50,10 @@ EARLY_EVENT_BYTES = 256
 """What an event costs beside its data, in bytes, while it waits for the connection to be established: two objects of Python."""
 
 
+LOOK_INTERVAL_S = 1.0
+"""Time in seconds between two looks whether a peer takes what waits for it."""
+
+
 @dataclass(slots=True)
 class StreamState:
     """What the endpoint knows of one stream.
@@ -111,6 +115,12 @@ class Connection:
         self._next_remote = self._peer_bit
         self._skipped: dict[int, None] = {}
         self._wants_stream = False
+        self._held: dict[int, int] = {}  # bytes of each stream in the library's send buffer, as of its last write
+        self._held_bytes = 0
+        self._written_bytes = 0
+        self._taken_bytes = 0
+        self._taken_at = now
+        self._look_at = now
         self._handshake_ends = now + config.handshake_timeout_s
         self._ping_interval_s = config.keep_alive_s
         self._next_ping = now + config.keep_alive_s
@@ -137,6 +147,8 @@ class Connection:
         self.engine.receive(datagrams, address, now)
         self._next_ping = now + self._ping_interval_s
         self.collect(now, received_at)
+        if self._held and now >= self._look_at and self.closed is None:
+            self._look_whether_it_reads(now)
 
     def handle_timer(self, now: float) -> None:
         """Let due timers fire: the engine's, the handshake's, the keep-alive."""
@@ -162,7 +174,8 @@ class Connection:
     def collect(self, now: float, received_at: float) -> None:
         """Turn the engine's events into outputs."""
         while self.closed is None and (event := self.engine.next_event()) is not None:
-            self._take(event, now, received_at)
+            if not self._ends_it or isinstance(event, Closed):  # what came before the end is void
+                self._take(event, now, received_at)
         if self.closed is None:
             self._wake_writers()
 
@@ -187,10 +200,8 @@ class Connection:
                 self._outputs.append(ConnectionEstablished(self.handle, peer_id, self.address, self.is_client, incarnation))
                 while self._early and self.closed is None:
                     self._take_stream(self._early.popleft(), now)
-            case CidIssued(cid=cid):
-                self.new_cids.append(cid)
-            case CidRetired(cid=cid):
-                self.old_cids.append(cid)
+            case CidIssued() | CidRetired():
+                self._take_cid(event, now)
             case PingAnswered():
                 pass
             case Closed():
@@ -201,6 +212,15 @@ class Connection:
                 self._blocked.clear()
                 self._early.clear()
                 self._outputs.append(ConnectionClosed(self.handle, event.code, event.detail, event.local, self.established))
+
+    def _take_cid(self, event: CidIssued | CidRetired, now: float) -> None:
+        match event:
+            case CidIssued(cid=cid):
+                self.new_cids.append(cid)
+            case CidRetired(cid=cid):
+                self.old_cids.append(cid)
+                if self.peer_id is not None:
+                    self._pays(self.peer_id, Account.IDS, now)
 
     def _keep_early(self, event: DataReceived | ResetReceived | StopReceived, now: float) -> None:
         self._early_bytes += EARLY_EVENT_BYTES + (len(event.data) if isinstance(event, DataReceived) else 0)
@@ -296,7 +316,28 @@ class Connection:
         self._ping_interval_s = min(self._config.prompt_ping_s, self._config.keep_alive_s)
         self._next_ping = now + self._ping_interval_s
 
+    def _look_whether_it_reads(self, now: float) -> None:
+        """End the connection to a peer that is heard and takes nothing of the much that waits for it."""
+        self._look_at = now + LOOK_INTERVAL_S
+        held_bytes = self._count_held()
+        taken_bytes = self._written_bytes - held_bytes
+        if taken_bytes > self._taken_bytes or held_bytes <= self._config.stalled_bytes_max:
+            self._taken_bytes, self._taken_at = taken_bytes, now
+        elif now - self._taken_at >= self._config.stalled_s and self.peer_id is not None:
+            self._conduct.fault(self.peer_id, ErrorCode.FLOODING, now)
+            self.close(ErrorCode.FLOODING, f"{held_bytes} bytes wait and none is taken", now)
+
+    def _count_held(self) -> int:
+        """Count anew what waits in the library's send buffers."""
+        counted = {stream_id: self.engine.buffered(stream_id) for stream_id in self._held}
+        self._held = {stream_id: n_bytes for stream_id, n_bytes in counted.items() if n_bytes}
+        self._held_bytes = sum(self._held.values())
+        return self._held_bytes
+
     def _wake_writers(self) -> None:
+        full = self._config.held_bytes_max
+        if self._blocked and self._held_bytes >= full and self._count_held() >= full:
+            return
         half = self._config.send_buffer_bytes_max // 2
         for stream_id in [stream_id for stream_id in self._blocked if self.engine.buffered(stream_id) <= half]:
             del self._blocked[stream_id]
@@ -330,7 +371,11 @@ class Connection:
         state = self._streams.get(stream_id)
         if state is None or not state.writable:
             raise LocalProtocolError(ErrorCode.CANCELLED, f"stream {stream_id} takes no more data")
-        room = self._config.send_buffer_bytes_max - self.engine.buffered(stream_id)
+        held = self.engine.buffered(stream_id)
+        room = self._config.send_buffer_bytes_max - held
+        if self._held_bytes + len(data) > self._config.held_bytes_max:
+            room = min(room, self._config.held_bytes_max - self._count_held())
+        self._note_held(stream_id, held + max(0, min(room, len(data))), max(0, min(room, len(data))))
         if room < len(data):
             self._blocked[stream_id] = None
             if room <= 0:
@@ -342,6 +387,11 @@ class Connection:
             state.writable = False
             self._forget_if_over(stream_id, state)
         return len(data)
+
+    def _note_held(self, stream_id: int, held_bytes: int, written_bytes: int) -> None:
+        self._held_bytes += held_bytes - self._held.get(stream_id, 0)
+        self._held[stream_id] = held_bytes
+        self._written_bytes += written_bytes
 
     def reset(self, stream_id: int, code: int) -> None:
         """Abandon this side of a stream; nothing happens when it is over."""

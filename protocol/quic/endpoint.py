@@ -80,7 +80,7 @@ class Endpoint:
         self.conduct = Conduct(self.config.conduct)
         self.counters = EndpointCounters()
         self._engine = engine
-        self._setup = EngineSetup(certificate, self.config.engine)
+        self._setup = EngineSetup(certificate, self.config.engine, certificate.private_key_der)
         self._own = own
         self._verify = verify
         self._connections: dict[ConnectionHandle, Connection] = {}

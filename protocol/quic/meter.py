@@ -55,5 +55,8 @@ class Meter:
         if n_bytes:
             conduct.give_back(peer_id, Account.BYTES, n_bytes, now)
         excess_s = spent_s - n_bytes * conduct.config.cpu_s_per_byte
+        n_slow = len(group) if excess_s > conduct.config.slow_s * len(group) else 0
+        if n_slow and conduct.charge(peer_id, Account.SLOW, n_slow, now) is Verdict.FLOODED:
+            connection.close(ErrorCode.FLOODING, "too many datagrams hold the loop for long", now)
         if excess_s > 0.0 and conduct.charge(peer_id, Account.CPU, excess_s, now) is Verdict.FLOODED:
             connection.close(ErrorCode.BANNED, "what this peer sends takes too much of a core", now)

@@ -19,12 +19,14 @@ from typing import Any
 
 from qh3._hazmat import QuicConnectionCore, pull_quic_header
 from qh3.quic.configuration import QuicConfiguration
-from qh3.quic.connection import QuicConnection, QuicConnectionError
+from qh3.quic.connection import QuicConnection
 from qh3.quic.packet import QuicPacketType
 from qh3.quic.tls_bridge import QuicTlsBridgeError
 
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import PeerId
+from protocol.quic.guards import Guard, Traps
+from protocol.quic.qh3_faults import is_contained, is_panic
 from protocol.quic.qh3_tls import MutualBridge, tls
 from protocol.quic.seam import (
     ALPN,
@@ -67,28 +69,26 @@ MAX_ACK_DELAY_S = 0.025
 REASSEMBLY_FACTOR = 1
 """Stream windows a stream may hold out of order: what its credit allows."""
 
+TRAP_UIDS = 1 << 62
+"""PINGs with numbers from here on are traps; the endpoint counts its own from 1."""
+
+PROTOCOL_VIOLATION = 0x0A
+"""QUIC transport error (RFC 9000 section 20.1)."""
+
+ACK_FRAME = 0x02
+"""Type of the frame that is at fault (RFC 9000 section 19.3)."""
+
+SMALL_BYTES = 64
+"""A datagram below this size in bytes holds an acknowledgement or the answer to a path challenge and no more."""
+
+SMALL_MAX = 8
+"""Datagrams of that size sent at a time: one acknowledgement, and as many answers as aioquic gives to path challenges."""
+
 _CERT_NONE = 0
 """ssl.CERT_NONE: no authority vouches for a peer; its certificate vouches for its own host key."""
 
 _FIXED_BIT = 0x40
 """Set in the first byte of every packet (RFC 9000 section 17); a byte without it is padding behind the last packet."""
-
-_FAULTS = (
-    QuicConnectionError,
-    QuicTlsBridgeError,
-    tls.Alert,
-    ValueError,
-    RuntimeError,
-    AssertionError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-)
-"""What the library may raise over a peer's bytes; each ends that connection and nothing else."""
-
-PANIC = ("pyo3_runtime", "PanicException")
-"""Module and name of what a panic of compiled code becomes: a BaseException, of a class that cannot be imported."""
 
 if (installed := importlib.metadata.version("qh3")) != VERSION:
     message = f"qh3 {installed} is installed; this engine knows {VERSION}: pip install qh3=={VERSION}"
@@ -100,6 +100,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
 
     _core: Any
     _tls: Any
+    _trap_is_set: bool = False
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         verify: VerifyPeer,
         original_cid: bytes | None,
         retry_cid: bytes | None = None,
+        secret: bytes = b"",
     ) -> None:
         super().__init__(
             configuration=configuration,
@@ -118,6 +120,10 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         self.closed: Closed | None = None
         self._config = config
         self._verify = verify
+        self._traps = Traps(secret, self.host_cid)
+        self._trap: tuple[int, int] | None = None
+        self._n_sent = 0
+        self._n_traps = 0
 
     @property
     def core(self) -> Any:
@@ -143,6 +149,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         """Take datagrams from one address."""
         if self.closed is not None and self._core is None:
             return
+        self._trap_is_set = self._trap is not None and self._is_outstanding(self._trap[0])
         if self._handshake_complete and self._core is not None:
             self._core.receive_many_datagrams(list(datagrams), address, now)
             self.drain()
@@ -201,6 +208,8 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
                 self.normal.append(DataReceived(native[1], native[2], native[3]))
             case "datagram":
                 self.normal.append(FrameReceived(native[1]))
+            case "ping_acknowledged" if native[1] >= TRAP_UIDS:
+                self._spring(native[1])
             case "ping_acknowledged":
                 self.normal.append(PingAnswered(native[1]))
             case "stream_reset":
@@ -249,6 +258,50 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             refusal = getattr(self._tls.tls, "refusal", None)
             code = refusal.code if refusal is not None else transport_code(fault.error_code)
             self.closed = Closed(code, refusal.detail if refusal is not None else fault.reason_phrase, local=True)
+
+    # Traps for who acknowledges what it did not receive.
+
+    def transmits(self, now: float) -> list[tuple[bytes, Address]]:
+        """Build what may be sent now; where a trap is due one packet more, a lone PING, is made and not sent.
+
+        The core answers each of many path challenges by a datagram of its own. Beyond a few they are dropped, as a peer has to
+        expect (RFC 9000 section 8.2.2): one datagram of challenges would cause a hundred system calls.
+        """
+        core: Any = self._core
+        sent: list[tuple[bytes, Address]] = []
+        n_small = 0
+        while (transmit := core.poll_transmit(now)) is not None:
+            n_small += len(transmit[0]) < SMALL_BYTES
+            if len(transmit[0]) >= SMALL_BYTES or n_small <= SMALL_MAX:
+                sent.append((transmit[0], transmit[1]))
+        self._n_sent += len(sent)
+        if sent and self._n_sent >= self._traps.next and self.closed is None and self.handshake_confirmed:
+            self._n_traps += 1
+            uid = TRAP_UIDS + self._n_traps
+            core.send_ping(uid)
+            withheld = core.poll_transmit(now)
+            if withheld is not None and (outstanding := core.outstanding_application_packets):
+                self._trap = (outstanding[-1][0], uid)
+                self._n_sent += 1
+                self._traps.laid()
+        return sent
+
+    def _is_outstanding(self, number: int) -> bool:
+        """Whether a packet is neither acknowledged nor given up for lost."""
+        return self._core is not None and any(packet[0] == number for packet in self._core.outstanding_application_packets)
+
+    def _spring(self, uid: int) -> None:
+        """The PING of a trap is acknowledged: if it was still outstanding then, it cannot have been received.
+
+        Once it is given up for lost the library sends the PING again, in a packet that does leave.
+        """
+        if self._trap is None or self._trap[1] != uid:
+            return
+        self._trap = None
+        if self._trap_is_set:
+            reason = "a packet that was never sent is acknowledged"
+            self._core.close(PROTOCOL_VIOLATION, ACK_FRAME, reason.encode())
+            self.closed = Closed(transport_code(PROTOCOL_VIOLATION), reason, local=True)
 
     def end(self, code: int, reason: str) -> None:
         """Close with an application code; the farewell goes out with the next datagrams."""
@@ -357,7 +410,7 @@ class Qh3Connection:
         try:
             self._quic.receive(datagrams, address, now)
         except BaseException as fault:
-            if not _is_contained(fault):
+            if not is_contained(fault):
                 raise
             self._fail(fault)
 
@@ -368,10 +421,9 @@ class Qh3Connection:
         if core is None:
             return sent
         try:
-            while (transmit := core.poll_transmit(now)) is not None:
-                sent.append((transmit[0], transmit[1]))
+            sent = self._quic.transmits(now)
         except BaseException as fault:
-            if not _is_contained(fault):
+            if not is_contained(fault):
                 raise
             self._fail(fault)
         self._frames_left = self._quic._config.frames_pending_max
@@ -392,7 +444,7 @@ class Qh3Connection:
             self._quic.core.handle_timer(now + TIMER_SLACK_S)
             self._quic.drain()
         except BaseException as fault:
-            if not _is_contained(fault):
+            if not is_contained(fault):
                 raise
             self._fail(fault)
 
@@ -483,7 +535,7 @@ class Qh3Connection:
     def _fail(self, fault: BaseException) -> None:
         """End the connection after a fault inside the library."""
         self._quic.closed = self._quic.closed or Closed(ErrorCode.INTERNAL, f"{type(fault).__name__}: {fault}", local=True)
-        if _is_panic(fault):
+        if is_panic(fault):
             self._quic.abandon()
 
 
@@ -492,10 +544,11 @@ class Qh3Engine:
 
     name = "qh3"
     version = VERSION
+    guarantees = frozenset(Guard)
 
     def connect(self, setup: EngineSetup, address: Address, verify: VerifyPeer, now: float) -> Qh3Connection:
         """See QuicEngine."""
-        quic = GuardedConnection(_configuration(setup, is_client=True), setup.config, verify, None)
+        quic = GuardedConnection(_configuration(setup, is_client=True), setup.config, verify, None, None, setup.secret)
         quic.connect(address, now)
         return Qh3Connection(quic, None)
 
@@ -503,7 +556,8 @@ class Qh3Engine:
         self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer, retry_cid: bytes | None = None
     ) -> Qh3Connection:
         """See QuicEngine."""
-        quic = GuardedConnection(_configuration(setup, is_client=False), setup.config, verify, original_cid, retry_cid)
+        configuration = _configuration(setup, is_client=False)
+        quic = GuardedConnection(configuration, setup.config, verify, original_cid, retry_cid, setup.secret)
         return Qh3Connection(quic, retry_cid or original_cid)
 
 
@@ -525,13 +579,3 @@ def _configuration(setup: EngineSetup, *, is_client: bool) -> QuicConfiguration:
     )
     configuration.load_cert_chain(setup.certificate.pem, setup.certificate.private_key_pem)
     return configuration
-
-
-def _is_panic(fault: BaseException) -> bool:
-    """Whether compiled code gave up in the middle of a call."""
-    return any((kind.__module__, kind.__name__) == PANIC for kind in type(fault).__mro__)
-
-
-def _is_contained(fault: BaseException) -> bool:
-    """Whether `fault` ends a connection; anything else, such as the interrupt of a person, is not for this module."""
-    return isinstance(fault, _FAULTS) or _is_panic(fault)

@@ -72,7 +72,7 @@ class SteadyEngine:
     """A QUIC engine whose packets have the same sizes in every run of one seed."""
 
     def __init__(self, engine: QuicEngine) -> None:
-        self.name, self.version = engine.name, engine.version
+        self.name, self.version, self.guarantees = engine.name, engine.version, engine.guarantees
         self._engine = engine
 
     def connect(self, setup: EngineSetup, address: Address, verify: VerifyPeer, now: float) -> EngineConnection:

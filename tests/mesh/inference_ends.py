@@ -1,7 +1,7 @@
 """Both ends of an inference stream over a bounded byte stream in memory, with resets."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -48,6 +48,9 @@ class MemoryStream:
     def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
         assert doing is Doing.FRAME
         self.told.append((sent, data))
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         async with self.incoming.changed:

@@ -233,3 +233,14 @@ def test_prefixes(host, text):
 def test_an_owner_may_say_which_networks_are_not_counted():
     assert prefix_of("203.0.113.5", ("203.0.113.0/24",)) is None
     assert prefix_of("127.0.0.1", ()) == b"\x7f\0\0\x01"
+
+
+def test_all_that_a_mesh_of_5000_nodes_has_to_tell_is_read_at_once_and_its_gossip_for_ever():
+    """Cards, edges and verdicts of 1 KB a node in messages of 60 KB; then 160 records a second, each in a message of its own."""
+    conduct = Conduct()
+    for _ in range(5_000 * 1_000 // 60_000):
+        assert conduct.charge(peer(1), Account.VERIFICATIONS, 1 + 60_000 // 256, 0.0) is Verdict.GRANTED
+    for step in range(3600):
+        now = step / 10
+        assert all(conduct.charge(peer(1), Account.VERIFICATIONS, 1 + 500 // 256, now) is Verdict.GRANTED for _ in range(6))
+    assert facts(conduct) == []

@@ -17,7 +17,7 @@ TYPES = {tls.Epoch.INITIAL: QuicPacketType.INITIAL, tls.Epoch.ONE_RTT: QuicPacke
 class Hostile:
     """An attacker as client, and a node of ours as its victim."""
 
-    def __init__(self, engine, *, certificate="good", alpn="libp2p", config=None, **settings):
+    def __init__(self, engine, *, certificate="good", alpn="libp2p", config=None, cpu_clock=None, **settings):
         self.now = 50.0
         self.identity = Identity.from_seed(bytes([1]) * 32)
         self.victim_identity = Identity.from_seed(bytes([2]) * 32)
@@ -27,6 +27,7 @@ class Hostile:
             self.victim_identity.peer_id,
             lambda der: verify_certificate(der, WALL_S),
             config or EndpointConfig(),
+            cpu_clock,
         )
         self.outputs = []
         self.wire = []

@@ -305,6 +305,8 @@ def test_interrupt_of_a_person_is_not_contained():
     pair.connect()
 
     class InterruptedCore:
+        outstanding_application_packets = ()
+
         def receive_many_datagrams(self, datagrams, address, now):
             raise KeyboardInterrupt
 

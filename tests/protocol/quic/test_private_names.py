@@ -41,6 +41,7 @@ class TestAioquic:
         [
             ("_initialize", ["self", "peer_cid"]),
             ("_handle_ack_frame", ["self", "context", "frame_type", "buf"]),
+            ("datagrams_to_send", ["self", "now"]),
             ("_handle_crypto_frame", ["self", "context", "frame_type", "buf"]),
             ("_handle_stream_frame", ["self", "context", "frame_type", "buf"]),
             ("_write_connection_limits", ["self", "builder", "space"]),
@@ -63,6 +64,15 @@ class TestAioquic:
             "_handle_stream_frame, EPOCHS",
         ):
             assert f"self.{name}" in source
+
+    def test_retry_and_acknowledgements(self):
+        from aioquic.buffer import Buffer
+        from aioquic.quic import packet
+
+        named = ["version", "source_cid", "destination_cid", "original_destination_cid", "retry_token", "unused"]
+        assert list(inspect.signature(packet.encode_quic_retry).parameters) == named
+        acknowledged, _ = packet.pull_ack_frame(Buffer(data=bytes([9, 0, 1, 2, 0, 0])))
+        assert list(acknowledged) == [range(5, 6), range(7, 10)]
 
     def test_limits(self):
         limit = self.connection()._local_max_data
@@ -143,10 +153,24 @@ class TestQh3:
         names = (
             "receive_datagram receive_many_datagrams next_event poll_transmit get_timer handle_timer send_stream reset_stream "
             "stop_sending send_datagram send_ping close handshake_confirmed state version received_authenticated_packet "
-            "smoothed_rtt get_send_buffer_size stream_limits can_send_stream active_path open_stream"
+            "smoothed_rtt get_send_buffer_size stream_limits can_send_stream active_path open_stream "
+            "outstanding_application_packets"
         )
         for name in names.split():
             assert hasattr(QuicConnectionCore, name), name
+
+    def test_a_packet_stands_with_its_number_among_the_outstanding_ones(self):
+        from quic_pair import Pair
+
+        pair = Pair("qq")
+        pair.connect()
+        core = pair.dialler.endpoint._connections[pair.dialler.established].engine._quic.core
+        core.send_ping(7)
+        assert core.poll_transmit(pair.now) is not None
+        number = core.outstanding_application_packets[-1][0]
+        core.send_ping(8)
+        core.poll_transmit(pair.now)
+        assert core.outstanding_application_packets[-1][0] == number + 1
 
     def test_tls(self):
         tls = sys.modules["qh3.tls"]
