@@ -177,7 +177,8 @@ class Service:
         self._served = trio.Event()
         agent = f"isochrone/{version()}"
         try:
-            quic_engine = choose_engine(None if config.quic_engine == "auto" else config.quic_engine)
+            named = None if config.quic_engine == "auto" else config.quic_engine
+            quic_engine = choose_engine(named, untrusted=config.is_open)
         except LocalProtocolError as error:
             raise StartError(error.detail) from error
         self._gate = gate

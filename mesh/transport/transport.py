@@ -458,8 +458,7 @@ class Transport:
             self._nursery.start_soon(self._write_backlog, udp)
 
     def _stream(self, handle: quic.ConnectionHandle, stream_id: int) -> Stream | None:
-        connection = self._by_handle.get(handle)
-        return connection.streams.get(stream_id) if connection is not None else None
+        return None if (connection := self._by_handle.get(handle)) is None else connection.streams.get(stream_id)
 
     # Connections.
 
@@ -542,8 +541,7 @@ class Transport:
             self.on_disconnected(connection, lost.code)
 
     def _finish_dial(self, handle: quic.ConnectionHandle, connection: Connection | None, failure: ConnectionLost | None) -> None:
-        dial = self._dial_of.pop(handle, None)
-        if dial is not None:
+        if (dial := self._dial_of.pop(handle, None)) is not None:
             dial.connection, dial.failure = connection, failure
             dial.done.set()
 

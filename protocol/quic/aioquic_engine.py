@@ -65,6 +65,9 @@ VERSION = "1.7.2"
 PACKET_OVERHEAD_BYTES = 40
 """Room of a 1-RTT packet around a DATAGRAM frame, in bytes: short header 13, tag 16, frame header 3, rounded up."""
 
+CHALLENGES_MAX = 8
+"""Path challenges in one datagram: a peer that tries a path needs one (RFC 9000 section 8.2.1)."""
+
 SKIPPED_MAX = 8
 """Packet numbers without a packet that are remembered: the places double, so the eighth before is acknowledged or lost long
 ago."""
@@ -100,6 +103,7 @@ class GuardedConnection(QuicConnection):
         self.peer_id: PeerId | None = None
         self.refusal: RemoteProtocolError | None = None
         self.consumed_bytes = 0
+        self.n_challenges = 0
         self.consumed_of: dict[int, int] = {}
         self._config = config
         self._verify = verify
@@ -227,6 +231,12 @@ class GuardedConnection(QuicConnection):
             self._traps.laid()
         return super().datagrams_to_send(now)
 
+    def _handle_path_challenge_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        self.n_challenges += 1
+        if self.n_challenges > CHALLENGES_MAX:
+            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "too many path challenges")
+        super()._handle_path_challenge_frame(context, frame_type, buf)
+
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
         end = buf.pull_uint_var() + buf.pull_uint_var()
@@ -309,6 +319,7 @@ class AioquicConnection:
         """See EngineConnection."""
         try:
             for data in datagrams:
+                self._quic.n_challenges = 0
                 self._quic.receive_datagram(data, address, now)
         except _FAULTS as fault:
             self._fail(fault)

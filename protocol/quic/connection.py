@@ -50,8 +50,11 @@ EARLY_EVENT_BYTES = 256
 """What an event costs beside its data, in bytes, while it waits for the connection to be established: two objects of Python."""
 
 
-LOOK_INTERVAL_S = 1.0
+LOOK_INTERVAL_S = 0.5
 """Time in seconds between two looks whether a peer takes what waits for it."""
+
+UNHEARD_S = 2.0
+"""A peer that was not heard for this many seconds, though it was pinged, may have been cut off from the network."""
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ class Connection:
         self.stranger_bytes = 0
         self.stranger_cpu_s = 0.0
         self.delivered_bytes = 0
+        self.unexplained_s = 0.0
         self._ends_it = False
         self._config = config
         self._conduct = conduct
@@ -119,6 +123,8 @@ class Connection:
         self._held_bytes = 0
         self._written_bytes = 0
         self._taken_bytes = 0
+        self._explained_bytes = 0
+        self._poke_at = now
         self._taken_at = now
         self._look_at = now
         self._handshake_ends = now + config.handshake_timeout_s
@@ -154,6 +160,10 @@ class Connection:
         """Let due timers fire: the engine's, the handshake's, the keep-alive."""
         self.engine.handle_timer(now)
         if self.established:
+            if self._held_bytes > self._config.stalled_bytes_max and now >= self._poke_at:
+                self._pings += 1
+                self.engine.ping(self._pings)  # whether it is there at all, and only does not read
+                self._poke_at = now + LOOK_INTERVAL_S
             if now >= self._next_ping:
                 self._pings += 1
                 self.engine.ping(self._pings)
@@ -168,6 +178,8 @@ class Connection:
         if self.closed is not None:
             return None
         own = self._next_ping if self.established else self._handshake_ends
+        if self._held_bytes > self._config.stalled_bytes_max:
+            own = min(own, self._poke_at)
         timer = self.engine.next_timer()
         return own if timer is None else min(own, timer)
 
@@ -318,6 +330,8 @@ class Connection:
 
     def _look_whether_it_reads(self, now: float) -> None:
         """End the connection to a peer that is heard and takes nothing of the much that waits for it."""
+        if now > self._look_at + UNHEARD_S:
+            self._taken_at = now  # it was not heard for a while: its path may have been cut off
         self._look_at = now + LOOK_INTERVAL_S
         held_bytes = self._count_held()
         taken_bytes = self._written_bytes - held_bytes
@@ -326,6 +340,12 @@ class Connection:
         elif now - self._taken_at >= self._config.stalled_s and self.peer_id is not None:
             self._conduct.fault(self.peer_id, ErrorCode.FLOODING, now)
             self.close(ErrorCode.FLOODING, f"{held_bytes} bytes wait and none is taken", now)
+
+    def newly_taken_bytes(self) -> int:
+        """Bytes of this side's streams that the peer has acknowledged since the last call: they explain its acknowledgements."""
+        taken_bytes = self._written_bytes - self._count_held()
+        newly, self._explained_bytes = taken_bytes - self._explained_bytes, max(taken_bytes, self._explained_bytes)
+        return max(0, newly)
 
     def _count_held(self) -> int:
         """Count anew what waits in the library's send buffers."""

@@ -83,8 +83,8 @@ class EndpointConfig:
     prompt_ping_s: float = 0.15
     send_buffer_bytes_max: int = 1024 * 1024
     held_bytes_max: int = 8 * 1024 * 1024
-    stalled_bytes_max: int = 1024 * 1024
-    stalled_s: float = 4.0
+    stalled_bytes_max: int = 512 * 1024
+    stalled_s: float = 3.0
     stream_unread_bytes_max: int = 2 * 1024 * 1024
     unread_bytes_max: int = 6 * 1024 * 1024
     farewells_max: int = 1024

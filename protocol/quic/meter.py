@@ -13,8 +13,12 @@ from collections.abc import Callable, Sequence
 from protocol.budget import Verdict
 from protocol.conduct import Account, Conduct
 from protocol.errors import ErrorCode
+from protocol.identity import PeerId
 from protocol.quic.connection import Connection
 from protocol.quic.events import EndpointConfig, Received
+
+CHARGE_STEP_S = 0.01
+"""Time of a core in seconds that is charged at once: to look what was acknowledged costs a look at every stream that writes."""
 
 
 class Meter:
@@ -54,9 +58,20 @@ class Meter:
             return
         if n_bytes:
             conduct.give_back(peer_id, Account.BYTES, n_bytes, now)
-        excess_s = spent_s - n_bytes * conduct.config.cpu_s_per_byte
-        n_slow = len(group) if excess_s > conduct.config.slow_s * len(group) else 0
-        if n_slow and conduct.charge(peer_id, Account.SLOW, n_slow, now) is Verdict.FLOODED:
-            connection.close(ErrorCode.FLOODING, "too many datagrams hold the loop for long", now)
+        self._charge_time(connection, peer_id, len(group), spent_s - n_bytes * conduct.config.cpu_s_per_byte, now)
+
+    def _charge_time(self, connection: Connection, peer_id: PeerId, n_datagrams: int, excess_s: float, now: float) -> None:
+        """Charge the time that the data in some datagrams does not explain, unless the data they acknowledge do."""
+        conduct = self._conduct
+        slow_s = conduct.config.slow_s * n_datagrams
+        if excess_s > slow_s:
+            excess_s -= connection.newly_taken_bytes() * conduct.config.cpu_s_per_byte
+            if excess_s > slow_s and conduct.charge(peer_id, Account.SLOW, n_datagrams, now) is Verdict.FLOODED:
+                connection.close(ErrorCode.FLOODING, "too many datagrams hold the loop for long", now)
+        connection.unexplained_s += max(0.0, excess_s)
+        if connection.unexplained_s < CHARGE_STEP_S:
+            return
+        excess_s = connection.unexplained_s - connection.newly_taken_bytes() * conduct.config.cpu_s_per_byte
+        connection.unexplained_s = 0.0
         if excess_s > 0.0 and conduct.charge(peer_id, Account.CPU, excess_s, now) is Verdict.FLOODED:
             connection.close(ErrorCode.BANNED, "what this peer sends takes too much of a core", now)

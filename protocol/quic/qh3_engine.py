@@ -27,9 +27,8 @@ from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import PeerId
 from protocol.quic.guards import Guard, Traps
 from protocol.quic.qh3_faults import is_contained, is_panic
-from protocol.quic.qh3_tls import MutualBridge, tls
+from protocol.quic.qh3_tls import CONNECTION_IDS_MAX, MutualBridge, configuration_of, tls
 from protocol.quic.seam import (
-    ALPN,
     CONNECTION_ID_BYTES,
     QUIC_VERSION_1,
     TIMER_SLACK_S,
@@ -57,9 +56,6 @@ VERSION = "2.1.0"
 PACKET_OVERHEAD_BYTES = 40
 """Room of a 1-RTT packet around a DATAGRAM frame, in bytes: short header 13, tag 16, frame header 3, rounded up."""
 
-CONNECTION_IDS_MAX = 8
-"""Connection ids of the peer kept at once: as aioquic and the library's own servers."""
-
 ACK_DELAY_EXPONENT = 3
 """Exponent of the ACK delay field: the protocol's default (RFC 9000 section 18.2)."""
 
@@ -75,17 +71,24 @@ TRAP_UIDS = 1 << 62
 PROTOCOL_VIOLATION = 0x0A
 """QUIC transport error (RFC 9000 section 20.1)."""
 
-ACK_FRAME = 0x02
-"""Type of the frame that is at fault (RFC 9000 section 19.3)."""
-
 SMALL_BYTES = 64
 """A datagram below this size in bytes holds an acknowledgement or the answer to a path challenge and no more."""
 
 SMALL_MAX = 8
 """Datagrams of that size sent at a time: one acknowledgement, and as many answers as aioquic gives to path challenges."""
 
-_CERT_NONE = 0
-"""ssl.CERT_NONE: no authority vouches for a peer; its certificate vouches for its own host key."""
+DROPPED_MAX = 256
+"""Answers to path challenges dropped until the connection ends: each is kept by the core until it is acknowledged or lost."""
+
+TRAP_RECEIPTS_MAX = 256
+"""Times of receiving after which a trap is forgotten: long after an honest peer's acknowledgements have passed it."""
+
+OUTSTANDING_MAX = 32_768
+"""Packets that may wait to be acknowledged: the core keeps some 100 bytes of each, and a window of 8 MiB holds 6,200 full ones. A
+peer that goes on sending and acknowledges nothing would have them grow without end."""
+
+COUNT_EVERY = 1024
+"""Packets sent between two counts of those that wait: a count takes 0.1 µs for each of them."""
 
 _FIXED_BIT = 0x40
 """Set in the first byte of every packet (RFC 9000 section 17); a byte without it is padding behind the last packet."""
@@ -124,6 +127,9 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         self._trap: tuple[int, int] | None = None
         self._n_sent = 0
         self._n_traps = 0
+        self._n_dropped = 0
+        self._trap_age = 0
+        self._counted_at = 0
 
     @property
     def core(self) -> Any:
@@ -149,7 +155,10 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         """Take datagrams from one address."""
         if self.closed is not None and self._core is None:
             return
-        self._trap_is_set = self._trap is not None and self._is_outstanding(self._trap[0])
+        self._trap_is_set = False
+        if self._trap is not None:
+            self._trap_age += 1
+            self._trap_is_set = self._trap_age <= TRAP_RECEIPTS_MAX and self._is_outstanding(self._trap[0])
         if self._handshake_complete and self._core is not None:
             self._core.receive_many_datagrams(list(datagrams), address, now)
             self.drain()
@@ -274,6 +283,13 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             n_small += len(transmit[0]) < SMALL_BYTES
             if len(transmit[0]) >= SMALL_BYTES or n_small <= SMALL_MAX:
                 sent.append((transmit[0], transmit[1]))
+        self._n_dropped += max(0, n_small - SMALL_MAX)
+        if self._n_dropped > DROPPED_MAX and self.closed is None:
+            self._refuse("too many path challenges")
+        if self._n_sent - self._counted_at >= COUNT_EVERY and self.closed is None:
+            self._counted_at = self._n_sent
+            if len(core.outstanding_application_packets) > OUTSTANDING_MAX:
+                self._refuse("too many packets wait to be acknowledged")
         self._n_sent += len(sent)
         if sent and self._n_sent >= self._traps.next and self.closed is None and self.handshake_confirmed:
             self._n_traps += 1
@@ -283,6 +299,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             if withheld is not None and (outstanding := core.outstanding_application_packets):
                 self._trap = (outstanding[-1][0], uid)
                 self._n_sent += 1
+                self._trap_age = 0
                 self._traps.laid()
         return sent
 
@@ -299,9 +316,12 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             return
         self._trap = None
         if self._trap_is_set:
-            reason = "a packet that was never sent is acknowledged"
-            self._core.close(PROTOCOL_VIOLATION, ACK_FRAME, reason.encode())
-            self.closed = Closed(transport_code(PROTOCOL_VIOLATION), reason, local=True)
+            self._refuse("a packet that was never sent is acknowledged")
+
+    def _refuse(self, reason: str) -> None:
+        """End the connection for what the peer did."""
+        self._core.close(PROTOCOL_VIOLATION, 0, reason.encode())
+        self.closed = Closed(transport_code(PROTOCOL_VIOLATION), reason, local=True)
 
     def end(self, code: int, reason: str) -> None:
         """Close with an application code; the farewell goes out with the next datagrams."""
@@ -548,7 +568,7 @@ class Qh3Engine:
 
     def connect(self, setup: EngineSetup, address: Address, verify: VerifyPeer, now: float) -> Qh3Connection:
         """See QuicEngine."""
-        quic = GuardedConnection(_configuration(setup, is_client=True), setup.config, verify, None, None, setup.secret)
+        quic = GuardedConnection(configuration_of(setup, is_client=True), setup.config, verify, None, None, setup.secret)
         quic.connect(address, now)
         return Qh3Connection(quic, None)
 
@@ -556,26 +576,6 @@ class Qh3Engine:
         self, setup: EngineSetup, original_cid: bytes, verify: VerifyPeer, retry_cid: bytes | None = None
     ) -> Qh3Connection:
         """See QuicEngine."""
-        configuration = _configuration(setup, is_client=False)
+        configuration = configuration_of(setup, is_client=False)
         quic = GuardedConnection(configuration, setup.config, verify, original_cid, retry_cid, setup.secret)
         return Qh3Connection(quic, retry_cid or original_cid)
-
-
-def _configuration(setup: EngineSetup, *, is_client: bool) -> QuicConfiguration:
-    config = setup.config
-    configuration = QuicConfiguration(
-        alpn_protocols=[ALPN],
-        connection_id_length=CONNECTION_ID_BYTES,
-        idle_timeout=config.idle_timeout_s,
-        is_client=is_client,
-        max_data=config.connection_window_bytes,
-        max_datagram_size=config.datagram_bytes_max,
-        max_stream_data=config.stream_window_bytes,
-        initial_rtt=config.initial_rtt_s,
-        max_datagram_frame_size=config.frame_bytes_max,
-        active_connection_id_limit=CONNECTION_IDS_MAX,
-        supported_versions=[QUIC_VERSION_1],
-        verify_mode=_CERT_NONE,
-    )
-    configuration.load_cert_chain(setup.certificate.pem, setup.certificate.private_key_pem)
-    return configuration

@@ -24,12 +24,18 @@ from qh3.quic.tls_bridge import QuicTlsBridge
 
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.quic.seam import EngineConfig, VerifyPeer, alert_of
+from protocol.quic.seam import ALPN, CONNECTION_ID_BYTES, QUIC_VERSION_1, EngineConfig, EngineSetup, VerifyPeer, alert_of
 
 tls: Any = sys.modules["qh3.tls"]
 
 SIGNATURE_ALGORITHMS = (0x0403, 0x0503, 0x0603, 0x0804, 0x0805, 0x0806, 0x0807)
 """How a peer's certificate key may sign: ECDSA P-256/384/521, RSA-PSS 256/384/512, Ed25519 (RFC 8446 section 4.2.3)."""
+
+CONNECTION_IDS_MAX = 8
+"""Connection ids of the peer kept at once: as aioquic and the library's own servers."""
+
+_CERT_NONE = 0
+"""ssl.CERT_NONE: no authority vouches for a peer; its certificate vouches for its own host key."""
 
 HANDSHAKE_MESSAGE_BYTES_MAX = 16384
 """Largest handshake message taken from a client, in bytes; a flight with one certificate needs less than 5,000."""
@@ -164,3 +170,24 @@ class MutualBridge(QuicTlsBridge):  # type: ignore[misc]
         buf = Buffer(capacity=3 * self.configuration.max_datagram_size)
         push_quic_transport_parameters(buf, parameters)
         return bytes(buf.data)
+
+
+def configuration_of(setup: EngineSetup, *, is_client: bool) -> QuicConfiguration:
+    """Return what the library is told of an endpoint's certificate and limits."""
+    config = setup.config
+    configuration = QuicConfiguration(
+        alpn_protocols=[ALPN],
+        connection_id_length=CONNECTION_ID_BYTES,
+        idle_timeout=config.idle_timeout_s,
+        is_client=is_client,
+        max_data=config.connection_window_bytes,
+        max_datagram_size=config.datagram_bytes_max,
+        max_stream_data=config.stream_window_bytes,
+        initial_rtt=config.initial_rtt_s,
+        max_datagram_frame_size=config.frame_bytes_max,
+        active_connection_id_limit=CONNECTION_IDS_MAX,
+        supported_versions=[QUIC_VERSION_1],
+        verify_mode=_CERT_NONE,
+    )
+    configuration.load_cert_chain(setup.certificate.pem, setup.certificate.private_key_pem)
+    return configuration

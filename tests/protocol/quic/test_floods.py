@@ -157,7 +157,7 @@ def test_a_flood_of_cheap_frames_is_cut_or_cheap(engine, make):
     took, answered = flood(hostile, make, 300)
     ended = bool(hostile.of(ConnectionClosed))
     left_s = hostile.victim.conduct.left(hostile.identity.peer_id, Account.CPU, hostile.now)
-    assert ended or sum(took) < 0.2 or left_s < 0.4, (len(took), sum(took), left_s)
+    assert ended or sum(took) < 0.3 or left_s < 0.4, (len(took), sum(took), left_s)
     assert answered <= 3 * FULL * len(took)
     state = hostile.victim._connections.values()
     assert all(len(connection.cids) <= 16 for connection in state)
@@ -166,7 +166,8 @@ def test_a_flood_of_cheap_frames_is_cut_or_cheap(engine, make):
 # Peers that do not read
 
 
-def test_a_peer_that_is_heard_and_takes_nothing_of_much_is_cut_within_five_seconds(engines):
+@pytest.mark.parametrize("speaks", [True, False], ids=["speaks", "answers pings alone"])
+def test_a_peer_that_is_heard_and_takes_nothing_of_much_is_cut_within_five_seconds(engines, speaks):
     pair = Pair(engines)
     pair.connect()
     pair.dialler.reads = False
@@ -180,10 +181,11 @@ def test_a_peer_that_is_heard_and_takes_nothing_of_much_is_cut_within_five_secon
     connection = pair.listener.endpoint._connections[pair.listener.established]
     hold(pair, connection)
     while pair.listener.of(ConnectionClosed) == [] and pair.now < began + 20.0:
-        pair.dialler.endpoint.send_datagram(pair.dialler.established, b"alive")
+        if speaks:
+            pair.dialler.endpoint.send_datagram(pair.dialler.established, b"alive")
         pair.run(0.1)
     assert pair.listener.closed.code is ErrorCode.FLOODING
-    assert pair.now - began <= 6.5
+    assert pair.now - began <= 5.0
 
 
 def hold(pair, connection) -> None:
@@ -287,3 +289,37 @@ def test_coming_again_after_rapid_reset_finds_the_account_used_up_and_then_the_d
     assert codes[0] is ErrorCode.FLOODING
     assert codes[-1] is ErrorCode.BANNED
     assert set(codes) == {ErrorCode.FLOODING, ErrorCode.BANNED}
+
+
+@pytest.mark.parametrize("engines", ["aa", "qq", "aq", "qa"])
+def test_many_small_frames_and_streams_at_once_are_no_path_challenges(engines):
+    pair = Pair(engines)
+    pair.connect()
+    for number in range(60):
+        assert pair.dialler.endpoint.send_datagram(pair.dialler.established, bytes([number]))
+    streams = [pair.open() for _ in range(100)]
+    for stream in streams:
+        pair.dialler.endpoint.send(pair.dialler.established, stream, b"x", True)
+    pair.run(1.0)
+    assert len(pair.frames(pair.listener)) == 60
+    assert pair.listener.ended == set(streams)
+
+
+@pytest.mark.parametrize("engines", ["aa", "qq"])
+def test_acknowledgements_of_a_long_fat_path_use_up_no_account(engines):
+    """A sender with megabytes in flight and some loss: what its reader acknowledges takes time, and the data explain it."""
+    pair = Pair(engines, delay_s=0.05, loss=0.01)
+    clock = time.thread_time
+    for side in pair.sides:
+        side.endpoint._meter._clock = clock
+    pair.connect()
+    stream = pair.open()
+    pair.write(pair.dialler, stream, bytes(16 * 1024 * 1024), end=True, seconds=600.0)
+    pair.run(600.0, until=lambda: stream in pair.listener.ended)
+    assert pair.dialler.of(ConnectionClosed) == pair.listener.of(ConnectionClosed) == []
+    for side, other in ((pair.dialler, pair.listener), (pair.listener, pair.dialler)):
+        conduct = side.endpoint.conduct
+        for account in (Account.CPU, Account.SLOW, Account.BYTES):
+            assert conduct.left(other.identity.peer_id, account, pair.now) > 0.5 * conduct.config.allowance(account).burst, (
+                account
+            )

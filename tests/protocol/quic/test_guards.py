@@ -10,9 +10,10 @@ from aioquic import tls
 from hostile import DIALLER, Hostile, ack_frame, crypto_frame, stream_frame, varint
 from hypothesis import given
 from hypothesis import strategies as st
-from quic_pair import Pair
+from quic_pair import WALL_S, Pair
 
 from protocol.errors import ErrorCode, LocalProtocolError
+from protocol.identity import make_certificate
 from protocol.quic import choose_engine, refuse_unguarded
 from protocol.quic.events import ConnectionClosed, ConnectionEstablished, EndpointConfig, StreamData
 from protocol.quic.guards import TRAP_SPAN, Guard, Traps, missing
@@ -182,7 +183,7 @@ def test_acknowledging_everything_unseen_ends_the_connection(engine):
     (closed,) = hostile.of(ConnectionClosed)
     assert closed.code is ErrorCode.MALFORMED
     assert closed.local
-    assert n_unseen <= 2 * TRAP_SPAN
+    assert n_unseen <= 4 * TRAP_SPAN  # the trap lies within the first span; what leaves meanwhile leaves in bursts
 
 
 def test_many_ranges_in_one_acknowledgement_cost_little(engine):
@@ -280,12 +281,10 @@ def test_a_reset_that_is_not_of_the_connection_ends_nothing(engine):
 
 
 def test_a_peer_that_was_started_again_has_another_incarnation(engine):
-    first, second = Pair("a" + engine), Pair("a" + engine)
-    from quic_pair import certificate_of
-
-    again = certificate_of(second.dialler.identity, wall_s=1_800_000_001.0)
+    first = Pair("a" + engine)
+    again = make_certificate(first.dialler.identity, bytes(range(64)), WALL_S)  # a start draws new entropy
     restarted = Pair("a" + engine, dialler_certificate=again)
-    for pair in (first, second, restarted):
+    for pair in (first, restarted):
         pair.connect()
     incarnations = [pair.listener.of(ConnectionEstablished)[0].incarnation for pair in (first, restarted)]
     assert incarnations[0] != incarnations[1]

@@ -42,6 +42,7 @@ class TestAioquic:
             ("_initialize", ["self", "peer_cid"]),
             ("_handle_ack_frame", ["self", "context", "frame_type", "buf"]),
             ("datagrams_to_send", ["self", "now"]),
+            ("_handle_path_challenge_frame", ["self", "context", "frame_type", "buf"]),
             ("_handle_crypto_frame", ["self", "context", "frame_type", "buf"]),
             ("_handle_stream_frame", ["self", "context", "frame_type", "buf"]),
             ("_write_connection_limits", ["self", "builder", "space"]),
