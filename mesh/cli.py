@@ -110,6 +110,10 @@ def up(
     ] = None,
     quic_engine: Annotated[str | None, Parameter(help="auto, aioquic or qh3.")] = None,
     grace_s: Annotated[float | None, Parameter(help="Seconds for streams to finish after Ctrl-C.")] = None,
+    relay: Annotated[
+        bool | None,
+        Parameter(help="Pass sealed requests of others on to peers they cannot reach (default: yes, in an open network no)."),
+    ] = None,
     log_level: Annotated[str | None, Parameter(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, Parameter(help="TOML file with the same settings.")] = None,
     as_json: Annotated[

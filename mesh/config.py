@@ -108,6 +108,7 @@ class NodeConfig:
         engines: kinds (`onnx`, `onnx:text`, `echo`, `none`) or base URLs of OpenAI-compatible servers; empty looks for a
             server on the usual ports and falls back to onnx.
         quic_engine: `auto`, `aioquic` or `qh3`.
+        relay: whether sealed requests of others are passed on to peers that they cannot reach.
         grace_s: seconds streams may take to finish after the first stop signal.
         log_level: `debug`, `info`, `warning` or `error`.
         gateway_key_file: keys of those who may call the gateway; None asks nobody for a key.
@@ -137,6 +138,7 @@ class NodeConfig:
     gateway_insecure_remote: bool = False
     is_open: bool = False
     network_dir: Path | None = None
+    relay: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +298,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "engine": _Setting(parse_engine, ENGINES_MAX),
     "quic_engine": _Setting(_one_of(QUIC_ENGINES)),
     "grace_s": _Setting(_seconds, numeric=True),
+    "relay": _Setting(_flag, boolean=True),
     "log_level": _Setting(_one_of(LOG_LEVELS)),
     "gateway_key_file": _Setting(_path),
     "gateway_tls_cert": _Setting(_path),
@@ -355,6 +358,7 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         gateway_insecure_remote=_typed(values.get("gateway_insecure_remote", False), bool),
         is_open=_typed(values.get("open", False), bool),
         network_dir=_typed(values.get("network_dir", default_network_dir(environment)), Path),
+        relay=_typed(values.get("relay", not values.get("open", False)), bool),
     )
     _check_gateway(config, found)
     if "network" in found and not config.is_open:

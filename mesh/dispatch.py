@@ -8,11 +8,13 @@ context cancels the work the whole way down.
 Spec: docs/spec/06-inference.md.
 """
 
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Self
 
 import trio
@@ -24,10 +26,11 @@ from mesh.engines.base import Engine, refuse
 from mesh.gateway.ports import CatalogueEntry
 from mesh.inference import request_over
 from mesh.receipts import Examination, ReceiptBook, SignedReplies
+from mesh.relay import DIAL_S, Sealing
 from mesh.specification import protocols_json
 from mesh.telemetry import Telemetry
 from mesh.trace import Trace, trace_peer
-from mesh.transport import Connection, ConnectionLost, StreamReset, Transport
+from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
 from mesh.views import peer_json, status_json
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import CancelAttempt, Ended, Forward, Output, Refuse, RunLocally
@@ -141,6 +144,7 @@ class Dispatcher:
         self._identity = identity
         self._receipts = ReceiptBook()
         self._settle: Callable[[], None] = lambda: None
+        self._sealing: Sealing | None = None
         self._tickets: dict[bytes, _Ticket] = {}
         self._reports: OrderedDict[str, RouteReport] = OrderedDict()
         self._first_seen_s: dict[str, float] = {}
@@ -150,9 +154,10 @@ class Dispatcher:
         self.draining = False
         self.gate: Gate | None = None
 
-    def attach(self, driver: Driver) -> None:
-        """Learns how the core's outputs are drained."""
+    def attach(self, driver: Driver, sealing: Sealing) -> None:
+        """Learns how the core's outputs are drained, and how peers are asked that cannot be reached."""
         self._settle = driver.settle
+        self._sealing = sealing
 
     @asynccontextmanager
     async def submit(self, request: InferenceRequest, from_peer: PeerId | None = None) -> AsyncIterator[Answer]:
@@ -324,7 +329,7 @@ class Dispatcher:
                         await self._attempt(ticket, self._node.peer_id, source, send)
                     case Forward(_, peer, deadline_s, hops_left):
                         request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
-                        await self._attempt(ticket, peer, self._forward(peer, request), send)
+                        await self._attempt(ticket, peer, self._forward(ticket, peer, request), send)
 
     async def _attempt(
         self,
@@ -406,7 +411,7 @@ class Dispatcher:
             return False
         self._settle()
         attempt.first_s = now - attempt.started_at
-        hops = 0 if attempt.peer == self._node.peer_id else 1
+        hops = 0 if attempt.peer == self._node.peer_id else 1 if ticket.report.via(attempt.peer) is None else 2
         ticket.report = ticket.report.with_first_output(attempt.peer, now - ticket.submitted_at, hops)
         return True
 
@@ -457,21 +462,49 @@ class Dispatcher:
             yield refusal
 
     @asynccontextmanager
-    async def _forward(self, peer: PeerId, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
-        """Sends a request to a peer, dialling it when it is not connected."""
-        try:
-            connection = await self._connection_to(peer)
-            stream = await connection.open_stream(PROTOCOL_ID)
-        except (StreamReset, ConnectionLost) as error:
-            async with refuse(ErrorCode.UNREACHABLE, str(error)) as refusal:
-                yield refusal
-            return
-        async with request_over(stream, request) as answer:
+    async def _forward(self, ticket: _Ticket, peer: PeerId, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
+        """Sends a request to a peer, dialling it when it is not connected; whom nothing reaches is asked through another."""
+        now, failed, stream = self._transport.now(), "it cannot be reached", None
+        may_relay = self._sealing is not None and ticket.from_peer is None and peer not in self._transport.connections
+        ways = self._node.relays.ways(peer, now) if may_relay else []
+        if not ways or ticket.report.via(peer) is None:
             try:
-                yield answer
-            finally:
-                if answer.fault is not None:
-                    self._telemetry.peer_faulted(peer, answer.fault.code, answer.fault.detail)
+                stream = await self._stream_to(peer, DIAL_S if ways else math.inf)
+            except (StreamReset, ConnectionLost) as error:
+                failed = str(error)
+                self._node.relays.handle_unreached(peer, self._transport.now())
+        if stream is not None:
+            if ticket.report.via(peer) is not None:
+                ticket.report = ticket.report.with_via(peer, None)
+            async with request_over(stream, request) as answer:
+                try:
+                    yield answer
+                finally:
+                    if answer.fault is not None:
+                        self._telemetry.peer_faulted(peer, answer.fault.code, answer.fault.detail)
+        elif self._sealing is not None and ways:
+            left = replace(request, deadline_s=max(0.001, request.deadline_s - (self._transport.now() - now)))
+            async with self._sealing.ask(peer, left, partial(self._note_via, ticket, peer)) as replies:
+                yield replies
+        else:
+            async with refuse(ErrorCode.UNREACHABLE, failed) as refusal:
+                yield refusal
+
+    def _note_via(self, ticket: _Ticket, peer: PeerId, relay: PeerId) -> None:
+        """Notes through whom a peer is asked."""
+        ticket.report = ticket.report.with_via(peer, relay)
+
+    async def _stream_to(self, peer: PeerId, dial_s: float) -> Stream:
+        """A stream to a peer itself, which is dialled for so long where it is not connected.
+
+        Raises:
+            ConnectionLost: no connection could be had.
+            StreamReset: the peer opens no stream.
+        """
+        with trio.move_on_after(dial_s):
+            connection = await self._connection_to(peer)
+            return await connection.open_stream(PROTOCOL_ID)
+        raise ConnectionLost(ErrorCode.UNREACHABLE, f"no connection within {dial_s:g} s")
 
     async def _connection_to(self, peer: PeerId) -> Connection:
         """The connection to a peer; where there is none its addresses are dialled in turn.

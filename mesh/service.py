@@ -12,8 +12,9 @@ import ipaddress
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from mesh.engines.base import Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
 from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
 from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig, server_context
-from mesh.inference import ServeLimits, serve_stream
+from mesh.inference import Served, ServeLimits, serve_stream
 from mesh.keyfile import open_key_file
 from mesh.machine import Machine
+from mesh.relay import Sealing
 from mesh.store import KnownPeer, Store
 from mesh.telemetry import Telemetry, make_logger
 from mesh.transport import Stream, Transport, TransportConfig
@@ -45,6 +47,7 @@ from protocol.node import NodeConfig as CoreConfig
 from protocol.quic import choose_engine
 from protocol.records import ModelOffer, Sequencer
 from protocol.routing import RoutingConfig
+from protocol.sealing import SEALED_PROTOCOL
 from protocol.wire.inference import PROTOCOL_ID
 
 LOAD_INTERVAL_S = 0.25
@@ -199,12 +202,15 @@ class Service:
         telemetry.tell_holds(self.transport.holds.longest_s)
         self.dispatcher = Dispatcher(self.node, self.transport, engines, telemetry, identity)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
-        self.dispatcher.attach(self.driver)
+        self.sealing = Sealing(self.node, self.transport, telemetry, identity, self._limits, relays=config.relay)
+        self.sealing.is_draining = lambda: self.dispatcher.draining
+        self.dispatcher.attach(self.driver, self.sealing)
         self.transport.add_handler(PROTOCOL_ID, self._serve)
         if gate is not None:
             self.node.gossip.reader = AdmittedReader(gate.admission)
             gate.attach(self.node, self.transport, self.driver.settle)
             self.dispatcher.gate = gate
+        self.transport.add_handler(SEALED_PROTOCOL, self._serve_sealed)
         self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
         self.gateway = Gateway(gateway_config(config), self.dispatcher, telemetry)
 
@@ -294,20 +300,31 @@ class Service:
 
     async def _serve(self, stream: Stream) -> None:
         """Answers one incoming inference stream."""
+        served = await self._serve_by(partial(serve_stream, stream, self._within_quota, self._limits), stream)
+        if served is not None and served.fault is not None:
+            self._telemetry.peer_faulted(stream.peer_id, served.fault.code, served.fault.detail)
+            self.transport.fault(stream.peer_id, served.fault.code, STREAM_FAULT)
+
+    async def _serve_sealed(self, stream: Stream) -> None:
+        """Answers a request that a relay has brought; what is wrong in it may be the requester's fault or the relay's."""
+        served = await self._serve_by(partial(self.sealing.answer, stream, self._within_quota), stream)
+        if served is not None and served.fault is not None:
+            self._telemetry.peer_faulted(stream.peer_id, served.fault.code, f"through it as a relay: {served.fault.detail}")
+
+    async def _serve_by(self, work: Callable[[], Awaitable[Served | None]], stream: Stream) -> Served | None:
+        """Does the work of an incoming request, which its peer is charged for until it has taken the whole answer."""
         if self.transport.charge(stream.peer_id, Account.WORK) is not Verdict.GRANTED:
             stream.reset(ErrorCode.OVERLOADED)
-            return
+            return None
         self._n_serving += 1
         try:
-            served = await serve_stream(stream, self._within_quota, self._limits)
+            served = await work()
         finally:
             self._n_serving -= 1
             self._served.set()
-        if isinstance(served.end, Finished):
+        if served is not None and isinstance(served.end, Finished):
             self.transport.answered(stream.peer_id)
-        if served.fault is not None:
-            self._telemetry.peer_faulted(stream.peer_id, served.fault.code, served.fault.detail)
-            self.transport.fault(stream.peer_id, served.fault.code, STREAM_FAULT)
+        return served
 
     @asynccontextmanager
     async def _within_quota(self, request: InferenceRequest, from_peer: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:

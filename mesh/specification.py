@@ -31,6 +31,8 @@ COVERAGES = (
     Coverage("/isochrone/infer/", "06-inference.md", "one request and its answer"),
     Coverage("/isochrone/join/", "09-admission.md", "certificates for guests and members"),
     Coverage("/isochrone/notices/", "09-admission.md", "revocations and federated networks"),
+    Coverage("/isochrone/relay/", "10-sealing.md", "a sealed request, to who passes it on"),
+    Coverage("/isochrone/sealed/", "10-sealing.md", "a sealed request, to who answers it"),
     Coverage("/meshsub/", "08-pubsub.md", "cards for other libp2p programs"),
     Coverage("/ipfs/ping/", "02-transport.md", "libp2p's ping"),
     Coverage("/ipfs/id/push/", "01-identity.md", "libp2p's identify, as news"),

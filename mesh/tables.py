@@ -28,7 +28,7 @@ PEER_COLUMNS = (
 )
 MODEL_COLUMNS = ("id", "model", "features", "context_length", "precision", "engine", "peers", "peer_ids", "best_rtt_s")
 CANDIDATE_COLUMNS = (
-    "peer_id", "qualified", "reason", "rtt_s", "rtt_source", "queue_s", "service_s", "predicted_s", "outcome",
+    "peer_id", "qualified", "reason", "via", "rtt_s", "rtt_source", "queue_s", "service_s", "predicted_s", "outcome",
 )  # fmt: skip
 SHORT_ID_CHARACTERS = 8
 """Characters of a peer id in a table: 47 bits of a base58 text, enough to tell the peers of one mesh apart."""
@@ -65,7 +65,7 @@ def rows_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[
 
 def _shortened(column: str, value: object) -> object:
     """The value with peer ids cut to their ends."""
-    if column == "peer_id" and isinstance(value, str):
+    if column in ("peer_id", "via") and isinstance(value, str):
         return short_id(value)
     if column == "peer_ids" and isinstance(value, Sequence) and not isinstance(value, str):
         return [short_id(str(item)) for item in value]

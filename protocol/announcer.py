@@ -67,6 +67,7 @@ class Announcer:
         self._config = config
         self._agent = agent
         self._addresses: tuple[Multiaddr, ...] = ()
+        self._seal_key, self._relays = b"", False
         self._incarnation = 0
         self._membership = b""
         self._card_changed = self._beat_changed = self._reborn = False
@@ -90,6 +91,12 @@ class Announcer:
         self._started = self._card_changed = self._beat_changed = self._reborn = True
 
     # What changes
+
+    def handle_sealing(self, seal_key: bytes, *, relays: bool) -> None:
+        """Takes over what requests to this node are sealed to, and whether it passes on those of others."""
+        self._due = None
+        self._card_changed = self._card_changed or (seal_key, relays) != (self._seal_key, self._relays)
+        self._seal_key, self._relays = seal_key, relays
 
     def handle_addresses(self, addresses: tuple[Multiaddr, ...]) -> None:
         """Takes over where this node can be reached."""
@@ -175,7 +182,15 @@ class Announcer:
             self._told_place = place
         self._card_at, self._card_changed, self._moved_at, self._reborn = now, False, None, False
         return Card(
-            self._addresses, self.hardware, self.offers, self._told_place, self._agent, self._incarnation, self._membership
+            addresses=self._addresses,
+            hardware=self.hardware,
+            models=self.offers,
+            coordinate=self._told_place,
+            agent=self._agent,
+            incarnation=self._incarnation,
+            membership=self._membership,
+            seal_key=self._seal_key,
+            relays=self._relays,
         )
 
     def beat(self, now: float) -> Beat | None:

@@ -17,7 +17,7 @@ Spec: docs/spec/06-inference.md.
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
@@ -176,6 +176,7 @@ class _Request:
     deadline_at: float
     hops_left: int
     peer: PeerId
+    roundabout: Collection[PeerId] = ()
     attempts: int = 0
     state: State = State.TRYING
 
@@ -234,7 +235,14 @@ class Forwarding:
             self._note_end(request_id, now)
 
     def submit(
-        self, request_id: bytes, peers: Sequence[PeerId], own_peer_id: PeerId, deadline_at: float, hops_left: int, now: float
+        self,
+        request_id: bytes,
+        peers: Sequence[PeerId],
+        own_peer_id: PeerId,
+        deadline_at: float,
+        hops_left: int,
+        now: float,
+        roundabout: Collection[PeerId] = (),
     ) -> None:
         """Begin a request.
 
@@ -245,6 +253,8 @@ class Forwarding:
             deadline_at: monotonic time at which it ends in any case.
             hops_left: further forwards allowed; with 0 only this node itself can answer.
             now: monotonic time.
+            roundabout: those of the candidates that are asked through others, so that it says nothing of them that they cannot be
+                reached.
 
         Raises:
             LocalProtocolError: the id is under way already.
@@ -264,7 +274,7 @@ class Forwarding:
             reason = "no peer is able to answer" if hops_left > 0 else "this node cannot answer and may not forward"
             self._refuse(request_id, ErrorCode.MODEL_NOT_FOUND, reason, now)
         else:
-            request = _Request(candidates, deadline_at, hops_left, candidates[0])
+            request = _Request(candidates, deadline_at, hops_left, candidates[0], roundabout)
             self._requests[request_id] = request
             self._attempt(request_id, request, now)
 
@@ -373,7 +383,8 @@ class Forwarding:
 
     def _attempt(self, request_id: bytes, request: _Request, now: float) -> None:
         """Ask the next candidate."""
-        request.peer = next((peer for peer in request.candidates if peer not in self._away), request.candidates[0])
+        here = (peer for peer in request.candidates if peer not in self._away or peer in request.roundabout)
+        request.peer = next(here, request.candidates[0])
         request.candidates.remove(request.peer)
         request.attempts += 1
         self._in_flight[request.peer] += 1

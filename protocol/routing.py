@@ -153,6 +153,7 @@ class CandidateInput:
         unavailable: why it must not be given work ("suspected since 1.2 s"), empty when it may.
         memory_bytes: its largest accelerator's memory, or its host memory where it has none; 0 when unknown.
         in_flight: requests of this node that it has not finished yet.
+        via: through whom it is asked, None where it is asked itself; `path` is then the whole way.
     """
 
     peer_id: PeerId
@@ -162,6 +163,7 @@ class CandidateInput:
     unavailable: str = ""
     memory_bytes: int = 0
     in_flight: int = 0
+    via: PeerId | None = None
 
     @property
     def is_self(self) -> bool:
@@ -185,6 +187,7 @@ class Candidate:
         total_s: what the ranking is by: expected time until the answer is here.
         outcome: what came of asking it; empty when it was not asked.
         refusal: why it is not qualified, as a code; NO_ERROR for the qualified.
+        via: through whom it is asked, None where it is asked itself.
     """
 
     peer_id: PeerId
@@ -198,6 +201,7 @@ class Candidate:
     total_s: float | None = None
     outcome: str = ""
     refusal: ErrorCode = ErrorCode.NO_ERROR
+    via: PeerId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +239,24 @@ class RouteReport:
             self,
             candidates=tuple(
                 replace(candidate, outcome=outcome) if candidate.peer_id == peer else candidate for candidate in self.candidates
+            ),
+        )
+
+    @property
+    def roundabout(self) -> frozenset[PeerId]:
+        """Those who are asked through others."""
+        return frozenset(candidate.peer_id for candidate in self.candidates if candidate.via is not None)
+
+    def via(self, peer: PeerId) -> PeerId | None:
+        """Through whom a candidate is asked, None where it is asked itself."""
+        return next((candidate.via for candidate in self.candidates if candidate.peer_id == peer), None)
+
+    def with_via(self, peer: PeerId, relay: PeerId | None) -> "RouteReport":
+        """The report once `peer` was asked through `relay`, or itself."""
+        return replace(
+            self,
+            candidates=tuple(
+                replace(candidate, via=relay) if candidate.peer_id == peer else candidate for candidate in self.candidates
             ),
         )
 
@@ -425,7 +447,18 @@ def _score(
     if failed_ago_s is not None:
         reason = f"failed {failed_ago_s:.1f} s ago"
     rtt_s = None if facts.path.source is RttSource.UNKNOWN else facts.path.rtt_s
-    return Candidate(facts.peer_id, True, reason, rtt_s, facts.path.source, queue_s, service.service_s, predicted_s, total_s)
+    return Candidate(
+        peer_id=facts.peer_id,
+        qualified=True,
+        reason=reason,
+        rtt_s=rtt_s,
+        rtt_source=facts.path.source,
+        queue_s=queue_s,
+        service_s=service.service_s,
+        predicted_s=predicted_s,
+        total_s=total_s,
+        via=facts.via,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,7 +486,14 @@ def _in_order(scored: list[_Scored], config: RoutingConfig, luck: Luck) -> list[
     rest = scored[len(equal) :]
     # Efraimidis and Spirakis: u ** (1 / weight), largest first, with weight 1 / (1 + in flight)
     lots = {entry.candidate.peer_id: luck.random() ** (1 + entry.facts.in_flight) for entry in equal}
-    equal.sort(key=lambda entry: (not entry.facts.is_self, -lots[entry.candidate.peer_id], entry.candidate.peer_id))
+    equal.sort(
+        key=lambda entry: (
+            not entry.facts.is_self,
+            entry.facts.via is not None,  # who is asked through another, and so costs two, comes after those as near
+            -lots[entry.candidate.peer_id],
+            entry.candidate.peer_id,
+        )
+    )
     return equal + rest
 
 

@@ -29,7 +29,7 @@ UNSENT_MAX = 4096
 TIMER_SLACK = 64
 """Outdated entries that a timer queue may hold beside twice the living, as its docstring says, a count."""
 
-SEEN_ELSEWHERE = ("_config", "config", "_gossip", "_table")
+SEEN_ELSEWHERE = ("_config", "config", "_gossip", "_table", "_membership", "_probe", "_views")
 """Attributes by which one machine refers to another, which is looked at where it stands in the core."""
 
 LIMITS: dict[str, Callable[[NodeConfig], int]] = {
@@ -79,6 +79,9 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "strangers.router._fanout": lambda _config: 1,
     "strangers.router.scores._peers": lambda config: config.strangers.pubsub.score.retained_max,
     "_beats": lambda config: config.gossip.peers_max,
+    "relays._edges": lambda config: config.relays.edges_max,
+    "relays._failed": lambda config: config.relays.failed_max,
+    "relays._unreached": lambda config: config.relays.failed_max,
     "searches._waiting": lambda config: config.searches.waiting_max,
     "forwarding._seen": lambda config: config.forwarding.seen_max,
 }

@@ -52,6 +52,7 @@ def route_json(route: RouteReport) -> dict[str, object]:
                 "reason": candidate.reason,
                 "rtt_s": candidate.rtt_s,
                 "rtt_source": str(candidate.rtt_source),
+                "via": None if candidate.via is None else peer_id_text(candidate.via),
                 "queue_s": candidate.queue_s,
                 "service_s": candidate.service_s,
                 "predicted_s": candidate.predicted_s,

@@ -15,7 +15,8 @@ from typing import Self
 
 import trio
 
-from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
+from mesh.inference.stream import ByteStream
+from mesh.transport import ConnectionLost, Doing, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.inference import AnswerOrder, Failed, InferenceRequest, Reply
@@ -38,7 +39,9 @@ class AnswerLimits:
 
 
 @asynccontextmanager
-async def request_over(stream: Stream, request: InferenceRequest, limits: AnswerLimits | None = None) -> AsyncIterator["Answer"]:
+async def request_over(
+    stream: ByteStream, request: InferenceRequest, limits: AnswerLimits | None = None
+) -> AsyncIterator["Answer"]:
     """Send `request` over a fresh stream and hand out its answer; the stream is this function's from now on.
 
     Leaving the context before the answer has ended resets the stream with CANCELLED, which stops the peer's engine.
@@ -66,7 +69,7 @@ class Answer:
 
     __slots__ = ("_bytes", "_decoder", "_ends_at", "_limits", "_order", "_refusal", "_stream", "fault")
 
-    def __init__(self, stream: Stream, request: InferenceRequest, limits: AnswerLimits) -> None:
+    def __init__(self, stream: ByteStream, request: InferenceRequest, limits: AnswerLimits) -> None:
         self._stream = stream
         self._limits = limits
         self._ends_at = trio.current_time() + request.deadline_s + limits.grace_s

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import trio
 
-from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
+from mesh.inference.stream import ByteStream
+from mesh.transport import ConnectionLost, Doing, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from protocol.identity import PeerId
@@ -83,7 +84,7 @@ _EXPECTED = (
 """What whoever answers may fail by when what it talks to fails: an engine that dies, a peer that goes."""
 
 
-async def serve_stream(stream: Stream, handle: Handle, limits: ServeLimits | None = None) -> Served:
+async def serve_stream(stream: ByteStream, handle: Handle, limits: ServeLimits | None = None) -> Served:
     """Read one request from `stream`, answer it by `handle`, and close the stream.
 
     Args:
@@ -113,7 +114,7 @@ class _Serving:
 
     __slots__ = ("_limits", "_order", "_sending", "_stream", "bug", "end", "fault", "gone", "request", "reset_code")
 
-    def __init__(self, stream: Stream, limits: ServeLimits) -> None:
+    def __init__(self, stream: ByteStream, limits: ServeLimits) -> None:
         self._stream = stream
         self._limits = limits
         self._order = AnswerOrder()

@@ -38,6 +38,16 @@ from protocol.places import PLACE_BYTES, decode_place
 from protocol.probe import KIND_ECHO, KIND_PROBE, PROBE_BYTES
 from protocol.pubsub.messages import decode_rpc
 from protocol.records import peek
+from protocol.sealing import (
+    HEADER_BYTES_MAX,
+    RELAY_PROTOCOL,
+    SEALED_PROTOCOL,
+    Begun,
+    Chunk,
+    Refused,
+    decode_answer_frame,
+    decode_header,
+)
 from protocol.wire.inference import PROTOCOL_ID as INFER_PROTOCOL
 from protocol.wire.inference import decode_reply, decode_request
 
@@ -71,6 +81,8 @@ def describe(protocol_id: str, data: bytes, *, by_opener: bool, content: bool) -
             return _rpc(data)
         if protocol_id == INFER_PROTOCOL:
             return _request(data, content=content) if by_opener else _reply(decode_reply(data), content=content)
+        if protocol_id in (RELAY_PROTOCOL, SEALED_PROTOCOL):
+            return _sealed(data, by_opener=by_opener)
         if protocol_id == PING_PROTOCOL:
             return {"type": "ping" if by_opener else "echo", "nonce": data[:8].hex()}
         if protocol_id in (IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL):
@@ -78,6 +90,23 @@ def describe(protocol_id: str, data: bytes, *, by_opener: bool, content: bool) -
     except RemoteProtocolError as fault:
         return {"type": "undecodable", "code": fault.code.name, "detail": fault.detail}
     return {"type": "unknown"}
+
+
+def _sealed(data: bytes, *, by_opener: bool) -> Json:
+    """What a relay can read of a sealed request or its answer: the header, and the numbers of chunks."""
+    if by_opener:
+        if len(data) > HEADER_BYTES_MAX:
+            return {"type": "sealed request"}
+        header = decode_header(data)
+        far_end = peer_id_text(header.far_end)
+        return {"type": "relay header", "request_id": header.request_id.hex(), "hop": header.hop, "far_end": far_end}
+    match decode_answer_frame(data):
+        case Chunk(number, is_final):
+            return {"type": "sealed chunk", "number": number, "final": is_final}
+        case Refused(code):
+            return {"type": "refused", "code": code.name}
+        case Begun():
+            return {"type": "sealed answer"}
 
 
 def describe_datagram(data: bytes) -> Json:

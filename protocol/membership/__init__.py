@@ -14,8 +14,11 @@ from protocol.membership.events import (
     Target,
 )
 from protocol.membership.machine import Membership
+from protocol.membership.roster import NO_ADDRESS, UNREACHED
 
 __all__ = [
+    "NO_ADDRESS",
+    "UNREACHED",
     "Connect",
     "Disconnect",
     "KeepLink",

@@ -23,6 +23,13 @@ SILENT = ("stopped answering", "others have lost it")
 """Why a peer is gone that fell silent: by this node's own probes, and by what others say."""
 
 
+UNREACHED = "could not be reached"
+"""Why work cannot be sent to a peer that nobody doubts and this node cannot dial."""
+
+NO_ADDRESS = "no card"
+"""Why work cannot be sent to a peer of which no address is known."""
+
+
 class Link(StrEnum):
     """Why this node keeps a connection."""
 
@@ -77,8 +84,8 @@ class Peer:
         if self.doubted_since is not None:
             return Standing.SUSPECTED, f"others have heard nothing for {now - self.doubted_since:.1f} s"
         if unreached:
-            return Standing.SUSPECTED, "could not be reached"
-        return (Standing.ALIVE, "known by its card") if self.addresses else (Standing.UNKNOWN, "no card")
+            return Standing.SUSPECTED, UNREACHED
+        return (Standing.ALIVE, "known by its card") if self.addresses else (Standing.UNKNOWN, NO_ADDRESS)
 
 
 class Roster:

@@ -24,6 +24,25 @@ FALLEN_SILENT = frozenset((ErrorCode.NO_ERROR, ErrorCode.INTERNAL, ErrorCode.IDL
 
 
 @dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """Bounds and times.
+
+    Attributes:
+        edges_max: peers whose edges are kept; those that told theirs the longest ago make room.
+        edges_s: seconds that told edges count: as long as their records are good.
+        failed_s: seconds that a way which failed is left out, and a peer that could not be dialled counts as unreachable.
+        failed_max: ways and peers remembered so; the oldest make room.
+        ways_max: ways that are offered for one peer.
+    """
+
+    edges_max: int = 256
+    edges_s: float = 1800.0
+    failed_s: float = 60.0
+    failed_max: int = 1024
+    ways_max: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """Everything a core can be told; seconds unless the name says otherwise."""
 
@@ -47,6 +66,7 @@ class NodeConfig:
     coordinates: CoordinateConfig = field(default_factory=CoordinateConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
+    relays: RelayConfig = field(default_factory=RelayConfig)
     searches: SearchConfig = field(default_factory=SearchConfig)
     strangers: StrangersConfig = field(default_factory=StrangersConfig)
 

@@ -28,7 +28,7 @@ from protocol.inference import Failed, Finished, InferenceRequest
 from protocol.load import Beat, ModelLoad
 from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
-from protocol.node.candidates import own_candidate, peer_candidate, requirement_of, served_in
+from protocol.node.candidates import own_candidate, requirement_of, served_in
 from protocol.node.config import (
     FALLEN_SILENT,
     MachineOutput,
@@ -39,6 +39,7 @@ from protocol.node.config import (
     RecordSealed,
     ReserveSequences,
 )
+from protocol.node.relays import Relays
 from protocol.node.searches import Searches
 from protocol.node.strangers import Strangers
 from protocol.node.views import Views
@@ -104,6 +105,7 @@ class Node:
         self._places: dict[PeerId, Coordinate] = {}  # of connected peers, as their echoes tell them
         error_max = config.coordinates.error_max
         self.views = Views(identity.peer_id, self.table, self.membership, self.probe, self._beats, self._places, error_max)
+        self.relays = Relays(config, self.table, self.membership, self.probe, self.views, self.gossip, self.wall, self._settle)
         self._unreserved_until = float("-inf")
         self._ranking_at = float("inf")
         self._ranking_wait_s = config.ranking_min_s
@@ -255,7 +257,7 @@ class Node:
         in_flight, own_error = self.forwarding.in_flight, self.vivaldi.coordinate.error
         candidates = [own_candidate(self.peer_id, self.announcer, in_flight(self.peer_id))]
         if request.hops_left > 0:  # otherwise nobody else may be asked
-            candidates.extend(peer_candidate(facts, own_error, in_flight(facts.peer_id)) for facts in self.facts(now))
+            candidates.extend(self.relays.candidates(request, from_peer, self.facts(now), in_flight, own_error, now))
         requirement = requirement_of(request, from_peer)
         return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
 
@@ -267,14 +269,15 @@ class Node:
         Returns:
             The refusal of a request that came from a peer and may not begin here; otherwise None, and outputs follow.
         """
-        hops_left = request.hops_left
-        if from_peer and (refusal := self.forwarding.admit(request.request_id, from_peer, hops_left, now)) is not None:
+        request_id, hops_left = request.request_id, request.hops_left
+        if from_peer and (refusal := self.forwarding.admit(request_id, from_peer, hops_left, now)) is not None:
             return refusal
         self._due = None
         if from_peer is None and not report.qualified and self.searches.begin(request, now):
             self._settle(now)
             return None
-        self.forwarding.submit(request.request_id, report.qualified, self.peer_id, now + request.deadline_s, hops_left, now)
+        peers, deadline_at = report.qualified, now + request.deadline_s
+        self.forwarding.submit(request_id, peers, self.peer_id, deadline_at, hops_left, now, report.roundabout)
         return None
 
     def handle_first_output(self, request: InferenceRequest, peer: PeerId, now: float) -> bool:
@@ -438,16 +441,11 @@ class Node:
     def _spread(self, payload: Payload, lifetime_s: float, now: float) -> None:
         """Seals a record and gives it to gossip."""
         wall_s = self.wall(now)
-        record = seal(
-            self._identity,
-            self.config.network_id,
-            fit(payload, self.config.table.records),
-            self._sequencer.next(),
-            wall_s,
-            wall_s + lifetime_s,
-            self.config.table.records,
+        limits = self.config.table.records
+        told = fit(payload, limits)
+        record = self.strangers.stamped(
+            seal(self._identity, self.config.network_id, told, self._sequencer.next(), wall_s, wall_s + lifetime_s, limits)
         )
-        record = self.strangers.stamped(record)
         self._outputs.append(RecordSealed(record))
         self.gossip.publish(record, now)
         self.strangers.publish(record, now)
@@ -572,7 +570,7 @@ class Node:
                 named = ((RecordKey(item.subject), item.incarnation) for item in accused)
                 self.suspicion.handle_verdict(record_key(record.peer_id, RecordKind.CARD), named, now)
             case Edges():
-                pass
+                self.relays.handle_edges(record.peer_id, record.payload, now)
             case _:
                 assert_never(record.payload)
 

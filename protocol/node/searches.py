@@ -123,4 +123,5 @@ class Searches:
 
     def _submit(self, request_id: bytes, report: RouteReport, now: float) -> None:
         waiting = self._waiting.pop(request_id)
-        self._forwarding.submit(request_id, report.qualified, self._own, waiting.deadline_at, waiting.request.hops_left, now)
+        peers, hops_left = report.qualified, waiting.request.hops_left
+        self._forwarding.submit(request_id, peers, self._own, waiting.deadline_at, hops_left, now, report.roundabout)

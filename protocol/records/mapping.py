@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from protocol.coordinates import DIMENSIONS, Coordinate
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.identity import peer_id_from_bytes
+from protocol.identity import SEALING_KEY_BYTES, peer_id_from_bytes
 from protocol.inference import Feature
 from protocol.multiaddr import MULTIADDR_BYTES_MAX, Multiaddr
 from protocol.records.config import COUNT_MAX, DIGEST_BYTES, SAMPLES_MAX, SEQUENCE_MAX, SIZE_MAX, SUBJECT_BYTES, RecordConfig
@@ -112,6 +112,8 @@ def _card_to_plain(card: Card) -> dict[str, object]:
         "agent": card.agent,
         **({"incarnation": card.incarnation} if card.incarnation else {}),
         **({"membership": card.membership} if card.membership else {}),
+        **({"seal_key": card.seal_key} if card.seal_key else {}),
+        **({"relays": True} if card.relays else {}),
     }
 
 
@@ -126,6 +128,8 @@ def _card_from_plain(fields: "_Fields", config: RecordConfig) -> Card:
         agent=fields.text("agent"),
         incarnation=_integer(fields.perhaps("incarnation") or 0, "card.incarnation", SEQUENCE_MAX),
         membership=_bytes(fields.perhaps("membership"), "card.membership", config.membership_bytes_max),
+        seal_key=fields.key("seal_key", SEALING_KEY_BYTES),
+        relays=fields.flag("relays"),
         extra=fields.rest(),
     )
 
@@ -254,6 +258,13 @@ class _Fields:
     def text(self, name: str) -> str:
         """A text of at most `name_bytes_max` bytes."""
         return _text(self.take(name), f"{self._what}.{name}", self._config.name_bytes_max)
+
+    def flag(self, name: str) -> bool:
+        """A boolean, False where the field is missing."""
+        value = self.perhaps(name)
+        if value is not None and not isinstance(value, bool):
+            raise _malformed(f"{self._what}.{name} is no boolean")
+        return bool(value)
 
     def key(self, name: str, length: int) -> bytes:
         """Exactly `length` bytes, or none where the field is missing or empty."""

@@ -85,6 +85,7 @@ class Card:
 
     `incarnation` grows when the node starts and when it refutes that it is gone; what was said against an earlier one is void.
     `membership` is what the node shows of its network, unverified here; empty where it shows nothing.
+    `seal_key` is what requests to it are sealed to, empty where it opens none; `relays`: whether it passes on those of others.
     """
 
     addresses: tuple[Multiaddr, ...]
@@ -94,6 +95,8 @@ class Card:
     agent: str
     incarnation: int = 0
     membership: bytes = b""
+    seal_key: bytes = b""
+    relays: bool = False
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 

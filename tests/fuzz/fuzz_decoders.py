@@ -644,6 +644,13 @@ APART: dict[str, str] = {
     "mesh.outbox:read_frames": _CALLER,
     "mesh.receiptcommands:_bytes64": _OWN,  # a file of the person who types the command, a bounded one
     "mesh.receiptcommands:read_file": _OWN,  # the same
+    "mesh.relay:Sealing._open": _CALLER,
+    "mesh.relay:Sealing.relay": _CALLER,
+    "mesh.relay:_read_header": _CALLER,
+    "mesh.relay:_read_sealed": _CALLER,
+    "mesh.sealed:AskingStream.__init__": _CALLER,
+    "mesh.sealed:AskingStream.receive_some": _CALLER,
+    "mesh.sealed:AskingStream.send_all": _MADE,
     "mesh.store:_peer_from_line": _OWN,
     "mesh.store:_read_key": _OWN,
     "mesh.transport.holds:Holds.take": _CALLER,

@@ -190,3 +190,14 @@ def test_engine_may_name_a_part(tmp_path: Path) -> None:
 
 def test_ipv6_gateway_is_written_with_brackets(tmp_path: Path) -> None:
     assert str(resolve({"gateway": "[::1]:0"}, environment_in(tmp_path)).gateway) == "[::1]:0"
+
+
+def test_passing_on_for_others_can_be_turned_off(tmp_path: Path) -> None:
+    assert resolve({}, environment_in(tmp_path)).relay
+    assert not resolve({"open": True}, environment_in(tmp_path)).relay, "strangers are served only where that is said"
+    assert resolve({"open": True, "relay": True}, environment_in(tmp_path)).relay
+    assert not resolve({"relay": False}, environment_in(tmp_path)).relay
+    assert not resolve({}, environment_in(tmp_path, ISOCHRONE_RELAY="off")).relay
+    assert not resolve({}, environment_in(tmp_path), write(tmp_path / "c.toml", "relay = false\n")).relay
+    with pytest.raises(ConfigError, match="RELAY"):
+        resolve({}, environment_in(tmp_path, ISOCHRONE_RELAY="sometimes"))

@@ -92,6 +92,8 @@ cards = st.builds(
     models=st.lists(offers, max_size=2).map(tuple),
     coordinate=st.none() | coordinates,
     agent=names,
+    seal_key=st.sampled_from([b"", bytes(32), bytes(range(32))]),
+    relays=st.booleans(),
     incarnation=st.integers(0, SEQUENCE_MAX),
     extra=extras,
 )

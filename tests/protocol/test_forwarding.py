@@ -202,6 +202,14 @@ def test_reports_of_a_past_attempt_change_nothing() -> None:
     assert machine.handle_first_output(ID, B, 105.2)
 
 
+def test_who_is_asked_through_another_waits_for_nobody_who_can_be_reached() -> None:
+    for roundabout, first in (((), B), ((A,), A)):
+        machine = Forwarding(CONFIG)
+        machine.handle_left(A)
+        machine.submit(ID, (A, B), OWN, 110.0, 1, 100.0, roundabout)
+        assert drain(machine) == [Forward(ID, first, 10.0, 0)]
+
+
 def test_without_hops_left_only_this_node_answers() -> None:
     assert drain(submitted(A, OWN, B, hops_left=0)) == [RunLocally(ID, 10.0)]
     (refusal,) = drain(submitted(A, B, hops_left=0))

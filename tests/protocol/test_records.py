@@ -269,6 +269,7 @@ ORIGIN = (0.0,) * 8
         Edges((replace(EDGE, samples=-1),)),
         Edges((replace(EDGE, peer_id=b"nobody"),)),
         replace(CARD, incarnation=-1),
+        replace(CARD, seal_key=bytes(33)),
         replace(CARD, incarnation=2**63),
         Verdict((ACCUSATION,) * 129),
         Verdict((replace(ACCUSATION, subject=b"seven by"[:7]),)),
@@ -276,7 +277,7 @@ ORIGIN = (0.0,) * 8
         Verdict((replace(ACCUSATION, incarnation=-1),)),
         Verdict((replace(ACCUSATION, incarnation=2**63),)),
     ],
-    ids=range(37),
+    ids=range(38),
 )
 def test_a_value_out_of_range_is_not_sealed(payload):
     with pytest.raises(LocalProtocolError):
@@ -308,6 +309,10 @@ def test_a_value_out_of_range_is_not_sealed(payload):
         (EDGES, ["edges", 0, 1], True),
         (EDGES, ["edges"], {}),
         (CARD, ["incarnation"], "one"),
+        (CARD, ["seal_key"], bytes(31)),
+        (CARD, ["seal_key"], "k" * 32),
+        (CARD, ["relays"], 1),
+        (CARD, ["relays"], "yes"),
         (CARD, ["incarnation"], -1),
         (CARD, ["incarnation"], True),
         (VERDICT, ["accused"], {}),

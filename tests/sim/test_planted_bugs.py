@@ -19,6 +19,7 @@ from protocol.gossip import GossipConfig
 from protocol.gossip.overlay import Overlay
 from protocol.membership import Membership, MembershipConfig
 from protocol.node import Node, NodeConfig
+from protocol.node.config import RelayConfig
 from protocol.node.strangers import StrangersConfig
 from protocol.probe import Probe, ProbeConfig
 from protocol.pubsub import PubsubConfig, ScoreConfig
@@ -67,6 +68,7 @@ SMALL = replace(
     coordinates=CoordinateConfig(peers_max=64),
     forwarding=ForwardingConfig(requests_max=64, seen_max=64),
     routing=RoutingConfig(service=ServiceConfig(entries_max=64)),
+    relays=RelayConfig(edges_max=64, failed_max=64),
     strangers=StrangersConfig(
         pubsub=PubsubConfig(
             history_max=64,

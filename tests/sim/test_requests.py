@@ -5,7 +5,8 @@ import pytest
 from protocol.errors import ErrorCode
 from protocol.forwarding import Ended, Forwarding, Outcome, State
 from protocol.inference import Failed
-from protocol.node import Node
+from protocol.node import Node, NodeConfig
+from protocol.routing import RoutingConfig
 from sim.checks import CheckFailedError
 from sim.engines import EngineConfig
 from sim.faults import install, names_of, plan, split
@@ -330,3 +331,35 @@ def test_a_run_has_requests_when_it_is_told_so() -> None:
     assert 0.4 * fine.requests < fine.answered < fine.requests
     assert result().digest == fine.digest
     assert result(with_forwarding(KeepsFailuresToItself)).failure.startswith("I3")
+
+
+def test_new_peers_get_hardly_any_requests_while_somebody_known_is_able() -> None:
+    """A node that starts slowly: one peer it knows, far away; five that come later and are all nearer and faster."""
+    world = World(5, Line(0.01))
+    requests = Requests(world)
+    slow = NodeConfig(routing=RoutingConfig(slow_start=True))
+    asking = requests.add((), config=slow)
+    fast = EngineConfig("m", slots=8, first_token_s=0.01, tokens_per_s=500.0)
+    late = [requests.add((fast,), bootstrap=[asking.address], at=40.0) for _ in range(5)]
+    known = requests.add((EngineConfig("m", slots=8, first_token_s=0.05),), bootstrap=[asking.address])
+    Promises(requests)
+    first = [_ask_at(world, requests, asking, 3.0 + number) for number in range(25)]
+    later = [_ask_at(world, requests, asking, 50.0 + number / 4) for number in range(400)]
+    world.run(160.0)
+    assert {ask().answered_by for ask in first} == {known.peer_id}
+    assert all(ask().answered for ask in later)
+    of_new = sum(ask().answered_by != known.peer_id for ask in later)
+    assert 0 < of_new <= 12, "a hundredth of them, and luck"
+    world.kill(known)
+    world.run(175.0)
+    after = [_ask_at(world, requests, asking, 180.0 + number / 4) for number in range(40)]
+    world.run(200.0)
+    assert {ask().answered_by for ask in after} <= {process.peer_id for process in late}
+    assert all(ask().answered for ask in after)
+
+
+def _ask_at(world, requests, process, at):
+    """Has a request asked later; what is returned gives it once it was asked."""
+    asked = []
+    world.at(at, lambda: asked.append(requests.ask(process, "m", 2)))
+    return lambda: asked[0]

@@ -344,6 +344,43 @@ inside("ISO-ADM-014", _NO_MEMBER, _ADMISSION + "test_members_of_a_federated_netw
 
 _SEALING = "tests/protocol/sealing/test_sealing.py::"
 _RECEIPTS = "tests/mesh/nodes/test_receipts_of_answers.py::"
+_THROUGH = "tests/mesh/nodes/test_asking_through_a_relay.py::"
+_BETWEEN = "it takes a relay and an executor that both know the suite"
+
+inside(
+    "ISO-SEAL-001",
+    "it takes two starts of the node",
+    _THROUGH + "test_each_start_has_a_sealing_key_of_its_own",
+)
+inside(
+    "ISO-SEAL-007",
+    _BETWEEN,
+    _THROUGH + "test_a_second_candidate_answers_where_a_relay_spoils_the_first",
+    _THROUGH + "test_a_request_sealed_to_an_older_key_is_sealed_again_to_the_newer",
+    "tests/protocol/node/test_relays.py::test_only_the_executors_own_newer_card_is_taken_with_a_refusal",
+)
+inside("ISO-SEAL-008", _BETWEEN, _THROUGH + "test_a_request_goes_to_nobody_else_and_comes_from_nobody_else")
+inside("ISO-SEAL-010", _BETWEEN, _THROUGH + "test_a_relay_passes_on_what_it_may_and_nothing_else")
+inside(
+    "ISO-SEAL-011",
+    _BETWEEN,
+    _THROUGH + "test_a_relay_holds_no_more_circuits_than_it_may",
+    "tests/protocol/test_circuits.py::test_a_requester_has_its_share_and_others_have_theirs",
+    "tests/protocol/test_circuits.py::test_so_has_an_executor",
+    "tests/protocol/test_circuits.py::test_beginning_is_paid_for_also_where_it_is_refused",
+)
+inside("ISO-SEAL-012", _BETWEEN, _THROUGH + "test_a_reader_that_takes_nothing_holds_the_executor_back")
+inside(
+    "ISO-SEAL-013",
+    _BETWEEN,
+    _THROUGH + "test_streaming_and_cancelling_reach_the_executor",
+    _THROUGH + "test_a_circuit_ends_with_its_deadline",
+)
+inside(
+    "ISO-SEAL-015",
+    "whom a requester asks is its own choice",
+    "tests/protocol/node/test_relays.py::test_a_request_that_came_from_a_peer_passes_no_other",
+)
 
 inside(
     "ISO-SEAL-002",

@@ -1,4 +1,4 @@
-"""Chapter 10: receipts, as a requester sees them.
+"""Chapter 10: receipts, as a requester sees them; what is sealed takes more peers than the suite is.
 
 Spec: docs/spec/10-sealing.md.
 """

@@ -143,19 +143,22 @@ class MeshNode:
         grace_s: float = 5.0,
         limits: ServeLimits | None = None,
         listen: Multiaddr = LOOPBACK,
+        announce: Sequence[Multiaddr] = (),
+        relay: bool = True,
     ) -> None:
         self.config = NodeConfig(
             state_dir=state_dir,
             network=network,
             listen=(listen,),
             listen_default=False,
-            announce=(),
+            announce=tuple(announce),
             bootstrap=tuple(bootstrap),
             gateway=HostPort("127.0.0.1", 0),
             engines=(),
             quic_engine=quic_engine,
             grace_s=grace_s,
             log_level="debug",
+            relay=relay,
         )
         self.engines = engines
         self.limits = limits

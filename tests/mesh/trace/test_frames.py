@@ -35,6 +35,16 @@ from protocol.pubsub.messages import IHave, PubsubMessage, Rpc, Subscription, en
 from protocol.pubsub.messages import Prune as PubsubPrune
 from protocol.records import Edges, seal
 from protocol.scope import Scope
+from protocol.sealing import (
+    RELAY_PROTOCOL,
+    SEALED_PROTOCOL,
+    Begun,
+    Chunk,
+    Header,
+    Refused,
+    encode_answer_frame,
+    encode_header,
+)
 from protocol.table import RecordKey
 from protocol.wire.inference import PROTOCOL_ID, encode_reply, encode_request
 
@@ -190,3 +200,19 @@ def test_gossipsub_is_told_without_what_messages_hold():
         "prune": ["u"],
     }
     assert describe("/meshsub/1.2.0", b"\xff", by_opener=True, content=False)["type"] == "undecodable"
+
+
+def test_of_what_is_sealed_only_the_outside_is_told() -> None:
+    peer = Identity.from_seed(bytes(32)).peer_id
+    header = encode_header(Header(bytes(16), 1.0, 1, peer))
+    frames = (
+        (header, True, {"type": "relay header", "request_id": "00" * 16, "hop": 1, "far_end": peer_id_text(peer)}),
+        (bytes(400), True, {"type": "sealed request"}),
+        (encode_answer_frame(Begun(bytes(32))), False, {"type": "sealed answer"}),
+        (encode_answer_frame(Chunk(3, True, bytes(40))), False, {"type": "sealed chunk", "number": 3, "final": True}),
+        (encode_answer_frame(Refused(ErrorCode.RELAY_REFUSED)), False, {"type": "refused", "code": "RELAY_REFUSED"}),
+    )
+    for protocol_id in (RELAY_PROTOCOL, SEALED_PROTOCOL):
+        for frame, by_opener, told in frames:
+            assert describe(protocol_id, frame, by_opener=by_opener, content=True) == told
+    assert describe(RELAY_PROTOCOL, b"x", by_opener=True, content=True)["type"] == "undecodable"
