@@ -1,7 +1,7 @@
 """Peers that cannot reach one another, and one in the middle that both are connected to: what passes, and what it can do."""
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import trio
@@ -418,10 +418,13 @@ async def test_a_request_goes_to_nobody_else_and_comes_from_nobody_else(start: S
     nodes.asking.service.node.services._failures.clear()
     kept: list[bytes] = []
     relay.sealed = lambda sealed: kept.append(sealed) or sealed
+    first: list[bytes] = []
+    relay.header = lambda header: first.append(header.request_id) or header
     assert isinstance((await streamed(nodes.asking))[-1], Finished)
     relay.sealed = lambda _sealed: kept[0]
-    await refused_with("seal_refused")  # one that was answered already
-    relay.sealed = lambda sealed: sealed
+    relay.header = lambda header: replace(header, request_id=first[0])
+    await refused_with("seal_refused")  # one that was answered already, as it was
+    relay.sealed, relay.header = (lambda sealed: sealed), (lambda header: header)
     transport = nodes.answering.service.transport
     transport.endpoint.conduct.ban(nodes.asking.peer_id, ErrorCode.FLOODING, transport.now())
     await refused_with("relay_refused")  # of somebody who is banned there

@@ -21,6 +21,7 @@ from mesh_nodes import (
     text_of,
 )
 
+from mesh.dispatch import _Ticket
 from mesh.engines.base import SlotsConfig
 from protocol.errors import ErrorCode
 from protocol.inference import Accepted, Failed, Finished, TextDelta
@@ -178,8 +179,9 @@ async def test_a_second_attempt_of_a_peer_is_still_one_answer(start: Start) -> N
     await introduced(b, c)
     await introduced(a, b, c)
     asked = request(hops_left=2)
-    route = a.service.dispatcher
-    async with route._forward(b.peer_id, asked) as replies:
+    route, now = a.service.dispatcher, a.service.transport.now()
+    ticket = _Ticket(asked, a.service.node.rank(asked, now), now)
+    async with route._forward(ticket, b.peer_id, asked) as replies:
         got = [reply async for reply in replies]
     assert [type(reply) for reply in got] == [Accepted, TextDelta, TextDelta, TextDelta, Finished]
     assert len(b.engines[0].requests) == len(c.engines[0].requests) == 1
