@@ -293,7 +293,7 @@ async def _read_header(stream: Stream, decoder: FrameDecoder) -> Header:
         StreamReset: the peer has given up.
         ConnectionLost: it is gone.
     """
-    with trio.move_on_after(HEADER_READ_S):
+    with trio.move_on_after(HEADER_READ_S), stream.waiting():
         while (frame := decoder.next_frame()) is None:
             data = await stream.receive_some()
             if not data:
@@ -309,11 +309,12 @@ async def _read_sealed(stream: Stream) -> tuple[Header, bytes]:
     heads, frames = FrameDecoder(HEADER_BYTES_MAX), FrameDecoder(SEALED_BYTES_MAX)
     header = await _read_header(stream, heads)
     frames.receive(heads.take_rest())
-    while (frame := frames.next_frame()) is None:
-        data = await stream.receive_some()
-        if not data:
-            raise RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended before its sealed request did")
-        frames.receive(data)
+    with stream.waiting():
+        while (frame := frames.next_frame()) is None:
+            data = await stream.receive_some()
+            if not data:
+                raise RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended before its sealed request did")
+            frames.receive(data)
     if frames.buffered_bytes:
         raise RemoteProtocolError(ErrorCode.MALFORMED, "data after the sealed request")
     stream.tell(Doing.FRAME, sent=False, data=frame)

@@ -9,6 +9,8 @@ Nothing that a relay can do by itself (refusing, resetting) is believed more tha
 Spec: docs/spec/10-sealing.md.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 from mesh.transport import Doing, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -72,6 +74,10 @@ class AskingStream:
     def peer_id(self) -> PeerId:
         """The relay, which is at the other end of the stream."""
         return self._stream.peer_id
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Enter while the relay is to finish what it began."""
+        return self._stream.waiting()
 
     def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
         """What is sealed is not told to who watches the connection to the relay."""
@@ -155,6 +161,10 @@ class AnsweringStream:
     def peer_id(self) -> PeerId:
         """The requester, as its signature has proven it."""
         return self._requester
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Enter while the request is read, which has come already."""
+        return nullcontext()
 
     def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
         """What is sealed is not told to who watches the connection to the relay."""

@@ -1,5 +1,6 @@
 """What an inference request and its answer travel on: a stream of a peer, or the same with a seal round it."""
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from mesh.transport import Doing
@@ -12,6 +13,9 @@ class ByteStream(Protocol):
     @property
     def peer_id(self) -> PeerId:
         """Who is at the other end."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Enter while the peer is to finish what it began."""
 
     def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
         """Tell those who watch what happened."""
