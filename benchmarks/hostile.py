@@ -290,7 +290,7 @@ def sink() -> Iterator[int]:
 
 def attack_once(attack: str, engine: str, seconds: float, split: tuple[list[int], list[int]]) -> Attacked:
     """Measure one attack on a fresh node."""
-    flags = ("--engine", "echo", "--quic-engine", engine, *_open_flags())
+    flags = ("--engine", "echo", "--quic-engine", engine)
     for_node, for_others = split
     with sink() as sink_port, NodeProcess(*flags, host=hostile_net.node_host()) as node:
         if for_node:
@@ -314,12 +314,6 @@ def attack_once(attack: str, engine: str, seconds: float, split: tuple[list[int]
             offender.end()
             honest.end()
     return Attacked(attack, engine, seconds, undisturbed, control, attacked)
-
-
-def _open_flags() -> tuple[str, ...]:
-    """What lets strangers in, where a node asks for it."""
-    told = subprocess.run([sys.executable, "node.py", "up", "--help"], capture_output=True, text=True, check=False).stdout
-    return ("--open",) if "--open" in told else ()
 
 
 def split_processors() -> tuple[list[int], list[int]]:
