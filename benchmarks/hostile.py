@@ -182,6 +182,7 @@ class Honest:
         self._ready = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
         if not self._ready.wait(READY_S):
+            self._program.end()
             raise RuntimeError(f"the honest peers were not connected within {READY_S:g} s")
 
     def _read(self) -> None:
@@ -301,8 +302,9 @@ def attack_once(attack: str, engine: str, seconds: float, split: tuple[list[int]
         offender = Program(
             "benchmarks.hostile_offender", attack, where, str(sink_port), network_of(node), niceness=10, processors=for_others
         )
-        honest = Honest(node, engine, for_others)
+        honest: Honest | None = None
         try:
+            honest = Honest(node, engine, for_others)
             offender.read()
             time.sleep(SETTLE_S)
             measure(node, honest, 1.0, None, "")  # everything has run once
@@ -312,7 +314,8 @@ def attack_once(attack: str, engine: str, seconds: float, split: tuple[list[int]
             attacked = measure(node, honest, seconds, offender, "node")
         finally:
             offender.end()
-            honest.end()
+            if honest is not None:
+                honest.end()
     return Attacked(attack, engine, seconds, undisturbed, control, attacked)
 
 
@@ -341,6 +344,7 @@ def show(results: Sequence[Attacked], console: Console) -> None:
         "cut after s",
         "datagram ms",
         "waited %",
+        "dropped",
         "goals",
     ):
         table.add_column(column, justify="left" if column == "attack" else "right")
@@ -391,6 +395,8 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--quick", action="store_true", help="three seconds each instead of ten, one try instead of three")
     parser.add_argument("--only", default="", help="attacks, separated by commas: " + ", ".join(ATTACKS))
     parser.add_argument("--engine", default="qh3,aioquic", help="QUIC engines, separated by commas")
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long each run takes")
+    parser.add_argument("--tries", type=int, default=0, help="how often each attack is measured; the calmest try is shown")
     told = parser.parse_args(list(argv))
     attacks = told.only.split(",") if told.only else list(ATTACKS)
     if unknown := [name for name in attacks if name not in ATTACKS]:
@@ -403,6 +409,7 @@ def main(argv: Sequence[str] = ()) -> None:
         return
     console = Console(width=160)
     seconds, tries = (3.0, 1) if told.quick else (10.0, 3)
+    seconds, tries = told.seconds or seconds, told.tries or tries
     split = split_processors()
     if split[1]:
         os.sched_setaffinity(0, split[1])

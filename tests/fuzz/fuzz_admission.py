@@ -24,7 +24,7 @@ from protocol.admission import (
 )
 from protocol.admission.notices import NOTICE_DOMAIN
 from protocol.admission.statements import CERTIFICATE_DOMAIN, DELEGATION_DOMAIN
-from protocol.admission.tokens import TOKEN_DOMAIN
+from protocol.admission.tokens import TOKEN_DOMAIN, network_text, parse_network
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity
 
@@ -102,7 +102,14 @@ def _content(read: Callable[[bytes], object], signer: Identity, domain: bytes) -
 
 
 def _token_text(_state: None, data: bytes) -> object:
-    return parse_token(data.decode("utf-8", "replace"))
+    text = data.decode("utf-8", "replace")
+    with suppress(LocalProtocolError):
+        parse_network(text)
+    return parse_token(text)
+
+
+def _texts() -> list[bytes]:
+    return [b"isoinvite1abcdef", network_text(_ROOT.public_key, "a name").encode(), b"isonetwork1" + b"a" * 300]
 
 
 def _unsigned(statements: list[bytes]) -> list[bytes]:
@@ -126,5 +133,5 @@ HARNESS = either(
             ("protocol.admission.tokens:open_token", "protocol.admission.tokens:*")),
     Harness("notice", _content(lambda data: open_notice(data, _DELEGATED), _ISSUER, NOTICE_DOMAIN), _REMOTE,
             lambda: _unsigned([data for data, _ in _notices()]), ("protocol.admission.notices:open_notice",)),
-    Harness("text", _token_text, (LocalProtocolError,), lambda: [b"iso1abcdef", b"isochrone1" + b"a" * 300], ()),
+    Harness("text", _token_text, (LocalProtocolError,), _texts, ("protocol.admission.tokens:parse_network",)),
 )  # fmt: skip

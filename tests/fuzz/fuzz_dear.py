@@ -32,8 +32,8 @@ EMPTY_FIELDS = b"\x18\x00"
 
 DEAR: dict[str, list[bytes]] = {
     "encodings": [b"\x00" + bytes(65_000), b"\x02" + b"\x04" * 65_000, b"\x01" + b"1" * 60_000],
-    "multistream": [b"\x00\x13/multistream/1.0.0\n" + b"\x01\n" * 30_000],
-    "identify": [
+    "libp2p": [
+        b"\x02\x00\x13/multistream/1.0.0\n" + b"\x01\n" * 30_000,
         b"\x00" + (b"\xc0\x0c" + b"\x50\x01" * 800) * 10,
         b"\x00\x80\x0c" + b"\x12\x00" * 256 + b"\x1a\x00" * 512,
     ],

@@ -477,7 +477,7 @@ _HARNESSES: tuple[Harness, ...] = (
         Harness("place", places, REMOTE, of_places, ("protocol.places:decode_place",)),
     ),
     either(
-        "identify",
+        "libp2p",
         Harness(
             "identify",
             identify,
@@ -500,6 +500,19 @@ _HARNESSES: tuple[Harness, ...] = (
                 "protocol.libp2p.envelope:open_envelope",
                 "protocol.libp2p.envelope:open_peer_record",
                 "protocol.libp2p.envelope:*",
+            ),
+        ),
+        Harness(
+            "multistream",
+            multistream,
+            REMOTE,
+            of_multistream,
+            (
+                "protocol.libp2p.multistream:Initiator.receive_data",
+                "protocol.libp2p.multistream:Listener.receive_data",
+                "protocol.libp2p.multistream:*",
+                "protocol.libp2p.multistream:Initiator.__init__",
+                "protocol.libp2p.multistream:Listener.__init__",
             ),
         ),
     ),
@@ -536,19 +549,6 @@ _HARNESSES: tuple[Harness, ...] = (
         ),
     ),
     Harness(
-        "multistream",
-        multistream,
-        REMOTE,
-        of_multistream,
-        (
-            "protocol.libp2p.multistream:Initiator.receive_data",
-            "protocol.libp2p.multistream:Listener.receive_data",
-            "protocol.libp2p.multistream:*",
-            "protocol.libp2p.multistream:Initiator.__init__",
-            "protocol.libp2p.multistream:Listener.__init__",
-        ),
-    ),
-    Harness(
         "certificate",
         certificate,
         REMOTE,
@@ -579,19 +579,22 @@ _HARNESSES: tuple[Harness, ...] = (
             "protocol.records.mapping:*",
         ),
     ),
-    Harness(
-        "request",
-        request,
-        REMOTE,
-        of("inference", "requests", field="message"),
-        ("protocol.wire.inference:decode_request", *_WIRE, "protocol.wire.inference:*"),
-    ),
-    Harness(
-        "reply",
-        reply,
-        REMOTE,
-        of("inference", "replies", field="message"),
-        ("protocol.wire.inference:decode_reply", "protocol.wire.verifier:*", *_WIRE),
+    either(
+        "inference",
+        Harness(
+            "request",
+            request,
+            REMOTE,
+            of("inference", "requests", field="message"),
+            ("protocol.wire.inference:decode_request", *_WIRE, "protocol.wire.inference:*"),
+        ),
+        Harness(
+            "reply",
+            reply,
+            REMOTE,
+            of("inference", "replies", field="message"),
+            ("protocol.wire.inference:decode_reply", "protocol.wire.verifier:*", *_WIRE),
+        ),
     ),
     Harness(
         "pubsub",
@@ -625,6 +628,17 @@ _CALLER = "hands bytes on to a decoder that has a harness"
 _QUIC = "reached inside a TLS handshake, which the doors harness of its engine makes"
 
 APART: dict[str, str] = {
+    "mesh.admission.commands:_accept": _OWN,  # what a person types after it was shown to them
+    "mesh.admission.commands:accept": _OWN,  # the same
+    "mesh.admission.entering:serial_of": _MADE,
+    "mesh.admission.files:_bytes": _OWN,
+    "mesh.admission.files:_read": _OWN,
+    "mesh.admission.files:_used": _OWN,
+    "mesh.admission.gate:Gate._grant": _CALLER,
+    "mesh.admission.gate:Gate._renew": _CALLER,
+    "mesh.admission.gate:Gate._take_notice": _CALLER,
+    "mesh.admission.gate:Gate._take_shown": _CALLER,
+    "mesh.admission.gate:_one_frame": _CALLER,
     "mesh.cli:embed": _OWN,  # the answer of the owner's own node
     "mesh.client:_failure": _OWN,
     "mesh.client:_json": _OWN,
@@ -652,7 +666,8 @@ APART: dict[str, str] = {
     "mesh.sealed:AskingStream.receive_some": _CALLER,
     "mesh.sealed:AskingStream.send_all": _MADE,
     "mesh.store:_peer_from_line": _OWN,
-    "mesh.store:_read_key": _OWN,
+    "mesh.store:read_key": _OWN,
+    "mesh.transport.door:Entrance.verify": _CALLER,
     "mesh.transport.holds:Holds.take": _CALLER,
     "mesh.transport.udp:UdpSocket.receive_batch": _CALLER,  # the kernel's own control messages
     "protocol.admission.machine:Admission._verify": _CALLER,

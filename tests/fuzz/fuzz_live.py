@@ -186,7 +186,24 @@ def of_frames() -> list[bytes]:
         b"\x10" + varint(1 << 40) + b"\x12" + varint(1 << 20) + b"\x14" + varint(1) + b"\x19\x00" + b"\x1e",
         b"\x1d\x00\x00",
     ]
-    return [joined([piece[:FRAMES_BYTES_MAX]]) for piece in row] + [joined([piece[:FRAMES_BYTES_MAX] for piece in row[:9]] * 4)]
+    whole = [joined([piece[:FRAMES_BYTES_MAX]]) for piece in row]
+    return [*whole, joined([piece[:FRAMES_BYTES_MAX] for piece in row[:9]] * 4), *of_floods()]
+
+
+def of_floods() -> list[bytes]:
+    """Sixty packets of one kind, each of which would make the next one dearer: gaps of a stream, and connection ids."""
+    gaps = [
+        b"".join(stream_frame(0, 2 * (120 * packet + number) + 1, b"x") for number in range(120)) for packet in range(PACKETS_MAX)
+    ]
+    ids = [
+        b"".join(
+            b"\x18" + varint(number) + varint(number) + b"\x08" + number.to_bytes(8, "big") + bytes(16)
+            for number in range(8 + 35 * packet, 43 + 35 * packet)
+        )
+        for packet in range(PACKETS_MAX)
+    ]
+    challenges = [b"".join(b"\x1a" + bytes([number]) * 8 for number in range(110))] * PACKETS_MAX
+    return [joined([piece[:FRAMES_BYTES_MAX] for piece in row]) for row in (gaps, ids, challenges)]
 
 
 def retry_tokens(_state: None, data: bytes) -> object:
