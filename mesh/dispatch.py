@@ -38,8 +38,9 @@ from protocol.identity import Identity, PeerId, peer_id_text
 from protocol.inference import Accepted, AnswerOrder, Failed, Finished, InferenceRequest, Reply
 from protocol.membership import Standing
 from protocol.node import Node
-from protocol.records import ModelOffer
+from protocol.records import ModelOffer, peek
 from protocol.routing import RouteReport
+from protocol.table import record_key
 from protocol.wire.inference import PROTOCOL_ID
 
 REPLIES_BUFFERED_MAX = 8
@@ -268,7 +269,16 @@ class Dispatcher:
     def trace(self, peer: str, *, content: bool) -> AbstractContextManager[Trace]:
         """Watches the connections of a peer; raises `TraceRefusedError` on entering."""
         known = [*self._transport.connections, *(view.peer_id for view in self._node.peers(self._transport.now()))]
-        return trace_peer(self._transport, peer, known, self._traces, content=content)
+        return trace_peer(self._transport, peer, known, self._traces, content=content, judge=self._staleness)
+
+    def _staleness(self, envelope: bytes) -> str | None:
+        """Why a record that has just come is no news; what cannot be read is no record."""
+        try:
+            header = peek(envelope)
+        except RemoteProtocolError:
+            return None
+        code = self._node.table.staleness(record_key(header.peer_id, header.kind), header.sequence, envelope)
+        return None if code is None else code.name
 
     def peers(self) -> list[dict[str, object]]:
         """The peers this node knows, nearest first."""

@@ -10,12 +10,21 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 
 from mesh.hardware import read_hardware
+from mesh.store import StoreFault
 from protocol.encoding import Luck
 from protocol.records import Hardware
+
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Does in a thread what may block for long; it is brought to its end also where nobody waits for it any more."""
+    return await trio.to_thread.run_sync(work)
 
 
 async def hardware_here() -> Hardware:
@@ -45,6 +54,7 @@ class Machine:
         hardware: reads what the machine is made of.
         suspended_s: for how long the machine was ever suspended, in seconds, which `clock` does not count.
         cpu: how many seconds of a core this thread has used, None where that is not to be known.
+        beside: does what may block, such as writing to a disk, beside everything else.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -55,3 +65,4 @@ class Machine:
     hardware: Callable[[], Awaitable[Hardware]] = hardware_here
     suspended_s: Callable[[], float] = read_suspended_s
     cpu: Callable[[], float] | None = time.thread_time
+    beside: Callable[[Callable[[], StoreFault | None]], Awaitable[StoreFault | None]] = in_thread

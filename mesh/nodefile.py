@@ -6,6 +6,7 @@ process it names is gone or its gateway refuses the connection, and the message 
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ def find_node(state_dir: Path) -> RunningNode:
     hint = "start one with `isochrone up`, or name another with --state-dir or --gateway"
     try:
         with path.open("rb") as file:
+            _check_ours(path, file.fileno())
             content = json.loads(file.read(NODE_FILE_BYTES_MAX))
     except FileNotFoundError:
         raise NoNodeError(f"no node is running here ({state_dir}): {hint}") from None
@@ -75,6 +77,19 @@ def find_node(state_dir: Path) -> RunningNode:
     if not is_alive(pid):
         raise NoNodeError(f"no node is running here ({state_dir}): process {pid} ended without a clean stop; {hint}")
     return running
+
+
+def _check_ours(path: Path, descriptor: int) -> None:
+    """Refuse a file that another user wrote or can write: it says where keys are sent.
+
+    Raises:
+        NoNodeError: with what to do.
+    """
+    status = os.fstat(descriptor)
+    if status.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+        raise NoNodeError(f"{path} belongs to another user: run the command as that user, or name the node with --gateway")
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        raise NoNodeError(f"{path} can be written by others, and it says where keys are sent: run  chmod 600 {path}")
 
 
 def _path(content: Mapping[str, object], name: str) -> Path | None:

@@ -28,6 +28,7 @@ from mesh.driver import Driver
 from mesh.engines.base import Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
 from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
+from mesh.floors import FloorKeeper
 from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig, server_context
 from mesh.inference import Served, ServeLimits, serve_stream
 from mesh.keyfile import open_key_file
@@ -173,8 +174,7 @@ class Service:
         self._store = store
         self._engines = engines
         self._telemetry = telemetry
-        self._limits = limits or ServeLimits()
-        self._machine = machine = machine or Machine()
+        self._limits, self._machine = limits or ServeLimits(), machine or Machine()
         self._gateway_ended = trio.Event()
         self._n_serving = 0
         self._served = trio.Event()
@@ -190,13 +190,14 @@ class Service:
             agent=agent,
             routing=RoutingConfig(slow_start=config.is_open),
         )
-        self.node = Node(core, identity, machine.luck, Sequencer(store.reserved(machine.wall())))
+        self.node = Node(core, identity, self._machine.luck, Sequencer(store.reserved(self._machine.wall())))
+        self.floors = FloorKeeper(self.node.table, store, self._machine, telemetry)
         self.transport = Transport(
             identity,
             TransportConfig(agent=agent),
             quic_engine,
             announce=config.announce,
-            machine=machine,
+            machine=self._machine,
             door=None if gate is None else gate.door,
         )
         telemetry.tell_holds(self.transport.holds.longest_s)
@@ -228,6 +229,7 @@ class Service:
             nursery.start_soon(self._watch_engines)
             nursery.start_soon(self._watch_clock)
             nursery.start_soon(self._watch_mesh)
+            nursery.start_soon(self.floors.run)
             if self._gate is not None:
                 nursery.start_soon(self._gate.run)
             for engine in self._engines:
@@ -283,6 +285,7 @@ class Service:
         if grace.cancelled_caught:
             self._telemetry.log.warning("the grace period ended before all answers were finished")
         self._remember()
+        await self.floors.keep()
         await self.transport.aclose()
 
     async def _serve_gateway(self, *, task_status: trio.TaskStatus[str]) -> None:
@@ -400,6 +403,7 @@ class Service:
             self._telemetry.peers_counted(Counter(map(str, self.node.views.standings(self.transport.now()))))
             connected, in_mesh = len(self.node.membership.connected()), len(self.node.gossip.mesh())
             self._telemetry.links_counted(connected, in_mesh, len(self.driver.strangers))
+            self._telemetry.stale_counted(self.node.gossip.stale)
             self._telemetry.coordinate_moved(self.node.vivaldi.coordinate.error)
             counters = self.transport.endpoint.counters
             self._telemetry.datagrams_counted("in", counters.datagrams_in, counters.bytes_in)

@@ -7,6 +7,8 @@ loss has its own answer:
 * the key is the node's name. A damaged, unreadable or too openly readable one stops the node; nothing here ever writes over one.
 * sequence numbers are reserved on disk before they are used, so that a crash skips numbers and never reuses one. After a start
   they continue no lower than the wall clock in milliseconds, which heals a lost file or a restored backup.
+* floors are the least sequence numbers that are still taken of other nodes' records, so that no older one is taken after a
+  restart. A damaged file is put aside; what is lost with it is lost until those records have expired.
 * known peers are a cache. A damaged file is put aside under another name and the node starts with its bootstrap addresses.
 
 A full or failing disk stops no running node: what could not be written is told, what stood there before still stands, and the
@@ -20,11 +22,12 @@ import base64
 import binascii
 import fcntl
 import json
+import math
 import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +38,12 @@ from mesh.config import StartError
 from protocol.errors import ProtocolError
 from protocol.identity import Identity, PeerId, parse_peer_id, peer_id_text
 from protocol.multiaddr import Multiaddr, parse_multiaddr
+from protocol.table import Floor, RecordKey
 
 KEY_FILE = "identity.pem"
 SEQUENCE_FILE = "sequence"
 PEERS_FILE = "peers"
+FLOORS_FILE = "floors"
 LOCK_FILE = "lock"
 TEMPORARY_SUFFIX = ".new"
 
@@ -46,6 +51,8 @@ SEQUENCE_MAX = (1 << 53) - 1
 """Highest number to continue from: every JSON reader holds it exactly, and the clock's milliseconds reach it in 285,000 years."""
 PEERS_MAX = 256
 """Known peers kept; as many as a node holds connections to."""
+FLOORS_MAX = 16_384
+"""Floors kept: as many as the core hands out. A line of one has 52 bytes at most, so all stay under `FILE_BYTES_MAX`."""
 PEER_ADDRESSES_MAX = 8
 """Addresses kept per known peer."""
 FILE_BYTES_MAX = 1 << 20
@@ -65,6 +72,8 @@ _KEY_TEXT = re.compile(
 )
 _SEQUENCE_TEXT = re.compile(r"isochrone-sequence 1 (?P<upto>\d{1,19}) (?P<crc>[0-9a-f]{8})\n?", re.ASCII)
 _PEERS_HEADER = "isochrone-peers 1"
+_FLOORS_HEADER = "isochrone-floors 1"
+_FLOOR_LINE = re.compile(r"^([0-9a-f]{16}) (\d{1,19}) (\d{1,13})\n", re.ASCII | re.MULTILINE)
 
 
 class StateError(StartError):
@@ -110,11 +119,17 @@ class Store:
         self._reserved = 0
         try:
             path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, KEY_MODE)
+            # What else stands under that name is left alone: it would be emptied.
+            self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, KEY_MODE)
         except OSError as error:
             raise StateError(
                 f"{path} cannot be used as state directory ({error.strerror}): choose one you can write to with --state-dir"
             ) from error
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o022:
+            self.findings.append(
+                f"{path} can be written by others (mode {mode:04o}), who can put files of their own there: run  chmod 700 {path}"
+            )
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -216,6 +231,20 @@ class Store:
         newest = sorted(peers, key=lambda peer: -peer.last_seen_s)[:PEERS_MAX]
         return self._replace(PEERS_FILE, "".join(f"{line}\n" for line in (_PEERS_HEADER, *map(_peer_line, newest))))
 
+    def load_floors(self, wall_s: float) -> tuple[Floor, ...]:
+        """Return the floors kept by the last run; a damaged file is put aside and counts as empty."""
+        try:
+            return floors_from_text(_read_text(self.path / FLOORS_FILE))
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError):
+            self._put_aside(FLOORS_FILE, wall_s)
+            return ()
+
+    def save_floors(self, floors: Sequence[Floor]) -> StoreFault | None:
+        """Keep floors for the next start; returns why if they could not be written."""
+        return self._replace(FLOORS_FILE, floors_text(floors[:FLOORS_MAX]))
+
     def _read_sequence(self) -> int:
         """Return the end of the last reservation; 0 when there is none or it is damaged, as the wall clock is above it then."""
         path = self.path / SEQUENCE_FILE
@@ -269,6 +298,25 @@ def replace_file(path: Path, text: str) -> StoreFault | None:
     except OSError as error:
         return StoreFault(path, error.strerror or str(error))
     return None
+
+
+def floors_text(floors: Iterable[Floor]) -> str:
+    """The file of these floors: a header with a checksum over the lines, then a line for each."""
+    lines = "".join(f"{floor.key.hex()} {floor.least} {math.ceil(floor.forget_at_s)}\n" for floor in floors)
+    return f"{_FLOORS_HEADER} {_crc(lines)}\n{lines}"
+
+
+def floors_from_text(text: str) -> tuple[Floor, ...]:
+    """Read what `floors_text` writes.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    header, _, lines = text.partition("\n")
+    found = _FLOOR_LINE.findall(lines)
+    if header != f"{_FLOORS_HEADER} {_crc(lines)}" or len(found) != lines.count("\n") or len(found) > FLOORS_MAX:
+        raise ValueError("not a list of floors")
+    return tuple(Floor(RecordKey(bytes.fromhex(key)), int(least), float(forget_at)) for key, least, forget_at in found)
 
 
 def _read_text(path: Path) -> str:

@@ -207,6 +207,10 @@ class Telemetry:
         )
         self._records_accepted = Counter("isochrone_records_accepted", "Records taken in", ["kind"], registry=registry)
         self._records_refused = Counter("isochrone_records_refused", "Records refused", ["code"], registry=registry)
+        self._records_stale = Counter(
+            "isochrone_records_stale", "Records that were known, older than what is known, or over", ["code"], registry=registry
+        )
+        self._stale_told: dict[ErrorCode, int] = {}
         self._doubts = Counter("isochrone_peers_doubted", "Peers that enough others held for silent", registry=registry)
         self._refutations = Counter(
             "isochrone_refutations", "Times that others held this node for silent and it refuted", registry=registry
@@ -378,6 +382,12 @@ class Telemetry:
     def record_refused(self, code: ErrorCode) -> None:
         """A record did not verify."""
         self._records_refused.labels(code.name.lower()).inc()
+
+    def stale_counted(self, counts: Mapping[ErrorCode, int]) -> None:
+        """How many records were no news since the start, by why."""
+        for code, count in counts.items():
+            self._records_stale.labels(code.name.lower()).inc(max(0, count - self._stale_told.get(code, 0)))
+            self._stale_told[code] = count
 
     def datagrams_counted(self, direction: Literal["in", "out"], datagrams: int, size_bytes: int) -> None:
         """How many UDP datagrams, with how many bytes, went which way since the start; less than before counts as nothing new."""

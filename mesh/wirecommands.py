@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -46,12 +47,14 @@ def trace(
         isochrone trace 9kYbQh2d --json | jq 'select(.frame.type == "records")'
     """
     where = where or Where()
+    if content:
+        print("isochrone: prompts and answers are shown, and stand in the qlog file if there is one", file=sys.stderr)
     console = Console(highlight=False, soft_wrap=True)
     with where.client() as client, ExitStack() as opened:
         writer = None
         if qlog is not None:
             try:
-                file = opened.enter_context(qlog.open("w", encoding="utf-8"))
+                file = opened.enter_context(open(qlog, "w", encoding="utf-8", opener=_privately))
             except OSError as error:
                 raise ClientError(f"cannot write {qlog} ({error.strerror}); choose another file with --qlog") from error
             writer = QlogWriter(file, peer, time.time())
@@ -68,6 +71,11 @@ def trace(
             else:
                 console.print(line_of(event))
     return os.EX_OK
+
+
+def _privately(path: str, flags: int) -> int:
+    """Open a file that only its owner may read: it tells who speaks with whom, and with --content what is said."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def spec(*, where: Where | None = None) -> int:

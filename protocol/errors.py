@@ -35,6 +35,7 @@ class ErrorCode(IntEnum):
     REVOKED = 0x11  # the certificate of the peer was taken back
     WRONG_KEY = 0x12  # a certificate or a token that is bound to another key
     TOKEN_REFUSED = 0x13  # an invitation that is used up, or that another node gave
+    REPLAYED = 0x14  # a statement that is known already, as it is
     OLD_SEQUENCE = 0x15  # a statement whose number is not greater than the one known
     BANNED = 0x18  # the peer is turned away for a while, for what it did before
 

@@ -2,8 +2,9 @@
 
 A record is kept until it expires, until a newer one of its peer and kind replaces it, or until its peer has to make room. What
 goes leaves a tombstone, the sequence number it had, for as long as an older record of that peer could still be valid: so nothing
-old comes back. Two different records with one sequence number are an equivocation; the first one stays, and a newer one replaces
-it as usual.
+old comes back. What is the least number that is still taken under each key (`floors`) can be kept on disk and restored, so that
+nothing old comes back after a restart either. Two different records with one sequence number are an equivocation; the first one
+stays, and a newer one replaces it as usual.
 
 For reconciliation each (peer, kind) has a key of 8 bytes. The keys of cards and verdicts, which concern everyone, fall into
 buckets; edges concern neighbours alone and are compared with nobody. Tables that hold the same sequence numbers have
@@ -19,8 +20,9 @@ Spec: docs/spec/03-records.md, section "Peer table"; docs/spec/04-gossip.md, sec
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.records import (
     DEFAULT_RECORD_CONFIG,
@@ -44,6 +46,7 @@ __all__ = [
     "RECORD_KEY_BYTES",
     "Accepted",
     "Equivocation",
+    "Floor",
     "Full",
     "Outcome",
     "PeerTable",
@@ -71,7 +74,8 @@ class TableConfig:
 
     Attributes:
         peers_max: peers with at least one record, this node not counted.
-        tombstones_max: remembered sequence numbers; past it those that matter for the shortest time are forgotten.
+        tombstones_max: remembered sequence numbers, and those told to be kept over a restart; past it those that matter for the
+            shortest time are forgotten.
         evictable_after_s: a peer heard within so many seconds never makes room for a new one, so that a crowd of invented peers
             cannot drive out live ones (ISO-REC-021).
         records: the bounds of records.
@@ -100,9 +104,15 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """A record that is known, older than what is known, or expired; `sequence` is the newest known, 0 when none is."""
+    """A record that is no news, as happens all the time where records spread by many ways; nobody is to blame.
+
+    Attributes:
+        sequence: the newest known, 0 when none is.
+        code: REPLAYED for what is known as it is, OLD_SEQUENCE for what is older, EXPIRED for what is over.
+    """
 
     sequence: int
+    code: ErrorCode = field(default=ErrorCode.OLD_SEQUENCE, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +132,27 @@ Outcome = Accepted | Stale | Equivocation | Full
 """What became of a record that was offered."""
 
 
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What is still taken under a key: records numbered `least` and more, and anything once nothing older can be valid.
+
+    Attributes:
+        key: of a peer and kind.
+        least: the least sequence number that is taken.
+        forget_at_s: wall-clock time from which on the floor says nothing any more.
+    """
+
+    key: RecordKey
+    least: int
+    forget_at_s: float
+
+
 @dataclass(slots=True)
 class _Tombstone:
     sequence: int
     forget_at_s: float
     expired: bool = False  # and neither evicted nor removed: by another clock the record would still be good
+    is_below: bool = False  # the number is one below the least that is taken, and of no record that was known
 
 
 class PeerTable:
@@ -236,11 +262,13 @@ class PeerTable:
         if row is not None and record.sequence == self._rows.sequences[row]:
             kept = self._record(row)
             if signed_bytes(record.envelope) == signed_bytes(kept.envelope):
-                return Stale(record.sequence)
+                return Stale(record.sequence, ErrorCode.REPLAYED)
             return Equivocation(kept, record)
         newest = self.sequence_of(key)
-        if record.sequence <= newest or wall_s >= record.expires_s + self.config.records.skew_s:
-            return Stale(newest)
+        if record.sequence <= newest:
+            return Stale(newest, self._why_stale(key, record.sequence, newest))
+        if wall_s >= record.expires_s + self.config.records.skew_s:
+            return Stale(newest, ErrorCode.EXPIRED)
         known = None if row is None else self._record(row)
         evicted: tuple[Record, ...] = ()
         if record.peer_id not in self._heard and record.peer_id != self.own:
@@ -252,6 +280,52 @@ class PeerTable:
         self._heard.pop(record.peer_id, None)
         self._heard[record.peer_id] = now  # moved to the end: heard the latest
         return Accepted(record, known, evicted)
+
+    def staleness(self, key: RecordKey, sequence: int, envelope: bytes) -> ErrorCode | None:
+        """Why what an envelope claims is no news, or None where it may be, or contradicts what is known under its number.
+
+        Args:
+            key: of the peer and kind that it names; nothing of it is verified.
+            sequence: the number that it claims.
+            envelope: all of it.
+        """
+        newest = self.sequence_of(key)
+        if sequence > newest:
+            return None
+        if sequence == newest:
+            known = self.record_of(key)
+            if known is not None and signed_bytes(known.envelope) != signed_bytes(envelope):
+                return None
+        return self._why_stale(key, sequence, newest)
+
+    def _why_stale(self, key: RecordKey, sequence: int, newest: int) -> ErrorCode:
+        dead = self._tombstones.get(key)
+        is_known = sequence == newest and (dead is None or not dead.is_below)
+        return ErrorCode.REPLAYED if is_known else ErrorCode.OLD_SEQUENCE
+
+    def floors(self) -> list[Floor]:
+        """What has to be known after a restart to take no older record then: at most `tombstones_max`, in the order of keys."""
+        rows, own = self._rows, self.own
+        held = [row for row in range(len(rows)) if rows.peers[row] != own]
+        floors = [Floor(rows.key(row), rows.sequences[row], rows.forget_s[row]) for row in held]
+        # Of what was dropped nothing comes back as it was, but for what only a clock that was wrong held for expired.
+        floors += [Floor(key, dead.sequence + (not dead.expired), dead.forget_at_s) for key, dead in self._tombstones.items()]
+        lasting = sorted(floors, key=lambda floor: (-floor.forget_at_s, floor.key))[: self.config.tombstones_max]
+        return sorted(lasting, key=lambda floor: floor.key)
+
+    def restore(self, floors: Iterable[Floor], wall_s: float) -> None:
+        """Take over what an earlier run knew; call it before the first record is offered.
+
+        Args:
+            floors: as that run told them; those that say nothing any more are left out.
+            wall_s: wall-clock seconds. A floor from a clock that was wrong lasts no longer than one of now.
+        """
+        records = self.config.records
+        latest_s = wall_s + 2 * records.skew_s + max(records.lifetime_s_max_of(kind) for kind in KINDS)
+        good = [floor for floor in floors if floor.least > 0 and floor.forget_at_s > wall_s]
+        for floor in sorted(good, key=lambda floor: (-floor.forget_at_s, floor.key))[: self.config.tombstones_max]:
+            # The record of the least number is the newest there is, and welcome.
+            self._tombstones[floor.key] = _Tombstone(floor.least - 1, min(floor.forget_at_s, latest_s), is_below=True)
 
     def expire(self, wall_s: float) -> list[Record]:
         """Drop what is past its expiry and the allowed skew, and forget tombstones nobody needs any more.
@@ -276,7 +350,7 @@ class PeerTable:
         for tombstone in self._tombstones.values():
             if tombstone.expired:
                 tombstone.sequence -= 1
-                tombstone.expired = False
+                tombstone.expired, tombstone.is_below = False, True
 
     def remove(self, peer_id: PeerId, until_s: float = math.inf) -> list[Record]:
         """Drop all records of a peer that said goodbye or died; only newer records bring it back.

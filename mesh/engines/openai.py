@@ -72,7 +72,7 @@ class OpenAIConfig:
         slots: requests handed to the server at once, per model; the server batches them and keeps its own queue.
     """
 
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     connect_s_max: float = 2.0
     first_output_s_max: float = 120.0
     idle_s_max: float = 30.0

@@ -9,6 +9,7 @@ Spec: docs/trace.md, section "Frames".
 
 import base64
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from protocol.errors import RemoteProtocolError
@@ -65,7 +66,11 @@ Json = dict[str, object]
 _Item = TypeVar("_Item")
 
 
-def describe(protocol_id: str, data: bytes, *, by_opener: bool, content: bool) -> Json:
+Judge = Callable[[bytes], str | None]
+"""Says of a record's envelope why it is no news to this node, None where it is."""
+
+
+def describe(protocol_id: str, data: bytes, *, by_opener: bool, content: bool, judge: Judge | None = None) -> Json:
     """Return what a frame of a stream says.
 
     Args:
@@ -73,10 +78,11 @@ def describe(protocol_id: str, data: bytes, *, by_opener: bool, content: bool) -
         data: the frame without its length.
         by_opener: whether the end that opened the stream wrote it.
         content: whether prompts and answers are told too.
+        judge: says of records why they are no news; None says nothing.
     """
     try:
         if protocol_id.startswith(GOSSIP_PREFIX):
-            return _gossip(data)
+            return _gossip(data, judge)
         if protocol_id.startswith(PUBSUB_PREFIX):
             return _rpc(data)
         if protocol_id == INFER_PROTOCOL:
@@ -123,11 +129,11 @@ def describe_datagram(data: bytes) -> Json:
     return {"type": "unknown"}
 
 
-def _gossip(data: bytes) -> Json:
+def _gossip(data: bytes, judge: Judge | None) -> Json:
     message = decode_message(data)
     if message is None:
         return {"type": "unknown"}
-    return {"type": _GOSSIP_NAMES[type(message)], **_gossip_fields(message)}
+    return {"type": _GOSSIP_NAMES[type(message)], **_gossip_fields(message, judge)}
 
 
 def _rpc(data: bytes) -> Json:
@@ -164,10 +170,10 @@ _GOSSIP_NAMES: dict[type, str] = {
 """As chapter 4 of the specification calls them."""
 
 
-def _gossip_fields(message: Message) -> Json:
+def _gossip_fields(message: Message, judge: Judge | None) -> Json:
     match message:
         case Records(envelopes):
-            return {"count": len(envelopes), "records": _listed(envelopes, _record)}
+            return {"count": len(envelopes), "records": _listed(envelopes, partial(_record, judge=judge))}
         case Digest(hashes):
             return {"count": len(hashes), "hashes": _listed(hashes, bytes.hex)}
         case Entries(entries, buckets):
@@ -190,17 +196,19 @@ def _gossip_fields(message: Message) -> Json:
             return {}
 
 
-def _record(envelope: bytes) -> Json:
+def _record(envelope: bytes, judge: Judge | None) -> Json:
     try:
         header = peek(envelope)
     except RemoteProtocolError as fault:
         return {"bytes": len(envelope), "undecodable": fault.code.name}
+    stale = judge(envelope) if judge is not None else None
     return {
         "kind": str(header.kind),
         "signer": peer_id_text(header.peer_id),
         "sequence": header.sequence,
         "expires_s": header.expires_s,
         "bytes": len(envelope),
+        **({} if stale is None else {"stale": stale}),
     }
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import trio
 
-from mesh.trace.frames import Json, describe, describe_datagram
+from mesh.trace.frames import Json, Judge, describe, describe_datagram
 from mesh.transport import Doing, Seen, Transport
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId, peer_id_text
@@ -34,10 +34,11 @@ class TraceRefusedError(Exception):
 class Trace:
     """One reader's view of the connections of one peer."""
 
-    def __init__(self, peer_id: PeerId, started_at: float, *, content: bool) -> None:
+    def __init__(self, peer_id: PeerId, started_at: float, *, content: bool, judge: Judge | None = None) -> None:
         self.peer_id = peer_id
         self._started_at = started_at
         self._content = content
+        self._judge = judge
         self._held: deque[Json] = deque()
         self._n_lost = 0
         self._ready = trio.Event()
@@ -68,7 +69,8 @@ class Trace:
             told |= {"stream": seen.stream_id, "protocol": seen.protocol_id}
         match seen.doing:
             case Doing.FRAME:
-                frame = describe(seen.protocol_id, seen.data, by_opener=seen.by_opener, content=self._content)
+                judge = None if seen.sent else self._judge
+                frame = describe(seen.protocol_id, seen.data, by_opener=seen.by_opener, content=self._content, judge=judge)
                 told |= {"bytes": len(seen.data), "frame": frame}
             case Doing.DATAGRAM:
                 told |= {"bytes": len(seen.data), "frame": describe_datagram(seen.data)}
@@ -85,7 +87,13 @@ class Trace:
 
 @contextmanager
 def trace_peer(
-    transport: Transport, name: str, known: Iterable[PeerId], running: list[Trace], *, content: bool
+    transport: Transport,
+    name: str,
+    known: Iterable[PeerId],
+    running: list[Trace],
+    *,
+    content: bool,
+    judge: Judge | None = None,
 ) -> Generator[Trace]:
     """Watch the connections of a peer until the block ends; the first event tells the connection that there is.
 
@@ -95,6 +103,7 @@ def trace_peer(
         known: peers that may be named by their last characters.
         running: all traces of the node; this one is among them while it runs.
         content: whether prompts and answers are told too.
+        judge: says of records that come why they are no news.
 
     Raises:
         TraceRefusedError: nobody or more than one has the name, or too many traces run.
@@ -102,7 +111,7 @@ def trace_peer(
     if len(running) >= TRACES_MAX:
         raise TraceRefusedError(f"{TRACES_MAX} traces run already; end one of them first")
     peer_id = find_peer(name, known)
-    trace = Trace(peer_id, transport.now(), content=content)
+    trace = Trace(peer_id, transport.now(), content=content, judge=judge)
     connection = transport.connections.get(peer_id)
     if connection is not None:
         remote = str(connection.remote)

@@ -8,6 +8,9 @@ from protocol.identity import PeerId
 from protocol.load import Beat
 from protocol.records import Record
 
+STALE_CODES: tuple[ErrorCode, ...] = (ErrorCode.REPLAYED, ErrorCode.OLD_SEQUENCE, ErrorCode.EXPIRED)
+"""Why a record is no news. Records come by many ways and in any order, so these are counted, and nobody is told or blamed."""
+
 
 @dataclass(frozen=True, slots=True)
 class GossipConfig:

@@ -31,6 +31,7 @@ from protocol.gossip.beats import encode_beat
 from protocol.gossip.comparison import differing, newer, summary, wanted
 from protocol.gossip.conversation import Conversation
 from protocol.gossip.events import (
+    STALE_CODES,
     BeatHeard,
     Equivocated,
     GossipConfig,
@@ -69,7 +70,7 @@ from protocol.gossip.reader import GossipReader
 from protocol.gossip.wants import Refused, Wants
 from protocol.identity import PeerId
 from protocol.load import Beat
-from protocol.records import Record, RecordHeader, RecordKind, signed_bytes
+from protocol.records import Record, RecordHeader, RecordKind
 from protocol.scope import Scope
 from protocol.table import COMPARED, Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
 
@@ -105,6 +106,7 @@ class Gossip:
         self._greetings = Budget(config.greetings_per_s, config.greetings_burst, 0.0, 0.0)
         self._round_at: float | None = None
         self._heartbeat_at = self._expire_at = 0.0
+        self.stale = dict.fromkeys(STALE_CODES, 0)  # records that were no news, by why; they are told to nobody
         self._outputs: deque[Output] = deque()
         self.outputs = self._outputs  # for who drains several machines at once
 
@@ -324,12 +326,12 @@ class Gossip:
 
     def _is_news(self, key: RecordKey, header: RecordHeader, envelope: bytes) -> bool:
         """Whether the header claims what is not known yet, or contradicts what is known under the same number."""
-        newest = self._table.sequence_of(key)
-        if header.sequence != newest:
-            return header.sequence > newest
-        self._news.came_again(key, newest)
-        known = self._table.record_of(key)
-        return known is not None and signed_bytes(known.envelope) != signed_bytes(envelope)
+        code = self._table.staleness(key, header.sequence, envelope)
+        if code is ErrorCode.REPLAYED:
+            self._news.came_again(key, header.sequence)
+        if code is not None:
+            self.stale[code] += 1
+        return code is None
 
     def _may_be_verified(
         self, peer_id: PeerId, peer: Conversation, header: RecordHeader, envelope: bytes, asked: bool, now: float, wall_s: float
@@ -386,8 +388,8 @@ class Gossip:
                 self._outputs.append(Equivocated(kept, offered))
             case Full():
                 self._outputs.append(RecordRefused(peer_id, ErrorCode.OVERLOADED))
-            case Stale():
-                pass
+            case Stale(code=code):
+                self.stale[code] += 1
             case _:
                 assert_never(outcome)
 

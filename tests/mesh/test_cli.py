@@ -337,3 +337,28 @@ def test_ready_is_one_json_line_or_tells_how_to_join(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert "isochrone up --bootstrap /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3KooWA\n" in text
     assert "curl http://127.0.0.1:8421/v1/models" in text
+
+
+def test_node_file_that_others_can_write_is_not_believed(tmp_path: Path) -> None:
+    write_node_file(tmp_path, Ready("12D3KooWA", (), "http://127.0.0.1:1"))
+    (tmp_path / NODE_FILE).chmod(0o666)
+    with pytest.raises(NoNodeError, match="chmod 600"):
+        find_node(tmp_path)
+
+
+def test_qlog_file_is_private_and_content_is_warned_of(tmp_path: Path, gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    url, _ = gateway
+    file = tmp_path / "x.sqlog"
+    old = os.umask(0)
+    try:
+        assert cli.run(["trace", "peer1234", "--gateway", url, "--content", "--qlog", str(file)]) == 0
+    finally:
+        os.umask(old)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "prompts and answers are shown" in capsys.readouterr().err
+
+
+def test_keys_stand_in_no_representation() -> None:
+    from mesh.engines.openai import OpenAIConfig
+
+    assert "secret" not in repr(OpenAIConfig(api_key="secret"))

@@ -1,13 +1,20 @@
+import math
 import os
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh.store import (
+    FILE_BYTES_MAX,
+    FLOORS_FILE,
+    FLOORS_MAX,
     KEY_FILE,
     PEER_ADDRESSES_MAX,
     PEERS_FILE,
@@ -17,9 +24,12 @@ from mesh.store import (
     StateError,
     Store,
     StoreFault,
+    floors_from_text,
+    floors_text,
 )
 from protocol.identity import Identity, peer_id_text
 from protocol.multiaddr import parse_multiaddr
+from protocol.table import Floor, RecordKey, TableConfig
 
 ROOT = Path(__file__).parents[2]
 WALL_S = 1_700_000_000.0
@@ -286,3 +296,111 @@ def test_key_that_cannot_be_written_stops_the_first_start(tmp_path: Path) -> Non
 
 def test_fault_says_what_was_not_written() -> None:
     assert str(StoreFault(Path("/x/peers"), "No space left on device")) == "/x/peers was not written: No space left on device"
+
+
+# Floors
+
+
+def floor(index: int, least: int = 7) -> Floor:
+    return Floor(RecordKey(index.to_bytes(8, "big")), least, WALL_S + index)
+
+
+def test_floors_are_kept_as_they_were(store: Store) -> None:
+    assert store.load_floors(WALL_S) == ()
+    kept = [floor(1), floor(2**40, 2**63 - 1), Floor(RecordKey(b"\xff" * 8), 1, WALL_S + 0.5)]
+    assert store.save_floors(kept) is None
+    assert store.load_floors(WALL_S) == (*kept[:2], Floor(RecordKey(b"\xff" * 8), 1, float(math.ceil(WALL_S + 0.5))))
+    assert (store.path / FLOORS_FILE).stat().st_mode & 0o777 == 0o600
+    assert store.save_floors([]) is None
+    assert store.load_floors(WALL_S) == ()
+    assert store.findings == []
+
+
+def test_as_many_floors_as_there_can_be_fit_the_file(store: Store) -> None:
+    many = [Floor(RecordKey(index.to_bytes(8, "big")), 2**63 - 1, 1e13 - 1) for index in range(FLOORS_MAX + 5)]
+    assert store.save_floors(many) is None
+    assert (store.path / FLOORS_FILE).stat().st_size <= FILE_BYTES_MAX
+    assert store.load_floors(WALL_S) == tuple(many[:FLOORS_MAX])
+    assert TableConfig().tombstones_max <= FLOORS_MAX
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-9],
+        lambda content: content.replace(b" 7 ", b" 6 "),
+        lambda content: content + b"00 7 1\n",
+        lambda content: b"\xff" * 100,
+        lambda content: content * 40_000,
+        lambda content: content.replace(b"isochrone-floors 1", b"isochrone-floors 2"),
+    ],
+    ids=["empty", "cut", "changed", "longer", "not text", "too large", "another version"],
+)
+def test_damaged_floors_are_put_aside_and_count_as_none(store: Store, damage) -> None:
+    store.save_floors([floor(1), floor(2)])
+    path = store.path / FLOORS_FILE
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    assert store.load_floors(WALL_S) == ()
+    assert (store.path / f"{FLOORS_FILE}.corrupt-{int(WALL_S)}").read_bytes() == damaged
+    assert store.findings
+    assert store.save_floors([floor(3)]) is None
+    assert store.load_floors(WALL_S) == (floor(3),)
+
+
+@given(st.text() | st.text().map(lambda text: f"isochrone-floors 1 {zlib.crc32(text.encode()):08x}\n{text}"))
+def test_any_text_is_floors_or_a_value_error(text: str) -> None:
+    try:
+        floors = floors_from_text(text)
+    except (ValueError, UnicodeEncodeError):
+        return
+    assert floors_from_text(floors_text(floors)) == floors
+
+
+def test_lock_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "lock").symlink_to(precious)
+    with pytest.raises(StateError, match="cannot be used as state directory"):
+        Store(state)
+    assert precious.read_text() == "precious"
+
+
+def test_links_beside_the_files_are_replaced_and_not_followed(store: Store, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    for name in (PEERS_FILE, f"{PEERS_FILE}.new", FLOORS_FILE, f"{FLOORS_FILE}.new"):
+        (store.path / name).symlink_to(precious)
+    assert store.save_peers([known(1)]) is None
+    assert store.save_floors([floor(1)]) is None
+    assert precious.read_text() == "precious"
+    assert store.load_floors(WALL_S) == (floor(1),)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_directory_that_others_can_write_is_told(tmp_path: Path, mode: int) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(mode)
+    with Store(state) as opened:
+        assert any(f"chmod 700 {state}" in finding for finding in opened.findings)
+    state.chmod(0o755)
+    with Store(state) as opened:
+        assert opened.findings == []
+
+
+def test_directory_and_every_file_in_it_are_private(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        with Store(tmp_path / "state") as opened:
+            opened.identity()
+            reserve_block(opened)
+            opened.save_peers([known(1)])
+            opened.save_floors([floor(1)])
+    finally:
+        os.umask(old)
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "state").iterdir()} == {0o600}

@@ -107,11 +107,15 @@ def test_mesh_facts_are_counted(telemetry: Telemetry, log: StringIO) -> None:
     telemetry.datagrams_counted("in", 2, 100)
     telemetry.datagrams_counted("in", 5, 250)
     telemetry.datagrams_counted("out", 1, 200)
+    telemetry.stale_counted({ErrorCode.REPLAYED: 3, ErrorCode.OLD_SEQUENCE: 0})
+    telemetry.stale_counted({ErrorCode.REPLAYED: 5, ErrorCode.OLD_SEQUENCE: 1})
     telemetry.coordinate_moved(0.25)
     telemetry.load_measured(ModelLoad("tiny", running=2, waiting=5, slots=2, queue_s=0.1, service_s=0.1))
     telemetry.peer_faulted(None, ErrorCode.MALFORMED, "bytes")
     assert value(telemetry, "isochrone_records_accepted_total", kind="card") == 1
     assert value(telemetry, "isochrone_records_refused_total", code="bad_signature") == 1
+    assert value(telemetry, "isochrone_records_stale_total", code="replayed") == 5
+    assert value(telemetry, "isochrone_records_stale_total", code="old_sequence") == 1
     assert value(telemetry, "isochrone_datagram_bytes_total", direction="in") == 250
     assert value(telemetry, "isochrone_datagrams_total", direction="in") == 5
     assert value(telemetry, "isochrone_datagrams_total", direction="out") == 1

@@ -173,7 +173,9 @@ class VirtualMachine:
         self._slept_s = 0.0
         self._stopped_at = 0.0
         luck = net.streams.of(f"machine {index}")
-        self.machine = Machine(self.clock, self.wall, luck.randbytes, luck, self.open_socket, self.hardware, lambda: 0.0, None)
+        self.machine = Machine(
+            self.clock, self.wall, luck.randbytes, luck, self.open_socket, self.hardware, lambda: 0.0, None, self.beside
+        )
 
     @property
     def address(self) -> Multiaddr:
@@ -185,6 +187,10 @@ class VirtualMachine:
 
     def wall(self) -> float:
         return WALL_S + (self._stopped_at if self.stopped else trio.current_time()) + self.wall_off_s
+
+    async def beside(self, work):
+        """No thread: the virtual clock would not wait for it."""
+        return work()
 
     async def hardware(self) -> Hardware:
         return HARDWARE

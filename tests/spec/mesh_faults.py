@@ -172,6 +172,18 @@ def _(service, patch):
     )
 
 
+@fault("blames who passes on an older record", "ISO-REC-032", "ISO-REC-018")
+def _(service, patch):
+    is_news = service.node.gossip._is_news
+
+    def blames(key, header, envelope):
+        if header.sequence < service.node.table.sequence_of(key):
+            raise RemoteProtocolError(ErrorCode.FLOODING, "old")
+        return is_news(key, header, envelope)
+
+    service.node.gossip._is_news = blames
+
+
 @fault("blames for payloads of a later version", "ISO-GOS-013", "ISO-REC-013", "ISO-REC-001")
 def _(service, patch):
     class Strict(GossipReader):

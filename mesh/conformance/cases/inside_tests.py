@@ -81,6 +81,7 @@ inside(
 
 _RECORDS = "tests/protocol/test_records.py::"
 _TABLE = "tests/protocol/test_table.py::"
+_REFUSED = "tests/protocol/test_refused_records.py::"
 _ANNOUNCER = "tests/protocol/test_announcer.py::"
 _GOSSIP = "tests/protocol/test_gossip_machine.py::"
 _HORIZON = "tests/protocol/test_horizon.py::"
@@ -99,6 +100,13 @@ inside(
     "what is remembered after a restart and by a wrong clock does not show within a run",
     _TABLE + "test_an_old_record_cannot_come_back_after_a_newer_one_expired",
     _TABLE + "test_what_expired_by_a_wrong_clock_is_let_in_again_and_nothing_older",
+)
+inside(
+    "ISO-REC-031",
+    "it takes two starts of the node",
+    _REFUSED + "test_older_records_are_refused_after_a_restart_and_the_newest_is_welcome",
+    _REFUSED + "test_no_record_ever_moves_backwards_also_over_restarts",
+    "tests/program/test_old_records.py::test_a_killed_node_refuses_the_old_card_and_takes_the_newest",
 )
 inside(
     "ISO-REC-021",

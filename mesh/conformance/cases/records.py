@@ -295,15 +295,18 @@ async def features_that_nobody_knows_are_left_out(peer: ScriptedPeer) -> None:
     await kept(gossip, identity, envelope, "a card with an unknown feature")
 
 
-@case("ISO-REC-018")
+@case("ISO-REC-018", "ISO-REC-032")
 async def the_greatest_number_counts(peer: ScriptedPeer) -> None:
-    """An older record that comes later is ignored, a newer one replaces."""
+    """An older record that comes later is ignored, as is the same again, and a newer one replaces; nobody is blamed."""
     gossip = await talk(peer)
     identity = peer.stranger()
     scribe = Scribe(identity, peer.subject.network)
     await kept(gossip, identity, scribe.card(sequence=5), "a record with number 5")
     await not_kept(gossip, identity, scribe.card(sequence=4), "a record with number 4 behind it")
-    await kept(gossip, identity, scribe.card(sequence=6), "a record with number 6")
+    sixth = scribe.card(sequence=6)
+    await kept(gossip, identity, sixth, "a record with number 6")
+    gossip.send_records(*[sixth] * 20)
+    await kept(gossip, identity, scribe.card(sequence=7), "a record with number 7 behind twenty repeats of the one before")
 
 
 @case("ISO-REC-020")

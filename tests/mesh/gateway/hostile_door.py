@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
+from statistics import median
 
 import httpx
 import trio
@@ -28,10 +29,12 @@ CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello"}]
 GOOD = {"model": "good", "messages": MESSAGES}
 GOOD_TEXT = "Grüße aus Köln"
-SLOWER_MAX = 60.0
+SLOWER_MAX = 150.0
 """How many times its worst undisturbed answer the worst of a normal client may take: generous, for machines that are busy."""
-UNDISTURBED = 12
-"""Answers that the normal client measures before the others come."""
+SLOWER_MEDIAN_MAX = 10.0
+"""The same for the median, which one late task does not move."""
+ANSWERS = 12
+"""Answers that the normal client measures before the others come, and at least beside them."""
 
 CLOSED = (0, "closed")
 """The end of a caller who gets no answer: its connection is closed."""
@@ -188,7 +191,7 @@ class NormalClient:
         return trio.current_time() - started_at
 
     async def keep_asking(self, is_over: trio.Event) -> None:
-        while not (is_over.is_set() and self.times_s):
+        while not is_over.is_set() or len(self.times_s) < ANSWERS:
             self.times_s.append(await self.ask())
 
 
@@ -219,7 +222,7 @@ async def is_refused_beside_a_normal_client(case: Case, nursery: trio.Nursery, h
         httpx.AsyncClient(base_url=opened.url, timeout=30, headers=headers or {}) as http,
     ):
         normal = NormalClient(http)
-        undisturbed_s = [await normal.ask() for _ in range(UNDISTURBED)]
+        undisturbed_s = [await normal.ask() for _ in range(ANSWERS)]
         with trio.fail_after(60):
             async with trio.open_nursery() as beside:
                 is_over = trio.Event()
@@ -228,4 +231,5 @@ async def is_refused_beside_a_normal_client(case: Case, nursery: trio.Nursery, h
                 is_over.set()
         await normal.ask()
         assert outcome == case.outcome
+        assert median(normal.times_s) <= SLOWER_MEDIAN_MAX * max(undisturbed_s)
         assert max(normal.times_s) <= SLOWER_MAX * max(undisturbed_s)

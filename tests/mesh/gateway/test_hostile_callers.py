@@ -142,6 +142,7 @@ KEY_CASES = [
     keyed("key of a strange alphabet", "Authorization: Bearer ï½iso_ÿ"),
     keyed("very long key", f"Authorization: Bearer {'x' * 9000}"),
     keyed("key as a password", "Authorization: Basic aXNvXzNkR2g1SnFrTjh3RXIyWng3Og=="),
+    keyed("key by another scheme", f"Authorization: Basic {KEY}"),
     keyed("key without its scheme", f"Authorization: {KEY}"),
     keyed("two keys", f"Authorization: Bearer {KEY}", f"Authorization: Bearer {KEY}"),
     keyed("key in a cookie", f"Cookie: key={KEY}"),

@@ -17,7 +17,7 @@ from protocol.errors import ErrorCode
 from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.gossip.beats import encode_beat
 from protocol.gossip.messages import BeatTold, Records, encode_message
-from protocol.identity import Identity
+from protocol.identity import Identity, peer_id_text
 from protocol.inference import Failed, Feature, Finished, TextDelta
 from protocol.load import Beat
 from protocol.records import Card, Edges, Hardware, ModelOffer, Payload, seal
@@ -181,8 +181,20 @@ async def test_a_replayed_record_changes_nothing(start: Start) -> None:
 
         await eventually(lambda: held() == [5])
         older = sealed(sequence=4, payload=card, lasts_s=60.0)
-        await stream.send_all(records(older) + records(newer) * 200 + records(sealed(sequence=6, payload=card, lasts_s=60.0)))
-        await eventually(lambda: held() == [6])
+        stranger = peer_id_text(Identity.from_seed(bytes([SEED]) * 32).peer_id)
+        with offender.victim.service.dispatcher.trace(stranger, content=False) as trace:
+            await stream.send_all(records(older) + records(newer) * 200 + records(sealed(sequence=6, payload=card, lasts_s=60.0)))
+            await eventually(lambda: held() == [6])
+            events = await trace.take(1.0)
+        came = [event["frame"] for event in events if event["what"] == "frame" and not event["sent"]]
+        told = [frame["records"][0].get("stale") for frame in came if "records" in frame]
+        assert told == ["OLD_SEQUENCE", *["REPLAYED"] * 200, None]
+        registry = offender.victim.telemetry.registry
+
+        def counted(code: str) -> float:
+            return registry.get_sample_value("isochrone_records_stale_total", {"code": code}) or 0.0
+
+        await eventually(lambda: counted("old_sequence") == 1.0 and counted("replayed") >= 200.0)
         assert offender.connection.lost is None
         await offender.others_notice_nothing()
 
