@@ -224,7 +224,8 @@ class Service:
             hardware = await self._machine.hardware()
             now = self.transport.now()
             self.node.start(worth_telling(self.transport.addresses), hardware, self._offers(), self._machine.wall(), now)
-            self.node.add_bootstrap([*self._config.bootstrap, *self._remembered()], now)
+            issuers = () if self._gate is None else self._gate.membership.issuers
+            self.node.add_bootstrap([*self._config.bootstrap, *issuers, *self._remembered()], now)
             self.driver.settle()
             nursery.start_soon(self._watch_engines)
             nursery.start_soon(self._watch_clock)

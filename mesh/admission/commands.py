@@ -33,8 +33,10 @@ from protocol.admission import (
     Revocation,
     Right,
     Token,
+    delegation_text,
     network_id_of,
     open_delegation,
+    parse_delegation,
     parse_network,
     parse_token,
     restore,
@@ -251,7 +253,7 @@ def delegate_(
         raise ClientError(error.detail) from error
     if peer_id == own.peer_id:
         return _accept(state, own, delegation, as_json=as_json)
-    text = DELEGATION_PREFIX + delegation.hex()
+    text = delegation_text(delegation)
     return _done({"delegation": text, "issuer": peer_id_text(peer_id)}, text, as_json=as_json)
 
 
@@ -270,13 +272,10 @@ def accept(
         isochrone network accept isodelegation1…
     """
     state = _state_dir(state_dir)
-    compact = "".join(delegation.split()).lower()
     try:
-        data = bytes.fromhex(compact.removeprefix(DELEGATION_PREFIX))
-    except ValueError:
-        data = b""
-    if not compact.startswith(DELEGATION_PREFIX) or not data:
-        raise ClientError(f"this is no delegation as it was printed ({DELEGATION_PREFIX}…); copy it again as a whole")
+        data = parse_delegation(delegation)
+    except ProtocolError as error:
+        raise ClientError(error.detail) from error
     return _accept(state, node_identity(state), data, as_json=as_json)
 
 
@@ -391,10 +390,6 @@ def join(
     except NoNodeError:
         then = "Start it with  isochrone up"
     return _done(facts, f"This node is a member of {facts['network']} now. {then}", as_json=as_json)
-
-
-DELEGATION_PREFIX = "isodelegation1"
-"""How the text of a delegation begins."""
 
 
 class _Ruler:

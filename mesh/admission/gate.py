@@ -319,6 +319,9 @@ class Gate:
             self.moved.set()
             return
         self.membership = written
+        assert self._node is not None
+        assert self._transport is not None
+        self._node.add_bootstrap(written.issuers, self._transport.now())  # an invitation taken while the node runs names more
         self._show_anew()
 
     def _take_files(self) -> bool:

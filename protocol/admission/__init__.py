@@ -32,7 +32,16 @@ from protocol.admission.statements import (
     sign_certificate,
     sign_delegation,
 )
-from protocol.admission.tokens import network_text, open_token, parse_network, parse_token, sign_token, token_text
+from protocol.admission.tokens import (
+    delegation_text,
+    network_text,
+    open_token,
+    parse_delegation,
+    parse_network,
+    parse_token,
+    sign_token,
+    token_text,
+)
 from protocol.admission.values import Certificate, Delegation, Member, Right, Shown, Token
 
 __all__ = [
@@ -65,6 +74,7 @@ __all__ = [
     "decode_join_request",
     "decode_notice_frame",
     "delegation_bytes",
+    "delegation_text",
     "encode_guest",
     "encode_join_answer",
     "encode_join_request",
@@ -77,6 +87,7 @@ __all__ = [
     "open_notice",
     "open_shown",
     "open_token",
+    "parse_delegation",
     "parse_network",
     "parse_token",
     "renewal_due_s",

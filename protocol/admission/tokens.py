@@ -1,6 +1,8 @@
-"""Invitations: what an issuer signs, and the text that is copied from one machine to the other.
+"""Invitations: what an issuer signs, and the texts that are copied from one machine to the other.
 
     text = "isoinvite1" || base32(token || the first 4 bytes of SHA-256 over the token)
+
+The texts of delegations ("isodelegation1") and of networks ("isonetwork1") are made alike.
 
 The checksum tells a typing error from a forged invitation. All letters are small and none is a sign, so that a double click takes
 the whole text; white space, as chat programs put it in, is left out.
@@ -33,6 +35,9 @@ TOKEN_DOMAIN = b"isochrone-invite-v1:"
 
 TOKEN_PREFIX = "isoinvite1"  # noqa: S105  (how its text begins, no secret)
 """How the text of an invitation begins; the number is the version."""
+
+DELEGATION_PREFIX = "isodelegation1"
+"""How the text of a delegation begins."""
 
 NETWORK_PREFIX = "isonetwork1"
 """How the text that names a network begins."""
@@ -114,6 +119,20 @@ def parse_token(text: str) -> bytes:
         LocalProtocolError: MALFORMED, saying what is wrong with the text.
     """
     return _parse(TOKEN_PREFIX, "invitation", text)
+
+
+def delegation_text(data: bytes) -> str:
+    """The text of a signed delegation, to be copied."""
+    return _text_of(DELEGATION_PREFIX, data)
+
+
+def parse_delegation(text: str) -> bytes:
+    """Read the text of a delegation; the delegation in it is not verified.
+
+    Raises:
+        LocalProtocolError: MALFORMED, saying what is wrong with the text.
+    """
+    return _parse(DELEGATION_PREFIX, "delegation", text)
 
 
 def network_text(root: bytes, name: str) -> str:

@@ -3,6 +3,7 @@
 Statements are tried as they came and, because a signature is looked at before the rest, with whatever content well signed.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,18 +16,26 @@ from protocol.admission import (
     decode_join_answer,
     decode_join_request,
     decode_notice_frame,
+    delegation_text,
+    network_text,
     open_certificate,
     open_delegation,
     open_notice,
     open_shown,
     open_token,
+    parse_delegation,
+    parse_network,
     parse_token,
+    token_text,
 )
+from protocol.admission.config import NETWORK_LIMITS
 from protocol.admission.notices import NOTICE_DOMAIN
 from protocol.admission.statements import CERTIFICATE_DOMAIN, DELEGATION_DOMAIN
-from protocol.admission.tokens import TOKEN_DOMAIN, network_text, parse_network
+from protocol.admission.tokens import CHECKSUM_BYTES, NETWORK_PREFIX, TOKEN_DOMAIN
+from protocol.encoding import encode_base32
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity
+from protocol.wire import pack
 
 VECTORS = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors" / "admission.json"
 SIGNATURE_BYTES = 64
@@ -101,15 +110,27 @@ def _content(read: Callable[[bytes], object], signer: Identity, domain: bytes) -
     return run
 
 
-def _token_text(_state: None, data: bytes) -> object:
-    text = data.decode("utf-8", "replace")
-    with suppress(LocalProtocolError):
-        parse_network(text)
-    return parse_token(text)
+def _text(_state: None, data: bytes) -> object:
+    """One of the texts that people copy, as it came."""
+    return _PARSERS[data[:1] or b"\x00"](data[1:].decode("utf-8", "replace")) if data[:1] in _PARSERS else None
+
+
+def _network(_state: None, data: bytes) -> object:
+    """The text of a network with whatever content, its checksum made right."""
+    checked = data + hashlib.sha256(data).digest()[:CHECKSUM_BYTES]
+    return parse_network(NETWORK_PREFIX + encode_base32(checked))
 
 
 def _texts() -> list[bytes]:
-    return [b"isoinvite1abcdef", network_text(_ROOT.public_key, "a name").encode(), b"isonetwork1" + b"a" * 300]
+    """Good texts of each kind, and wrong ones."""
+    good = [(token_text, token) for _, _, token in _parts() if token][:1]
+    good += [(delegation_text, delegation) for _, delegation, _ in _parts() if delegation][:1]
+    texts = [make(data).encode() for make, data in good] + [network_text(_ROOT.public_key, "home").encode()]
+    texts += [b"iso1abcdef", b"isochrone1" + b"a" * 300, b"isodelegation1" + b"a" * 40, b" ISONETWORK1 ab\n"]
+    return [kind + text for kind in _PARSERS for text in texts]
+
+
+_PARSERS: dict[bytes, Callable[[str], object]] = {b"\x00": parse_token, b"\x01": parse_delegation, b"\x02": parse_network}
 
 
 def _unsigned(statements: list[bytes]) -> list[bytes]:
@@ -133,5 +154,8 @@ HARNESS = either(
             ("protocol.admission.tokens:open_token", "protocol.admission.tokens:*")),
     Harness("notice", _content(lambda data: open_notice(data, _DELEGATED), _ISSUER, NOTICE_DOMAIN), _REMOTE,
             lambda: _unsigned([data for data, _ in _notices()]), ("protocol.admission.notices:open_notice",)),
-    Harness("text", _token_text, (LocalProtocolError,), _texts, ("protocol.admission.tokens:parse_network",)),
+    Harness("text", _text, (LocalProtocolError,), _texts, ("protocol.admission.tokens:parse_network",)),
+    Harness("network", _network, (LocalProtocolError,), lambda: [pack([_ROOT.public_key, name], NETWORK_LIMITS) for name in
+            ("home", "", "a" * 65)] + [b"\xc1", pack([_ROOT.public_key], NETWORK_LIMITS)],
+            ("protocol.admission.tokens:parse_network",)),
 )  # fmt: skip

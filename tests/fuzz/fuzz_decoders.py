@@ -628,14 +628,13 @@ _CALLER = "hands bytes on to a decoder that has a harness"
 _QUIC = "reached inside a TLS handshake, which the doors harness of its engine makes"
 
 APART: dict[str, str] = {
-    "mesh.admission.commands:_accept": _OWN,  # what a person types after it was shown to them
-    "mesh.admission.commands:accept": _OWN,  # the same
+    "mesh.admission.commands:_accept": _CALLER,
     "mesh.admission.entering:serial_of": _MADE,
     "mesh.admission.files:_bytes": _OWN,
-    "mesh.admission.files:_read": _OWN,
+    "mesh.admission.files:_read": _OWN,  # 4 MiB at most, with a checksum
     "mesh.admission.files:_used": _OWN,
     "mesh.admission.gate:Gate._grant": _CALLER,
-    "mesh.admission.gate:Gate._renew": _CALLER,
+    "mesh.admission.gate:Gate._renew": _MADE,
     "mesh.admission.gate:Gate._take_notice": _CALLER,
     "mesh.admission.gate:Gate._take_shown": _CALLER,
     "mesh.admission.gate:_one_frame": _CALLER,
