@@ -4,7 +4,7 @@ An empty table leaves a person alone, most of all at the first start and after a
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,22 @@ def typed(command: str, *, state_dir: Path | None = None, network_dir: Path | No
         if path is not None:
             words += [flag, shlex.quote(str(path))]
     return " ".join(words)
+
+
+def of_peers(rows: Sequence[Mapping[str, Any]], status: Mapping[str, Any], state_dir: Path | None = None) -> list[str]:
+    """What is said below the peers: why there are none, or none that this node may talk to, and who was put out.
+
+    Args:
+        rows: the peers.
+        status: what the node says of itself (`GET /mesh/status`).
+        state_dir: the state directory that was named to the command.
+    """
+    membership = status.get("membership")
+    private = membership if isinstance(membership, Mapping) else {}
+    outside = private.get("turned_away") or private.get("standing", "member") != "member"
+    revoked = private.get("revoked")
+    put_out = [f"Put out: {text}" for text in revoked] if isinstance(revoked, list) else []
+    return [*(no_peers(status, state_dir) if outside or not rows else []), *put_out]
 
 
 def no_peers(status: Mapping[str, Any], state_dir: Path | None = None) -> list[str]:
@@ -34,9 +50,9 @@ def no_peers(status: Mapping[str, Any], state_dir: Path | None = None) -> list[s
     name = membership.get("name", "")
     if membership.get("standing") != "member":
         why = membership.get("why") or membership.get("standing")
-        return [f"No peers: this node is no member of network {name!r} now ({why}).", *_invited_anew(state_dir)]
+        return [f"This node is no member of network {name!r} now: {why}.", *_invited_anew(state_dir)]
     if membership.get("turned_away"):
-        return [f"No peers: this node was turned away ({membership['turned_away']}).", *_invited_anew(state_dir)]
+        return [f"This node was turned away by {membership['turned_away']}.", *_invited_anew(state_dir)]
     if not membership.get("is_issuer"):
         return [
             f"No peers yet in network {name!r}. This node keeps trying where it was invited from, and whom it knew;",
@@ -48,13 +64,6 @@ def no_peers(status: Mapping[str, Any], state_dir: Path | None = None) -> list[s
         "Your other nodes on this machine find this one with",
         f"  isochrone up --bootstrap {address}",
     ]
-
-
-def put_out(status: Mapping[str, Any]) -> list[str]:
-    """Who was put out of the network, where there is one."""
-    membership = status.get("membership")
-    revoked = membership.get("revoked") if isinstance(membership, Mapping) else None
-    return [f"Put out: {text}" for text in revoked] if isinstance(revoked, list) else []
 
 
 def no_models(state_dir: Path | None = None) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from mesh import advice
 from mesh.admission.commands import invite, join
 from mesh.admission.commands import network as network_commands
 from mesh.client import ClientError, GatewayClient
@@ -176,7 +177,10 @@ def peers(*, where: Where | None = None) -> int:
     where = where or Where()
     with where.client() as client:
         answer = client.get("/mesh/peers")
-    return where.show(answer, lambda: rows_table("Peers", rows_of(answer, "peers"), PEER_COLUMNS))
+        status = client.get("/mesh/status")
+    rows = rows_of(answer, "peers")
+    said = advice.of_peers(rows, status, where.state_dir)
+    return where.show(answer, lambda: rows_table("Peers", rows, PEER_COLUMNS) if rows else None, said)
 
 
 @app.command
@@ -190,7 +194,9 @@ def models(*, where: Where | None = None) -> int:
     where = where or Where()
     with where.client() as client:
         answer = client.get("/mesh/models")
-    return where.show(answer, lambda: rows_table("Models", rows_of(answer, "models"), MODEL_COLUMNS))
+    rows = rows_of(answer, "models")
+    said = [] if rows else advice.no_models(where.state_dir)
+    return where.show(answer, lambda: rows_table("Models", rows, MODEL_COLUMNS) if rows else None, said)
 
 
 @app.command

@@ -21,7 +21,7 @@ from protocol.budget import Verdict
 from protocol.conduct import Account
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip import GOSSIP_PROTOCOL
-from protocol.identity import PeerId
+from protocol.identity import PeerId, peer_id_text
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, Output, ReserveSequences
 
@@ -50,7 +50,11 @@ class _Speech(Outbox):
 
 
 class Driver:
-    """Runs one core over one transport."""
+    """Runs one core over one transport.
+
+    Attributes:
+        on_turned_away: told who ended a connection to this node, or refused one, and with which code.
+    """
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class Driver:
         self._telemetry = telemetry
         self._reserve = reserve
         self._on_forwarding = on_forwarding
+        self.on_turned_away: Callable[[str, int], None] = lambda _who, _code: None
         self._suspended_s = transport.machine.suspended_s()
         self._outboxes: dict[PeerId, _Speech] = {}
         self._targets: dict[PeerId, list[membership.Target]] = {}
@@ -189,6 +194,8 @@ class Driver:
                     connection = await self._transport.dial(address, afresh=afresh)
             except (ConnectionLost, LocalProtocolError, trio.TooSlowError) as error:
                 self._tell_failed_dial(str(address), str(error))
+                if isinstance(error, ConnectionLost) and not error.local:
+                    self.on_turned_away(str(address), error.code)
                 continue
             self._unreached.discard(str(address))
             if connection.peer_id in self._transport.connections:
@@ -218,6 +225,8 @@ class Driver:
         peer_id = connection.peer_id
         known = code if isinstance(code, ErrorCode) else ErrorCode.INTERNAL
         self._telemetry.peer_disconnected(peer_id, known)
+        if connection.lost is not None and not connection.lost.local:
+            self.on_turned_away(peer_id_text(peer_id), code)
         self._fall_silent(peer_id)
         self._node.handle_disconnected(peer_id, known, self.now)
         self._dials_failed(peer_id)

@@ -111,7 +111,7 @@ def make_gate(config: NodeConfig, identity: Identity, telemetry: Telemetry) -> G
     machine = Machine()
     network_dir = config.network_dir or default_network_dir(os.environ)
     membership = enter(config.state_dir, network_dir, identity, machine.wall(), machine.entropy)
-    return Gate(config.state_dir, identity, membership, telemetry, machine)
+    return Gate(config.state_dir, identity, membership, telemetry, machine, network_dir)
 
 
 async def start_engines(config: NodeConfig, telemetry: Telemetry) -> list[Engine]:
@@ -211,6 +211,7 @@ class Service:
             self.node.gossip.reader = AdmittedReader(gate.admission)
             gate.attach(self.node, self.transport, self.driver.settle)
             self.dispatcher.gate = gate
+            self.driver.on_turned_away = gate.turned_away
         self.transport.add_handler(SEALED_PROTOCOL, self._serve_sealed)
         self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
         self.gateway = Gateway(gateway_config(config), self.dispatcher, telemetry)

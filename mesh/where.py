@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from mesh.client import ClientError, GatewayClient
 from mesh.config import default_state_dir
 from mesh.keyfile import KeyFileError, read_keys
 from mesh.nodefile import find_node
+from mesh.plain import printable
 
 
 @Parameter(name="*")
@@ -48,12 +49,17 @@ class Where:
             url, key_file, tls_cert = node.ready.gateway, node.key_file, node.tls_cert
         return GatewayClient(url.rstrip("/").removesuffix("/v1"), _first_key(key_file), tls_cert)
 
-    def show(self, answer: object, view: Callable[[], Any]) -> int:
-        """Print the answer as JSON, or the view of it."""
+    def show(self, answer: object, view: Callable[[], Any], said: Sequence[str] = ()) -> int:
+        """Print the answer as JSON, or the view of it where there is one, and lines that a person may copy from."""
         if self.as_json:
             print(json.dumps(answer))
         else:
-            Console().print(view())
+            shown = view()
+            console = Console()
+            if shown is not None:
+                console.print(shown)
+            for line in said:
+                console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
         return os.EX_OK
 
 

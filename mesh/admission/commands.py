@@ -7,6 +7,8 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,7 @@ from mesh.admission.entering import delegate, enter, found_membership
 from mesh.admission.files import HOME_NAME, Membership, Network, locked, read_network, read_root, write_network
 from mesh.admission.joining import join_network
 from mesh.admission.views import notices_json, own_json
+from mesh.advice import typed
 from mesh.client import ClientError
 from mesh.config import StartError, default_network_dir, default_state_dir
 from mesh.nodefile import NoNodeError, find_node
@@ -55,6 +58,9 @@ DAY_S = 86_400
 FEDERATED_S = 365 * DAY_S
 """How long a federation lasts unless told otherwise, in seconds: a year, as a delegation."""
 
+ISSUERS_MAX = 4 * ADDRESSES_MAX
+"""Addresses of issuers that a node keeps, a count: those of four invitations, half of what it can join by."""
+
 _DURATION = re.compile(r"(\d{1,6})\s*([smhdw])")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": DAY_S, "w": 7 * DAY_S}
 
@@ -90,14 +96,14 @@ def create(
     state, directory = _state_dir(state_dir), _network_dir(network_dir)
     kept = files.read_membership(state)
     if kept is not None and not kept.is_home:
-        raise StartError(f"this node ({state}) belongs to network {kept.name!r}: leave it first with  isochrone network leave")
+        raise StartError(f"this node ({state}) belongs to network {kept.name!r}: leave it first with `isochrone network leave`")
     identity = node_identity(state)
     with locked(directory):
         before = read_network(directory)
         if before is not None:
             raise StartError(
                 f"{directory} holds the network {before.name!r} already ({before.network_id}), which serves as well; to have "
-                "another one, name another directory with --network-dir, here and for  isochrone up"
+                "another one, name another directory with --network-dir, here and for `isochrone up`"
             )
         root = Identity.from_seed(os.urandom(SEED_BYTES))
         key_file = (key or directory / files.ROOT_FILE).expanduser().absolute()
@@ -112,8 +118,8 @@ def create(
         f"Network {made.name!r} is made: {made.network_id}",
         f"Its key is  {key_file}  : who has it owns the network. Keep a copy in a safe place; it may lie offline.",
         "Next",
-        "  isochrone up                       # this node, its first issuer",
-        "  isochrone invite                   # an invitation for another machine",
+        f"  {typed('up', state_dir=state_dir, network_dir=network_dir)}    # this node, its first issuer",
+        f"  {typed('invite', state_dir=state_dir, network_dir=network_dir)}    # an invitation for another machine",
     )
     return os.EX_OK
 
@@ -132,7 +138,7 @@ def show(*, state_dir: StateDir = None, network_dir: NetworkDir = None, as_json:
     if kept is None:
         own = read_network(_network_dir(network_dir))
         if own is None:
-            raise ClientError("there is no network yet: the first `isochrone up` makes one, or  isochrone network create")
+            raise ClientError("there is no network yet: the first `isochrone up` makes one, or `isochrone network create`")
         facts: dict[str, object] = {"network": own.network_id, "name": own.name, "descriptor": own.descriptor}
         facts["standing"] = "this node has not been started in it yet"
         return _show(facts, {"revoked": [], "federated": []}, as_json=as_json)
@@ -322,7 +328,7 @@ def invite(
     identity, now_s = node_identity(state), int(time.time())
     kept = files.read_membership(state) or enter(state, _network_dir(network_dir), identity, now_s, os.urandom)
     if not kept.delegation:
-        raise ClientError(f"this node may not admit others to {kept.name!r}: ask its owner for  isochrone network delegate")
+        raise ClientError(f"this node may not admit others to {kept.name!r}: ask its owner for `isochrone network delegate`")
     issuer = Issuer(identity, kept.delegation)
     if not issuer.may_admit(owner, now_s):
         raise ClientError(f"this node may not admit nodes of owner {owner!r} now: its delegation has ended or names other owners")
@@ -382,13 +388,13 @@ def join(
         if errors.split(KeyboardInterrupt)[0] is None:
             raise
         raise KeyboardInterrupt from None
-    _keep(state, membership)
+    _keep(state, _with_before(membership, files.read_membership(state)))
     facts = {"network": network_id_of(membership.root), "peer_id": peer_id_text(identity.peer_id), "owner": owner}
     try:
         find_node(state)
         then = "The node that runs here goes over to it now."
     except NoNodeError:
-        then = "Start it with  isochrone up"
+        then = f"Start it:\n  {typed('up', state_dir=state_dir)}"
     return _done(facts, f"This node is a member of {facts['network']} now. {then}", as_json=as_json)
 
 
@@ -396,12 +402,13 @@ class _Ruler:
     """Who signs notices here: an issuer by its delegation, or the network's key."""
 
     def __init__(self, state_dir: Path | None, network_dir: Path | None, key: Path | None, right: Right) -> None:
+        self._given = state_dir
         self._state = _state_dir(state_dir)
         directory = _network_dir(network_dir)
         kept = files.read_membership(self._state)
         root = read_root(directory, key)
         if kept is None:
-            raise ClientError("this node belongs to no network yet: start it once with  isochrone up")
+            raise ClientError("this node belongs to no network yet: start it once with `isochrone up`")
         self.root = kept.root
         self.admission = admission_of(self._state, kept)
         if key is not None and root is not None and root.public_key != kept.root:
@@ -422,7 +429,7 @@ class _Ruler:
         try:
             find_node(self._state)
         except NoNodeError:
-            return "Others hear of it when this node runs:  isochrone up"
+            return f"Others hear of it when this node runs:  {typed('up', state_dir=self._given)}"
         return "The node that runs here tells the others now."
 
     def notice(self, kind: NoticeKind) -> Notice | None:
@@ -482,7 +489,7 @@ def _accept(state: Path, identity: Identity, delegation: bytes, *, as_json: bool
     root = issuer.delegation.root
     kept = files.read_membership(state)
     if kept is not None and kept.root != root and not kept.is_home:
-        raise ClientError(f"this node belongs to network {kept.name!r}: leave it first with  isochrone network leave")
+        raise ClientError(f"this node belongs to network {kept.name!r}: leave it first with `isochrone network leave`")
     name = kept.name if kept is not None and kept.root == root else issuer.network_id
     owner = issuer.delegation.owners[0] if issuer.delegation.owners else ""
     try:
@@ -493,6 +500,14 @@ def _accept(state: Path, identity: Identity, delegation: bytes, *, as_json: bool
     is_home = kept.is_home if kept is not None and kept.root == root else False
     _keep(state, Membership(root, name, shown, delegation, issuers, is_home))
     return _done({"issuer_of": issuer.network_id}, f"This node is an issuer of {issuer.network_id} for a year.", as_json=as_json)
+
+
+def _with_before(joined: Membership, before: Membership | None) -> Membership:
+    """A membership got by an invitation, with what the node had of the same network: other issuers, and a delegation."""
+    if before is None or before.root != joined.root:
+        return joined
+    issuers = tuple(dict.fromkeys((*joined.issuers, *before.issuers)))[:ISSUERS_MAX]
+    return replace(joined, issuers=issuers, delegation=before.delegation)
 
 
 def _addresses(state: Path, given: list[str] | None) -> tuple[Multiaddr, ...]:
@@ -514,7 +529,7 @@ def _peer(text: str) -> PeerId:
     try:
         return parse_peer_id(text)
     except ProtocolError as error:
-        raise ClientError(f"{error.detail}; take the whole peer id from  isochrone peers --json") from error
+        raise ClientError(f"{error.detail}; take the whole peer id from `isochrone peers --json`") from error
 
 
 def _name(text: str, what: str = "the name") -> str:
@@ -539,20 +554,29 @@ def _keep(state: Path, membership: Membership) -> None:
         raise StartError(f"{fault}: free the disk or choose another --state-dir")
 
 
-def _show(facts: dict[str, object], said: dict[str, object], *, as_json: bool) -> int:
+def _show(facts: dict[str, object], said: Mapping[str, object], *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(facts | said))
+        print(json.dumps({**facts, **said}))
         return os.EX_OK
     console = Console()
-    console.print(facts_table("The network of this node", facts))
-    for title, columns in (
-        ("revoked", ("peer_id", "reason", "days_ago", "by")),
-        ("federated", ("network", "name", "nodes_max", "requests_max", "days_left")),
+    shown = {key: "none" if value in ([], "") else value for key, value in facts.items() if key != "descriptor"}
+    if facts.get("is_issuer"):
+        shown["issuers"] = ["this node", *_listed(facts["issuers"])]
+    elif facts.get("issuers") == []:
+        shown["issuers"] = "whom it is connected to; no address was given"
+    console.print(facts_table("The network of this node", shown))
+    for title, columns, none in (
+        ("revoked", ("peer_id", "reason", "days_ago", "by"), "No node is revoked."),
+        ("federated", ("network", "name", "nodes_max", "requests_max", "days_left"), "No other network is let in."),
     ):
         rows = said[title]
-        if isinstance(rows, list) and rows:
-            console.print(rows_table(title.capitalize(), rows, columns))
+        console.print(rows_table(title.capitalize(), rows, columns) if isinstance(rows, list) and rows else none)
+    _say("Owners of other networks let this one in with", f"  isochrone network federate {facts['descriptor']}")
     return os.EX_OK
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
 
 
 def _done(facts: dict[str, object] | dict[str, str], said: str, *, as_json: bool) -> int:

@@ -52,7 +52,7 @@ def enter(state_dir: Path, network_dir: Path, identity: Identity, wall_s: float,
             return _fresh(state_dir, kept, identity, wall_s, entropy)
         raise StartError(
             f"the network {network.name!r} in {network_dir} has no key here, and this node ({state_dir}) has no certificate of "
-            "it: let an issuer make an invitation (isochrone invite) and give it to  isochrone join TOKEN"
+            "it: let an issuer make an invitation (isochrone invite) and type here `isochrone join TOKEN`"
         )
     before = kept if kept is not None and kept.root == network.root else None
     membership = found_membership(network, found, identity, wall_s, entropy, before)
@@ -72,7 +72,20 @@ def found_membership(
         except RemoteProtocolError:
             admitted_s = None  # it has ended; a new one begins
     shown = Issuer(identity, delegation).own("", (), admitted_s, serial_of(entropy), wall_s)
-    return Membership(network.root, network.name, shown, delegation, is_home=True)
+    issuers = () if before is None else before.issuers
+    return Membership(network.root, network.name, shown, delegation, issuers, is_home=True)
+
+
+def delegated_anew(network_dir: Path, kept: Membership, identity: Identity, wall_s: float, entropy: Entropy) -> Membership | None:
+    """The membership of an issuer with another year of its delegation; None where the network's key is not in the directory.
+
+    Raises:
+        StartError: what is in the directory cannot be used.
+    """
+    network = read_network(network_dir)
+    if network is None or network.root != kept.root or (root := read_root(network_dir)) is None:
+        return None
+    return found_membership(network, root, identity, wall_s, entropy, kept)
 
 
 def delegate(
@@ -126,8 +139,8 @@ def _fresh(state_dir: Path, kept: Membership, identity: Identity, wall_s: float,
 def _why_not(state_dir: Path, kept: Membership, identity: Identity, fault: ProtocolError) -> str:
     return (
         f"node {peer_id_text(identity.peer_id)} ({state_dir}) is no member of network {kept.name!r} ({fault.detail}): let an "
-        "issuer make an invitation (isochrone invite) and give it to  isochrone join TOKEN, or go back to your own network with "
-        " isochrone network leave"
+        "issuer make an invitation (isochrone invite) and type here `isochrone join TOKEN`, or go back to your own network "
+        "with `isochrone network leave`"
     )
 
 

@@ -14,14 +14,16 @@ from pathlib import Path
 import trio
 
 from mesh.admission import files
+from mesh.admission.asking import JOIN_TIMEOUT_S, ask_to_join, one_frame
+from mesh.admission.entering import delegated_anew
 from mesh.admission.files import Membership
+from mesh.config import StartError
 from mesh.machine import Machine
 from mesh.outbox import read_frames
 from mesh.store import StateError
 from mesh.telemetry import Telemetry
 from mesh.transport import Connection, ConnectionLost, Door, Stream, StreamReset, Transport
 from protocol.admission import (
-    JOIN_FRAME_BYTES_MAX,
     JOIN_PROTOCOL,
     NOTICE_FRAME_BYTES_MAX,
     NOTICES_PROTOCOL,
@@ -32,17 +34,15 @@ from protocol.admission import (
     JoinRequest,
     Member,
     Refused,
-    decode_join_answer,
     decode_join_request,
     decode_notice_frame,
     encode_join_answer,
-    encode_join_request,
     encode_notice_frame,
     open_token,
     renewal_due_s,
 )
 from protocol.budget import Budget, Verdict
-from protocol.encoding import FrameDecoder, encode_frame
+from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity, PeerId, peer_id_text
 from protocol.libp2p.identify import IDENTIFY_PROTOCOL
@@ -63,15 +63,15 @@ and a third of a certificate's validity is days."""
 RENEW_GAIN_S_MIN = 600
 """A certificate that lasts less than so many seconds longer than the one before is no renewal: its issuer's delegation ends."""
 
-JOIN_TIMEOUT_S = 15.0
-"""Longest wait in seconds for an issuer's answer: its disk has to take it before it is given."""
-
 PROVEN_MAX = 1024
 """Proofs of connections remembered, a count: twice the connections of a node, for those that come and go."""
 
 NOTICES_PER_S, NOTICES_BURST, NOTICES_DEBT = 1.0, 128.0, 256.0
 """Notices taken of one peer, a second and at once, and how many more are refused before it is hung up on: whoever connects tells
 all that stand, and each costs up to three verifications."""
+
+TURNED_AWAY = (ErrorCode.NOT_ADMITTED, ErrorCode.REVOKED, ErrorCode.EXPIRED, ErrorCode.WRONG_NETWORK)
+"""Codes by which peers say that this node is no member."""
 
 TELLING_MAX = 16
 """Peers that are told notices at a time."""
@@ -84,12 +84,28 @@ class Gate:
         admission: the checks.
         membership: what this node was given.
         moved: set when the node was made a member of another network, and has to begin anew.
+        renewal_fault: why the node's certificate was not renewed though it is time; empty while all is well.
+        away: who turned this node away last, and why; empty while it is connected to anybody.
     """
 
     def __init__(
-        self, state_dir: Path, identity: Identity, membership: Membership, telemetry: Telemetry, machine: Machine
+        self,
+        state_dir: Path,
+        identity: Identity,
+        membership: Membership,
+        telemetry: Telemetry,
+        machine: Machine,
+        network_dir: Path | None = None,
     ) -> None:
         """Takes what is kept on disk.
+
+        Args:
+            state_dir: the node's.
+            identity: the node's key.
+            membership: what it was given.
+            telemetry: for log lines.
+            machine: its clocks and its luck.
+            network_dir: the user's, where the network's key may lie.
 
         Raises:
             StateError: it is damaged.
@@ -98,7 +114,9 @@ class Gate:
         self.membership = membership
         self.moved = trio.Event()
         self.renewal_fault = ""
+        self.away = ""
         self._state_dir = state_dir
+        self._network_dir = network_dir
         self._identity = identity
         self._telemetry = telemetry
         self._machine = machine
@@ -108,7 +126,7 @@ class Gate:
         self._stamps: dict[Path, int] = {}
         self._told: dict[PeerId, int] = {}
         self._version = 1
-        self._ask_at = float("-inf")
+        self._ask_at = self._delegate_at = float("-inf")
         self._retry_s = RENEW_RETRY_MIN_S
         self._sweep_at = float("-inf")
         self._telling = trio.CapacityLimiter(TELLING_MAX)
@@ -229,6 +247,11 @@ class Gate:
                 fault = standing
         return fault
 
+    def turned_away(self, who: str, code: int) -> None:
+        """Notes that somebody says that this node is no member."""
+        if code in TURNED_AWAY:
+            self.away = f"{who}: {ErrorCode(code).name.lower()}"
+
     # Requests of federated networks
 
     def begin_request(self, peer_id: PeerId) -> str | None:
@@ -262,6 +285,7 @@ class Gate:
         async with trio.open_nursery() as nursery:
             while True:
                 self.look()
+                self._renew_delegation()
                 await self._tell_all(nursery)
                 if self._wants_renewal():
                     nursery.start_soon(self._renew)
@@ -272,6 +296,8 @@ class Gate:
         assert self._node is not None
         assert self._transport is not None
         self._take_membership()
+        if self._transport.connections:
+            self.away = ""
         if self._take_files():
             self._sweep_at = float("-inf")
         now = self._transport.now()
@@ -427,7 +453,7 @@ class Gate:
     async def _serve_join(self, stream: Stream) -> None:
         """Answer one request for a certificate."""
         with trio.move_on_after(JOIN_TIMEOUT_S):
-            frame = await _one_frame(stream)
+            frame = await one_frame(stream)
             try:
                 answer: JoinAnswer = Granted(self._grant(stream.peer_id, decode_join_request(frame)))
             except (RemoteProtocolError, LocalProtocolError) as fault:
@@ -521,6 +547,26 @@ class Gate:
             reason=self.renewal_fault,
         )
 
+    def _renew_delegation(self) -> None:
+        """Renew what was delegated to this node, where the network's key lies in the user's directory and it is time."""
+        if self._network_dir is None or not self.membership.is_home or self._machine.clock() < self._delegate_at:
+            return
+        wall_s, issuer = self._machine.wall(), self.issuer
+        if issuer is not None:
+            given = issuer.delegation
+            share = self.admission.config.renew_share
+            if wall_s < given.not_after_s - share * (given.not_after_s - given.not_before_s):
+                return
+        try:
+            membership = delegated_anew(self._network_dir, self.membership, self._identity, wall_s, self._machine.entropy)
+        except StartError as error:
+            self._delegate_at = self._machine.clock() + RENEW_RETRY_MAX_S
+            self._telemetry.log.warning("what was delegated to this node was not renewed", reason=str(error))
+            return
+        if membership is not None:
+            self._telemetry.log.info("what was delegated to this node was renewed with the network's key")
+            self._keep(membership)
+
     def _take_shown(self, shown: bytes) -> None:
         """Keep and show a new certificate, after it was checked as everybody will check it.
 
@@ -531,8 +577,12 @@ class Gate:
         member = self.admission.check(self._identity.peer_id, shown, self._machine.wall())
         if before is not None and member.ends_s < before.ends_s + RENEW_GAIN_S_MIN:
             raise RemoteProtocolError(ErrorCode.NOT_ADMITTED, "the delegation behind the next certificate ends as soon")
-        self.membership = files.shown_anew(self.membership, shown)
-        fault = files.write_membership(self._state_dir, self.membership)
+        self._keep(files.shown_anew(self.membership, shown))
+
+    def _keep(self, membership: Membership) -> None:
+        """Show a membership with a new certificate from now on."""
+        self.membership = membership
+        fault = files.write_membership(self._state_dir, membership)
         if fault is not None:
             self._telemetry.log.warning("the new certificate was not kept", reason=str(fault))
         self._membership_stamp = files.stamp_of(self._state_dir / files.MEMBERSHIP_FILE)
@@ -547,31 +597,3 @@ class Gate:
         self._node.announcer.handle_membership(self.membership.shown)
         self._node.handle_timer(self._transport.now())
         self._settle()
-
-
-async def ask_to_join(connection: Connection, request: JoinRequest) -> JoinAnswer:
-    """Ask an issuer for a certificate.
-
-    Raises:
-        StreamReset: it does not answer such requests.
-        ConnectionLost: the connection is gone.
-        RemoteProtocolError: its answer cannot be read.
-    """
-    async with await connection.open_stream(JOIN_PROTOCOL) as stream:
-        await stream.send_all(encode_frame(encode_join_request(request)), end=True)
-        return decode_join_answer(await _one_frame(stream))
-
-
-async def _one_frame(stream: Stream) -> bytes:
-    """The one frame that a peer sends.
-
-    Raises:
-        RemoteProtocolError: TOO_LARGE, or MALFORMED where the stream ends before.
-    """
-    decoder = FrameDecoder(JOIN_FRAME_BYTES_MAX)
-    while (frame := decoder.next_frame()) is None:
-        chunk = await stream.receive_some()
-        if not chunk:
-            raise RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended without a frame")
-        decoder.receive(chunk)
-    return frame

@@ -10,8 +10,8 @@ import time
 
 import trio
 
+from mesh.admission.asking import JOIN_TIMEOUT_S, ask_to_join
 from mesh.admission.files import Membership
-from mesh.admission.gate import JOIN_TIMEOUT_S, ask_to_join
 from mesh.client import ClientError
 from mesh.transport import ConnectionLost, Door, StreamReset, Transport
 from protocol.admission import Admission, Granted, JoinRequest, Refused, Token, encode_guest, network_id_of, open_token

@@ -29,9 +29,15 @@ def own_json(admission: Admission, membership: Membership, peer_id: PeerId, wall
 
 
 def gate_json(gate: Gate, peer_id: PeerId, wall_s: float) -> dict[str, object]:
-    """The same of a running node, with what is wrong with its renewal."""
+    """The same of a running node, with what is wrong with its renewal, who turned it away, and who was put out."""
     facts = own_json(gate.admission, gate.membership, peer_id, wall_s)
-    return facts | ({"renewal_failed": gate.renewal_fault} if gate.renewal_fault else {})
+    rows = notices_json(gate.admission, wall_s)["revoked"]
+    more = {
+        "renewal_failed": gate.renewal_fault,
+        "turned_away": gate.away,
+        "revoked": [f"{row['peer_id']}: {row['reason']}" if row["reason"] else row["peer_id"] for row in rows],
+    }
+    return facts | {name: value for name, value in more.items() if value}
 
 
 def owner_json(gate: Gate, peer_id: PeerId, wall_s: float) -> dict[str, object]:
@@ -42,9 +48,9 @@ def owner_json(gate: Gate, peer_id: PeerId, wall_s: float) -> dict[str, object]:
     return {"owner": member.owner, "roles": list(member.roles), "network": member.network_id}
 
 
-def notices_json(admission: Admission, wall_s: float) -> dict[str, object]:
+def notices_json(admission: Admission, wall_s: float) -> dict[str, list[dict[str, object]]]:
     """What was revoked, and which networks are let in."""
-    revoked = [
+    revoked: list[dict[str, object]] = [
         {
             "peer_id": peer_id_text(entry.peer_id),
             "reason": entry.reason,
@@ -56,7 +62,7 @@ def notices_json(admission: Admission, wall_s: float) -> dict[str, object]:
         for entry in notice.revoked
         if wall_s < entry.until_s
     ]
-    federated = [
+    federated: list[dict[str, object]] = [
         {
             "network": network_id,
             "name": listed.name,

@@ -12,9 +12,10 @@ class TransportError(Exception):
     Attributes:
         code: why; an `ErrorCode` where the number is known, else the peer's number.
         reason: the same for a person.
+        local: whether this side ended it, and not the peer.
     """
 
-    def __init__(self, code: int, reason: str = "") -> None:
+    def __init__(self, code: int, reason: str = "", *, local: bool = True) -> None:
         try:
             self.code: int = ErrorCode(code)
         except ValueError:
@@ -22,6 +23,7 @@ class TransportError(Exception):
         name = self.code.name.lower() if isinstance(self.code, ErrorCode) else f"code {code:#x}"
         super().__init__(f"{name}: {reason}" if reason else name)
         self.reason = reason
+        self.local = local
 
 
 class StreamReset(TransportError):

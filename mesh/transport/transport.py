@@ -257,7 +257,7 @@ class Transport:
         if dial.connection is not None:
             return dial.connection
         failure = dial.failure or ConnectionLost(ErrorCode.UNREACHABLE, "the transport was closed")
-        raise ConnectionLost(failure.code, failure.reason)
+        raise ConnectionLost(failure.code, failure.reason, local=failure.local)
 
     async def _attempt(self, dial: Dial, key: object, address: Multiaddr) -> None:
         try:
@@ -521,7 +521,7 @@ class Transport:
 
     def _closed(self, output: quic.ConnectionClosed) -> None:
         connection = self._by_handle.pop(output.connection, None)
-        lost = ConnectionLost(output.code, output.reason)
+        lost = ConnectionLost(output.code, output.reason, local=output.local)
         self._finish_dial(output.connection, None, lost)
         if connection is None:
             return

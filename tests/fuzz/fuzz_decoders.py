@@ -628,6 +628,7 @@ _CALLER = "hands bytes on to a decoder that has a harness"
 _QUIC = "reached inside a TLS handshake, which the doors harness of its engine makes"
 
 APART: dict[str, str] = {
+    "mesh.admission.asking:one_frame": _CALLER,
     "mesh.admission.commands:_accept": _CALLER,
     "mesh.admission.entering:serial_of": _MADE,
     "mesh.admission.files:_bytes": _OWN,
@@ -637,7 +638,6 @@ APART: dict[str, str] = {
     "mesh.admission.gate:Gate._renew": _MADE,
     "mesh.admission.gate:Gate._take_notice": _CALLER,
     "mesh.admission.gate:Gate._take_shown": _CALLER,
-    "mesh.admission.gate:_one_frame": _CALLER,
     "mesh.cli:embed": _OWN,  # the answer of the owner's own node
     "mesh.client:_failure": _OWN,
     "mesh.client:_json": _OWN,

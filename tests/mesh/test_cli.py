@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import signal
 import struct
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from mesh import cli
 from mesh.config import Ready
 from mesh.nodefile import NODE_FILE, NoNodeError, find_node, remove_node_file, write_node_file
 from mesh.up import announce_ready
+from protocol.quic.aioquic_engine import AioquicEngine
+from protocol.quic.guards import Guard
 
 COMMANDS = (
     "up",
@@ -63,6 +66,7 @@ VECTOR = [0.25, -0.5, 1.0]
 class Gateway(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     cut_stream = False
+    answers = ANSWERS
     received: list[dict]
     asked: list[str]
 
@@ -84,8 +88,8 @@ class Gateway(BaseHTTPRequestHandler):
             self.asked.append(self.path)
             events = "".join(f"data: {json.dumps(event)}\n\n" for event in TRACED)
             self.send(200, f": hello\n\n{events}data: [DONE]\n\n".encode(), "text/event-stream")
-        elif self.path in ANSWERS:
-            self.send(200, json.dumps(ANSWERS[self.path]).encode())
+        elif self.path in self.answers:
+            self.send(200, json.dumps(self.answers[self.path]).encode())
         else:
             self.send(404, json.dumps({"error": {"message": "no such request", "code": "not_found"}}).encode())
 
@@ -215,6 +219,73 @@ def test_tables_show_distances_in_milliseconds(gateway, capsys: pytest.CaptureFi
     text = capsys.readouterr().out
     assert "61 s" in text
     assert "250.00 ms" in text
+
+
+ADDRESS = "/ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3KooWA"
+HOME = {"name": "home", "standing": "member", "is_issuer": True}
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ({"network": "my-mesh"}, f"isochrone up --open --network my-mesh --bootstrap {ADDRESS}"),
+        ({"membership": HOME}, "isochrone invite --state-dir '/tmp/my node'"),
+        ({"membership": HOME | {"is_issuer": False}}, "UDP port can be reached"),
+        ({"membership": HOME | {"turned_away": "12D3KooWB: revoked"}}, "isochrone join --state-dir '/tmp/my node' TOKEN"),
+        ({"membership": HOME | {"standing": "expired", "why": "it ended"}}, "no member of network 'home' now: it ended"),
+        ({"membership": HOME | {"revoked": ["12D3KooWB: machine\x1b[2J sold"]}}, "Put out: 12D3KooWB: machine"),
+    ],
+    ids=["open", "first", "joined", "turned away", "ended", "put out"],
+)
+def test_where_there_are_no_peers_it_is_said_what_to_do(status, said, gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    url, handler = gateway
+    handler.answers = {"/mesh/peers": {"peers": []}, "/mesh/status": {"addresses": [ADDRESS], **status}}
+    assert cli.run(["peers", "--gateway", url, "--state-dir", "/tmp/my node"]) == 0
+    text = capsys.readouterr().out
+    assert said in text
+    assert "\x1b" not in text
+    assert cli.run(["peers", "--gateway", url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"peers": []}
+
+
+def test_a_node_that_was_turned_away_says_so_beside_the_peers_it_knew(gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    url, handler = gateway
+    handler.answers = ANSWERS | {"/mesh/status": {"membership": HOME | {"turned_away": "12D3KooWB: revoked"}}}
+    assert cli.run(["peers", "--gateway", url]) == 0
+    text = capsys.readouterr().out
+    assert "12.50" in text
+    assert "turned away by 12D3KooWB: revoked" in text
+    assert "isochrone join TOKEN" in text
+
+
+def test_where_there_are_no_models_it_is_said_what_to_do(gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    url, handler = gateway
+    handler.answers = {"/mesh/models": {"models": []}}
+    assert cli.run(["models", "--gateway", url]) == 0
+    assert "isochrone up --engine http" in capsys.readouterr().out
+
+
+class Unguarded(AioquicEngine):
+    name = "sieve"
+    version = "0.1"
+    guarantees = frozenset(Guard) - {Guard.CREDIT, Guard.FALSE_ACKS}
+
+
+def test_an_open_node_is_not_started_on_an_engine_that_lacks_a_guard(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("protocol.quic._load", lambda _name: Unguarded())
+    start = ["up", "--state-dir", str(tmp_path / "s"), "--engine", "none", "--gateway", "127.0.0.1:0", "--quic-engine", "aioquic"]
+    start += ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--log-level", "error"]
+    assert cli.run([*start, "--open"]) == cli.EXIT_START
+    error = capsys.readouterr().err
+    assert error.startswith("isochrone: the QUIC engine 'sieve' 0.1 does not hold F4 (credit), F5 (false acks)")
+    assert "a network that is not open" in error
+    assert error.count("\n") == 1
+
+    def signal_ready(*_told: object, **_named: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("mesh.up.announce_ready", signal_ready)
+    assert cli.run(start) == 0, "among members it is used"
 
 
 def test_explain_shows_candidates(gateway, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -160,7 +161,7 @@ class Process:
 async def test_a_running_node_goes_over_to_the_network_that_it_is_invited_to(tmp_path: Path) -> None:
     async with (
         Process(tmp_path / "ann", "--engine", "echo") as ann,
-        Process(tmp_path / "ben", "--engine", "none", "--bootstrap", ann.ready["addresses"][0]) as ben,
+        Process(tmp_path / "ben", "--engine", "none") as ben,
     ):
         assert (await told(ann.gateway, "/mesh/peers"))["peers"] == []
         invitation = run("invite", "--owner", "ben", home=tmp_path / "ann").strip()
@@ -177,3 +178,37 @@ async def test_a_running_node_goes_over_to_the_network_that_it_is_invited_to(tmp
         assert (row["peer_id"], row["owner"]) == (ben.ready["peer_id"], "ben")
         membership = (await told(ben.gateway, "/mesh/status"))["membership"]
         assert (membership["standing"], membership["owner"], membership["is_issuer"]) == ("member", "ben", False)
+
+
+async def test_a_machine_that_joined_finds_the_network_at_its_next_start_until_it_is_put_out(tmp_path: Path) -> None:
+    ben_home, state = tmp_path / "ben", str(tmp_path / "ben" / "f")
+    ben_home.mkdir()
+    async with Process(tmp_path / "ann", "--engine", "echo") as ann:
+        invitation = run("invite", "--owner", "ben", home=tmp_path / "ann").strip()
+        joined = run(*invitation.split()[1:], "--state-dir", state, home=ben_home)
+        assert joined.endswith(f"\n  isochrone up --state-dir {state}\n")
+        for _ in range(2):  # the first start, and one after it
+            async with Process(ben_home, "--engine", "none", "--state-dir", state) as ben:
+                with trio.fail_after(30):
+                    while not (rows := (await told(ben.ready["gateway"], "/mesh/peers"))["peers"]):
+                        pass
+                    assert [row["peer_id"] for row in rows] == [ann.ready["peer_id"]]
+                    while not (rows := (await told(ann.gateway, "/mesh/peers"))["peers"]) or not rows[0]["connected"]:
+                        pass
+                    assert (rows[0]["peer_id"], rows[0]["owner"]) == (ben.ready["peer_id"], "ben")
+                    while "echo" not in run("models", "--state-dir", state, home=ben_home):
+                        pass
+                assert run("ask", "hello", "--state-dir", state, home=ben_home) == "hello\n"
+        async with Process(ben_home, "--engine", "none", "--state-dir", state) as ben:
+            with trio.fail_after(30):
+                while not (await told(ann.gateway, "/mesh/status"))["connections"]:
+                    pass
+            run("network", "revoke", ben.ready["peer_id"], "--reason", "machine sold", home=tmp_path / "ann")
+            with trio.fail_after(30):
+                seen = ""
+                while "turned away" not in seen:
+                    seen = await trio.to_thread.run_sync(partial(run, "peers", "--state-dir", state, home=ben_home))
+            assert "revoked" in seen
+            assert f"isochrone join --state-dir {state} TOKEN" in seen
+            assert f"Put out: {ben.ready['peer_id']}: machine sold" in run("peers", home=tmp_path / "ann")
+            assert (await told(ann.gateway, "/mesh/peers"))["peers"] == []

@@ -79,11 +79,12 @@ class Owner:
 
 
 class AdmittedNode(MeshNode):
-    """One node of a private network. `membership` makes it a member, given its key."""
+    """One node of a private network. `membership` makes it a member, given its key; the network's key may be in `network_dir`."""
 
-    def __init__(self, state_dir: Path, membership, **given) -> None:
+    def __init__(self, state_dir: Path, membership, *, network_dir: Path | None = None, **given) -> None:
         super().__init__(state_dir, **given)
         self._membership = membership
+        self._network_dir = network_dir
 
     async def run(self, *, task_status=trio.TASK_STATUS_IGNORED) -> None:
         def told(ready) -> None:
@@ -92,7 +93,9 @@ class AdmittedNode(MeshNode):
 
         with self.scope, Store(self.config.state_dir) as store:
             identity = self.identity = store.identity()
-            gate = self.gate = Gate(self.config.state_dir, identity, self._membership(identity), self.telemetry, Machine())
+            gate = self.gate = Gate(
+                self.config.state_dir, identity, self._membership(identity), self.telemetry, Machine(), self._network_dir
+            )
             self.service = Service(
                 self.config, store, identity, self.engines, self.telemetry, self.limits, machine=gate._machine, gate=gate
             )

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from dataclasses import replace
 
 import pytest
 import trio
@@ -10,7 +11,16 @@ from mesh_nodes import PlannedEngine, text_of
 
 from mesh.admission import files
 from mesh.transport import ConnectionLost, Door, StreamReset
-from protocol.admission import NOTICES_PROTOCOL, Federated, Notice, NoticeKind, Revocation, encode_notice_frame, sign_notice
+from protocol.admission import (
+    NOTICES_PROTOCOL,
+    Federated,
+    Notice,
+    NoticeKind,
+    Revocation,
+    encode_notice_frame,
+    open_delegation,
+    sign_notice,
+)
 from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.gossip import GOSSIP_PROTOCOL
@@ -185,6 +195,58 @@ async def test_a_renewal_that_fails_is_told(tmp_path) -> None:
         await until(lambda: node.gate.renewal_fault)
         assert "no issuer" in node.service.dispatcher.status()["membership"]["renewal_failed"]
         assert node.logged("the certificate of this node was not renewed")
+
+
+async def test_the_key_in_the_network_directory_renews_what_was_delegated(tmp_path) -> None:
+    owner, directory = Owner(4, days_ago=10), tmp_path / "network"
+    with files.locked(directory):
+        files.write_network(directory, owner.root, "test", directory / files.ROOT_FILE)
+    key = (directory / files.ROOT_FILE).rename(tmp_path / "offline.pem")
+
+    def membership(peer):
+        return replace(owner.membership(peer, delegated=True), is_home=True)
+
+    node = AdmittedNode(tmp_path / "node", membership, network_dir=directory)
+    async with running(node):
+        given, shown = node.gate.membership.delegation, node.gate.membership.shown
+        node.gate._renew_delegation()
+        assert node.gate.membership.delegation == given, "the key is not here"
+        key.rename(directory / files.ROOT_FILE)
+        await until(lambda: node.gate.membership.delegation != given)
+        assert open_delegation(node.gate.membership.delegation).not_after_s > time.time() + 360 * DAY_S
+        assert node.gate.membership.shown != shown
+        assert files.read_membership(node.config.state_dir) == node.gate.membership
+        again = node.gate.membership
+        node.gate.look()
+        node.gate._renew_delegation()
+        assert node.gate.membership is again, "once is enough"
+
+
+async def test_where_a_node_was_invited_from_it_joins_at_every_start_and_when_told_while_it_runs(tmp_path) -> None:
+    first = AdmittedNode(tmp_path / "first", member())
+    async with running(first):
+        two = AdmittedNode(tmp_path / "two", lambda peer: replace(OWNER.membership(peer), issuers=(first.address,)))
+        three = AdmittedNode(tmp_path / "three", member())
+        async with running(two, three):
+            await until(lambda: first.knows(two.peer_id))
+            assert not three.connected
+            written = replace(three.gate.membership, issuers=(first.address,))
+            assert files.write_membership(three.config.state_dir, written) is None
+            await until(lambda: first.knows(three.peer_id))
+
+
+async def test_who_is_put_out_says_so_and_who_puts_out_does_too(tmp_path) -> None:
+    first = AdmittedNode(tmp_path / "first", member())
+    async with running(first):
+        second = AdmittedNode(tmp_path / "second", member(), bootstrap=(first.address,))
+        async with running(second):
+            await until(lambda: second.knows(first.peer_id) and first.knows(second.peer_id))
+            assert files.write_notice(first.config.state_dir, revocations(second.peer_id)) is None
+            told = lambda node: node.service.dispatcher.status()["membership"]  # noqa: E731
+            await until(lambda: "turned_away" in told(second))
+            assert told(second)["turned_away"].endswith(": revoked")
+            assert told(first)["revoked"] == [f"{second.name}: lost"]
+            assert "turned_away" not in told(first)
 
 
 async def test_federated_members_meet_within_their_quota_of_requests(tmp_path) -> None:

@@ -7,7 +7,7 @@ import trio
 from admitted_nodes import AdmittedNode, Owner, lone, running, until
 
 from mesh.admission import files
-from mesh.admission.gate import ask_to_join
+from mesh.admission.asking import ask_to_join
 from mesh.admission.joining import join_network
 from mesh.client import ClientError
 from mesh.transport import ConnectionLost, Door, StreamReset

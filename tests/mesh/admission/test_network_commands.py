@@ -60,6 +60,10 @@ def test_a_network_is_made_and_shown(run, tmp_path) -> None:
     code, out, _ = run("network", "show")
     assert code == 0
     assert made["network"] in out
+    assert "issuers" in out
+    assert "this node" in out
+    assert "No node is revoked." in out
+    assert f"isochrone network federate {made['descriptor']}\n" in out  # to be copied, so in one line
 
 
 def test_a_second_network_in_one_directory_is_refused(run) -> None:
@@ -173,6 +177,9 @@ def test_another_node_is_made_an_issuer(run, tmp_path) -> None:
     code, _, err = run("network", "accept", out.strip())
     assert code == cli.EXIT_FAILED
     assert "not for this node" in err
+    code, _, err = run("network", "accept", out.strip()[:-1] + ("a" if out.strip()[-1] != "a" else "b"), *state)
+    assert code == cli.EXIT_FAILED
+    assert "a character is missing, wrong or too many" in err
     assert run("network", "accept", out.strip(), *state)[0] == 0
     facts = shown(run, *state)
     assert (facts["standing"], facts["owner"], facts["is_issuer"]) == ("member", "lab2", True)

@@ -30,13 +30,17 @@ from hypothesis import strategies as st
 from protocol.admission import (
     Certificate,
     Delegation,
+    delegation_text,
     encode_guest,
     encode_member,
     network_id_of,
+    network_text,
     open_certificate,
     open_delegation,
     open_shown,
     open_token,
+    parse_delegation,
+    parse_network,
     parse_token,
     sign_certificate,
     sign_delegation,
@@ -165,20 +169,35 @@ def test_invitations_round_trip_as_bytes_and_text(uses, owner, roles, n_addresse
     assert parse_token(f"  {text[:40]}\n {text[40:].upper()} ") == data
 
 
-def test_a_typing_error_is_told_as_such() -> None:
-    text = token_text(signed_token())
+@given(st.binary(min_size=1, max_size=768), st.binary(min_size=32, max_size=32), names)
+def test_delegations_and_networks_round_trip_as_text(data, root, name) -> None:
+    assert parse_delegation(delegation_text(data)) == data
+    assert parse_network(network_text(root, name).upper()) == (root, name)
+
+
+@pytest.mark.parametrize(
+    ("parse", "prefix", "text"),
+    [
+        (parse_token, "isoinvite1", token_text(signed_token())),
+        (parse_delegation, "isodelegation1", delegation_text(bytes(200))),
+        (parse_network, "isonetwork1", network_text(bytes(32), "home")),
+    ],
+    ids=["invitation", "delegation", "network"],
+)
+def test_a_typing_error_is_told_as_such(parse, prefix, text) -> None:
+    assert text.startswith(prefix)
     swapped = text[:30] + ("a" if text[30] != "a" else "b") + text[31:]
     for wrong in (
         text[:-1],
         swapped,
         text + "a",
         "hello",
-        text.replace("isoinvite1", "isoinvite2"),
+        text.replace(prefix, prefix[:-1] + "2"),
         text[:20] + "!" + text[21:],
         "",
     ):
         with pytest.raises(LocalProtocolError) as caught:
-            parse_token(wrong)
+            parse(wrong)
         assert "copy it again" in caught.value.detail
 
 
@@ -207,9 +226,10 @@ def test_arbitrary_fields_raise_one_kind_of_error(fields) -> None:
 
 
 @given(st.text(max_size=200))
-def test_arbitrary_text_is_no_invitation(text) -> None:
-    with pytest.raises(LocalProtocolError):
-        parse_token("isoinvite1" + text)
+def test_arbitrary_text_is_none_of_them(text) -> None:
+    for parse, prefix in ((parse_token, "isoinvite1"), (parse_delegation, "isodelegation1"), (parse_network, "isonetwork1")):
+        with pytest.raises(LocalProtocolError):
+            parse(prefix + text)
 
 
 def test_the_largest_statements_fit_what_is_shown() -> None:
