@@ -363,6 +363,9 @@ def conformance(
     only: Annotated[
         list[str] | None, Parameter(help="Sentence ids or how they begin, such as ISO-GOS; repeatable.", negative="")
     ] = None,
+    network_dir: Annotated[
+        Path | None, Parameter(help="Where the key of the node's private network lies, to try it as members do.")
+    ] = None,
     slow: Annotated[bool, Parameter(negative="", help="Also wait for the long timers: two minutes more.")] = False,
     everything: Annotated[
         bool, Parameter(name="--all", negative="", help="Also name the sentences that cannot be seen from outside.")
@@ -374,12 +377,13 @@ def conformance(
 
     The suite connects as many strangers would, sends what is right and what is wrong, and looks at what comes back. It belongs at
     test nodes: it floods, and it tells the node's mesh records of peers that exist for a minute. Exit code 1 means that a
-    sentence is not kept.
+    sentence is not kept. A node of a private network lets strangers nowhere: without the network's key only that is tried.
 
     For example:
 
         isochrone conformance /ip4/127.0.0.1/udp/4001/quic-v1
         isochrone conformance --only ISO-GOS --only ISO-REC /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3KooW…
+        isochrone conformance --network-dir ~/.local/share/isochrone/network /ip4/127.0.0.1/udp/4001/quic-v1
         isochrone conformance --list
     """
     from mesh.conformance.command import list_sentences, run_conformance
@@ -387,7 +391,7 @@ def conformance(
     prefixes = tuple(only or ())
     if list_only:
         return list_sentences(prefixes, as_text=not as_json)
-    return run_conformance(address, only=prefixes, slow=slow, everything=everything, as_text=not as_json)
+    return run_conformance(address, only=prefixes, slow=slow, everything=everything, as_text=not as_json, network_dir=network_dir)
 
 
 @app.command

@@ -211,7 +211,6 @@ class Service:
             self.node.gossip.reader = AdmittedReader(gate.admission)
             gate.attach(self.node, self.transport, self.driver.settle)
             self.dispatcher.gate = gate
-            self.driver.on_turned_away = gate.turned_away
         self.transport.add_handler(SEALED_PROTOCOL, self._serve_sealed)
         self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
         self.gateway = Gateway(gateway_config(config), self.dispatcher, telemetry)
@@ -233,6 +232,7 @@ class Service:
             nursery.start_soon(self._watch_mesh)
             nursery.start_soon(self.floors.run)
             if self._gate is not None:
+                self.driver.on_turned_away = self._gate.turned_away
                 nursery.start_soon(self._gate.run)
             for engine in self._engines:
                 nursery.start_soon(self._watch, engine)

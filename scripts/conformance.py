@@ -18,12 +18,14 @@ SHARES = 4
 """Processes that share the broken nodes, a count: together they use less than one core."""
 
 AGAIN = "tests/spec/test_conformance_again.py"
+PRIVATE = "tests/spec/test_conformance_private.py"
 OF_NODES = "tests/spec/test_conformance_of_nodes.py"
 
 
 def main() -> int:
     """Run the parts and return the exit code."""
     parts = [(f"{AGAIN}::test_a_node_passes_again_and_again", None), (f"{AGAIN}::test_a_member_of_a_mesh_passes", None)]
+    parts += [(PRIVATE, None)]
     parts += [(OF_NODES, f"{number}/{SHARES}") for number in range(1, SHARES + 1)]
     running = [(f"{path} {share or ''}", *_begin(path, share)) for path, share in parts]
     codes: list[int] = []

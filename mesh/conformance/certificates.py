@@ -24,6 +24,9 @@ _BINDING_PREFIX = b"libp2p-tls-handshake:"
 _EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 """The libp2p extension."""
 
+_PROOF = x509.ObjectIdentifier("2.25.1930428719")
+"""The extension for proofs of membership."""
+
 _FOREIGN_EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.53594.99")
 """An extension that nobody knows."""
 
@@ -54,6 +57,7 @@ class Recipe:
         self_signed: whether the certificate's own key signs it.
         issuer: a name other than the subject's; the subject's where empty.
         padding_bytes: bytes of an extension that only makes the certificate long.
+        proof: what is shown of a network's membership (docs/spec/09-admission.md); nothing where empty.
     """
 
     starts_in_s: float = -3600.0
@@ -67,6 +71,7 @@ class Recipe:
     self_signed: bool = True
     issuer: str = ""
     padding_bytes: int = 0
+    proof: bytes = b""
 
 
 GOOD = Recipe()
@@ -126,6 +131,8 @@ def make_chain(identity: Identity, recipe: Recipe = GOOD) -> Chain:
     if recipe.extended:
         value = asn1.encode_element(asn1.SEQUENCE, binding)
         builder = builder.add_extension(x509.UnrecognizedExtension(_EXTENSION, value), critical=recipe.critical)
+    if recipe.proof:
+        builder = builder.add_extension(x509.UnrecognizedExtension(_PROOF, recipe.proof), critical=False)
     if recipe.foreign or recipe.padding_bytes:
         value = asn1.encode_element(asn1.OCTET_STRING, bytes(recipe.padding_bytes or 1))
         unknown = x509.UnrecognizedExtension(_FOREIGN_EXTENSION, value)
@@ -134,15 +141,14 @@ def make_chain(identity: Identity, recipe: Recipe = GOOD) -> Chain:
     return Chain((builder.sign(signer, digest),), key)
 
 
-def two_certificates(identity: Identity) -> Chain:
+def two_certificates(first: Chain, second: Chain) -> Chain:
     """Show two certificates where one is allowed."""
-    first, second = make_chain(identity), make_chain(identity)
     return replace(first, certificates=first.certificates + second.certificates)
 
 
-def stolen_chain(identity: Identity) -> Chain:
+def stolen_chain(chain: Chain) -> Chain:
     """Show a good certificate of a host without having its key: the possession cannot be proven."""
-    return replace(make_chain(identity), private_key=ec.generate_private_key(ec.SECP256R1()))
+    return replace(chain, private_key=ec.generate_private_key(ec.SECP256R1()))
 
 
 def _vouch(identity: Identity, host: str, signed: bytes) -> tuple[bytes, bytes]:

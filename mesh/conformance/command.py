@@ -13,13 +13,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import trio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from mesh.admission.files import ROOT_FILE, read_root
 from mesh.conformance.index import load
+from mesh.conformance.papers import Papers
 from mesh.conformance.peer import Subject
 from mesh.conformance.report import as_json, listing, rows_table, summary
 from mesh.conformance.runner import Outcome, Result, Run, UnreachableError, choose, look
@@ -36,7 +39,15 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as of all commands."""
 
 
-def run_conformance(address: str | None, *, only: Sequence[str], slow: bool, everything: bool, as_text: bool) -> int:
+def run_conformance(
+    address: str | None,
+    *,
+    only: Sequence[str],
+    slow: bool,
+    everything: bool,
+    as_text: bool,
+    network_dir: Path | None = None,
+) -> int:
     """Try the node at an address and show what was found.
 
     Args:
@@ -45,6 +56,7 @@ def run_conformance(address: str | None, *, only: Sequence[str], slow: bool, eve
         slow: whether cases that wait for long timers run too.
         everything: whether the table names the sentences that have no case, too.
         as_text: a table for a person; else one line of JSON.
+        network_dir: where the key of the node's private network lies, by which the suite acts as members of it.
 
     Returns:
         The exit code.
@@ -54,8 +66,12 @@ def run_conformance(address: str | None, *, only: Sequence[str], slow: bool, eve
         return _refused(f"--only {unknown[0]}: no sentence has such an id; --list shows all", EXIT_USAGE)
     if address is None:
         return _refused("name an address, such as /ip4/127.0.0.1/udp/4001/quic-v1; --list shows the sentences", EXIT_USAGE)
+    root = None if network_dir is None else read_root(network_dir.expanduser().absolute())
+    if network_dir is not None and root is None:
+        return _refused(f"--network-dir {network_dir}: there is no key of a network ({ROOT_FILE})", EXIT_USAGE)
     try:
         subject = _subject(address)
+        subject.papers = None if root is None else Papers(root)
     except (RemoteProtocolError, LocalProtocolError) as fault:
         return _refused(f"{address}: {fault}", EXIT_USAGE)
     except OSError as fault:

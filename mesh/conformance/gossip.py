@@ -10,11 +10,12 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 import trio
 
-from mesh.conformance.peer import SERVED, Listener, ScriptedPeer
+from mesh.conformance.peer import SERVED, Listener, ScriptedPeer, Subject
 from mesh.conformance.quic import End, Manner
 from mesh.conformance.registry import NotApplicable, Unmet
 from mesh.conformance.wire import Connection, Stream
@@ -68,6 +69,17 @@ def record_key(kind: str, peer_id: PeerId) -> RecordKey:
     return RecordKey(hashlib.sha256(kind.encode() + b":" + bytes(peer_id)).digest()[:8])
 
 
+def with_proof(payload: bytes, proof: bytes) -> bytes:
+    """Put the proof of its author's membership on a card that is a map; whatever else there is stays as it is."""
+    if not proof:
+        return payload
+    try:
+        plain = unpack(payload, WIDE)
+    except RemoteProtocolError:
+        return payload
+    return pack({**plain, "membership": proof}, WIDE) if isinstance(plain, dict) else payload
+
+
 def card_of(
     addresses: Sequence[Multiaddr] = (),
     models: Sequence[ModelOffer] = (),
@@ -84,11 +96,12 @@ def signed(identity: Identity, packed: bytes) -> bytes:
 
 
 class Scribe:
-    """Makes records of one identity on the node's network."""
+    """Makes records of one identity on the node's network, in a private one with the proof of its membership on cards."""
 
-    def __init__(self, identity: Identity, network: str) -> None:
+    def __init__(self, identity: Identity, subject: Subject) -> None:
         self.identity = identity
-        self.network = network
+        self.network = subject.network
+        self._proof = subject.proof_of(identity)
         self.sequence = 0
 
     def seal(
@@ -99,8 +112,11 @@ class Scribe:
         issued_in_s: float = 0.0,
         lasts_s: float = LIFETIME_S,
         network: str | None = None,
+        vouched: bool = True,
     ) -> bytes:
-        """Seal a payload as this identity's next record, or with a chosen number."""
+        """Seal a payload as this identity's next record, or with a chosen number; unless `vouched`, as it is."""
+        if isinstance(payload, Card) and vouched:
+            payload = replace(payload, membership=self._proof)
         self.sequence = self.sequence + 1 if sequence is None else sequence
         issued_s = time.time() + issued_in_s
         return seal(
@@ -111,9 +127,14 @@ class Scribe:
         """Seal a plain card."""
         return self.seal(card_of(), **named)  # type: ignore[arg-type]
 
+    def testify(self, payload: Payload) -> tuple[bytes, ...]:
+        """Seal what a node takes of known members alone: in a private network the author's card goes before it."""
+        return (*((self.card(),) if self._proof else ()), self.seal(payload))
+
     def by_hand(self, payload: bytes, kind: str = "card", *, peer_id: bytes | None = None, more: Sequence[object] = ()) -> bytes:
         """Sign a header round a payload that may be anything."""
         self.sequence += 1
+        payload = with_proof(payload, self._proof) if kind == "card" else payload
         issued_ms = int(time.time() * 1000)
         fields = [self.network, kind, bytes(self.identity.peer_id) if peer_id is None else peer_id, self.sequence]
         fields += [issued_ms, issued_ms + int(LIFETIME_S * 1000), payload, *more]
@@ -128,7 +149,7 @@ class Gossip:
         self.identity = identity
         self.connection = connection
         self.out = out
-        self.scribe = Scribe(identity, peer.subject.network)
+        self.scribe = Scribe(identity, peer.subject)
         self.heard: list[Message] = []
         self.raw: list[bytes] = []
         self._decoders: dict[int, FrameDecoder] = {}
@@ -310,7 +331,7 @@ async def lure(
     herald = await talk(peer, peer.stranger())
     identity = identity or peer.stranger()
     listener = peer.listen(identity, manner, served)
-    scribe = Scribe(identity, peer.subject.network)
+    scribe = Scribe(identity, peer.subject)
     connection = await dialled_for(
         listener, lambda life: herald.send_records(scribe.seal(card_of([listener.address], incarnation=life)))
     )
@@ -328,7 +349,7 @@ async def withdraw(peer: ScriptedPeer) -> None:
         return
     with trio.move_on_after(WITHDRAWN_S_MAX), suppress(Unmet, NotApplicable):
         gossip = await talk(peer, peer.stranger(), settle=False)
-        scribes = [Scribe(listener.identity, peer.subject.network) for listener in peer.listeners]
+        scribes = [Scribe(listener.identity, peer.subject) for listener in peer.listeners]
         gossip.send_records(*[scribe.seal(card_of(), sequence=LAST_SEQUENCE, lasts_s=1.0) for scribe in scribes])
         await gossip.settled()
 
@@ -362,7 +383,7 @@ async def told_through(herald: Gossip, listener: Gossip) -> bytes:
     Raises:
         Unmet: it does not come through.
     """
-    envelope = Scribe(herald.peer.stranger(), herald.peer.subject.network).card()
+    envelope = Scribe(herald.peer.stranger(), herald.peer.subject).card()
     herald.send_records(envelope)
     await listener.hears(envelope, "news passed on over a link of the mesh")
     return envelope

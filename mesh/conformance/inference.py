@@ -203,7 +203,7 @@ async def relay(peer: ScriptedPeer, count: int = 1) -> Relay:
         connection = await peer.dial(identity=identity, served=(*SERVED, INFER_PROTOCOL))
         gossip = await talk(peer, identity, connection=connection, settle=False)
         offer = ModelOffer(model, frozenset({Feature.CHAT}))
-        gossip.send_records(Scribe(identity, peer.subject.network).seal(card_of(models=[offer]), lasts_s=LIFETIME_S))
+        gossip.send_records(Scribe(identity, peer.subject).seal(card_of(models=[offer]), lasts_s=LIFETIME_S))
         load = ModelLoad(model, 0, 0, 4, 0.0, 0.0)
         gossip.send(Keep(True), BeatTold(encode_beat(Beat(draining=False, loads=(load,)))))
         await gossip.settled()

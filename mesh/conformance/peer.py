@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.conformance.certificates import make_chain
+from mesh.conformance.certificates import GOOD, Chain, Recipe, make_chain
+from mesh.conformance.papers import Papers
 from mesh.conformance.quic import Manner, OpenConnection
 from mesh.conformance.registry import NotApplicable, Unmet
 from mesh.conformance.wire import Address, Connection, Link, Stream, dialled
@@ -57,6 +58,9 @@ class Subject:
         envelope: the envelope of that card.
         rtt_s: the round trip to it.
         n_others: how many records of others it held before the first case: those of its mesh, and of a run before.
+        shown: what it shows of its membership, empty in an open network.
+        papers: by which the suite acts as members of its network, None where it cannot.
+        is_closed: whether it does not let the suite in.
     """
 
     address: Multiaddr
@@ -68,6 +72,13 @@ class Subject:
     envelope: bytes = b""
     rtt_s: float = 0.05
     n_others: int = 0
+    shown: bytes = b""
+    papers: Papers | None = None
+    is_closed: bool = False
+
+    def proof_of(self, identity: Identity) -> bytes:
+        """What a peer of the suite shows of its membership: nothing in an open network."""
+        return b"" if self.papers is None else self.papers.of(identity)
 
     @property
     def sockaddr(self) -> Address:
@@ -135,6 +146,11 @@ class ScriptedPeer:
         """Make an identity that nobody knows."""
         return Identity(os.urandom(32))
 
+    def chain(self, identity: Identity | None = None, recipe: Recipe = GOOD) -> Chain:
+        """What a peer shows in TLS, in a private network with its membership."""
+        identity = identity or self.identity
+        return make_chain(identity, replace(recipe, proof=self.subject.proof_of(identity)))
+
     # Connections
 
     def begin(
@@ -146,7 +162,7 @@ class ScriptedPeer:
         link: Link | None = None,
     ) -> Connection:
         """Begin a connection and do not wait for the handshake."""
-        manner = manner or Manner(make_chain(identity or self.identity))
+        manner = manner or Manner(self.chain(identity))
         link = link or self.link()
         connection = dialled(manner, link, self.subject.sockaddr, served, self.subject.patience_s)
         return self._keep(connection)
@@ -164,7 +180,7 @@ class ScriptedPeer:
 
     def manner(self, **changes: object) -> Manner:
         """Return the usual manner with changes."""
-        return replace(Manner(make_chain(self.identity)), **changes)  # type: ignore[arg-type]
+        return replace(Manner(self.chain()), **changes)  # type: ignore[arg-type]
 
     def link(self) -> Link:
         """Open a socket towards the node."""
@@ -185,7 +201,7 @@ class ScriptedPeer:
         self._links.append(link)
         listener = Listener(identity, link, host, self.subject)
         self.listeners.append(listener)
-        chosen = manner or Manner(make_chain(identity))
+        chosen = manner or Manner(self.chain(identity))
 
         def accept(cid: bytes, address: Address) -> Connection:
             quic = OpenConnection(chosen, cid)
@@ -283,6 +299,26 @@ class ScriptedPeer:
     def needs_gossip(self) -> None:
         """Go on only if the node is a member of a mesh."""
         self.needs(GOSSIP_PROTOCOL)
+
+    def needs_a_private_node(self) -> None:
+        """Go on only if the node belongs to a private network.
+
+        Raises:
+            NotApplicable: it does not.
+        """
+        if not self.subject.shown:
+            raise NotApplicable("the node belongs to an open network")
+
+    def needs_papers(self) -> Papers:
+        """Go on only if certificates of the node's network can be made.
+
+        Raises:
+            NotApplicable: they cannot.
+        """
+        self.needs_a_private_node()
+        if self.subject.papers is None:
+            raise NotApplicable("it takes the key of the node's network: name its directory with --network-dir")
+        return self.subject.papers
 
     def needs_inference(self) -> None:
         """Go on only if the node answers requests."""

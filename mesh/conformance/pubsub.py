@@ -144,5 +144,5 @@ async def subscribed(peer: ScriptedPeer, identity: Identity | None = None) -> St
 def card_message(peer: ScriptedPeer, identity: Identity | None = None, *, sequence: int = 1) -> PubsubMessage:
     """The card of somebody, as its author publishes it."""
     identity = identity or peer.stranger()
-    envelope = Scribe(identity, peer.subject.network).card(sequence=sequence)
+    envelope = Scribe(identity, peer.subject).card(sequence=sequence)
     return sign_message(identity, envelope, sequence, topic_of(peer.subject.network))

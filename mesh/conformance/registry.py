@@ -40,6 +40,7 @@ class Case:
         run: the function.
         alone: nothing else runs meanwhile, because others would disturb it or it them.
         slow: it waits for a timer of the specification, and runs only when asked for.
+        uninvited: it needs no connection, and so runs also on a node of a private network that lets the suite in by nothing.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Case:
     run: Run
     alone: bool = False
     slow: bool = False
+    uninvited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,11 @@ INSIDE: dict[str, Inside] = {}
 """What cannot be tried from outside, by the id of the sentence."""
 
 
-def case(*sentences: str, alone: bool = False, slow: bool = False) -> Callable[[Run], Run]:
+def case(*sentences: str, alone: bool = False, slow: bool = False, uninvited: bool = False) -> Callable[[Run], Run]:
     """Register the function below as a case for these sentences."""
 
     def register(run: Run) -> Run:
-        CASES.append(Case(getattr(run, "__name__", "case"), sentences, run, alone, slow))
+        CASES.append(Case(getattr(run, "__name__", "case"), sentences, run, alone, slow, uninvited))
         return run
 
     return register

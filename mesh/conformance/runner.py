@@ -19,10 +19,11 @@ from mesh.conformance.index import Sentence, load
 from mesh.conformance.peer import ScriptedPeer, Subject, proven
 from mesh.conformance.registry import CASES, INSIDE, Case, NotApplicable, Unmet
 from mesh.conformance.wire import Connection
+from protocol.admission import delegation_bytes, network_id_of, open_shown
 from protocol.errors import RemoteProtocolError
 from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.gossip.messages import Entries, Want
-from protocol.identity import peer_id_text
+from protocol.identity import peer_id_text, read_certificate
 from protocol.records import Card, open_record, peek
 from protocol.table import BUCKETS
 
@@ -79,7 +80,7 @@ def choose(only: Sequence[str]) -> list[Case]:
 
 
 async def look(subject: Subject) -> None:
-    """Find out who answers at the address and what it speaks.
+    """Find out who answers at the address and what it speaks; of a node that lets no stranger in, who it is alone.
 
     Raises:
         UnreachableError: nobody answers, or somebody else than was named.
@@ -89,7 +90,9 @@ async def look(subject: Subject) -> None:
         peer = ScriptedPeer(subject, nursery)
         try:
             began = trio.current_time()
-            connection = await peer.dial()
+            connection = await _let_in(peer)
+            if connection is None:
+                return
             subject.rtt_s = (trio.current_time() - began) / 2  # a handshake takes one and a half, and the node's own work
             subject.peer_id = proven(connection, time.time())
             with suppress(Unmet):
@@ -98,8 +101,7 @@ async def look(subject: Subject) -> None:
                 with suppress(Unmet):
                     await _read_card(peer, connection)
         except (Unmet, RemoteProtocolError) as fault:
-            private = "; it belongs to a private network: start it with --open to try it" if "not_admitted" in str(fault) else ""
-            unreachable = UnreachableError(f"{subject.address} cannot be tested: {fault}{private}")
+            unreachable = UnreachableError(f"{subject.address} cannot be tested: {fault}")
         finally:
             peer.leave()
             nursery.cancel_scope.cancel()
@@ -109,6 +111,33 @@ async def look(subject: Subject) -> None:
         assert subject.expected is not None
         found, wanted = peer_id_text(subject.peer_id), peer_id_text(subject.expected)
         raise UnreachableError(f"{subject.address} is {found}, not {wanted}: wrong address or peer id")
+
+
+async def _let_in(peer: ScriptedPeer) -> Connection | None:
+    """A connection to the node; None where it belongs to a private network and the suite has no papers of that.
+
+    Raises:
+        Unmet: it lets nobody in, or not by these papers.
+    """
+    subject = peer.subject
+    connection = peer.begin()
+    try:
+        await connection.established()
+    except Unmet as unmet:
+        if not connection.quic.shown.certificates:
+            raise
+        subject.peer_id, subject.shown = read_certificate(connection.quic.shown.certificates[0], time.time())
+        if not subject.shown:
+            raise
+        network = network_id_of(delegation_bytes(open_shown(subject.shown).delegation).root)
+        if subject.papers is not None and subject.papers.network != network:
+            raise Unmet(f"a node of {subject.papers.network}, whose key was given", f"one of {network}") from unmet
+        if subject.papers is not None:
+            raise
+        subject.is_closed, subject.network = True, network
+        return None
+    _, subject.shown = read_certificate(connection.quic.shown.certificates[0], time.time())
+    return connection
 
 
 async def _read_card(peer: ScriptedPeer, connection: Connection) -> None:
@@ -170,6 +199,9 @@ class Run:
     async def _note(self, case: Case, advanced: Callable[[Result], None]) -> None:
         if case.slow and not self.slow:
             result = Result(case, Outcome.NOT_APPLICABLE, "it waits for a long timer: run with --slow", 0.0)
+        elif self.subject.is_closed and not case.uninvited:
+            why = "the node lets members alone in: name the directory of its network with --network-dir"
+            result = Result(case, Outcome.NOT_APPLICABLE, why, 0.0)
         else:
             result = await run_case(case, self.subject)
         self.results[case.name] = result

@@ -5,6 +5,7 @@ Add a case: a function under `@case("ISO-...")` in the module of its chapter. Wh
 """
 
 from mesh.conformance.cases import (
+    admission,
     certificates,
     comparing,
     connections,
@@ -28,6 +29,7 @@ from mesh.conformance.cases import (
 )
 
 __all__ = [
+    "admission",
     "certificates",
     "comparing",
     "connections",

@@ -11,7 +11,6 @@ from mesh.conformance.certificates import (
     REFUSED,
     WRONG_HOSTS,
     Chain,
-    make_chain,
     stolen_chain,
     two_certificates,
 )
@@ -38,7 +37,7 @@ async def _refused(peer: ScriptedPeer, chain: Chain, what: str, codes: tuple[int
 async def certificates_that_break_a_rule_are_refused(peer: ScriptedPeer) -> None:
     """One certificate for each rule ends the handshake with bad_certificate."""
     for what, recipe in REFUSED.items():
-        await _refused(peer, make_chain(peer.identity, recipe), what)
+        await _refused(peer, peer.chain(peer.identity, recipe), what)
     await peer.others_are_served()
 
 
@@ -46,22 +45,22 @@ async def certificates_that_break_a_rule_are_refused(peer: ScriptedPeer) -> None
 async def host_keys_of_another_type_are_refused(peer: ScriptedPeer) -> None:
     """A secp256k1 host is refused, though everything else is right."""
     what = "a host key of the type secp256k1"
-    await _refused(peer, make_chain(peer.identity, WRONG_HOSTS[what]), what)
+    await _refused(peer, peer.chain(peer.identity, WRONG_HOSTS[what]), what)
 
 
 @case("ISO-ID-003")
 async def only_the_36_bytes_are_a_key(peer: ScriptedPeer) -> None:
     """The same key in a message of other bytes is refused."""
     what = "an Ed25519 host key in a message of more than 36 bytes"
-    await _refused(peer, make_chain(peer.identity, WRONG_HOSTS[what]), what)
+    await _refused(peer, peer.chain(peer.identity, WRONG_HOSTS[what]), what)
 
 
 @case("ISO-ID-016", "ISO-TRANSPORT-004")
 async def no_certificate_and_two_certificates_are_refused(peer: ScriptedPeer) -> None:
     """A client with none or two is refused; without possession of the key none counts."""
     await _refused(peer, Chain(), "no certificate", (BAD_CERTIFICATE, 0x174))
-    await _refused(peer, two_certificates(peer.identity), "two certificates")
-    await _refused(peer, stolen_chain(peer.identity), "a certificate of another's key", (BAD_CERTIFICATE, 0x133))
+    await _refused(peer, two_certificates(peer.chain(), peer.chain()), "two certificates")
+    await _refused(peer, stolen_chain(peer.chain()), "a certificate of another's key", (BAD_CERTIFICATE, 0x133))
 
 
 @case("ISO-ID-016", "ISO-TRANSPORT-004")
@@ -77,7 +76,7 @@ async def one_certificate_is_shown_and_one_asked_for(peer: ScriptedPeer) -> None
 async def certificates_outside_their_validity_are_refused(peer: ScriptedPeer) -> None:
     """Both ends of the validity count, and the alert is certificate_expired."""
     for what, recipe in OUT_OF_TIME.items():
-        await _refused(peer, make_chain(peer.identity, recipe), what, (CERTIFICATE_EXPIRED,))
+        await _refused(peer, peer.chain(peer.identity, recipe), what, (CERTIFICATE_EXPIRED,))
 
 
 @case("ISO-ID-019", "ISO-ID-017")
@@ -85,7 +84,7 @@ async def unusual_certificates_are_accepted(peer: ScriptedPeer) -> None:
     """What no rule forbids is no reason to refuse: other keys, other issuers, extensions that are not critical."""
     for recipe in ACCEPTED.values():
         identity = peer.stranger()
-        connection = await peer.dial(Manner(make_chain(identity, recipe)))
+        connection = await peer.dial(Manner(peer.chain(identity, recipe)))
         await peer.ping(connection)
         connection.close()
 

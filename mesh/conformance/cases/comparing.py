@@ -148,7 +148,7 @@ async def messages_over_a_limit_are_too_large(peer: ScriptedPeer) -> None:
 async def entries_bring_a_want_for_what_is_newer(peer: ScriptedPeer) -> None:
     """What the node lacks is asked for; what it has, or has newer, is not."""
     gossip = await talk(peer)
-    scribe = Scribe(peer.stranger(), peer.subject.network)
+    scribe = Scribe(peer.stranger(), peer.subject)
     key = record_key("card", scribe.identity.peer_id)
     gossip.send_records(scribe.card(sequence=5))
     await gossip.settled()
@@ -303,7 +303,7 @@ async def comparison_is_over_what_both_hold(peer: ScriptedPeer) -> None:
 async def a_search_brings_no_more_than_was_asked_for(peer: ScriptedPeer) -> None:
     """From beyond the asker's scope comes one card where one was asked for, and one that offers the model that was named."""
     gossip = await talk(peer)
-    gossip.send_records(*[Scribe(peer.stranger(), peer.subject.network).card() for _ in range(3)])
+    gossip.send_records(*[Scribe(peer.stranger(), peer.subject).card() for _ in range(3)])
     gossip.send(ScopeTold(far_scope()))
     await gossip.settled()
     before = len(gossip.of(Records))
@@ -329,14 +329,14 @@ async def who_holds_a_part_tells_its_scope_first(peer: ScriptedPeer) -> None:
 def placed_card(peer: ScriptedPeer, vector: tuple[float, ...]) -> bytes:
     """Make the card of somebody at a place."""
     fields = card_fields() | {"coordinate": [list(vector), 0.0, 0.1]}
-    return Scribe(peer.stranger(), peer.subject.network).by_hand(pack(fields, WIDE))
+    return Scribe(peer.stranger(), peer.subject).by_hand(pack(fields, WIDE))
 
 
 @case("ISO-GOS-041")
 async def stamps_decide_nothing(peer: ScriptedPeer) -> None:
     """A card with a wrong stamp is taken, and with another stamp or none it is the same card, and nobody's fault."""
     gossip = await talk(peer)
-    scribe = Scribe(peer.stranger(), peer.subject.network)
+    scribe = Scribe(peer.stranger(), peer.subject)
     key = record_key("card", scribe.identity.peer_id)
     envelope = scribe.card()
     gossip.send_plain([1, [envelope], [os.urandom(64)]])

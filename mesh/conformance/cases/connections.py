@@ -5,7 +5,6 @@ Spec: docs/spec/02-transport.md, sections "Connections" and "Timers".
 
 import trio
 
-from mesh.conformance.certificates import make_chain
 from mesh.conformance.gossip import lure, talk
 from mesh.conformance.peer import ScriptedPeer
 from mesh.conformance.quic import End, Manner
@@ -49,9 +48,9 @@ async def of_two_dials_of_one_peer_the_later_stays(peer: ScriptedPeer) -> None:
 @case("ISO-TRANSPORT-025")
 async def a_peer_that_was_started_again_takes_its_place_at_once(peer: ScriptedPeer) -> None:
     """A connection with another certificate of the same peer replaces the older one without delay."""
-    first = await peer.dial(Manner(make_chain(peer.identity)))
+    first = await peer.dial(Manner(peer.chain(peer.identity)))
     await peer.ping(first)
-    second = await peer.dial(Manner(make_chain(peer.identity)))
+    second = await peer.dial(Manner(peer.chain(peer.identity)))
     await _closed_as_duplicate(first, "the connection of a peer's life before", peer.subject.quiet_s + 0.5)
     await peer.nothing_happens(second)
 
@@ -61,7 +60,7 @@ async def of_crossing_dials_the_one_of_the_smaller_id_stays(peer: ScriptedPeer) 
     """Where each has dialled the other, the smaller peer id decides, compared as bytes."""
     for smaller in (True, False):
         identity = _beside(peer, smaller=smaller)
-        manner = Manner(make_chain(identity))
+        manner = Manner(peer.chain(identity))
         _, _, theirs = await lure(peer, identity, manner)
         await theirs.established()
         ours = await peer.dial(manner, identity=identity)

@@ -7,7 +7,7 @@ import time
 
 import trio
 
-from mesh.conformance.certificates import REFUSED, Chain, make_chain, two_certificates
+from mesh.conformance.certificates import REFUSED, Chain, two_certificates
 from mesh.conformance.gossip import lure
 from mesh.conformance.peer import ScriptedPeer, proven
 from mesh.conformance.quic import Manner
@@ -28,7 +28,7 @@ async def _refuses(peer: ScriptedPeer, chain: Chain, what: str) -> None:
 @case("ISO-ID-013", "ISO-TRANSPORT-005", "ISO-TRANSPORT-030", "ISO-MEMBER-002", "ISO-REC-015")
 async def another_peer_at_the_address_is_refused(peer: ScriptedPeer) -> None:
     """Who answers at the address of a card and is not its signer is refused inside the handshake, with bad_certificate."""
-    await _refuses(peer, make_chain(peer.stranger()), "another peer than the one that was dialled")
+    await _refuses(peer, peer.chain(peer.stranger()), "another peer than the one that was dialled")
 
 
 @case("ISO-ID-016", "ISO-ID-017", "ISO-TRANSPORT-004")
@@ -36,7 +36,10 @@ async def a_listener_must_show_one_good_certificate(peer: ScriptedPeer) -> None:
     """The rules for certificates hold for who is dialled, too."""
     identity = peer.stranger()
     what = "a host signature that does not match"
-    for name, chain in (("two certificates", two_certificates(identity)), (what, make_chain(identity, REFUSED[what]))):
+    for name, chain in (
+        ("two certificates", two_certificates(peer.chain(identity), peer.chain(identity))),
+        (what, peer.chain(identity, REFUSED[what])),
+    ):
         _, _, connection = await lure(peer, identity, Manner(chain))
         end = await connection.ended(f"the end of a handshake with {name}")
         expect(end.by_node and end.code == BAD_CERTIFICATE, f"bad_certificate for {name}", end)
@@ -60,7 +63,7 @@ async def the_dialers_first_words_are_right(peer: ScriptedPeer) -> None:
 async def nothing_is_opened_before_the_handshake_is_confirmed(peer: ScriptedPeer) -> None:
     """A listener that does not say HANDSHAKE_DONE gets no stream."""
     identity = peer.stranger()
-    _, _, connection = await lure(peer, identity, Manner(make_chain(identity), confirms=False))
+    _, _, connection = await lure(peer, identity, Manner(peer.chain(identity), confirms=False))
     await connection.until(lambda: connection.quic.shown.certificates, "the node's certificate")
     await trio.sleep(2 * peer.subject.quiet_s)
     expect(not connection.opened, "no stream before HANDSHAKE_DONE", f"{len(connection.opened)} streams")

@@ -296,7 +296,7 @@ async def who_has_said_goodbye_is_asked_no_more(peer: ScriptedPeer) -> None:
     gossip = bench.servers[0].gossip
     listener = peer.listen(gossip.identity, served=())
     offer = ModelOffer(bench.model, frozenset({Feature.CHAT}))
-    scribe = Scribe(gossip.identity, peer.subject.network)
+    scribe = Scribe(gossip.identity, peer.subject)
     gossip.send_records(scribe.seal(card_of([listener.address], [offer]), sequence=2))
     await gossip.settled()
     gossip.connection.close(ErrorCode.GOODBYE)
@@ -316,7 +316,7 @@ async def who_speaks_no_gossip_is_given_no_work(peer: ScriptedPeer) -> None:
     model = f"conformance-{os.urandom(4).hex()}"
     silent = await peer.dial(identity=identity, served=(PING_PROTOCOL, INFER_PROTOCOL))
     offer = ModelOffer(model, frozenset({Feature.CHAT}))
-    herald.send_records(Scribe(identity, peer.subject.network).seal(card_of(models=[offer])))
+    herald.send_records(Scribe(identity, peer.subject).seal(card_of(models=[offer])))
     await herald.settled()
     replies = await answer(await begin(await peer.dial(identity=peer.stranger()), request(model, deadline_us=1_500_000)))
     expect(isinstance(replies[-1], Failed), "a refusal", replies)

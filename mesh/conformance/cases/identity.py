@@ -118,7 +118,7 @@ async def addresses_of_other_transports_are_left_out(peer: ScriptedPeer) -> None
     tcp = encode_uvarint(4) + bytes((192, 0, 2, 1)) + encode_uvarint(6) + (4001).to_bytes(2, "big")
     trailing = bytes(good[0]) + b"\x00" if isinstance(good[0], bytes) else b""
     plain["addresses"] = [tcp, trailing, b"\xff\xff", *good]
-    scribe = Scribe(identity, peer.subject.network)
+    scribe = Scribe(identity, peer.subject)
     envelope = scribe.by_hand(pack(plain, WIDE))
     gossip.send_records(envelope)
     expect(await gossip.holds(envelope, record_key("card", identity.peer_id)), "the card is taken", "it is not held")

@@ -286,7 +286,7 @@ _STATEMENTS = "tests/protocol/admission/test_statements.py::"
 _ADMITTED = "tests/protocol/node/test_admitted.py::"
 _GATE = "tests/mesh/admission/test_gate_nodes.py::"
 _JOINING = "tests/mesh/admission/test_joining.py::"
-_NO_MEMBER = "only a member of the network could see it"
+_NO_MEMBER = "it takes a member that is put out, is federated with, or signs for the network"
 
 inside(
     "ISO-ADM-001",

@@ -74,9 +74,9 @@ async def member(peer: ScriptedPeer) -> Gossip:
     return gossip
 
 
-def accusation(scribe: Scribe, subject: PeerId, incarnation: int) -> bytes:
+def accusation(scribe: Scribe, subject: PeerId, incarnation: int) -> tuple[bytes, ...]:
     """A verdict that names one peer."""
-    return scribe.seal(Verdict((Accusation(bytes(record_key("card", subject)), incarnation),)))
+    return scribe.testify(Verdict((Accusation(bytes(record_key("card", subject)), incarnation),)))
 
 
 @case("ISO-MEMBER-005")
@@ -110,9 +110,9 @@ async def nobody_is_accused_for_what_others_say(peer: ScriptedPeer) -> None:
     """Verdicts of others are no reason for one of the node's own."""
     witness = await talk(peer)
     stranger = peer.stranger()
-    witness.send_records(Scribe(stranger, peer.subject.network).card())
+    witness.send_records(Scribe(stranger, peer.subject).card())
     for accuser in (peer.stranger(), peer.stranger(), peer.stranger()):
-        witness.send_records(accusation(Scribe(accuser, peer.subject.network), stranger.peer_id, 0))
+        witness.send_records(*accusation(Scribe(accuser, peer.subject), stranger.peer_id, 0))
     await trio.sleep(SPREAD_S + peer.subject.quiet_s)
     expect(not await accused(witness, stranger), "no verdict for what others say", "the node accuses, too")
 
@@ -137,12 +137,12 @@ async def two_accusers_have_a_connected_peer_probed(peer: ScriptedPeer) -> None:
     await suspect.settled()
     suspect.send(Prune())  # who is not in the mesh is probed seldom
     await trio.sleep(4.5)  # the probes of a new connection are over
-    accusers = [Scribe(peer.stranger(), peer.subject.network) for _ in range(3)]
-    herald.send_records(accusation(accusers[0], suspect.identity.peer_id, incarnation))
-    herald.send_records(accusation(accusers[1], suspect.identity.peer_id, incarnation - 1))
+    accusers = [Scribe(peer.stranger(), peer.subject) for _ in range(3)]
+    herald.send_records(*accusation(accusers[0], suspect.identity.peer_id, incarnation))
+    herald.send_records(*accusation(accusers[1], suspect.identity.peer_id, incarnation - 1))
     await herald.settled()
     expect(not await probed_more(suspect, 0.6), "no haste for one accuser and for an earlier incarnation", "a probe")
-    herald.send_records(accusation(accusers[2], suspect.identity.peer_id, incarnation))
+    herald.send_records(*accusation(accusers[2], suspect.identity.peer_id, incarnation))
     expect(await probed_more(suspect, 0.6 + peer.subject.rtt_s), "a probe at once for a peer that two accuse", "none")
     await peer.nothing_happens(suspect.connection)
 
@@ -165,7 +165,7 @@ async def a_node_that_is_doubted_refutes(peer: ScriptedPeer) -> None:
 
     before = incarnation()
     for _ in range(2):
-        herald.send_records(accusation(Scribe(peer.stranger(), peer.subject.network), node, before))
+        herald.send_records(*accusation(Scribe(peer.stranger(), peer.subject), node, before))
     with trio.move_on_after(REFUTED_S + 2.0):
         while incarnation() <= before:
             await trio.sleep(0.25)

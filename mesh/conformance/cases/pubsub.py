@@ -191,7 +191,7 @@ async def a_new_card_of_the_node_is_published(peer: ScriptedPeer) -> None:
     herald = await talk(peer)
     accused = Verdict((Accusation(bytes(record_key("card", node)), payload.incarnation),))
     for _ in range(2):
-        herald.send_records(Scribe(peer.stranger(), peer.subject.network).seal(accused))
+        herald.send_records(*Scribe(peer.stranger(), peer.subject).testify(accused))
     await stranger.until(
         lambda: any(message.seqno > newest.seqno for message in stranger.by(node)), "a new card of the node published", 6.0
     )
@@ -212,10 +212,10 @@ def _wrong(peer: ScriptedPeer) -> dict[str, PubsubMessage]:
     """Messages that are to be rejected or ignored, by what is wrong with them."""
     one, other = peer.stranger(), peer.stranger()
     topic = card_message(peer).topic
-    scribe = Scribe(one, peer.subject.network)
+    scribe = Scribe(one, peer.subject)
     good = card_message(peer)
-    late = Scribe(one, peer.subject.network).card(sequence=9, issued_in_s=-300.0, lasts_s=10.0)
-    foreign = Scribe(one, peer.subject.network).card(sequence=9, network="another-network")
+    late = Scribe(one, peer.subject).card(sequence=9, issued_in_s=-300.0, lasts_s=10.0)
+    foreign = Scribe(one, peer.subject).card(sequence=9, network="another-network")
     forged = scribe.card(sequence=9)
     forged = forged[:-1] + bytes([forged[-1] ^ 1])
     return {

@@ -19,8 +19,9 @@ from mesh.conformance.gossip import (
     signed,
     talk,
     told_through,
+    with_proof,
 )
-from mesh.conformance.peer import ScriptedPeer
+from mesh.conformance.peer import ScriptedPeer, Subject
 from mesh.conformance.registry import case, expect
 from protocol.errors import ErrorCode
 from protocol.gossip.messages import Want
@@ -49,17 +50,17 @@ PLAIN_FAULTS: dict[str, bytes] = {
 """Values that no reader may take, as msgpack."""
 
 
-def header(identity: Identity, name: str, content: bytes, **changes: object) -> list[object]:
+def header(identity: Identity, subject: Subject, content: bytes, **changes: object) -> list[object]:
     """The elements of a signed array, some of them changed."""
     issued_ms = int(time.time() * 1000)
     fields: dict[str, object] = {
-        "network": name,
+        "network": subject.network,
         "kind": "card",
         "peer_id": bytes(identity.peer_id),
         "sequence": 1,
         "issued": issued_ms,
         "expires": issued_ms + int(LIFETIME_S * 1000),
-        "payload": content,
+        "payload": with_proof(content, subject.proof_of(identity)) if changes.get("kind", "card") == "card" else content,
     }
     return list((fields | changes).values())
 
@@ -93,11 +94,11 @@ async def not_kept(gossip: Gossip, identity: Identity, envelope: bytes, what: st
 async def headers_out_of_their_limits_are_blamed(peer: ScriptedPeer) -> None:
     """Sizes are TOO_LARGE, numbers out of their range MALFORMED."""
     peer.needs_gossip()
-    network, identity = peer.subject.network, peer.stranger()
+    subject, identity = peer.subject, peer.stranger()
     payload = plain_card()
 
     def made(**changes: object) -> bytes:
-        return signed(identity, pack(header(identity, network, payload, **changes), WIDE))
+        return signed(identity, pack(header(identity, subject, payload, **changes), WIDE))
 
     await blamed_each(peer, {"4,097 bytes": made(payload=plain_card(padding=bytes(4096)))}, ErrorCode.TOO_LARGE)
     wrong = {
@@ -128,9 +129,9 @@ async def payloads_out_of_their_limits_are_not_taken(peer: ScriptedPeer) -> None
     }
     for what, changes in wrong.items():
         identity = peer.stranger()
-        await not_kept(gossip, identity, Scribe(identity, peer.subject.network).by_hand(plain_card(**changes)), what)
+        await not_kept(gossip, identity, Scribe(identity, peer.subject).by_hand(plain_card(**changes)), what)
     identity = peer.stranger()
-    good = Scribe(identity, peer.subject.network).by_hand(plain_card(coordinate=coordinate, agent="a" * 256))
+    good = Scribe(identity, peer.subject).by_hand(plain_card(coordinate=coordinate, agent="a" * 256))
     await kept(gossip, identity, good, "a card at its limits")
 
 
@@ -139,7 +140,7 @@ async def values_that_readers_would_see_differently_are_malformed(peer: Scripted
     """In a header and in a gossip message alike."""
     peer.needs_gossip()
     identity = peer.stranger()
-    good = pack(header(identity, peer.subject.network, plain_card()), WIDE)
+    good = pack(header(identity, peer.subject, plain_card()), WIDE)
     envelopes = {f"{what} in its header": signed(identity, b"\x98" + good[1:] + junk) for what, junk in PLAIN_FAULTS.items()}
     envelopes["further bytes behind it"] = signed(identity, good + b"\x00")
     await blamed_each(peer, envelopes, ErrorCode.MALFORMED)
@@ -169,13 +170,13 @@ async def integers_are_numbers_and_booleans_are_not(peer: ScriptedPeer) -> None:
     """A coordinate of whole seconds is taken, one of booleans is not."""
     gossip = await talk(peer)
     identity = peer.stranger()
-    whole = Scribe(identity, peer.subject.network).by_hand(plain_card(coordinate=[[0] * 8, 0, 1]))
+    whole = Scribe(identity, peer.subject).by_hand(plain_card(coordinate=[[0] * 8, 0, 1]))
     await kept(gossip, identity, whole, "a coordinate of integers")
     identity = peer.stranger()
-    odd = Scribe(identity, peer.subject.network).by_hand(plain_card(coordinate=[[False] * 8, False, True]))
+    odd = Scribe(identity, peer.subject).by_hand(plain_card(coordinate=[[False] * 8, False, True]))
     await not_kept(gossip, identity, odd, "a coordinate of booleans")
     identity = peer.stranger()
-    odd = Scribe(identity, peer.subject.network).by_hand(plain_card(incarnation=True))
+    odd = Scribe(identity, peer.subject).by_hand(plain_card(incarnation=True))
     await not_kept(gossip, identity, odd, "an incarnation of true")
 
 
@@ -187,7 +188,7 @@ async def records_are_kept_and_passed_on_as_they_came(peer: ScriptedPeer) -> Non
     identity = peer.stranger()
     fields = card_fields() | {"tomorrow": {"what": [1, 2, 3]}, "coordinate": [[0.0] * 8, 0.0, 0.5, "later"]}
     payload = pack(fields, WIDE).replace(b"\xa5agent", b"\xd9\x05agent")  # a longer form of the same text
-    elements = [*header(identity, peer.subject.network, payload), "later", {"more": 1}]
+    elements = [*header(identity, peer.subject, payload), "later", {"more": 1}]
     packed = pack(elements, WIDE).replace(b"\xa4card", b"\xd9\x04card", 1)
     envelope = signed(identity, packed)
     await kept(gossip, identity, envelope, "a record of another encoder with parts of later versions")
@@ -202,7 +203,7 @@ async def kinds_that_nobody_knows_are_no_fault(peer: ScriptedPeer) -> None:
     gossip = await talk(peer)
     for kind in ("tomorrow", "beat"):
         identity = peer.stranger()
-        envelope = Scribe(identity, peer.subject.network).by_hand(pack({"draining": False, "loads": []}, WIDE), kind)
+        envelope = Scribe(identity, peer.subject).by_hand(pack({"draining": False, "loads": []}, WIDE), kind)
         gossip.send_records(envelope)
         held = await gossip.holds(envelope, record_key(kind, identity.peer_id))
         expect(not held, f"a record of the kind {kind!r} is not taken", "it is held")
@@ -212,7 +213,7 @@ async def kinds_that_nobody_knows_are_no_fault(peer: ScriptedPeer) -> None:
 async def records_of_another_network_are_blamed(peer: ScriptedPeer) -> None:
     """Whoever passes one on is in the wrong mesh."""
     peer.needs_gossip()
-    envelope = Scribe(peer.stranger(), peer.subject.network).card(network=peer.subject.network[:60] + "-not")
+    envelope = Scribe(peer.stranger(), peer.subject).card(network=peer.subject.network[:60] + "-not")
     await blamed_each(peer, {"another network": envelope}, ErrorCode.WRONG_NETWORK)
 
 
@@ -227,7 +228,7 @@ async def records_out_of_their_time_are_not_taken(peer: ScriptedPeer) -> None:
         ("a record that expired 50 s ago", -SKEW_S, 10.0, True),
     ):
         identity = peer.stranger()
-        envelope = Scribe(identity, peer.subject.network).card(issued_in_s=issued_in_s, lasts_s=lasts_s)
+        envelope = Scribe(identity, peer.subject).card(issued_in_s=issued_in_s, lasts_s=lasts_s)
         await (kept if taken else not_kept)(gossip, identity, envelope, what)
 
 
@@ -240,7 +241,7 @@ async def lifetimes_out_of_their_range_are_blamed(peer: ScriptedPeer) -> None:
 
     def made(expires: int, kind: str = "card", payload: bytes | None = None) -> bytes:
         body = plain_card() if payload is None else payload
-        fields = header(identity, peer.subject.network, body, issued=issued, expires=expires, kind=kind)
+        fields = header(identity, peer.subject, body, issued=issued, expires=expires, kind=kind)
         return signed(identity, pack(fields, WIDE))
 
     wrong = {
@@ -258,8 +259,8 @@ async def a_wrong_signature_is_blamed_before_the_payload_is_read(peer: ScriptedP
     """A flipped bit, another signer, another domain: BAD_SIGNATURE, also where the payload is rubbish."""
     peer.needs_gossip()
     identity, other = peer.stranger(), peer.stranger()
-    good = Scribe(identity, peer.subject.network).card()
-    rubbish = Scribe(identity, peer.subject.network).by_hand(b"\xc1\xc1\xc1")
+    good = Scribe(identity, peer.subject).card()
+    rubbish = Scribe(identity, peer.subject).by_hand(b"\xc1\xc1\xc1")
     wrong = {
         "a flipped bit of its signature": bytes([good[0] ^ 1]) + good[1:],
         "a flipped bit of what is signed": good[:-1] + bytes([good[-1] ^ 1]),
@@ -278,10 +279,10 @@ async def payloads_that_lack_something_are_not_taken(peer: ScriptedPeer) -> None
         fields = card_fields()
         del fields[name]
         identity = peer.stranger()
-        envelope = Scribe(identity, peer.subject.network).by_hand(pack(fields, WIDE))
+        envelope = Scribe(identity, peer.subject).by_hand(pack(fields, WIDE))
         await not_kept(gossip, identity, envelope, f"a card without {name}")
         identity = peer.stranger()
-        envelope = Scribe(identity, peer.subject.network).by_hand(plain_card(**{name: 7}))
+        envelope = Scribe(identity, peer.subject).by_hand(plain_card(**{name: 7}))
         await not_kept(gossip, identity, envelope, f"a card with a number for {name}")
 
 
@@ -291,7 +292,7 @@ async def features_that_nobody_knows_are_left_out(peer: ScriptedPeer) -> None:
     gossip = await talk(peer)
     identity = peer.stranger()
     model = {"model": "m", "features": ["telepathy"], "context_length": 0, "precision": "", "memory_bytes": 0, "engine": "x"}
-    envelope = Scribe(identity, peer.subject.network).by_hand(plain_card(models=[model]))
+    envelope = Scribe(identity, peer.subject).by_hand(plain_card(models=[model]))
     await kept(gossip, identity, envelope, "a card with an unknown feature")
 
 
@@ -300,7 +301,7 @@ async def the_greatest_number_counts(peer: ScriptedPeer) -> None:
     """An older record that comes later is ignored, as is the same again, and a newer one replaces; nobody is blamed."""
     gossip = await talk(peer)
     identity = peer.stranger()
-    scribe = Scribe(identity, peer.subject.network)
+    scribe = Scribe(identity, peer.subject)
     await kept(gossip, identity, scribe.card(sequence=5), "a record with number 5")
     await not_kept(gossip, identity, scribe.card(sequence=4), "a record with number 4 behind it")
     sixth = scribe.card(sequence=6)
@@ -314,7 +315,7 @@ async def of_an_equivocation_the_first_is_kept(peer: ScriptedPeer) -> None:
     """Two records with one number: the second is not taken, and who passed it on is not blamed."""
     gossip = await talk(peer)
     identity = peer.stranger()
-    scribe = Scribe(identity, peer.subject.network)
+    scribe = Scribe(identity, peer.subject)
     first = scribe.seal(card_of(agent="one"), sequence=7)
     second = scribe.seal(card_of(agent="two"), sequence=7)
     await kept(gossip, identity, first, "the first of two records")
@@ -327,7 +328,7 @@ async def numbers_outlive_their_records(peer: ScriptedPeer) -> None:
     """After a record has expired an older one is still ignored."""
     gossip = await talk(peer)
     identity = peer.stranger()
-    scribe = Scribe(identity, peer.subject.network)
+    scribe = Scribe(identity, peer.subject)
     await kept(gossip, identity, scribe.card(sequence=9, lasts_s=1.0), "a record for a second")
     await trio.sleep(SKEW_S + 8.0)
     gossip = await talk(peer, peer.stranger())
@@ -339,7 +340,7 @@ async def edges_of_others_are_not_passed_on(peer: ScriptedPeer) -> None:
     """What concerns neighbours goes one hop."""
     gossip = await talk(peer)
     other = await joined(peer, peer.stranger())
-    scribe = Scribe(gossip.identity, peer.subject.network)
+    scribe = Scribe(gossip.identity, peer.subject)
     edges = scribe.seal(Edges((Edge(other.identity.peer_id, 0.01, 0.001, 5),)))
     gossip.send_records(edges)
     await gossip.settled()
@@ -352,7 +353,7 @@ async def edges_of_others_are_not_passed_on(peer: ScriptedPeer) -> None:
 async def elements_of_arrays_behind_the_known_ones_are_ignored(peer: ScriptedPeer) -> None:
     """An edge and an accusation with more elements are no fault."""
     gossip = await talk(peer)
-    scribe = Scribe(gossip.identity, peer.subject.network)
+    scribe = Scribe(gossip.identity, peer.subject)
     target = bytes(peer.stranger().peer_id)
     edges = scribe.by_hand(pack({"edges": [[target, 0.01, 0.001, 5, "later"]]}, WIDE), "edges")
     verdict = scribe.by_hand(pack({"accused": [[bytes(8), 0, "later"]]}, WIDE), "verdict")

@@ -5,7 +5,6 @@ Spec: docs/spec/04-gossip.md, sections "The mesh", "News" and "Neighbours".
 
 import trio
 
-from mesh.conformance.certificates import make_chain
 from mesh.conformance.gossip import WIDE, Gossip, Scribe, card_fields, joined, record_key, talk, told_through
 from mesh.conformance.peer import ScriptedPeer
 from mesh.conformance.quic import Manner
@@ -34,7 +33,7 @@ async def news_to(gossip: Gossip, envelope: bytes, control: bytes, *, wanted: bo
 async def news_is_pushed_over_links_that_were_asked_for(peer: ScriptedPeer) -> None:
     """A card goes to the other links, and not back to whom it came from."""
     herald, listener = await joined(peer), await joined(peer, peer.stranger())
-    envelope = Scribe(peer.stranger(), peer.subject.network).card()
+    envelope = Scribe(peer.stranger(), peer.subject).card()
     herald.send_records(envelope)
     await listener.hears(envelope, "news passed on over a link of the mesh")
     await told_through(listener, herald)
@@ -67,7 +66,7 @@ async def verdicts_are_pushed_like_cards(peer: ScriptedPeer) -> None:
 async def a_card_that_can_wait_is_announced_and_not_pushed(peer: ScriptedPeer) -> None:
     """The same payload with a new number, and one with another coordinate, travel as entries at the next heartbeat."""
     herald, listener = await talk(peer), await joined(peer, peer.stranger())
-    scribe = Scribe(peer.stranger(), peer.subject.network)
+    scribe = Scribe(peer.stranger(), peer.subject)
     first, again = scribe.card(), scribe.card()
     moved = scribe.by_hand(pack(card_fields() | {"coordinate": [[0.0] * 8, 0.0, 0.5]}, WIDE))
     key = record_key("card", scribe.identity.peer_id)
@@ -87,7 +86,7 @@ async def a_card_that_can_wait_is_announced_and_not_pushed(peer: ScriptedPeer) -
 async def who_has_a_record_is_not_sent_it(peer: ScriptedPeer) -> None:
     """After "do not want" the record is neither pushed nor announced to who said it."""
     herald, listener = await talk(peer), await joined(peer, peer.stranger())
-    scribe = Scribe(peer.stranger(), peer.subject.network)
+    scribe = Scribe(peer.stranger(), peer.subject)
     envelope = scribe.card()
     listener.send(DontWant(((record_key("card", scribe.identity.peer_id), 1),)))
     await listener.settled()
@@ -101,8 +100,8 @@ async def what_does_not_verify_goes_no_further(peer: ScriptedPeer) -> None:
     """A forged card is not passed on, and neither is what stands behind it in the same message."""
     forger, listener = await talk(peer), await joined(peer, peer.stranger())
     herald = await talk(peer, peer.stranger())
-    good = Scribe(peer.stranger(), peer.subject.network).card()
-    behind = Scribe(peer.stranger(), peer.subject.network).card()
+    good = Scribe(peer.stranger(), peer.subject).card()
+    behind = Scribe(peer.stranger(), peer.subject).card()
     forged = good[:-1] + bytes([good[-1] ^ 1])
     forger.send_records(forged, behind)
     await forger.blamed(ErrorCode.BAD_SIGNATURE, "a forged card")
@@ -115,8 +114,8 @@ async def what_does_not_verify_goes_no_further(peer: ScriptedPeer) -> None:
 async def what_is_refused_goes_no_further(peer: ScriptedPeer) -> None:
     """An expired card, and one with a payload of a later version, are not passed on."""
     herald, listener = await talk(peer), await joined(peer, peer.stranger())
-    expired = Scribe(peer.stranger(), peer.subject.network).card(issued_in_s=-200.0, lasts_s=10.0)
-    odd = Scribe(peer.stranger(), peer.subject.network).by_hand(b"\x80")
+    expired = Scribe(peer.stranger(), peer.subject).card(issued_in_s=-200.0, lasts_s=10.0)
+    odd = Scribe(peer.stranger(), peer.subject).by_hand(b"\x80")
     herald.send_records(expired, odd)
     control = await told_through(herald, listener)
     for envelope in (expired, odd):
@@ -203,7 +202,7 @@ async def who_is_silent_is_not_asked_for_a_link(peer: ScriptedPeer) -> None:
 @case("ISO-GOS-024", alone=True)
 async def a_new_stream_repeats_the_graft(peer: ScriptedPeer) -> None:
     """The link is asked for again when the peer's connection is another one."""
-    manner = Manner(make_chain(peer.identity))
+    manner = Manner(peer.chain(peer.identity))
     gossip = await joined(peer, connection=await peer.dial(manner))
     again = await talk(peer, connection=await peer.dial(manner))
     try:
