@@ -665,6 +665,7 @@ APART: dict[str, str] = {
     "mesh.sealed:AskingStream.receive_some": _CALLER,
     "mesh.sealed:AskingStream.send_all": _MADE,
     "mesh.store:_peer_from_line": _OWN,
+    "mesh.store:floors_from_text": _OWN,  # the node's own file, which carries a checksum
     "mesh.store:read_key": _OWN,
     "mesh.transport.door:Entrance.verify": _CALLER,
     "mesh.transport.holds:Holds.take": _CALLER,
