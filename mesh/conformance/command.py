@@ -25,7 +25,7 @@ from mesh.conformance.index import load
 from mesh.conformance.papers import Papers
 from mesh.conformance.peer import Subject
 from mesh.conformance.report import as_json, listing, rows_table, summary
-from mesh.conformance.runner import Outcome, Result, Run, UnreachableError, choose, look
+from mesh.conformance.runner import MEMBERS_ALONE, Outcome, Result, Run, UnreachableError, choose, look
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.multiaddr import Multiaddr, parse_multiaddr
 
@@ -84,8 +84,12 @@ def run_conformance(
     rows = run.rows()
     if as_text:
         console = Console(highlight=False)
-        console.print(rows_table(rows, terse=not everything and not only))
+        terse = not everything and not only
+        seen = [row for row in rows if MEMBERS_ALONE not in row.reason] if terse else rows
+        console.print(rows_table(seen, terse=terse))
         console.print(Text(summary(run, rows), style="bold"))
+        if subject.is_closed:
+            console.print(Text(f"The rest was not tried: {MEMBERS_ALONE}"), soft_wrap=True)
     else:
         print(json.dumps(as_json(run, rows)))
     if interrupted:

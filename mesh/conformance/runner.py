@@ -40,6 +40,10 @@ TRIES_MAX = 5
 """How often a case begins anew that lost a link to a node that has others, a count: the second time has a whole second."""
 
 
+MEMBERS_ALONE = "the node lets members alone in: name the directory of its network, where its key lies, with --network-dir"
+"""Why most cases do not run on a node of a private network."""
+
+
 class Outcome(StrEnum):
     """What became of a case or of a sentence."""
 
@@ -200,8 +204,7 @@ class Run:
         if case.slow and not self.slow:
             result = Result(case, Outcome.NOT_APPLICABLE, "it waits for a long timer: run with --slow", 0.0)
         elif self.subject.is_closed and not case.uninvited:
-            why = "the node lets members alone in: name the directory of its network with --network-dir"
-            result = Result(case, Outcome.NOT_APPLICABLE, why, 0.0)
+            result = Result(case, Outcome.NOT_APPLICABLE, MEMBERS_ALONE, 0.0)
         else:
             result = await run_case(case, self.subject)
         self.results[case.name] = result

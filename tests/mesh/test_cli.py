@@ -275,16 +275,16 @@ def test_an_open_node_is_not_started_on_an_engine_that_lacks_a_guard(tmp_path, m
     monkeypatch.setattr("protocol.quic._load", lambda _name: Unguarded())
     start = ["up", "--state-dir", str(tmp_path / "s"), "--engine", "none", "--gateway", "127.0.0.1:0", "--quic-engine", "aioquic"]
     start += ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--log-level", "error"]
-    assert cli.run([*start, "--open"]) == cli.EXIT_START
-    error = capsys.readouterr().err
-    assert error.startswith("isochrone: the QUIC engine 'sieve' 0.1 does not hold F4 (credit), F5 (false acks)")
-    assert "a network that is not open" in error
-    assert error.count("\n") == 1
 
     def signal_ready(*_told: object, **_named: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr("mesh.up.announce_ready", signal_ready)
+    assert cli.run([*start, "--open"]) == cli.EXIT_START
+    error = capsys.readouterr().err
+    assert error.startswith("isochrone: the QUIC engine 'sieve' 0.1 does not hold F4 (credit), F5 (false acks)")
+    assert "a network that is not open" in error
+    assert error.count("\n") == 1
     assert cli.run(start) == 0, "among members it is used"
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import trio
 from subject_nodes import subject_node
 
+from mesh.admission.files import ROOT_FILE, locked, write_network
 from mesh.conformance.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from mesh.conformance.index import load
+from protocol.identity import Identity
 from protocol.libp2p.ping import PING_PROTOCOL
 
 ROOT = Path(__file__).parent.parent.parent
@@ -53,6 +55,25 @@ async def test_a_broken_node_is_told_by_the_exit_code(tmp_path):
     (row,) = json.loads(ended.stdout)["sentences"]
     assert row["result"] == "fail"
     assert "agreement on /ipfs/ping/1.0.0" in row["reason"]
+
+
+async def test_a_private_node_is_tried_on_its_refusals_and_by_its_key_on_more(tmp_path):
+    directory, root = tmp_path / "network", Identity.from_seed(bytes([32]) * 32)
+    with locked(directory):
+        write_network(directory, root, "test", directory / ROOT_FILE)
+    async with subject_node(tmp_path / "node", root=root) as subject:
+        ended = await conformance(str(subject.address))
+        told = ended.stdout.decode()
+        assert ended.returncode == 0, told
+        assert "ISO-ADM-003" in told
+        assert "ISO-GOS-001" not in told
+        assert "The rest was not tried: the node lets members alone in" in told
+        ended = await conformance(str(subject.address), "--only", "ISO-CONV", "--json", "--network-dir", str(directory))
+        assert ended.returncode == 0, ended.stderr.decode()
+        assert {case["result"] for case in json.loads(ended.stdout)["cases"]} == {"pass"}
+        ended = await conformance(str(subject.address), "--network-dir", str(tmp_path))
+        assert ended.returncode == EXIT_USAGE
+        assert "there is no key of a network" in ended.stderr.decode()
 
 
 async def test_an_interrupt_loses_nothing(tmp_path):

@@ -21,6 +21,9 @@ BURST = 1000
 CREDIT_GIVEN_BYTES = 64 * 1024
 """What the case lets the node send back on a stream, in bytes."""
 
+STALLED_S = 3.0
+"""So long a peer may take nothing of much that waits for it, in seconds (docs/spec/02-transport.md, section "Limits")."""
+
 UNREAD_BYTES_MAX = 4 * 1024 * 1024 + CREDIT_GIVEN_BYTES + 192 * 1024
 """What a node may take of a stream that it cannot answer, in bytes: 2 MiB unread, a send buffer of 1 MiB, and a window of 1 MiB
 that is granted behind what was handed out; what went back over our credit; and 192 KiB for the chunk that a handler holds in its
@@ -38,7 +41,11 @@ HEADER = encode_frame(b"/multistream/1.0.0\n")
 
 @case("ISO-TRANSPORT-041", "ISO-TRANSPORT-046")
 async def what_is_not_read_is_bounded(peer: ScriptedPeer) -> None:
-    """A peer that sends pings and takes no echoes comes to an end: the credit, or the stream with FLOODING."""
+    """A peer that sends pings and takes no echoes comes to an end: the credit, or the stream with FLOODING.
+
+    Where all that takes seconds, the node may close the connection of a peer that takes nothing for so long (ISO-TRANSPORT-028).
+    """
+    began = trio.current_time()
     connection = await peer.dial(peer.manner(credit_bytes=CREDIT_GIVEN_BYTES, frozen=True))
     stream = await connection.speak(PING_PROTOCOL)
     n_taken = await _pour(stream)
@@ -46,7 +53,11 @@ async def what_is_not_read_is_bounded(peer: ScriptedPeer) -> None:
     expect(n_taken <= UNREAD_BYTES_MAX, f"at most {UNREAD_BYTES_MAX} bytes taken", n_taken)
     if stopped:
         expect(stream.stop_code == ErrorCode.FLOODING, "STOP_SENDING with FLOODING", stream)
-    expect(connection.end is None, "a connection that goes on", connection.end)
+    end = connection.end
+    if end is not None and trio.current_time() - began >= STALLED_S:
+        expect(end.by_application and end.code == ErrorCode.FLOODING, "a connection that goes on, or a close with FLOODING", end)
+        return
+    expect(end is None, "a connection that goes on", end)
     identify = connection.open()
     identify.send(HEADER + encode_frame(b"/ipfs/id/1.0.0\n"))
     await identify.until(lambda: identify.ended, "another stream of the connection is served meanwhile")
