@@ -452,6 +452,8 @@ class Dispatcher:
         fault = examination.judge(end.receipt)
         if fault is not None:
             self._telemetry.peer_faulted(attempt.peer, fault.code, fault.detail)
+            if examination.is_of_peer:  # else the peer may have passed on in good faith what another signed
+                self._transport.fault(attempt.peer, fault.code)
             ticket.report = ticket.report.with_outcome(attempt.peer, f"answered, and its receipt is wrong: {fault.detail}")
         self._receipts.keep(end.receipt, "" if fault is None else fault.detail, examination)
 

@@ -340,7 +340,7 @@ class Driver:
             self.settle()
 
         try:
-            await read_frames(stream, gossip.MESSAGE_BYTES_MAX, take)
+            await read_frames(stream, gossip.MESSAGE_BYTES_MAX, take, self._transport.now, gossip.in_pieces)
         except RemoteProtocolError as error:
             self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
             self._transport.fault(stream.peer_id, error.code)

@@ -16,6 +16,9 @@ MESSAGES_PER_TURN = 64
 """Messages of one peer that are taken before others get their turn, a count: what is read at once may hold thousands of the
 shortest, and each costs up to some ten microseconds."""
 
+TURN_S = 0.002
+"""Time after which others get their turn, in seconds: what is taken in one go takes as much again, and 5 ms are too long."""
+
 SIGNED_BYTES_MIN = 256
 """Bytes of a message for which one signature is charged: records of a mesh take 250 to 500, and most of what is said is none."""
 
@@ -54,21 +57,42 @@ class Outbox:
             self._ready = trio.Event()
 
 
-async def read_frames(stream: Stream, bytes_max: int, take: Callable[[bytes], None]) -> None:
-    """Hand each message of a stream to `take` until the peer ends it.
+def whole(message: bytes) -> list[bytes]:
+    """The message as the one piece that it is."""
+    return [message]
+
+
+async def read_frames(
+    stream: Stream,
+    bytes_max: int,
+    take: Callable[[bytes], None],
+    clock: Callable[[], float],
+    in_pieces: Callable[[bytes], list[bytes]] = whole,
+) -> None:
+    """Hand each message of a stream to `take` until the peer ends it, in order, and let others get their turn meanwhile.
+
+    Args:
+        stream: what is read.
+        bytes_max: longest message.
+        take: takes a message or a piece of one.
+        clock: seconds, by which a turn is over after `TURN_S`.
+        in_pieces: cuts a message into such as take little time each.
 
     Raises:
         RemoteProtocolError: TOO_LARGE for a message over `bytes_max`, MALFORMED where the stream ends inside one.
         StreamReset: the peer broke the stream off.
         ConnectionLost: the connection is gone.
     """
-    decoder, taken = FrameDecoder(bytes_max), 0
+    decoder = FrameDecoder(bytes_max)
     while chunk := await stream.receive_some():
+        began_s, taken = clock(), 0
         decoder.receive(chunk)
         while (message := decoder.next_frame()) is not None:
             stream.tell(Doing.FRAME, sent=False, data=message)
-            take(message)
-            taken += 1
-            if taken % MESSAGES_PER_TURN == 0:
-                await trio.lowlevel.checkpoint()
+            for piece in in_pieces(message):
+                if taken >= MESSAGES_PER_TURN or clock() - began_s > TURN_S:
+                    await trio.lowlevel.checkpoint()
+                    began_s, taken = clock(), 0
+                take(piece)
+                taken += 1
     decoder.finish()

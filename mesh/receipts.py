@@ -98,6 +98,11 @@ class Examination:
         """What was answered; None once it is too much to be kept."""
 
     @property
+    def is_of_peer(self) -> bool:
+        """Whether the peer that was asked must have signed the receipt, so that a wrong one is its own fault."""
+        return self._executor is not None
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of the request and of the outputs, 0 where they are not kept."""
         return 0 if self.outputs is None else self._held_bytes

@@ -220,6 +220,7 @@ class Service:
         async with trio.open_nursery() as nursery:
             # The driver first: the transport tells it of peers as soon as it listens.
             await nursery.start(self.driver.run)
+            self.transport.endpoint.rehearse(self.transport.now())
             await self._listen(nursery)
             hardware = await self._machine.hardware()
             now = self.transport.now()

@@ -178,7 +178,7 @@ class Strangers:
             self._settle()
 
         try:
-            await read_frames(stream, RPC_BYTES_MAX, take)
+            await read_frames(stream, RPC_BYTES_MAX, take, self._transport.now)
         except RemoteProtocolError as error:
             self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
             self._transport.fault(stream.peer_id, error.code)

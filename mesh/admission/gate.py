@@ -438,7 +438,7 @@ class Gate:
                 self._telemetry.log.debug("notice not taken", code=fault.code.name, detail=fault.detail)
 
         try:
-            await read_frames(stream, NOTICE_FRAME_BYTES_MAX, take)
+            await read_frames(stream, NOTICE_FRAME_BYTES_MAX, take, self._machine.clock)
         except RemoteProtocolError as fault:
             self._telemetry.peer_faulted(stream.peer_id, fault.code, fault.detail)
             if self._transport is not None:

@@ -18,7 +18,7 @@ from protocol.gossip.events import (
 )
 from protocol.gossip.horizon import HorizonConfig
 from protocol.gossip.machine import Gossip
-from protocol.gossip.messages import GOSSIP_PROTOCOL, MESSAGE_BYTES_MAX, Message
+from protocol.gossip.messages import GOSSIP_PROTOCOL, MESSAGE_BYTES_MAX, Message, in_pieces
 from protocol.gossip.reader import GossipReader
 
 __all__ = [
@@ -42,4 +42,5 @@ __all__ = [
     "RecordExpired",
     "RecordRefused",
     "Send",
+    "in_pieces",
 ]

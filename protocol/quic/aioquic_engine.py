@@ -27,7 +27,7 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     QuicReceiveContext,
 )
-from aioquic.quic.packet import QuicErrorCode, pull_ack_frame
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, pull_ack_frame
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -71,6 +71,10 @@ CHALLENGES_MAX = 8
 SKIPPED_MAX = 8
 """Packet numbers without a packet that are remembered: the places double, so the eighth before is acknowledged or lost long
 ago."""
+
+OUTSTANDING_MAX = 16_384
+"""Packets that may wait to be acknowledged: the library keeps some 600 bytes of each, 10 MiB in all, and a window of 8 MiB holds
+6,200 full ones. A peer that goes on sending and acknowledges nothing would have them grow without end."""
 
 _CERT_NONE = 0
 """ssl.CERT_NONE: no authority vouches for a peer; its certificate vouches for its own host key."""
@@ -229,6 +233,8 @@ class GuardedConnection(QuicConnection):
             self._skipped.append(skipped)
             self._packet_number = skipped + 1
             self._traps.laid()
+        if not self.ended and sum(len(space.sent_packets) for space in self._loss.spaces) > OUTSTANDING_MAX:
+            self.close(QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING, "too many packets wait to be acknowledged")
         return super().datagrams_to_send(now)
 
     def _handle_path_challenge_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:

@@ -34,6 +34,7 @@ from protocol.quic.events import (
 from protocol.quic.seam import (
     Address,
     CidIssued,
+    CidReplaced,
     CidRetired,
     Closed,
     DataReceived,
@@ -52,6 +53,10 @@ EARLY_EVENT_BYTES = 256
 
 LOOK_INTERVAL_S = 0.5
 """Time in seconds between two looks whether a peer takes what waits for it."""
+
+REPLACED_ID_COST = 4.0
+"""What it costs of the account of connection ids when the peer replaces its own: behind one that is used there may be as many
+unseen as fit a datagram, and each takes longer than those before."""
 
 UNHEARD_S = 2.0
 """A peer that was not heard for this many seconds, though it was pinged, may have been cut off from the network."""
@@ -212,7 +217,7 @@ class Connection:
                 self._outputs.append(ConnectionEstablished(self.handle, peer_id, self.address, self.is_client, incarnation))
                 while self._early and self.closed is None:
                     self._take_stream(self._early.popleft(), now)
-            case CidIssued() | CidRetired():
+            case CidIssued() | CidRetired() | CidReplaced():
                 self._take_cid(event, now)
             case PingAnswered():
                 pass
@@ -225,8 +230,11 @@ class Connection:
                 self._early.clear()
                 self._outputs.append(ConnectionClosed(self.handle, event.code, event.detail, event.local, self.established))
 
-    def _take_cid(self, event: CidIssued | CidRetired, now: float) -> None:
+    def _take_cid(self, event: CidIssued | CidRetired | CidReplaced, now: float) -> None:
         match event:
+            case CidReplaced():
+                if self.peer_id is not None:
+                    self._pays(self.peer_id, Account.IDS, now, REPLACED_ID_COST)
             case CidIssued(cid=cid):
                 self.new_cids.append(cid)
             case CidRetired(cid=cid):
@@ -315,9 +323,9 @@ class Connection:
         self._outputs.append(StreamOpened(self.handle, stream_id))
         return state
 
-    def _pays(self, peer_id: PeerId, account: Account, now: float) -> Verdict:
-        """Charge the peer for one of something; when it floods, the connection is closed."""
-        verdict = self._conduct.charge(peer_id, account, 1, now)
+    def _pays(self, peer_id: PeerId, account: Account, now: float, amount: float = 1.0) -> Verdict:
+        """Charge the peer for one of something, or so many; when it floods, the connection is closed."""
+        verdict = self._conduct.charge(peer_id, account, amount, now)
         if verdict is Verdict.FLOODED and self.closed is None:
             allowance = self._conduct.config.allowance(account)
             self.close(ErrorCode.FLOODING, f"more than {allowance.rate_per_s:g} {account.value} per second", now)
@@ -329,17 +337,22 @@ class Connection:
         self._next_ping = now + self._ping_interval_s
 
     def _look_whether_it_reads(self, now: float) -> None:
-        """End the connection to a peer that is heard and takes nothing of the much that waits for it."""
+        """End the connection to a peer that is heard and takes next to nothing of the much that waits for it.
+
+        A few bytes now and then are no reading: a peer that has no credit to give for its answers may still take what is said on
+        other streams.
+        """
+        config = self._config
         if now > self._look_at + UNHEARD_S:
             self._taken_at = now  # it was not heard for a while: its path may have been cut off
         self._look_at = now + LOOK_INTERVAL_S
         held_bytes = self._count_held()
         taken_bytes = self._written_bytes - held_bytes
-        if taken_bytes > self._taken_bytes or held_bytes <= self._config.stalled_bytes_max:
+        if held_bytes <= config.stalled_bytes_max or taken_bytes - self._taken_bytes >= held_bytes * config.stalled_share:
             self._taken_bytes, self._taken_at = taken_bytes, now
-        elif now - self._taken_at >= self._config.stalled_s and self.peer_id is not None:
+        elif now - self._taken_at >= config.stalled_s and self.peer_id is not None:
             self._conduct.fault(self.peer_id, ErrorCode.FLOODING, now)
-            self.close(ErrorCode.FLOODING, f"{held_bytes} bytes wait and none is taken", now)
+            self.close(ErrorCode.FLOODING, f"{held_bytes} bytes wait and next to none is taken", now)
 
     def newly_taken_bytes(self) -> int:
         """Bytes of this side's streams that the peer has acknowledged since the last call: they explain its acknowledgements."""

@@ -23,6 +23,7 @@ from protocol.quic.connection import Connection
 from protocol.quic.doorstep import Admitted, Doorstep, Refused
 from protocol.quic.events import ConnectionHandle, EndpointConfig, EndpointCounters, Output, Received, Transmit
 from protocol.quic.meter import Meter
+from protocol.quic.rehearsal import rehearse
 from protocol.quic.retry import CID_BYTES_MAX, read_initial
 from protocol.quic.seam import (
     CONNECTION_ID_BYTES,
@@ -225,7 +226,7 @@ class Endpoint:
             _, handle = heapq.heappop(self._timers)
             connection = self._connections[ConnectionHandle(handle)]
             connection.timer = None
-            connection.handle_timer(now)
+            self._meter.fire(connection, now)
             # What is due again at once waits for the next call, so that this loop ends.
             self._settle(connection, now)
 
@@ -235,7 +236,7 @@ class Endpoint:
         while self._touched:
             touched, self._touched = self._touched, {}
             for connection in touched.values():
-                sent = connection.engine.transmits(now)
+                sent = self._meter.transmits(connection, now)
                 connection.collect(now, now)
                 self._settle(connection, now, touch=False)
                 if sent:
@@ -279,6 +280,14 @@ class Endpoint:
         self._touched[connection.handle] = connection
         self.counters.dialled += 1
         return connection.handle
+
+    def rehearse(self, now: float) -> bool:
+        """Go through a handshake with itself, so that the first peer does not wait for what the library does only once.
+
+        Returns:
+            Whether it was completed, as it always is.
+        """
+        return rehearse(self._engine, self._setup, self._own, now)
 
     def use_certificate(self, certificate: TlsCertificate) -> None:
         """Show another certificate on connections that begin from now on; those there are keep the one they began with."""

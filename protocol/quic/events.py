@@ -53,9 +53,10 @@ class EndpointConfig:
         prompt_ping_s: the same while a stream is busy, doubling up to `keep_alive_s`; finds a path whose NAT binding moved.
         send_buffer_bytes_max: unsent bytes kept per stream; room for the bandwidth-delay product of 1 Gbit/s over 8 ms.
         held_bytes_max: the same over all streams of a connection.
-        stalled_bytes_max: when more than this waits for a peer that is heard and takes none of it for `stalled_s`, the connection
-            ends: a reader with the usual window has another window unread then.
-        stalled_s: see there.
+        stalled_bytes_max: when more than this waits for a peer that is heard and takes less than `stalled_share` of it in
+            `stalled_s`, the connection ends. One long answer whose reader has paused keeps one send buffer full, which is less.
+        stalled_s: see there, in seconds.
+        stalled_share: see there: a peer that takes less needs longer than six minutes for what waits.
         stream_unread_bytes_max: unread bytes of a stream beyond which it is given up, where the engine cannot hold its sender
             back; two stream windows, so that a reader which is a whole window behind is still served.
         unread_bytes_max: unread bytes of a connection beyond which its stream with the most of them is given up.
@@ -83,8 +84,9 @@ class EndpointConfig:
     prompt_ping_s: float = 0.15
     send_buffer_bytes_max: int = 1024 * 1024
     held_bytes_max: int = 8 * 1024 * 1024
-    stalled_bytes_max: int = 512 * 1024
-    stalled_s: float = 3.0
+    stalled_bytes_max: int = 1280 * 1024
+    stalled_s: float = 2.5
+    stalled_share: float = 1 / 128
     stream_unread_bytes_max: int = 2 * 1024 * 1024
     unread_bytes_max: int = 6 * 1024 * 1024
     farewells_max: int = 1024

@@ -12,6 +12,7 @@ Spec: docs/spec/02-transport.md, section "Engines".
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable
 from enum import Enum
 
@@ -48,6 +49,13 @@ def missing(guarantees: Iterable[Guard]) -> tuple[Guard, ...]:
     return tuple(guard for guard in Guard if guard not in held)
 
 
+DESTINATIONS_MAX = 8
+"""Connection ids of a peer, lately used, that are remembered, a count: two for each path of a few that it changes between."""
+
+_LONG_HEADER = 0x80
+"""Set in the first byte of every packet of a handshake (RFC 9000 section 17.2)."""
+
+
 class Traps:
     """Says when the next trap is to be laid, in numbers of packets that only the owner of the secret can foresee."""
 
@@ -73,3 +81,32 @@ class Traps:
     def _place(self) -> int:
         digest = hashlib.blake2b(self._cid + self._spans.to_bytes(2, "big"), key=self._key, digest_size=8).hexdigest()
         return self._starts + int(digest, 16) % (TRAP_SPAN << self._spans)
+
+
+class Destinations:
+    """The connection ids of a peer to which packets went lately.
+
+    The compiled core says nothing of the ids that a peer issues and retires. What each costs grows with those that were, so a
+    peer that replaces them all the time is noticed by where the packets go.
+    """
+
+    __slots__ = ("_used",)
+
+    def __init__(self) -> None:
+        self._used: deque[bytes] = deque(maxlen=DESTINATIONS_MAX)
+
+    def is_new(self, data: bytes, first_cid: bytes | None) -> bool:
+        """Note where a packet goes; whether that is an id which was not used lately in place of another.
+
+        Args:
+            data: the datagram; handshake packets do not count.
+            first_cid: the id that the peer chose at first: all of a peer are of one length.
+        """
+        if data[0] & _LONG_HEADER:
+            return False
+        cid = data[1 : 1 + len(first_cid or b"")]
+        if cid in self._used:
+            return False
+        is_first = not self._used
+        self._used.append(cid)
+        return not is_first

@@ -25,7 +25,7 @@ from qh3.quic.tls_bridge import QuicTlsBridgeError
 
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import PeerId
-from protocol.quic.guards import Guard, Traps
+from protocol.quic.guards import Destinations, Guard, Traps
 from protocol.quic.qh3_faults import is_contained, is_panic
 from protocol.quic.qh3_tls import CONNECTION_IDS_MAX, MutualBridge, configuration_of, tls
 from protocol.quic.seam import (
@@ -34,6 +34,7 @@ from protocol.quic.seam import (
     TIMER_SLACK_S,
     Address,
     CidIssued,
+    CidReplaced,
     CidRetired,
     Closed,
     DataReceived,
@@ -130,6 +131,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         self._n_dropped = 0
         self._trap_age = 0
         self._counted_at = 0
+        self._destinations = Destinations()
 
     @property
     def core(self) -> Any:
@@ -291,6 +293,12 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             if len(core.outstanding_application_packets) > OUTSTANDING_MAX:
                 self._refuse("too many packets wait to be acknowledged")
         self._n_sent += len(sent)
+        if (
+            sent
+            and self._tls is not None
+            and self._destinations.is_new(sent[-1][0], self._tls.remote_initial_source_connection_id)
+        ):
+            self.normal.append(CidReplaced())
         if sent and self._n_sent >= self._traps.next and self.closed is None and self.handshake_confirmed:
             self._n_traps += 1
             uid = TRAP_UIDS + self._n_traps

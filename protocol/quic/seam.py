@@ -161,6 +161,11 @@ class CidRetired:
 
 
 @dataclass(frozen=True, slots=True)
+class CidReplaced:
+    """The peer has this side address it by a connection id that it did not use lately."""
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The connection is over; the last event, emitted at once and not after the closing period.
 
@@ -184,6 +189,7 @@ EngineEvent: TypeAlias = (
     | PingAnswered
     | CidIssued
     | CidRetired
+    | CidReplaced
     | Closed
 )
 

@@ -12,6 +12,7 @@ from protocol.gossip import MESSAGE_BYTES_MAX
 from protocol.gossip.messages import (
     ENTRIES_MAX,
     ENVELOPES_MAX,
+    RECORDS_PER_PIECE,
     STAMP_BYTES,
     WANTS_MAX,
     Graft,
@@ -24,6 +25,7 @@ from protocol.gossip.messages import (
     decode_message,
     encode_message,
     entries_messages,
+    in_pieces,
     records_messages,
     stamped_messages,
 )
@@ -165,3 +167,33 @@ def test_stamps_that_do_not_fit_their_envelopes_are_malformed(told):
 
 def test_stamps_of_nothing_are_as_none():
     assert decode_message(pack([1, [b"a", b"b"], [None, None]], WIDE)) == Records((b"a", b"b"))
+
+
+# Pieces
+
+
+@given(
+    st.lists(st.tuples(st.binary(min_size=64, max_size=300), st.none() | st.binary(min_size=STAMP_BYTES, max_size=STAMP_BYTES))),
+    st.integers(1, 20),
+)
+def test_records_are_cut_into_pieces_that_say_the_same_in_order(told, records_max):
+    for payload in stamped_messages(told):
+        whole = decode_message(payload)
+        pieces = [decode_message(piece) for piece in in_pieces(payload, records_max)]
+        assert all(len(piece.envelopes) <= records_max for piece in pieces)
+        assert sum((piece.envelopes for piece in pieces), ()) == whole.envelopes
+        stamps = sum((piece.stamps or (None,) * len(piece.envelopes) for piece in pieces), ())
+        assert stamps == (whole.stamps or (None,) * len(whole.envelopes))
+
+
+@given(messages.filter(lambda message: not isinstance(message, Records)).map(encode_message) | st.binary(max_size=2000))
+def test_what_is_no_good_message_of_many_records_stays_whole(payload):
+    assert in_pieces(payload) == [payload]
+
+
+@pytest.mark.parametrize("head", [b"\x92\x01", b"\xdc\x00\x02\x01", b"\x92\xcc\x01", b"\x92\xcd\x00\x01"])
+def test_no_way_to_write_many_records_keeps_them_together(head):
+    envelopes = [bytes([number]) * 100 for number in range(4 * RECORDS_PER_PIECE)]
+    payload = head + pack(envelopes, WIDE)
+    assert decode_message(payload) == Records(tuple(envelopes))
+    assert len(in_pieces(payload)) == 4

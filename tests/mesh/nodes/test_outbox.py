@@ -52,8 +52,30 @@ async def test_others_get_their_turn_while_one_peer_says_thousands_of_short_mess
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look)
-        await read_frames(Chunks(encode_frame(b"x") * (10 * MESSAGES_PER_TURN)), 16, taken.append)  # type: ignore[arg-type]
+        await read_frames(Chunks(encode_frame(b"x") * (10 * MESSAGES_PER_TURN)), 16, taken.append, lambda: 0.0)  # type: ignore[arg-type]
         nursery.cancel_scope.cancel()
     assert len(taken) == 10 * MESSAGES_PER_TURN
     assert len(set(seen)) >= 4
     assert max(after - before for before, after in itertools.pairwise(seen)) <= 4 * MESSAGES_PER_TURN
+
+
+async def test_a_turn_is_over_after_its_time_however_few_messages_were_taken() -> None:
+    """Each piece takes a millisecond by this clock: a turn has three, and between two looks there are two turns at most."""
+    taken: list[bytes] = []
+    seen: list[int] = []
+
+    async def look() -> None:
+        while True:
+            seen.append(len(taken))
+            await trio.lowlevel.checkpoint()
+
+    def in_pieces(message: bytes) -> list[bytes]:
+        return [message[at : at + 1] for at in range(len(message))]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        chunks = Chunks(encode_frame(b"abcdefgh") + encode_frame(b"ijklmnop"))
+        await read_frames(chunks, 16, taken.append, lambda: len(taken) * 0.001, in_pieces)  # type: ignore[arg-type]
+        nursery.cancel_scope.cancel()
+    assert b"".join(taken) == b"abcdefghijklmnop"
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 6

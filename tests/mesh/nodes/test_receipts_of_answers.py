@@ -144,6 +144,21 @@ async def test_a_wrong_receipt_is_the_peers_fault_and_is_told(
     assert told["checked"] == "the receipt is for another executing peer"
 
 
+@pytest.mark.parametrize("quic_engines", [("qh3",)], indirect=True, ids="-".join)
+async def test_who_signs_wrong_receipts_again_and_again_is_turned_away(start: Start) -> None:
+    answering = await start(PlannedEngine())
+    asking = await start(join=(answering,))
+    await introduced(asking, answering)
+    answering.service.dispatcher._identity = OTHER
+    conduct, now = asking.service.transport.endpoint.conduct, asking.service.transport.now
+    for _ in range(3):
+        assert text_of(await asking.chat()) == TEXT
+    assert not conduct.is_banned(answering.peer_id, now())
+    assert text_of(await asking.chat()) == TEXT
+    assert conduct.is_banned(answering.peer_id, now())
+    assert answering.peer_id not in asking.service.transport.connections
+
+
 async def test_an_answer_of_this_node_itself_has_a_receipt_too(start: Start) -> None:
     node = await start(PlannedEngine())
     response = await node.chat()

@@ -1,6 +1,7 @@
 """Peers that keep within the letter of QUIC and cost more than they may: each is bounded, and cut off where it goes on."""
 
 import os
+import sys
 import time
 
 import pytest
@@ -163,6 +164,54 @@ def test_a_flood_of_cheap_frames_is_cut_or_cheap(engine, make):
     assert all(len(connection.cids) <= 16 for connection in state)
 
 
+def test_replaced_connection_ids_are_charged_before_they_hold_the_loop(engine):
+    took, _ = flood(connected(engine, time.thread_time), new_connection_ids, 300)
+    assert len(took) <= 20
+    assert sum(took) < 0.05
+
+
+def test_a_peer_whose_address_changes_is_charged_little_for_connection_ids(engines):
+    """Three times in three seconds; qh3 follows no further ones."""
+    pair = Pair(engines)
+    pair.connect()
+    for number in range(3):
+        pair.dialler.address = (DIALLER[0], 5000 + number)
+        pair.dialler.endpoint.send_datagram(pair.dialler.established, b"x")
+        pair.listener.endpoint.send_datagram(pair.listener.established, b"x")
+        pair.run(1.0)
+    assert pair.listener.endpoint.address(pair.listener.established) == (DIALLER[0], 5002)
+    conduct = pair.listener.endpoint.conduct
+    left = conduct.left(pair.dialler.identity.peer_id, Account.IDS, pair.now)
+    assert left > 0.75 * conduct.config.ids.burst
+
+
+@pytest.mark.parametrize("what", ["transmits", "handle_timer"])
+def test_what_sending_and_timers_take_is_charged(what):
+    """By this clock each takes three milliseconds, though hardly anything is sent: the library looks through much."""
+    spent = [0.0]
+    pair = Pair("aa", cpu_clock=lambda: spent[0])
+    pair.connect()
+    engine = pair.listener.endpoint._connections[pair.listener.established].engine
+    does = getattr(engine, what)
+
+    def slow(now):
+        spent[0] += 0.003
+        return does(now)
+
+    setattr(engine, what, slow)
+    began = pair.now
+    while not pair.listener.of(ConnectionClosed) and pair.now < began + 20.0:
+        pair.dialler.endpoint.send_datagram(pair.dialler.established, b"x")
+        if what == "handle_timer":
+            pair.listener.endpoint._connections[pair.listener.established].timer = None
+            pair.listener.endpoint._timers.insert(0, (pair.now, pair.listener.established))
+            pair.listener.endpoint._connections[pair.listener.established].timer = pair.now
+            pair.listener.endpoint.handle_timer(pair.now)
+        pair.run(0.01)
+    assert pair.listener.closed.code is ErrorCode.BANNED
+    assert pair.now - began <= 10.0
+
+
 # Peers that do not read
 
 
@@ -236,6 +285,24 @@ def test_what_waits_for_one_peer_is_bounded_over_all_its_streams(engines):
         if taken[stream] < 500_000
     }
     assert 0 < sum(more.values()) <= 3_000_000
+
+
+# Peers that acknowledge nothing
+
+
+@pytest.mark.parametrize(("engine", "module"), [("a", "aioquic_engine"), ("q", "qh3_engine")], ids=["aioquic", "qh3"])
+def test_what_waits_to_be_acknowledged_is_bounded(engine, module, monkeypatch):
+    """Each datagram makes the victim send one, and none of those is ever acknowledged; the bound is a smaller one here."""
+    hostile = connected(engine)
+    monkeypatch.setattr(sys.modules[f"protocol.quic.{module}"], "OUTSTANDING_MAX", 4096)
+    sent = 0
+    while not hostile.of(ConnectionClosed) and sent < 3 * 4096:
+        hostile.victim.handle_datagram(hostile.packet(b"\x01"), DIALLER, hostile.now)
+        sent += len(hostile.drain())
+        hostile.now += 0.0001
+    assert hostile.of(ConnectionClosed)
+    assert hostile.of(ConnectionClosed)[0].reason == "too many packets wait to be acknowledged"
+    assert 4096 - 64 <= sent <= 4096 + 2048
 
 
 # Peers that take back

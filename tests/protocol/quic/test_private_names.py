@@ -89,7 +89,10 @@ class TestAioquic:
         assert stream.receiver.starting_offset() == 0
 
     def test_recovery(self):
-        assert {"_rtt_smoothed", "_rtt_initialized"} <= set(vars(self.connection()._loss))
+        from aioquic.quic.recovery import QuicPacketSpace
+
+        assert {"_rtt_smoothed", "_rtt_initialized", "spaces"} <= set(vars(self.connection()._loss))
+        assert QuicPacketSpace().sent_packets == {}
 
     def test_tls(self):
         from aioquic import tls
