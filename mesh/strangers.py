@@ -21,7 +21,7 @@ from protocol.conduct import Account
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.node import Node
-from protocol.pubsub import RPC_BYTES_MAX, Version
+from protocol.pubsub import RPC_BYTES_MAX, Version, in_pieces
 
 OUTBOX_RPCS_MAX = 1024
 """RPCs waiting for one stranger: half a megabyte of cards; past it the oldest go, and gossip makes up for them."""
@@ -178,7 +178,7 @@ class Strangers:
             self._settle()
 
         try:
-            await read_frames(stream, RPC_BYTES_MAX, take, self._transport.now)
+            await read_frames(stream, RPC_BYTES_MAX, take, self._transport.now, in_pieces)
         except RemoteProtocolError as error:
             self._telemetry.peer_faulted(stream.peer_id, error.code, error.detail)
             self._transport.fault(stream.peer_id, error.code)

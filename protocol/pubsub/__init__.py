@@ -12,7 +12,7 @@ from protocol.pubsub.config import (
     TopicScoreConfig,
     Version,
 )
-from protocol.pubsub.messages import RPC_BYTES_MAX, PubsubMessage
+from protocol.pubsub.messages import RPC_BYTES_MAX, PubsubMessage, in_pieces
 from protocol.pubsub.router import PubsubRouter
 from protocol.pubsub.signing import SEQNO_BYTES, is_signed, sign_message
 
@@ -31,6 +31,7 @@ __all__ = [
     "SendRpc",
     "TopicScoreConfig",
     "Version",
+    "in_pieces",
     "is_signed",
     "sign_message",
 ]

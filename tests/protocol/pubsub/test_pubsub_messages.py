@@ -1,5 +1,7 @@
 """The messages of gossipsub: what goes comes back, later fields are skipped, what is over a limit is refused."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from protocol.pubsub.messages import (
     decode_rpc,
     encode_pubsub_message,
     encode_rpc,
+    in_pieces,
 )
 
 
@@ -122,3 +125,40 @@ def test_a_subscription_a_message_and_a_prune_are_charged_for_their_fields():
     for kind in (3, 4):
         with pytest.raises(RemoteProtocolError):
             decode_rpc(encode_bytes(3, encode_bytes(kind, filler * 31) * 500))
+
+
+# Pieces
+
+
+def joined(rpcs, name):
+    return tuple(itertools.chain.from_iterable(getattr(rpc, name) for rpc in rpcs))
+
+
+@given(rpcs, st.integers(1, 3))
+def test_an_rpc_is_cut_into_pieces_that_say_the_same_in_order(rpc, messages_max):
+    pieces = [decode_rpc(piece) for piece in in_pieces(encode_rpc(rpc), messages_max)]
+    for name in ("subscriptions", "messages", "ihaves", "iwants", "grafts", "prunes", "idontwants"):
+        assert joined(pieces, name) == getattr(rpc, name)
+    sized = len(encode_rpc(rpc)) > 64 * messages_max
+    assert not sized or all(len(piece.messages) <= messages_max for piece in pieces)
+    assert not any(piece.subscriptions for piece in pieces[1:])
+    assert not any(piece.grafts or piece.ihaves for piece in pieces[:-1])
+
+
+@given(pubsub_messages, st.sampled_from([encode_uint(9, 1), encode_bytes(1000, b"later"), b""]))
+def test_no_later_field_keeps_many_messages_together(message, later):
+    payload = encode_rpc(Rpc(messages=(message,) * 40)) + later
+    sized = len(payload) > 64 * 8
+    assert len(in_pieces(payload)) == (5 if sized else 1)
+
+
+@given(st.binary(max_size=200), st.integers(1, 60))
+def test_any_bytes_stay_whole_or_become_several(payload, times):
+    pieces = in_pieces(payload * times)
+    assert pieces == [payload * times] or len(pieces) > 1
+
+
+def test_what_breaks_the_format_stays_whole_and_is_found():
+    payload = encode_bytes(2, encode_text(4, "t") + encode_bytes(2, b"x" * 100)) * 40 + encode_uint(2, 1)
+    assert in_pieces(payload) == [payload]
+    assert code_of(payload) is ErrorCode.MALFORMED
