@@ -38,7 +38,7 @@ from protocol import encoding  # noqa: E402
 from protocol.errors import LocalProtocolError, RemoteProtocolError  # noqa: E402
 from protocol.gossip import GOSSIP_PROTOCOL  # noqa: E402
 from protocol.gossip.beats import decode_beat  # noqa: E402
-from protocol.gossip.messages import MESSAGE_BYTES_MAX, decode_message  # noqa: E402
+from protocol.gossip.messages import MESSAGE_BYTES_MAX, decode_message, in_pieces  # noqa: E402
 from protocol.identity import (  # noqa: E402
     Identity,
     decode_public_key,
@@ -56,6 +56,7 @@ from protocol.libp2p.ping import PING_PROTOCOL  # noqa: E402
 from protocol.multiaddr import Multiaddr, parse_multiaddr  # noqa: E402
 from protocol.places import PLACE_BYTES, decode_place  # noqa: E402
 from protocol.pubsub.messages import decode_pubsub_message, decode_rpc  # noqa: E402
+from protocol.pubsub.messages import in_pieces as rpc_in_pieces  # noqa: E402
 from protocol.records import open_record, peek  # noqa: E402
 from protocol.records.envelope import RECORD_DOMAIN  # noqa: E402
 from protocol.wire import PackingLimits, pack, unpack  # noqa: E402
@@ -230,6 +231,16 @@ def pubsub(_state: None, data: bytes) -> object:
     with suppress(RemoteProtocolError):
         decode_pubsub_message(data)
     return decode_rpc(data)
+
+
+def gossip_pieces(_state: None, data: bytes) -> object:
+    """A message of gossip that may hold many records."""
+    return in_pieces(data)
+
+
+def pubsub_pieces(_state: None, data: bytes) -> object:
+    """An RPC of gossipsub that may hold many messages."""
+    return rpc_in_pieces(data)
 
 
 TRACED = (GOSSIP_PROTOCOL, "/meshsub/1.2.0", PROTOCOL_ID, PING_PROTOCOL, IDENTIFY_PROTOCOL)
@@ -608,6 +619,14 @@ _HARNESSES: tuple[Harness, ...] = (
             "protocol.pubsub.messages:_Collector.take_ids",
             "protocol.pubsub.messages:_Collector.take_control",
         ),
+    ),
+    Harness("gossip-pieces", gossip_pieces, (), of_gossip, ()),
+    Harness(
+        "pubsub-pieces",
+        pubsub_pieces,
+        (),
+        of("pubsub", "rpcs", "invalid", field="rpc"),
+        ("protocol.pubsub.messages:in_pieces",),
     ),
     Harness("trace", trace, (), of_traces, ()),
     Harness(
