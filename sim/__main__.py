@@ -27,6 +27,11 @@ EXIT_USAGE = 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs what the command line says, and returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["crowd"]:
+        from sim.crowd.command import main as crowd
+
+        return crowd(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m sim", description="Whole nodes on virtual time, from one seed.")
     parser.add_argument("--nodes", type=int, default=100, help="how many nodes (100)")
     parser.add_argument("--for", dest="duration_s", type=float, default=60.0, metavar="SECONDS", help="virtual seconds (60)")

@@ -29,7 +29,7 @@ UNSENT_MAX = 4096
 TIMER_SLACK = 64
 """Outdated entries that a timer queue may hold beside twice the living, as its docstring says, a count."""
 
-SEEN_ELSEWHERE = ("_config", "config", "_gossip", "_table", "_membership", "_probe", "_views")
+SEEN_ELSEWHERE = ("_config", "config", "_gossip", "_table", "_membership", "_probe", "_views", "_scores")
 """Attributes by which one machine refers to another, which is looked at where it stands in the core."""
 
 LIMITS: dict[str, Callable[[NodeConfig], int]] = {
@@ -46,16 +46,26 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "gossip._wants._asked": lambda config: config.gossip.wants_max * config.gossip.peers_max,
     "gossip._wants._under_way": lambda config: config.gossip.peers_max,
     "gossip._refused._hashes": lambda config: config.gossip.refused_max,
-    "gossip._news": lambda config: config.gossip.history_max,
-    "gossip._renewals._items": lambda config: (config.table.peers_max + 1) * len(COMPARED),
+    "gossip._spreading._news": lambda config: config.gossip.history_max,
+    "gossip._spreading.renewals._items": lambda config: (config.table.peers_max + 1) * len(COMPARED),
     "gossip._peers.*.has": lambda config: config.gossip.history_max,
     "gossip._peers.*.view._seen": lambda _config: BUCKETS,
     "gossip._peers.*.view._hashes": lambda _config: BUCKETS,
-    "gossip._overlay._far": lambda config: config.gossip.peers_max,
-    "gossip._overlay._backoff": lambda config: config.gossip.peers_max,
-    "gossip._overlay._refusing": lambda config: config.gossip.peers_max,
-    "gossip._overlay._silent": lambda config: config.gossip.peers_max,
-    "gossip._overlay.members": lambda config: config.gossip.degree_max + 1,
+    "gossip.overlay._far": lambda config: config.gossip.peers_max,
+    "gossip.overlay._backoff": lambda config: config.gossip.peers_max,
+    "gossip.overlay._refusing": lambda config: config.gossip.peers_max,
+    "gossip.overlay._silent": lambda config: config.gossip.peers_max,
+    "gossip.overlay._told_no": lambda config: config.gossip.peers_max,
+    "gossip.overlay._dialled": lambda config: config.gossip.peers_max,
+    "gossip.overlay._kept": lambda config: config.gossip.peers_max,
+    "gossip.overlay._keeping": lambda config: config.gossip.peers_max,
+    "gossip.scores._peers": lambda config: config.gossip.peers_max,
+    "gossip.scores._faulty": lambda config: config.gossip.peers_max,
+    "gossip.scores._origins": lambda config: config.gossip.peers_max,
+    "gossip.scores._gone": lambda config: config.gossip.scores.retained_max,
+    "gossip._spreading.audits._due": lambda config: config.gossip.audits.pending_max,
+    "gossip._spreading.audits._held": lambda config: config.gossip.audits.pending_max + config.gossip.degree_max,
+    "gossip.overlay.members": lambda config: config.gossip.degree_max + 1 + config.gossip.displaced_max,
     "membership._peers._entries": lambda config: config.membership.peers_max,
     "membership._under_way": lambda config: config.membership.dials_max,
     "membership._waiting": lambda config: config.membership.peers_max + config.membership.bootstrap_max,

@@ -135,7 +135,11 @@ def formed(
             process.node.gossip.horizon.scope = regions[process.index].scope
         _lay_cards(world, process, laid.of(process.index))
         progress(0.5 + 0.2 * (process.index + 1) / formation.nodes)
-    for one, other in links:
+    began = world.now
+    first = _first(links, formation)
+    for number, (one, other) in enumerate(links):
+        if number == first:  # who is greeted first is a far link: those of short paths must not overtake them
+            world.run(began + GREETED_S / 2.0)
         world.connect(world.processes[one], world.processes[other])
     began = world.now
     for step in range(1, GREETING_STEPS + 1):
@@ -150,6 +154,16 @@ def formed(
         process.bootstrap = tuple(others[:DOORS])
     progress(1.0)
     return world
+
+
+def _first(links: list[tuple[int, int]], formation: Formation) -> int:
+    """How many of the links, which are in order, were drawn as far ones: those before the first node has had all of its own."""
+    drawn: dict[int, int] = {}
+    for number, (one, _) in enumerate(links):
+        drawn[one] = drawn.get(one, 0) + 1
+        if drawn[one] > formation.config.membership.far_max:
+            return number
+    return 0
 
 
 def choose_links(world: World, formation: Formation) -> list[tuple[int, int]]:

@@ -137,6 +137,7 @@ class Process:
         bytes_sent: payload bytes given to the network.
         make_node: how its core is made; as everybody's in this world when None.
         hostile: whether it means harm; nothing is promised to it, and nothing demanded of it.
+        origin: the address or prefix that others see it come from; None where that is of no account.
         disks: how often it has lost its disk.
         moves: how often its address has changed.
         lane_max: messages that may be on their way on one of its streams.
@@ -167,6 +168,7 @@ class Process:
     bytes_sent: int = 0
     make_node: MakeNode | None = None
     hostile: bool = False
+    origin: bytes | None = None
     disks: int = 0
     moves: int = 0
     lane_max: int = LANE_MAX

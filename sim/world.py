@@ -56,6 +56,9 @@ SealWatcher = Callable[[Process, Record], None]
 Arrival = Callable[[Process, Process, bytes, bool], None]
 """Who hears of every payload that enters a core: receiver, sender, the payload, and whether it is a datagram."""
 
+Handshake = Callable[[Process, Process], bool]
+"""Whether the handshake between who dials and who is dialled succeeds at both ends, before either core hears of it."""
+
 MessageWatcher = Callable[[Process, PeerId, bytes], None]
 """Who hears of every gossip message that a process sends, and to whom."""
 
@@ -88,6 +91,7 @@ class World:
         self.arrival_watchers: list[Arrival] = []
         self.message_watchers: list[MessageWatcher] = []
         self.make_node: MakeNode = Node
+        self.handshakes: list[Handshake] = []  # each has to admit the other, or the dial fails
         self.faults_on: dict[int, str] = {}
         self.corruptions: list[float] | None = None  # shares of datagrams that arrive changed; None where they have no bytes
         self._agenda = Agenda()
@@ -428,7 +432,7 @@ class World:
         node, sender_id = receiver.node, sender.peer_id
         if not node.membership.is_connected(sender_id):
             self._note_greeting(receiver, sender)
-            node.handle_connected(sender_id, self.now)
+            node.handle_connected(sender_id, self.now, None, sender.origin)
         node.handle_message(sender_id, payload, self.now)
         self.settle(receiver)
 
@@ -448,7 +452,7 @@ class World:
         other = self.processes[addresses[0].port - FIRST_PORT]
 
         def answered() -> None:
-            if addresses[0].peer_id in (None, other.peer_id):
+            if addresses[0].peer_id in (None, other.peer_id) and all(admits(process, other) for admits in self.handshakes):
                 self._established(process, other, target)
             else:
                 self._dial(process, target, addresses[1:], afresh=afresh)
@@ -471,7 +475,7 @@ class World:
         link = process.connections.get(other.peer_id)
         if link is not None and self._is_open(link, other):
             if process.node.membership.is_connected(other.peer_id):
-                process.node.handle_connected(other.peer_id, self.now, target)
+                process.node.handle_connected(other.peer_id, self.now, target, other.origin)
                 self.settle(process)
             else:
                 self._greet_later(link, process, other, rtt_s, target, self.now)
@@ -521,7 +525,7 @@ class World:
                 lane = link.lanes[end.peer_id]
                 lane.speaking = True
                 self._note_greeting(end, peer)
-                end.node.handle_connected(peer.peer_id, self.now, target)
+                end.node.handle_connected(peer.peer_id, self.now, target, peer.origin)
                 self.settle(end)
                 if lane.waiting and not lane.moving:
                     self._move(lane)

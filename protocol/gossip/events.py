@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 
 from protocol.errors import ErrorCode
+from protocol.gossip.audits import AuditConfig
 from protocol.gossip.horizon import HorizonConfig
+from protocol.gossip.score import ScoreConfig
 from protocol.identity import PeerId
 from protocol.load import Beat
 from protocol.records import Record
@@ -27,6 +29,16 @@ class GossipConfig:
         heartbeat_s: seconds between two looks at the mesh; gossipsub's.
         history_heartbeats: heartbeats for which what was news is told on outside the mesh; gossipsub's mcache_gossip is 3.
         copies_enough: what has come so often again is known all round, and is not announced: where the mesh is thin it is.
+        degree_out: links that lead to peers which this node chose itself, where there are any, as gossipsub's D_out: whoever
+            connects here cannot take these. One more than the two that are to be there at any time: one may go at any moment.
+        displaced_max: links beyond one more than `degree_max` that are taken until the next heartbeat, from peers that are worth
+            more than one of those held.
+        opportunity_heartbeats: heartbeats between two looks whether half of the links bring next to nothing, or too few lead to
+            peers chosen at random, and one more is to be tried: gossipsub's opportunistic grafting, which looks every 60 s.
+        own_news_max: peers that this node chose, outside the mesh, to which its own news is pushed besides: gossipsub's flood
+            publishing, bounded, for in a mesh of 100 it would cost a copy for each node.
+        refused_backoff_s: seconds in which a peer that was refused a link is not to ask again: less than honest ones wait, for
+            their clock starts when the refusal arrives.
         prune_backoff_s: seconds in which a peer that gave back a link is not asked for one again. gossipsub's 60 s would leave a
             small mesh torn for a minute.
         dont_want_bytes_min: records of at least so many bytes are announced as received, so that others do not send them again;
@@ -72,6 +84,8 @@ class GossipConfig:
         beats_burst: how many at once.
         question_cost: exchanges that a scope or a search counts for: either has a whole table looked through.
         horizon: how much of a large mesh is held.
+        scores: how much conduct weighs.
+        audits: what is held back to see whether it comes.
     """
 
     degree: int = 4
@@ -81,6 +95,11 @@ class GossipConfig:
     heartbeat_s: float = 1.0
     history_heartbeats: int = 2
     copies_enough: int = 1
+    degree_out: int = 3
+    displaced_max: int = 3
+    opportunity_heartbeats: int = 10
+    own_news_max: int = 8
+    refused_backoff_s: float = 9.0
     prune_backoff_s: float = 10.0
     dont_want_bytes_min: int = 1024
     round_s: float = 2.0
@@ -116,6 +135,8 @@ class GossipConfig:
     beats_burst: int = 20
     question_cost: int = 5
     horizon: HorizonConfig = field(default_factory=HorizonConfig)
+    scores: ScoreConfig = field(default_factory=ScoreConfig)
+    audits: AuditConfig = field(default_factory=AuditConfig)
 
 
 @dataclass(frozen=True, slots=True)

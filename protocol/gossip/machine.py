@@ -64,53 +64,49 @@ from protocol.gossip.messages import (
     encode_message,
     stamped_messages,
 )
-from protocol.gossip.news import News, Pushes, Renewal, Renewals, fresh_for
 from protocol.gossip.overlay import Overlay
 from protocol.gossip.reader import GossipReader
+from protocol.gossip.score import PeerScores
+from protocol.gossip.spreading import Spreading
 from protocol.gossip.wants import Refused, Wants
 from protocol.identity import PeerId
 from protocol.load import Beat
 from protocol.records import Record, RecordHeader, RecordKind
 from protocol.scope import Scope
-from protocol.table import COMPARED, Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
+from protocol.table import Accepted, Equivocation, Full, PeerTable, RecordKey, Stale, record_key
+from protocol.timers import sooner
 
 
 class Gossip:
     """Spreads records over connected peers. After every call, drain `next_output` until it returns None."""
 
     def __init__(self, config: GossipConfig, table: PeerTable, network_id: str, luck: Luck) -> None:
-        """Make a machine without peers.
-
-        Args:
-            config: the bounds.
-            table: the node's peer table, into which accepted records go.
-            network_id: whose records count.
-            luck: for fan-out, partners and jitter.
-        """
+        """Make a machine without peers; records of `network_id` that it accepts go into `table`, the node's own."""
         self._config = config
         self._table = table
         self._network_id = network_id
         self._luck = luck
         self.reader = GossipReader()
-        self._overlay = Overlay(config, luck)
+        self.scores = PeerScores(config.scores)
+        self.overlay = Overlay(config, luck, self.scores)
         self.horizon = Horizon(config.horizon, table, luck)
         self._shuffle_at = 0.0
         self._peers: dict[PeerId, Conversation] = {}
         self._order: list[PeerId] = []  # connected peers, sorted
-        self._pushes = Pushes()
         self._wants = Wants(config)
         self._refused = Refused(config.refused_max)
-        self._news = News(config.history_heartbeats, config.history_max)
-        self._renewals = Renewals(config)
-        self._repeats = Budget(config.repeats_per_s, config.repeats_burst, 0.0, 0.0)
+        self._spreading = Spreading(config, table.own, self._peers, self.overlay, self.horizon, self.scores, luck, self._send)
         self._greetings = Budget(config.greetings_per_s, config.greetings_burst, 0.0, 0.0)
+        self._rounds = 0
         self._round_at: float | None = None
         self._heartbeat_at = self._expire_at = 0.0
         self.stale = dict.fromkeys(STALE_CODES, 0)  # records that were no news, by why; they are told to nobody
         self._outputs: deque[Output] = deque()
         self.outputs = self._outputs  # for who drains several machines at once
 
-    def handle_connected(self, peer_id: PeerId, now: float, *, far: bool = True) -> None:
+    def handle_connected(
+        self, peer_id: PeerId, now: float, *, far: bool = True, dialled: bool = False, origin: bytes | None = None
+    ) -> None:
         """Begin with a peer: compare what is held. A peer over the limit is left as it is.
 
         A peer that is connected already is told again, for its stream is a new one and what was said on the old one may be lost.
@@ -119,22 +115,28 @@ class Gossip:
             peer_id: who is connected.
             now: monotonic seconds.
             far: whether the peer was chosen at random, and not because it is near.
+            dialled: whether this node has dialled it.
+            origin: the address or prefix that it comes from; None where peers that share it are to be expected.
         """
         self._start_clock(now)
         known = self._peers.get(peer_id)
         if known is not None and not known.misbehaved:
+            self.overlay.handle_dialled(peer_id, far=far, dialled=dialled)
             self._tell_scope(peer_id)
             self._greet(peer_id, now)
-            if peer_id in self._overlay:
+            if peer_id in self.overlay:
                 self._send(peer_id, [encode_message(Graft())])
         if known is not None or peer_id == self._table.own or len(self._peers) >= self._config.peers_max:
             return
         self._peers[peer_id] = Conversation.begin(self._config, now)
         insort(self._order, peer_id)
+        self.scores.handle_connected(peer_id, now, origin)
+        if self._turned_away(peer_id, now):
+            return
         self._tell_scope(peer_id)
         self._greet(peer_id, now)
-        if self._overlay.handle_connected(peer_id, now, far=far):
-            self._graft(peer_id)
+        if self.overlay.handle_connected(peer_id, now, far=far, dialled=dialled):
+            self._graft(peer_id, now)
 
     def handle_disconnected(self, peer_id: PeerId, now: float) -> None:
         """Forget a peer's connection; what it was asked for may be asked for elsewhere."""
@@ -142,19 +144,27 @@ class Gossip:
         if self._peers.pop(peer_id, None) is not None:
             self._order.remove(peer_id)
             self._wants.handle_disconnected(peer_id)
-            if self._overlay.handle_disconnected(peer_id):
-                self._outputs.append(Pruned(peer_id))
+            if self.overlay.handle_disconnected(peer_id):
+                self._let_go(peer_id)
+            self.scores.handle_disconnected(peer_id, now)
+
+    def handle_replaced(self, peer_id: PeerId, now: float) -> None:
+        """Begin anew with a peer that is connected by another connection now."""
+        far, dialled = self.overlay.is_far(peer_id), self.overlay.is_dialled(peer_id)
+        origin = self.scores.origin_of(peer_id)
+        self.handle_disconnected(peer_id, now)
+        self.handle_connected(peer_id, now, far=far, dialled=dialled, origin=origin)
 
     def handle_silent(self, peer_id: PeerId) -> None:
         """Push no news to a connected peer that does not answer; another takes its place at the next heartbeat."""
-        if peer_id in self._peers and self._overlay.handle_silent(peer_id):
+        if peer_id in self._peers and self.overlay.handle_silent(peer_id):
             self._prune(peer_id)
 
     def handle_heard(self, peer_id: PeerId, now: float) -> None:
         """Compare tables with a peer that answers again: both may have missed much."""
         peer = self._peers.get(peer_id)
         if peer is not None and not peer.misbehaved:
-            self._overlay.handle_heard(peer_id)
+            self.overlay.handle_heard(peer_id)
             self._greet(peer_id, now)
 
     def handle_clock_step(self, now: float) -> None:
@@ -187,11 +197,11 @@ class Gossip:
 
     def in_mesh(self, peer_id: PeerId) -> bool:
         """Whether news is pushed over the link to the peer."""
-        return peer_id in self._overlay
+        return peer_id in self.overlay
 
     def mesh(self) -> tuple[PeerId, ...]:
         """The peers to which news is pushed, in the order of their ids."""
-        return tuple(self._overlay.members)
+        return tuple(self.overlay.members)
 
     def fed(self, now: float) -> list[PeerId]:
         """The connected peers that have received records which they lacked, so that they know others than this node."""
@@ -206,6 +216,7 @@ class Gossip:
 
     def tell_kept(self, peer_id: PeerId, *, keeps: bool) -> None:
         """Tell a connected peer whether this node wants to keep the connection and hear its beats."""
+        self.overlay.handle_kept(peer_id, keeps=keeps)
         self._send(peer_id, [encode_message(Keep(keeps))])
 
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float, wall_s: float) -> None:
@@ -236,6 +247,7 @@ class Gossip:
                 case DontWant(entries=entries):
                     if self._within(peer_id, peer.records, 1, now):
                         peer.note_has(entries, self._config.history_max)
+                        self._spreading.handle_told(peer_id, entries, now)
                 case Graft() | Prune() | Keep() | ScopeTold() | Seek():
                     cost = self._config.question_cost if isinstance(message, ScopeTold | Seek) else 1
                     if self._within(peer_id, peer.exchanges, cost, now):
@@ -245,8 +257,8 @@ class Gossip:
                 case _:
                     assert_never(message)
         except RemoteProtocolError as error:
-            self._blame(peer_id, peer, error.code)
-        self._push_news()
+            self._blame(peer_id, peer, error.code, now)
+        self._spreading.push()
 
     def publish(self, record: Record, now: float) -> None:
         """Take this node's own newest record, as `seal` made it, and push it.
@@ -260,26 +272,26 @@ class Gossip:
         outcome = self._table.offer(record, now, record.issued_s)
         if not isinstance(outcome, Accepted):
             raise LocalProtocolError(ErrorCode.MALFORMED, f"sequence number {record.sequence} is not newer than the last")
-        key = record_key(record.peer_id, record.kind)
         if record.kind is RecordKind.CARD:
+            key = record_key(record.peer_id, record.kind)
             for peer_id in self.horizon.unheard_by((peer_id, self._peers[peer_id].scope) for peer_id in self._order):
                 self._send(peer_id, answer_messages([(key, record.sequence)]))
-        if outcome.can_wait:
-            self._renewals.add(Renewal(key, record, outcome.replaced, set()), now)
-            return
-        self._tell(record, self._overlay.members, except_for=(), replaced=outcome.replaced)
-        self._push_news()
+        self._spreading.publish(record, outcome, now)
+        self._spreading.push()
 
     def next_timer(self) -> float | None:
         """When to call `handle_timer`, in monotonic seconds; None before the first call that told the time."""
         if self._round_at is None:
             return None
-        return min(self._round_at, self._heartbeat_at) if self._peers else self._expire_at
+        held_until = self._spreading.audits.next_timer()
+        return sooner(min(self._round_at, self._heartbeat_at), held_until) if self._peers else self._expire_at
 
     def handle_timer(self, now: float, wall_s: float) -> None:
         """Look after the mesh and announce what was news; drop what expired; compare tables with one peer at random."""
         if self._round_at is None:
             return
+        self._spreading.release(now)
+        self._spreading.push()
         if now >= self._heartbeat_at and self._peers:
             self._heartbeat_at = now + self._config.heartbeat_s
             self._heartbeat(now)
@@ -289,9 +301,13 @@ class Gossip:
         if now < self._round_at or not self._peers:
             return
         self._schedule_round(now)
-        self._wants.handle_timer(now)
+        for peer_id in self._wants.handle_timer(now):
+            self.scores.handle_broken(peer_id, now)
         partners = [peer_id for peer_id in self._order if not self._peers[peer_id].misbehaved]
-        if partners and not self._renewals.leave_out_round(now):
+        self._rounds += 1
+        if self._rounds % 2:  # by turns anybody, and somebody whom this node chose: of whoever came here all may keep silent
+            partners = [peer_id for peer_id in partners if self.overlay.is_chosen(peer_id)] or partners
+        if partners and not self._spreading.renewals.leave_out_round(now):
             self._start_exchange(self._luck.choice(partners))
 
     def next_output(self) -> Output | None:
@@ -319,16 +335,16 @@ class Gossip:
                 peer.sought -= 1
             if asked or sought:
                 peer.received.give_back(len(envelope))
-            if self._is_news(key, header, envelope) and self._may_be_verified(
+            if self._is_news(peer_id, key, header, envelope, now) and self._may_be_verified(
                 peer_id, peer, header, envelope, asked or sought, now, wall_s
             ):
                 self._verify(peer_id, envelope, stamp, asked, sought, now, wall_s)
 
-    def _is_news(self, key: RecordKey, header: RecordHeader, envelope: bytes) -> bool:
+    def _is_news(self, peer_id: PeerId, key: RecordKey, header: RecordHeader, envelope: bytes, now: float) -> bool:
         """Whether the header claims what is not known yet, or contradicts what is known under the same number."""
         code = self._table.staleness(key, header.sequence, envelope)
         if code is ErrorCode.REPLAYED:
-            self._news.came_again(key, header.sequence)
+            self._spreading.came_again(peer_id, key, header.sequence, now)
         if code is not None:
             self.stale[code] += 1
         return code is None
@@ -365,7 +381,7 @@ class Gossip:
     def take(self, record: Record, from_peer: PeerId, now: float, wall_s: float) -> None:
         """Take a verified record that came by another way than gossip, if it is news that concerns this node, and spread it."""
         self._take(from_peer, record, False, False, now, wall_s)
-        self._push_news()
+        self._spreading.push()
 
     def _take(self, peer_id: PeerId, record: Record, asked: bool, sought: bool, now: float, wall_s: float) -> None:
         if record.peer_id == self._table.own:
@@ -379,7 +395,7 @@ class Gossip:
                 self._outputs.extend(RecordExpired(old) for old in evicted)
                 self._outputs.append(RecordAccepted(record, peer_id, outcome.replaced))
                 if not sought:
-                    self._pass_on(record, peer_id, outcome, asked, now)
+                    self._spreading.pass_on(record, peer_id, outcome, now, asked=asked)
                 self.horizon.note(record, outcome.replaced)
                 if self.horizon.is_overfull:
                     self._look(now)
@@ -393,40 +409,6 @@ class Gossip:
             case _:
                 assert_never(outcome)
 
-    def _pass_on(self, record: Record, from_peer: PeerId, outcome: Accepted, asked: bool, now: float) -> None:
-        """Push a record that was news here, or have it announced where it says nothing new."""
-        if record.kind not in COMPARED:
-            return
-        key = record_key(record.peer_id, record.kind)
-        if outcome.can_wait:
-            self._renewals.add(Renewal(key, record, outcome.replaced, {from_peer}), now)
-            return
-        if asked and self._repeats.take(1, now) is not Verdict.GRANTED:
-            return
-        if len(record.envelope) >= self._config.dont_want_bytes_min:
-            had = encode_message(DontWant(((key, record.sequence),)))
-            for peer_id in self._overlay.members:
-                if peer_id != from_peer:
-                    self._send(peer_id, [had])
-        self._tell(record, self._overlay.members, except_for=(from_peer, record.peer_id), replaced=outcome.replaced)
-
-    def _tell(self, record: Record, peers: Iterable[PeerId], except_for: tuple[PeerId, ...], replaced: Record | None) -> None:
-        """Have peers that it concerns told of a record when the present call ends, and others at the next heartbeats."""
-        key = record_key(record.peer_id, record.kind)
-        for peer_id in peers:
-            peer = self._peers[peer_id]
-            if peer_id in except_for or peer.misbehaved or peer.has.get(key, 0) >= record.sequence:
-                continue
-            if peer.scope is not None and record.kind in COMPARED and not self.horizon.concerns(peer.scope, record, replaced):
-                continue
-            self._pushes.add(peer_id, record)
-        if record.kind in COMPARED:
-            self._news.add(key, record.sequence)
-
-    def _push_news(self) -> None:
-        for peer_id, messages in self._pushes.taken():
-            self._send(peer_id, messages)
-
     # The mesh
 
     def _heartbeat(self, now: float) -> None:
@@ -435,33 +417,32 @@ class Gossip:
             self._look(now)
         if self.scope is not None and now >= self._shuffle_at:
             self._shuffle(now)
-        change = self._overlay.heartbeat(now)
+        change = self.overlay.heartbeat(now)
         for peer_id in change.grafted:
-            self._graft(peer_id)
+            self._graft(peer_id, now)
         for peer_id in change.pruned:
             self._prune(peer_id)
-        if scarce := self._news.heartbeat(self._config.copies_enough):
-            for peer_id in self._overlay.outside(self._config.degree_lazy):
-                self._send(peer_id, answer_messages(self.horizon.concerning(self._peers[peer_id].scope, scarce)))
-        if renewals := self._renewals.taken():
-            for peer_id in self._overlay.members:
-                fresh = fresh_for(peer_id, self._peers[peer_id], renewals, self.horizon)
-                self._send(peer_id, answer_messages(fresh))
+        for peer_id in self.scores.banned(now):
+            self._turned_away(peer_id, now)
+        self._spreading.announce(now)
 
     def _handle_link(
         self, peer_id: PeerId, peer: Conversation, message: Graft | Prune | Keep | ScopeTold | Seek, now: float
     ) -> None:
         match message:
             case Graft():
-                known = peer_id in self._overlay
-                if not self._overlay.handle_graft(peer_id, now):
+                known = peer_id in self.overlay
+                if not self.overlay.handle_graft(peer_id, now):
                     self._send(peer_id, [encode_message(Prune())])
                 elif not known:
-                    self._outputs.append(Grafted(peer_id))
+                    self._take_up(peer_id, now)
             case Prune():
-                if self._overlay.handle_prune(peer_id, now):
-                    self._outputs.append(Pruned(peer_id))
+                if self.overlay.handle_prune(peer_id, now):
+                    self._let_go(peer_id)
+                    for other in self.overlay.make_good(now):
+                        self._graft(other, now)
             case Keep(keeps=keeps):
+                self.overlay.handle_keeping(peer_id, keeps=keeps)
                 self._outputs.append(LinkKept(peer_id, keeps))
             case ScopeTold(scope=scope):
                 peer.scope, peer.view = scope, None
@@ -476,13 +457,31 @@ class Gossip:
             return
         self._outputs.append(BeatHeard(peer_id, self.reader.beat(message.payload)))
 
-    def _graft(self, peer_id: PeerId) -> None:
+    def _graft(self, peer_id: PeerId, now: float) -> None:
         self._send(peer_id, [encode_message(Graft())])
-        self._outputs.append(Grafted(peer_id))
+        self._take_up(peer_id, now)
 
     def _prune(self, peer_id: PeerId) -> None:
         self._send(peer_id, [encode_message(Prune())])
+        self._let_go(peer_id)
+
+    def _take_up(self, peer_id: PeerId, now: float) -> None:
+        self._spreading.audits.handle_grafted(peer_id, now)
+        self._outputs.append(Grafted(peer_id))
+
+    def _let_go(self, peer_id: PeerId) -> None:
+        self._spreading.audits.handle_pruned(peer_id)
         self._outputs.append(Pruned(peer_id))
+
+    def _turned_away(self, peer_id: PeerId, now: float) -> bool:
+        """Whether a peer has behaved so badly that its connection is to be closed."""
+        peer = self._peers[peer_id]
+        if not peer.misbehaved and self.scores.is_banned(peer_id, now):
+            peer.misbehaved = True
+            self._outputs.append(Misbehaved(peer_id, ErrorCode.FLOODING))
+            if self.overlay.handle_silent(peer_id):
+                self._let_go(peer_id)
+        return peer.misbehaved
 
     # The part of the mesh that is held
 
@@ -494,7 +493,7 @@ class Gossip:
             for peer_id in self._order:
                 self._peers[peer_id].view = None
                 self._send(peer_id, [encode_message(ScopeTold(self.scope))])
-            for peer_id in self._overlay.members:
+            for peer_id in self.overlay.members:
                 self._greet(peer_id, now)
 
     def _shuffle(self, now: float) -> None:
@@ -538,8 +537,10 @@ class Gossip:
                     self._send(peer_id, summary(held, self._table.compared, self._config.direct_entries_max))
             case Digest(hashes=hashes):
                 self._send(peer_id, differing(self._held(peer), hashes))
+            case Entries() if self.scores.is_ignored(peer_id, now):
+                pass
             case Entries(entries=entries, buckets=buckets):
-                self._renewals.handle_told(peer_id, entries)
+                self._spreading.handle_told(peer_id, entries, now)
                 if asked := self._wants.ask(peer_id, wanted(self._table, entries, self._luck), now):
                     self._send(peer_id, [encode_message(Want(asked))])
                 if buckets:
@@ -570,16 +571,17 @@ class Gossip:
             case Verdict.REFUSED:
                 self._outputs.append(RecordRefused(peer_id, ErrorCode.FLOODING))
             case Verdict.FLOODED:
-                self._blame(peer_id, self._peers[peer_id], ErrorCode.FLOODING)
+                self._blame(peer_id, self._peers[peer_id], ErrorCode.FLOODING, now)
         return False
 
-    def _blame(self, peer_id: PeerId, peer: Conversation, code: ErrorCode) -> None:
+    def _blame(self, peer_id: PeerId, peer: Conversation, code: ErrorCode, now: float) -> None:
         """Say once that a peer misbehaved; from then on it is neither heard nor told anything."""
         if not peer.misbehaved:
             peer.misbehaved = True
+            self.scores.handle_invalid(peer_id, now)
             self._outputs.append(Misbehaved(peer_id, code))
-            if self._overlay.handle_silent(peer_id):
-                self._outputs.append(Pruned(peer_id))
+            if self.overlay.handle_silent(peer_id):
+                self._let_go(peer_id)
 
     def _send(self, peer_id: PeerId, messages: Iterable[bytes]) -> None:
         peer = self._peers.get(peer_id)

@@ -67,10 +67,15 @@ class Wants:
         del self._under_way[peer_id]
         self._came_at.pop(peer_id, None)
 
-    def handle_timer(self, now: float) -> None:
-        """Gives up what has not come in time."""
+    def handle_timer(self, now: float) -> list[PeerId]:
+        """Gives up what has not come in time; returns who has sent nothing at all since being asked for it."""
+        silent: dict[PeerId, None] = {}
         for key in [key for key, asks in self._asked.items() if asks[0].give_up_at <= now]:
+            for ask in self._asked[key]:
+                if ask.give_up_at <= now and self._came_at.get(ask.peer_id, ask.at) <= ask.at:
+                    silent[ask.peer_id] = None
             self._keep(key, tuple(ask for ask in self._asked[key] if now < ask.give_up_at))
+        return list(silent)
 
     def _may_ask(self, peer_id: PeerId, before: tuple[_Asked, ...], now: float) -> bool:
         """Whether a peer may be asked too: all who were asked have been silent for a while, and are not too many."""

@@ -44,17 +44,26 @@ def superfluous(
     return surplus, max(0, min(len(surplus), config.surplus_at_once, too_many))
 
 
-def is_refused(count: int, peer: Peer | None, config: MembershipConfig, now: float) -> bool:
-    """Whether a peer that connects is not let in.
+def seats_for_near(config: MembershipConfig) -> int:
+    """How many are kept at most before one that dialled here is not kept for being near: the rest is for whom this node dials."""
+    return max(config.near_max, config.connections_max - config.far_max - config.beyond_max - config.dials_max)
+
+
+def is_refused(count: int, peer: Peer | None, config: MembershipConfig, now: float, *, own: bool = False) -> bool:
+    """Whether a peer that connects is not let in; the last places are for those whom this node dials itself.
 
     Args:
         count: how many are connected.
         peer: what is known of the one that comes, None for a stranger.
         config: the bounds.
         now: monotonic seconds.
+        own: whether this node has dialled it.
     """
-    if count < config.crowded_max or count >= config.open_max:
+    if own:
         return count >= config.open_max
+    limit = config.open_max - (config.open_max - config.crowded_max) // 4
+    if count < config.crowded_max or count >= limit:
+        return count >= limit
     return peer is not None and peer.turned_away >= config.visits_max and now < peer.shunned_until
 
 

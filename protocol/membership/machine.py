@@ -31,7 +31,7 @@ from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.membership.bootstrap import Bootstrap
-from protocol.membership.crowd import is_refused, kept, leavers, shunned_s, superfluous
+from protocol.membership.crowd import is_refused, leavers, seats_for_near, shunned_s, superfluous
 from protocol.membership.events import (
     Connect,
     Disconnect,
@@ -54,13 +54,7 @@ class Membership:
     """The machine; see the module's docstring."""
 
     def __init__(self, config: MembershipConfig, own: PeerId, luck: Luck) -> None:
-        """Starts with no peers.
-
-        Args:
-            config: bounds and intervals.
-            own: this node's peer id, never dialled.
-            luck: randomness for the jitter of the back-off and for far links.
-        """
+        """Starts with no peers; `own` is this node's peer id, never dialled, and `luck` for back-offs and far links."""
         self._config = config
         self._own = own
         self._luck = luck
@@ -72,6 +66,7 @@ class Membership:
         self._under_way: TimerQueue[Target] = TimerQueue()  # with the time at which the dial is given up
         self._declining: TimerQueue[PeerId] = TimerQueue()  # when a silent peer falls to its next stage
         self._bootstrap = Bootstrap(config.bootstrap_max)
+        self._seats = 0  # connections that this node wants to keep
         self._ranked_at = float("-inf")
         self._outputs: deque[Output] = deque()
         self.outputs = self._outputs  # for who drains several machines at once
@@ -127,15 +122,11 @@ class Membership:
     def handle_connected(self, peer_id: PeerId, now: float, target: Target | None = None) -> None:
         """Notes an open connection; the same one may be noted again, with the target of a dial that ended on it.
 
-        Where it may not be open it is closed, and the peer does not count as connected.
-
-        Args:
-            peer_id: who is at the other end, as TLS has proven.
-            now: monotonic seconds.
-            target: the target of the `Connect` that led here; None when the peer dialled.
+        Where it may not be open it is closed, and the peer does not count as connected. `target` is that of the `Connect` that
+        led here; None when the peer dialled.
         """
         strange = peer_id != self._own and peer_id not in self._connected
-        if strange and is_refused(len(self._connected), self._peers.get(peer_id), self._config, now):
+        if strange and is_refused(len(self._connected), self._peers.get(peer_id), self._config, now, own=target is not None):
             if target is not None:
                 self._drop_dial(target)
             self._outputs.append(Disconnect(peer_id, ErrorCode.SURPLUS))
@@ -153,6 +144,7 @@ class Membership:
                 self._choose_link(peer_id, peer, dialled=target is not None)
             elif peer.link is not Link.NONE:
                 self._outputs.append(KeepLink(peer_id, keeps=True))  # a new stream, or another life of the peer
+            peer.dialled = peer.dialled or target is not None
             peer.suspected_since, peer.gone_because, peer.in_question = None, None, False
             self._declining.discard(peer_id)
             self._judge(peer_id, peer, now)
@@ -166,7 +158,8 @@ class Membership:
         settled = now - peer.connected_at >= self._config.settled_s
         surplus = code is ErrorCode.SURPLUS and peer.suspected_since is None
         peer.wanted = peer.link is not Link.NONE and not surplus
-        peer.connected_at, peer.link, peer.in_question, peer.leaving = None, Link.NONE, False, False
+        self._seats -= peer.link is not Link.NONE
+        peer.connected_at, peer.link, peer.in_question, peer.leaving, peer.dialled = None, Link.NONE, False, False, False
         self._connected.discard(peer_id)
         peer.turned_away = peer.turned_away + 1 if surplus and not settled else 0
         if surplus:
@@ -283,7 +276,7 @@ class Membership:
         peer = self._peers.get(peer_id)
         if peer is None or peer.connected_at is None or peer.link is not Link.NONE or peer.connected_at < self._ranked_at:
             return
-        if kept(self._here()) < self._config.connections_max:  # until enough are known everybody seems near
+        if self._seats < seats_for_near(self._config):  # until enough are known everybody seems near
             self._set_link(peer_id, peer, Link.NEAR)
 
     def handle_ranking(
@@ -315,7 +308,7 @@ class Membership:
                 places -= 1
             elif peer.link is not Link.FAR and peer_id not in tried:
                 self._set_link(peer_id, peer, Link.NEAR if peer_id in near or self._is_small() else Link.NONE)
-        if not self._is_small():
+        if not (self._is_small() and self._connected):  # who has lost everybody begins anew with some
             self._dial_some(near, tried, outside, now)
         surplus, count = superfluous(self._here(), in_use, config, now)
         for peer_id in self._luck.sample(surplus, count):
@@ -369,6 +362,10 @@ class Membership:
     def listeners(self) -> list[PeerId]:
         """The connected peers that want to hear this node's beats, in the order of their ids."""
         return sorted(peer_id for peer_id in self._connected if self._peers[peer_id].kept_by_peer)
+
+    def is_dialled(self, peer_id: PeerId) -> bool:
+        """Whether a connected peer was dialled by this node."""
+        return peer_id in self._connected and self._peers[peer_id].dialled
 
     def is_far(self, peer_id: PeerId) -> bool:
         """Whether a connected peer was chosen at random; in a small mesh everybody counts as that."""
@@ -462,6 +459,7 @@ class Membership:
 
     def _set_link(self, peer_id: PeerId, peer: Peer, link: Link) -> None:
         if (peer.link is Link.NONE) is not (link is Link.NONE):
+            self._seats += 1 if peer.link is Link.NONE else -1
             self._outputs.append(KeepLink(peer_id, keeps=link is not Link.NONE))
         peer.link = link
 
@@ -550,7 +548,9 @@ class Membership:
     def _may_dial(self) -> bool:
         """Whether one more dial is within the bounds."""
         under_way = len(self._under_way)
-        return under_way < self._config.dials_max and under_way + len(self._connected) < self._config.connections_max
+        if under_way >= self._config.dials_max or under_way + len(self._connected) >= self._config.open_max:
+            return False
+        return under_way + self._seats < self._config.connections_max
 
     def _is_proven(self, target: Target) -> bool:
         """Whether somebody is known to be, or to have been, where a dial leads."""

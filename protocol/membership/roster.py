@@ -52,6 +52,7 @@ class Peer:
     gone_because: str | None = None
     gone_at: float | None = None  # when it was declared gone for its silence
     link: Link = Link.NONE
+    dialled: bool = False  # a dial of this node has ended on the connection
     kept_by_peer: bool = False
     leaving: bool = False  # told to go, and still connected
     turned_away: int = 0  # connections in a row that it closed as surplus before they were settled

@@ -188,13 +188,16 @@ class Node:
         self.membership.add_bootstrap(addresses, now)
         self._settle(now)
 
-    def handle_connected(self, peer_id: PeerId, now: float, target: membership.Target | None = None) -> None:
+    def handle_connected(
+        self, peer_id: PeerId, now: float, target: membership.Target | None = None, origin: bytes | None = None
+    ) -> None:
         """Notes a connection to a peer that speaks the mesh's protocols; a new stream on it, or a dial that ends on it, again."""
         if self.membership.is_crowded and not self.membership.is_connected(peer_id):
             self.membership.make_room(now, (*self.gossip.mesh(), *self.forwarding.busy()), self.gossip.fed(now))
         self.membership.handle_connected(peer_id, now, target)
         if self.membership.is_connected(peer_id):
-            self.gossip.handle_connected(peer_id, now, far=self.membership.is_far(peer_id))
+            far, dialled = self.membership.is_far(peer_id), self.membership.is_dialled(peer_id)
+            self.gossip.handle_connected(peer_id, now, far=far, dialled=dialled, origin=origin)
             self.suspicion.acquit(record_key(peer_id, RecordKind.CARD), now)
             if self.probe.liveness(peer_id) is not Liveness.ALIVE:
                 self.probe.handle_connected(peer_id, now)
@@ -223,8 +226,7 @@ class Node:
         if not self.membership.is_connected(peer_id):
             return
         self.membership.handle_connected(peer_id, now)
-        self.gossip.handle_disconnected(peer_id, now)
-        self.gossip.handle_connected(peer_id, now, far=self.membership.is_far(peer_id))
+        self.gossip.handle_replaced(peer_id, now)
         self.suspicion.acquit(record_key(peer_id, RecordKind.CARD), now)
         self.probe.handle_connected(peer_id, now)
         self._settle(now)
@@ -247,13 +249,7 @@ class Node:
     # Requests
 
     def rank(self, request: InferenceRequest, now: float, from_peer: PeerId | None = None) -> RouteReport:
-        """Ranks all nodes that may be asked; the report keeps the reasons.
-
-        Args:
-            request: what is asked for.
-            now: monotonic seconds.
-            from_peer: the peer that forwarded it, who is not asked again.
-        """
+        """Ranks all nodes that may be asked; the report keeps the reasons. `from_peer` forwarded it, and is not asked again."""
         in_flight, own_error = self.forwarding.in_flight, self.vivaldi.coordinate.error
         candidates = [own_candidate(self.peer_id, self.announcer, in_flight(self.peer_id))]
         if request.hops_left > 0:  # otherwise nobody else may be asked
@@ -390,6 +386,9 @@ class Node:
         self._near_within_s = nearest.within_s
         in_use = (*self.gossip.mesh(), *self.forwarding.busy())
         self.membership.handle_ranking(nearest.seated, in_use, now, self.gossip.beyond(), nearest.seeming)
+        for peer in self.membership.connected():
+            far, dialled = self.membership.is_far(peer), self.membership.is_dialled(peer)
+            self.gossip.overlay.handle_dialled(peer, far=far, dialled=dialled)
         self._settle(now)
 
     def next_output(self) -> Output | None:
@@ -581,7 +580,7 @@ class Node:
 
     def _take_sample(self, peer: PeerId, rtt_s: float, told: Coordinate | None, now: float) -> None:
         """Moves the coordinate by a round trip and the place told with it, and keeps the connection of a peer that is near."""
-        if rtt_s <= self._near_within_s:
+        if rtt_s <= self._near_within_s and self.table.serving(peer) is not None:  # who has no card gets no work, and no seat
             self.membership.handle_near(peer)
         if told is not None and self.membership.is_connected(peer):
             self._places[peer] = told

@@ -15,7 +15,9 @@ from protocol.node import NodeConfig
 
 OWN, *PEERS = sorted(Identity.from_seed(n.to_bytes(2, "big") * 16).peer_id for n in range(200))
 CONFIG = MembershipConfig(small_mesh=4, near_max=6, far_max=2, connections_max=12, crowded_max=16, open_max=24)
-FULL = PEERS[: CONFIG.open_max]
+RESERVED = 2
+"""Places that are for those whom a node dials itself, a count: a quarter of those between crowded and full."""
+FULL = PEERS[: CONFIG.open_max - RESERVED]
 
 
 def address(number: int) -> Multiaddr:
@@ -88,7 +90,7 @@ def test_nobody_is_told_to_go_twice_and_no_more_than_are_too_many() -> None:
     told: list[PeerId] = []
     for stranger in PEERS[100:120]:
         told += [peer_id for peer_id in comes(membership, stranger, now) if peer_id != stranger]
-    assert len(set(told)) == len(told) == CONFIG.open_max + 1 - CONFIG.crowded_max
+    assert len(set(told)) == len(told) == CONFIG.open_max - RESERVED + 1 - CONFIG.crowded_max
     for peer_id in told:
         membership.handle_disconnected(peer_id, ErrorCode.SURPLUS, now)
     assert not membership.is_crowded
@@ -223,6 +225,9 @@ def test_dial_that_ends_at_a_node_that_has_become_full_is_over() -> None:
     membership.add_bootstrap([address(50)], 0.0)
     for peer_id in FULL:
         membership.handle_connected(peer_id, 1.0)
+    for peer_id in PEERS[60 : 60 + RESERVED]:  # the last places are for those whom the node dials
+        membership.handle_connected(peer_id, 1.0, peer_id)
+    assert told_to_go(membership) == []
     membership.handle_connected(PEERS[50], 1.1, PEERS[50])
     assert told_to_go(membership) == [PEERS[50]]
     assert membership.next_timer() is None

@@ -34,10 +34,10 @@ def changes_since(world, since):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_mesh_comes_to_rest(seed):
     world, nodes = joined_world(seed=seed)
-    world.run(until=20.0)
+    world.run(until=30.0)  # of 40 seeds one is at rest at 20 s only, the others sooner
     check_the_mesh(world, nodes)
     world.run(until=80.0)
-    assert changes_since(world, 20.0) == []
+    assert changes_since(world, 30.0) == []
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -9,6 +9,7 @@ from record_strategies import IDENTITIES
 
 from protocol.gossip import GossipConfig
 from protocol.gossip.overlay import Maintenance, Overlay
+from protocol.gossip.score import PeerScores, ScoreConfig
 
 CONFIG = GossipConfig()
 PEERS = [identity.peer_id for identity in IDENTITIES]
@@ -16,7 +17,7 @@ PEERS = [identity.peer_id for identity in IDENTITIES]
 
 def overlay(far=0, near=0, seed=1, **config):
     """An overlay that knows some peers and, at first, holds none of their links."""
-    made = Overlay(GossipConfig(**config), random.Random(seed))
+    made = Overlay(GossipConfig(**config), random.Random(seed), PeerScores(ScoreConfig()))
     for index in range(far + near):
         made.handle_connected(PEERS[index], 0.0, far=index < far)
         made.handle_silent(PEERS[index])
@@ -26,7 +27,7 @@ def overlay(far=0, near=0, seed=1, **config):
 
 
 def test_connected_peers_are_taken_until_there_are_enough():
-    made = Overlay(CONFIG, random.Random(1))
+    made = Overlay(CONFIG, random.Random(1), PeerScores(ScoreConfig()))
     taken = [made.handle_connected(peer_id, 0.0, far=False) for peer_id in PEERS[:8]]
     assert taken == [True] * CONFIG.degree + [False] * 4
     assert made.members == sorted(PEERS[: CONFIG.degree])
@@ -115,9 +116,9 @@ def test_a_silent_peer_is_not_chosen_until_it_is_heard():
     made = overlay(near=2)
     made.handle_silent(PEERS[0])
     assert made.heartbeat(1.0).grafted == (PEERS[1],)
-    assert made.outside(10) == []
+    assert made.outside(10, 0.0) == []
     made.handle_heard(PEERS[0])
-    assert made.outside(10) == [PEERS[0]]
+    assert made.outside(10, 0.0) == [PEERS[0]]
     assert made.heartbeat(2.0).grafted == (PEERS[0],)
 
 
@@ -136,14 +137,14 @@ def test_a_peer_that_is_gone_is_forgotten_with_its_back_off():
     assert made.handle_connected(PEERS[0], 1.0, far=False)
     assert made.handle_disconnected(PEERS[0])
     assert PEERS[0] not in made
-    assert made.outside(10) == []
+    assert made.outside(10, 0.0) == []
 
 
 def test_those_outside_are_told_apart_from_the_members_and_counted():
     made = overlay(near=10)
     made.heartbeat(1.0)
-    assert sorted([*made.members, *made.outside(100)]) == sorted(PEERS[:10])
-    assert len(made.outside(3)) == 3
+    assert sorted([*made.members, *made.outside(100, 0.0)]) == sorted(PEERS[:10])
+    assert len(made.outside(3, 0.0)) == 3
 
 
 CALLS = st.lists(
@@ -159,7 +160,7 @@ CALLS = st.lists(
 
 @given(CALLS)
 def test_whatever_happens_links_lead_to_connected_peers_and_are_bounded(calls):
-    made, connected, silent, now = Overlay(CONFIG, random.Random(1)), set(), set(), 0.0
+    made, connected, silent, now = Overlay(CONFIG, random.Random(1), PeerScores(ScoreConfig())), set(), set(), 0.0
     for call, who, far, elapsed_s in calls:
         now += elapsed_s
         peer_id, before = PEERS[who], list(made.members)
@@ -193,4 +194,4 @@ def test_whatever_happens_links_lead_to_connected_peers_and_are_bounded(calls):
         assert set(made.members) <= connected
         assert silent.isdisjoint(made.members)
         assert len(made.members) <= CONFIG.degree_max + 1
-        assert set(made.outside(100)) == connected - silent - set(made.members)
+        assert set(made.outside(100, 0.0)) == connected - silent - set(made.members)

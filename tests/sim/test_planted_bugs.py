@@ -16,7 +16,9 @@ from protocol.coordinates import CoordinateConfig
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
+from protocol.gossip.audits import AuditConfig
 from protocol.gossip.overlay import Overlay
+from protocol.gossip.score import ScoreConfig as GossipScoreConfig
 from protocol.membership import Membership, MembershipConfig
 from protocol.node import Node, NodeConfig
 from protocol.node.config import RelayConfig
@@ -61,6 +63,8 @@ SMALL = replace(
         peers_max=16,
         direct_entries_max=64,
         history_max=64,
+        scores=GossipScoreConfig(retained_max=64),
+        audits=AuditConfig(pending_max=64),
     ),
     membership=MembershipConfig(peers_max=64, connections_max=64, open_max=16),
     suspicion=SuspicionConfig(accusers_max=64, subjects_max=16),
@@ -190,8 +194,8 @@ class NeverDialsAgain(Node):
 
 
 class TellsOfEveryConnection(Node):
-    def handle_connected(self, peer_id, now, target=None):
-        super().handle_connected(peer_id, now, target)
+    def handle_connected(self, peer_id, now, target=None, origin=None):
+        super().handle_connected(peer_id, now, target, origin)
         if self.membership.is_connected(peer_id):
             self._outputs.append(membership.PeerJoined(peer_id))
 
@@ -258,8 +262,8 @@ def remembers_what_expired(patch: pytest.MonkeyPatch) -> MakeNode:
 
 
 def never_grafts(patch: pytest.MonkeyPatch) -> MakeNode:
-    patch.setattr(Overlay, "handle_connected", lambda self, peer_id, now, *, far: False)
-    patch.setattr(Overlay, "_choose", lambda self, count: [])
+    patch.setattr(Overlay, "handle_connected", lambda self, peer_id, now, *, far, dialled: False)
+    patch.setattr(Overlay, "_candidates", lambda self, now: [])
     return Node
 
 

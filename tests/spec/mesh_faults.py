@@ -291,7 +291,7 @@ def _(service, patch):
 
 @fault("holds any number of links", "ISO-GOS-020", "ISO-GOS-021")
 def _(service, patch):
-    overlay = service.node.gossip._overlay
+    overlay = service.node.gossip.overlay
     overlay._config = replace(overlay._config, degree_max=1000)
 
 
@@ -302,7 +302,7 @@ def _(service, patch):
 
 @fault("refuses who gave a link back", "ISO-GOS-022")
 def _(service, patch):
-    overlay = service.node.gossip._overlay
+    overlay = service.node.gossip.overlay
     prune = overlay.handle_prune
 
     def offended(peer_id, now):
@@ -314,7 +314,7 @@ def _(service, patch):
 
 @fault("prunes who asks twice", "ISO-GOS-020", "ISO-GOS-022")
 def _(service, patch):
-    overlay = service.node.gossip._overlay
+    overlay = service.node.gossip.overlay
     graft = overlay.handle_graft
     asked = set()
 

@@ -11,6 +11,7 @@ from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.gossip.events import GossipConfig
 from protocol.gossip.overlay import Overlay
+from protocol.gossip.score import PeerScores
 from protocol.identity import Identity
 from protocol.inference import Accepted, AnswerOrder, Finished, TextDelta
 from protocol.libp2p.multistream import Listener, MultistreamConfig
@@ -83,7 +84,7 @@ class Link:
 
     def __init__(self) -> None:
         self.config = GossipConfig()
-        self.overlay = Overlay(self.config, random.Random(1))
+        self.overlay = Overlay(self.config, random.Random(1), PeerScores(self.config.scores))
         self.now = 0.0
         self.sent: list[str] = []
         self.fill(self.config.degree)

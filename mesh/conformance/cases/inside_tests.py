@@ -84,6 +84,7 @@ _TABLE = "tests/protocol/test_table.py::"
 _REFUSED = "tests/protocol/test_refused_records.py::"
 _ANNOUNCER = "tests/protocol/test_announcer.py::"
 _GOSSIP = "tests/protocol/test_gossip_machine.py::"
+_CONDUCT = "tests/protocol/test_gossip_conduct.py::"
 _HORIZON = "tests/protocol/test_horizon.py::"
 _SUSPICION = "tests/protocol/test_suspicion.py::"
 _MEMBERSHIP = "tests/protocol/test_membership.py::"
@@ -152,6 +153,12 @@ inside(
     "as ISO-GOS-037",
     _HORIZON + "test_what_is_beyond_the_scope_is_taken_when_asked_for_only",
     _HORIZON + "test_an_answer_that_comes_too_late_is_not_taken",
+)
+
+inside(
+    "ISO-GOS-045",
+    "which cards are held back is the node's own luck",
+    _CONDUCT + "test_card_that_is_left_to_a_peer_is_pushed_to_it_when_it_does_not_come",
 )
 
 # Chapter 5
