@@ -60,8 +60,14 @@ OPEN = {
 }
 """Classes that the simulator's hostile peers and its shared reader refine: the compiler has to be told that they may be."""
 
-LOOSE = {"sim/process.py": (("import TYPE_CHECKING\n", "import TYPE_CHECKING, Any\n"), ("node: Node =", "node: Any ="))}
-"""Fields that may hold what behaves as it should and is of no such class (a core on a clock of its own)."""
+LOOSE = {
+    "sim/process.py": (
+        ("import TYPE_CHECKING\n", "import TYPE_CHECKING, Any\n"),
+        ("node: Node =", "node: Any ="),
+        ("Sequencer], Node]", "Sequencer], Any]"),
+    )
+}
+"""Fields that may hold what behaves as it should and is of no such class (a core on a clock of its own, a sybil)."""
 
 _SLOTS = re.compile(r"^(@dataclass\(.*?)(, slots=True|slots=True, |slots=True)", re.MULTILINE)
 """How a data class asks for slots: that makes the class anew, and what comes out of it is no compiled class; those have no
