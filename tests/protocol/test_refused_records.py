@@ -23,8 +23,8 @@ from protocol.table import Accepted, Floor, PeerTable, Stale, TableConfig, recor
 PEER, OTHER = IDENTITIES[1], IDENTITIES[2]
 ACCOUNTS = {"stale", "_refused", "misbehaved", "outputs", "_outputs"}
 """What a refusal may move: counters, the hashes of envelopes known to be bad, and whether their sender is heard any more."""
-LINKS = {"_overlay"}
-"""What it also moves where the sender is to blame: the link to it."""
+LINKS = {"overlay", "_overlay", "scores", "_scores"}
+"""What it also moves where the sender is to blame: the link to it, and what is thought of it."""
 
 
 def state_of(value: object, but: set[str], seen: tuple[int, ...] = ()) -> object:
