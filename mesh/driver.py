@@ -18,7 +18,7 @@ from mesh.telemetry import Telemetry
 from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
 from protocol import forwarding, gossip, membership, probe, pubsub
 from protocol.budget import Verdict
-from protocol.conduct import Account
+from protocol.conduct import Account, Prefix, prefix_of
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.identity import PeerId, peer_id_text
@@ -78,6 +78,7 @@ class Driver:
         self._telemetry = telemetry
         self._reserve = reserve
         self._on_forwarding = on_forwarding
+        self.counts_origins = True
         self.on_turned_away: Callable[[str, int], None] = lambda _who, _code: None
         self._suspended_s = transport.machine.suspended_s()
         self._outboxes: dict[PeerId, _Speech] = {}
@@ -271,8 +272,19 @@ class Driver:
             return
         self.strangers.end(peer_id)  # it was taken for one before it spoke gossip
         for target in self._targets.pop(peer_id, (None,)):
-            self._node.handle_connected(peer_id, self.now, target)
+            self._node.handle_connected(peer_id, self.now, target, self._origin(peer_id))
         self.settle()
+
+    def _origin(self, peer_id: PeerId) -> Prefix | None:
+        """The prefix by which many peers at one place are held against them; None where that is no offence.
+
+        In a private network every peer is there by its owner's word, and a whole site may sit behind one address.
+        """
+        transport = self._transport
+        remote = transport.connections[peer_id].remote
+        if not self.counts_origins or remote.protocol not in ("ip4", "ip6"):
+            return None
+        return prefix_of(remote.host, transport.config.endpoint.own_networks)
 
     def _dials_failed(self, peer_id: PeerId) -> None:
         """Tells the core that the dials which led to this peer led to nobody who speaks the mesh's protocols."""

@@ -170,7 +170,7 @@ class Service:
         Raises:
             StartError: the QUIC engine asked for is not there.
         """
-        self._config = config
+        self._config, self._gate = config, gate
         self._store = store
         self._engines = engines
         self._telemetry = telemetry
@@ -184,7 +184,6 @@ class Service:
             quic_engine = choose_engine(named, untrusted=config.is_open)
         except LocalProtocolError as error:
             raise StartError(error.detail) from error
-        self._gate = gate
         core = CoreConfig(
             network_id=config.network if gate is None else gate.network_id,
             agent=agent,
@@ -203,6 +202,7 @@ class Service:
         telemetry.tell_holds(self.transport.holds.longest_s)
         self.dispatcher = Dispatcher(self.node, self.transport, engines, telemetry, identity)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
+        self.driver.counts_origins = gate is None
         self.sealing = Sealing(self.node, self.transport, telemetry, identity, self._limits, relays=config.relay)
         self.sealing.is_draining = lambda: self.dispatcher.draining
         self.dispatcher.attach(self.driver, self.sealing)
