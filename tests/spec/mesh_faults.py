@@ -328,8 +328,9 @@ def _(service, patch):
 
 @fault("sends news back to whom it came from", "ISO-GOS-025")
 def _(service, patch):
-    tell = service.node.gossip._tell
-    service.node.gossip._tell = lambda record, peers, except_for, replaced: tell(record, peers, (), replaced)
+    spreading = service.node.gossip._spreading
+    tell = spreading._tell
+    spreading._tell = lambda record, peers, except_for, replaced: tell(record, peers, (), replaced)
 
 
 @fault("pushes cards that are only renewed", "ISO-GOS-026")

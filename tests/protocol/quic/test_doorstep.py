@@ -166,7 +166,7 @@ def test_spoofed_first_packets_keep_out_nobody_of_another_prefix(engine):
     assert sent == 10_000
     assert endpoint.n_connections == 1
     assert endpoint.counters.retries > 9_000
-    assert len(endpoint._doorstep._unproven) <= 64 + 20 * 2 + 1
+    assert len(endpoint._doorstep._unproven) <= 24 + 20 * 2 + 1
 
 
 def test_honest_first_packets_from_forged_addresses_leave_room_for_who_proves_itself():
