@@ -210,13 +210,13 @@ def encode_base32(data: bytes) -> str:
     return base64.b32encode(data).decode("ascii").rstrip("=").lower()
 
 
-def decode_base32(text: str) -> bytes:
-    """Decode lower-case base32 text of at most `BASE_TEXT_CHARACTERS_MAX` characters without padding and prefix.
+def decode_base32(text: str, characters_max: int = BASE_TEXT_CHARACTERS_MAX) -> bytes:
+    """Decode lower-case base32 text of at most `characters_max` characters without padding and prefix.
 
     Raises:
         LocalProtocolError: MALFORMED, for another character, an impossible length or spare bits that are not zero.
     """
-    _check_text_length(text)
+    _check_text_length(text, characters_max)
     try:
         data = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
     except (binascii.Error, ValueError) as fault:
@@ -226,7 +226,7 @@ def decode_base32(text: str) -> bytes:
     return data
 
 
-def _check_text_length(text: str) -> None:
-    if len(text) > BASE_TEXT_CHARACTERS_MAX:
-        detail = f"the text has {len(text)} characters; the limit is {BASE_TEXT_CHARACTERS_MAX}"
+def _check_text_length(text: str, characters_max: int = BASE_TEXT_CHARACTERS_MAX) -> None:
+    if len(text) > characters_max:
+        detail = f"the text has {len(text)} characters; the limit is {characters_max}"
         raise LocalProtocolError(ErrorCode.MALFORMED, detail)

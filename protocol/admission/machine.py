@@ -184,11 +184,6 @@ class Admission:
         """The newest notice of one signer of this network."""
         return self._notices.get((self.root, kind, signer))
 
-    def is_revoked(self, peer_id: PeerId, owner: str, admitted_s: int) -> bool:
-        """Whether a member of this network has to be admitted anew."""
-        revoked = self._revoked.get((self.network_id, peer_id))
-        return revoked is not None and self._covers(revoked, owner, admitted_s)
-
     # Federation
 
     def networks(self, wall_s: float) -> dict[str, Federated]:

@@ -24,7 +24,7 @@ from protocol.admission.config import (
     USES_MAX,
 )
 from protocol.admission.values import Token
-from protocol.encoding import encode_base32
+from protocol.encoding import decode_base32, encode_base32
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.identity import Identity, public_key_of
 from protocol.multiaddr import MULTIADDR_BYTES_MAX, Multiaddr
@@ -173,23 +173,17 @@ def _parse(prefix: str, what: str, text: str) -> bytes:
     strange = next((character for character in body if character not in _ALPHABET), None)
     if strange is not None:
         raise _unreadable(what, f"it holds {strange!r}, which none does")
-    data = _decode_base32(body)
-    if len(data) <= CHECKSUM_BYTES or encode_base32(data) != body or _checksum(data[:-CHECKSUM_BYTES]) != data[-CHECKSUM_BYTES:]:
+    try:
+        data = decode_base32(body, TEXT_LENGTH_MAX)
+    except LocalProtocolError:
+        data = b""
+    if len(data) <= CHECKSUM_BYTES or _checksum(data[:-CHECKSUM_BYTES]) != data[-CHECKSUM_BYTES:]:
         raise _unreadable(what, "a character is missing, wrong or too many")
     return data[:-CHECKSUM_BYTES]
 
 
 def _checksum(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:CHECKSUM_BYTES]
-
-
-def _decode_base32(body: str) -> bytes:
-    """Whole bytes of lower-case base32 without padding (RFC 4648 section 6); the checksum says whether they are right."""
-    value = 0
-    for character in body:
-        value = value << 5 | _ALPHABET.index(character)
-    n_bits = 5 * len(body)
-    return (value >> n_bits % 8).to_bytes(n_bits // 8, "big")
 
 
 def _unreadable(what: str, detail: str) -> LocalProtocolError:

@@ -1,18 +1,14 @@
 """The list of everything in the product that reads bytes which somebody else has written, and how each is tried.
 
-`HARNESSES` are tried by `make fuzz`, and their corpus by the fast tests. `APART` are the functions that `fuzz_scan` finds and
-that need no harness, with the reason. `test_fuzz_decoders.py` holds both against the code: a new decoder without a harness or a
-reason fails there, and so does a harness that does not reach what it claims.
+`HARNESSES` are tried by `make fuzz`, and their corpus by the fast tests; `fuzz_seeds` has what they begin with. `fuzz_apart`
+names the functions that `fuzz_scan` finds and that need no harness. `test_fuzz_decoders.py` holds both against the code: a new
+decoder without a harness or a reason fails there, and so does a harness that does not reach what it claims.
 """
 
-import json
-import random
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 for folder in (ROOT, ROOT / "tests" / "protocol" / "quic", ROOT / "tests" / "fuzz"):
@@ -24,6 +20,27 @@ import fuzz_live  # noqa: E402
 import fuzz_sealing  # noqa: E402
 from fuzz_dear import DEAR  # noqa: E402
 from fuzz_oracle import Harness, either  # noqa: E402
+from fuzz_seeds import (  # noqa: E402
+    AUTHOR,
+    WALL_S,
+    WIDE,
+    of,
+    of_answers,
+    of_beats,
+    of_bodies,
+    of_certificates,
+    of_gossip,
+    of_identify,
+    of_keys,
+    of_multiaddrs,
+    of_multistream,
+    of_peer_records,
+    of_places,
+    of_records,
+    of_traces,
+    some,
+    with_choice,
+)
 
 from mesh.engines.base import EngineError  # noqa: E402
 from mesh.engines.body import read_embedding_body, read_json, read_text_body  # noqa: E402
@@ -40,9 +57,7 @@ from protocol.gossip import GOSSIP_PROTOCOL  # noqa: E402
 from protocol.gossip.beats import decode_beat  # noqa: E402
 from protocol.gossip.messages import MESSAGE_BYTES_MAX, decode_message, in_pieces  # noqa: E402
 from protocol.identity import (  # noqa: E402
-    Identity,
     decode_public_key,
-    make_certificate,
     parse_peer_id,
     peer_id_from_bytes,
     verify_certificate,
@@ -64,18 +79,8 @@ from protocol.wire.inference import PROTOCOL_ID, decode_reply, decode_request  #
 
 REMOTE = (RemoteProtocolError,)
 BOTH = (RemoteProtocolError, LocalProtocolError)
-WALL_S = 1_800_000_000.0
-AUTHOR = Identity.from_seed(bytes([7]) * 32)
-WIDE = PackingLimits(size_bytes_max=1 << 20, depth_max=64, values_max=100_000)
-VECTORS = ROOT / "docs" / "spec" / "vectors"
 GATEWAY = GatewayConfig()
 FEATURES = tuple(Feature)
-
-
-def vectors(name: str) -> dict[str, Any]:
-    """A file of the specification's vectors."""
-    told: dict[str, Any] = json.loads((VECTORS / f"{name}.json").read_text())
-    return told
 
 
 def chosen(data: bytes, count: int) -> tuple[int, bytes]:
@@ -290,166 +295,6 @@ def engine_answer(_state: None, data: bytes) -> object:
     return events
 
 
-# Seeds
-
-
-def some(*names: str) -> Callable[[], list[bytes]]:
-    """Texts as bytes."""
-    return lambda: [name.encode() for name in names]
-
-
-def of_records() -> list[bytes]:
-    """Envelopes of the vectors as they are, and their payloads."""
-    told = vectors("records")
-    seeds = [b"\x00" + bytes.fromhex(row["envelope"]) for row in told["valid"] + told["invalid"]]
-    for row in told["valid"]:
-        header = unpack(bytes.fromhex(row["envelope"])[64:], WIDE)
-        assert isinstance(header, list)
-        which = {"card": 1, "edges": 2, "verdict": 3}[row["kind"]]
-        seeds.append(bytes([which]) + bytes(header[6]))  # type: ignore[arg-type]
-    return seeds
-
-
-def of(name: str, *lists: str, field: str) -> Callable[[], list[bytes]]:
-    """One field of every row of some lists of the vectors."""
-    return lambda: [bytes.fromhex(row[field]) for which in lists for row in vectors(name)[which]]
-
-
-def with_choice(seeds: Callable[[], list[bytes]], *choices: int) -> Callable[[], list[bytes]]:
-    """Every seed behind every choice."""
-    return lambda: [bytes([choice]) + seed for seed in seeds() for choice in choices]
-
-
-def of_identify() -> list[bytes]:
-    """Identify streams, from the vectors and by hand."""
-    told = vectors("identity")
-    found = [value for part in ("identify", "identify_push", "identify_with_path") for value in told[part].values()]
-    seeds = [bytes.fromhex(value) for value in found if isinstance(value, str) and _is_hex(value)]
-    return seeds + [encoding.encode_frame(seed) for seed in seeds]
-
-
-def _is_hex(text: str) -> bool:
-    try:
-        bytes.fromhex(text)
-    except ValueError:
-        return False
-    return True
-
-
-def of_peer_records() -> list[bytes]:
-    """Envelopes as they are, and payloads."""
-    told = [
-        bytes.fromhex(value) for value in vectors("identity")["peer_record"].values() if isinstance(value, str) and _is_hex(value)
-    ]
-    return [bytes([which]) + seed for seed in told for which in (0, 1)]
-
-
-def of_multistream() -> list[bytes]:
-    """Negotiations."""
-    said = Initiator(("/a/1.0.0",)).data_to_send()
-    answer = (
-        encoding.encode_frame(b"/multistream/1.0.0\n") + encoding.encode_frame(b"na\n") + encoding.encode_frame(b"/b/1.0.0\n")
-    )
-    return [b"\x00" + said, b"\x01" + answer, b"\x02" + answer, b"\x00" + said[:20] + encoding.encode_frame(b"/no\n") * 20]
-
-
-def of_certificates() -> list[bytes]:
-    """Certificates, good and bad."""
-    told = [bytes.fromhex(row["der"]) for row in vectors("identity")["certificates"]]
-    return [*told, make_certificate(AUTHOR, bytes(32), WALL_S).der]
-
-
-CHAT_BODY = (
-    b'{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],'
-    b'"stream":true,"n":2,"stop":["a"],"seed":1}'
-)
-EMBED_BODY = b'{"model":"m","input":["a",[1,2]],"encoding_format":"base64","dimensions":8}'
-CHUNK = (
-    b'{"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
-)
-
-
-def of_bodies() -> list[bytes]:
-    """Bodies of all kinds, and those that have hurt others."""
-    odd = [
-        b"[" * 5000,
-        b'{"a":' * 3000,
-        b'{"n":' + b"9" * 5000 + b"}",
-        b'{"temperature":1e999}',
-        b'{"model":"\\ud800"}',
-        b"\xff{}",
-    ]
-    bodies = [CHAT_BODY, EMBED_BODY, b'{"model":"m","prompt":"hi","max_tokens":5}', b'{"input":"a"}', b'{"messages":[]}', *odd]
-    return [bytes([which]) + body for body in bodies for which in range(4)]
-
-
-def of_answers() -> list[bytes]:
-    """What engines say."""
-    event = b"data: " + CHUNK + b"\n\n"
-    return [
-        b"\x00" + CHUNK,
-        b"\x01" + b'{"index":1,"delta":{}}',
-        b"\x02" + event * 3 + b"data: [DONE]\r\n\r\n",
-        b"\x02: x\r" + event,
-    ]
-
-
-def of_traces() -> list[bytes]:
-    """Frames of every protocol, from either end."""
-    told = [bytes.fromhex(row["message"]) for row in vectors("gossip")["valid"][:12]]
-    rows = vectors("inference")
-    asked = [bytes.fromhex(row["message"]) for row in rows["requests"][:3]]
-    answered = [bytes.fromhex(row["message"]) for row in rows["replies"]]
-    rpcs = [bytes.fromhex(row["rpc"]) for row in vectors("pubsub")["rpcs"]]
-    seeds = [bytes([0]) + seed for seed in told] + [bytes([2]) + seed for seed in rpcs] + [bytes([4]) + seed for seed in asked]
-    return (
-        seeds
-        + [bytes([5]) + seed for seed in answered]
-        + [bytes([6]) + bytes(32)]
-        + [bytes([8]) + seed for seed in of_identify()]
-    )
-
-
-def of_gossip() -> list[bytes]:
-    """Messages, good and bad."""
-    return of("gossip", "valid", "invalid", field="message")()
-
-
-def of_beats() -> list[bytes]:
-    """Beats inside messages of gossip."""
-    found = [unpack(bytes.fromhex(row["message"]), WIDE) for row in vectors("gossip")["valid"]]
-    return [bytes(value[1]) for value in found if isinstance(value, list) and value[0] == 8]  # type: ignore[arg-type]
-
-
-def of_multiaddrs() -> list[bytes]:
-    """Binary multiaddrs, good and bad."""
-    told = vectors("identity")
-    return [bytes.fromhex(row["hex"]) for row in told["multiaddrs"] + told["invalid_multiaddr_bytes"]]
-
-
-def of_keys() -> list[bytes]:
-    """Public keys and peer ids."""
-    told = vectors("identity")
-    rows = told["keys"] + told["identities"]
-    return [bytes.fromhex(row["public_key_message"]) for row in rows] + [AUTHOR.public_key + AUTHOR.sign(b"said") + b"said"]
-
-
-def of_places() -> list[bytes]:
-    """Places."""
-    return [bytes.fromhex(row["place"]) for row in vectors("coordinates")["places"]]
-
-
-def grown(data: bytes, bytes_max: int, seed: int) -> bytes:
-    """Repeat a piece of the input, for what is dear is often a small thing that comes often."""
-    luck = random.Random(seed)
-    if not data:
-        return luck.randbytes(min(bytes_max, 8))
-    start = luck.randrange(len(data))
-    piece = data[start : start + 1 + luck.randrange(min(64, len(data)))]
-    times = luck.choice((2, 16, 256, 4096))
-    return (data[:start] + piece * times + data[start:])[:bytes_max]
-
-
 _WIRE = ("protocol.wire.verifier:_Walk.root", "protocol.wire.verifier:read_message", "protocol.wire.verifier:read_and_count")
 
 _HARNESSES: tuple[Harness, ...] = (
@@ -640,78 +485,3 @@ _HARNESSES: tuple[Harness, ...] = (
 HARNESSES: tuple[Harness, ...] = tuple(
     replace(harness, seeds=lambda harness=harness: harness.seeds() + DEAR.get(harness.name, [])) for harness in _HARNESSES
 )
-
-_OWN = "reads what this process, this machine's owner or its files say"
-_MADE = "makes bytes, and reads none"
-_CALLER = "hands bytes on to a decoder that has a harness"
-_QUIC = "reached inside a TLS handshake, which the doors harness of its engine makes"
-
-APART: dict[str, str] = {
-    "mesh.admission.asking:one_frame": _CALLER,
-    "mesh.admission.commands:_accept": _CALLER,
-    "mesh.admission.entering:serial_of": _MADE,
-    "mesh.admission.files:_bytes": _OWN,
-    "mesh.admission.files:_read": _OWN,  # 4 MiB at most, with a checksum
-    "mesh.admission.files:_used": _OWN,
-    "mesh.admission.gate:Gate._grant": _CALLER,
-    "mesh.admission.gate:Gate._renew": _MADE,
-    "mesh.admission.gate:Gate._take_notice": _CALLER,
-    "mesh.admission.gate:Gate._take_shown": _CALLER,
-    "mesh.cli:embed": _OWN,  # the answer of the owner's own node
-    "mesh.client:_failure": _OWN,
-    "mesh.client:_json": _OWN,
-    "mesh.engines.detect:_is_engine": _OWN,  # a server on this machine, at most 64 KiB of it
-    "mesh.engines.onnx.minilm_graph:build_minilm": _OWN,
-    "mesh.engines.onnx.engine:OnnxEngine.offers": _OWN,
-    "mesh.engines.openai:OpenAIEngine._open": _OWN,
-    "mesh.engines.openai_chunks:_message_of": _OWN,  # an engine's error, 64 KiB at most; a wrong one is an empty text
-    "mesh.engines.openai_chunks:_vector": _OWN,  # an engine's embedding, whose length is known
-    "mesh.gateway.answers:render_embeddings": _CALLER,
-    "mesh.inference.client:Answer.__init__": _CALLER,
-    "mesh.inference.client:Answer._next": _CALLER,
-    "mesh.inference.client:Answer._receive": _CALLER,
-    "mesh.inference.client:Answer._take": _CALLER,
-    "mesh.inference.server:_Serving._read_request": _CALLER,
-    "mesh.nodefile:find_node": _OWN,
-    "mesh.outbox:read_frames": _CALLER,
-    "mesh.receiptcommands:_bytes64": _OWN,  # a file of the person who types the command, a bounded one
-    "mesh.receiptcommands:read_file": _OWN,  # the same
-    "mesh.relay:Sealing._open": _CALLER,
-    "mesh.relay:Sealing.relay": _CALLER,
-    "mesh.relay:_read_header": _CALLER,
-    "mesh.relay:_read_sealed": _CALLER,
-    "mesh.sealed:AskingStream.__init__": _CALLER,
-    "mesh.sealed:AskingStream.receive_some": _CALLER,
-    "mesh.sealed:AskingStream.send_all": _MADE,
-    "mesh.store:_peer_from_line": _OWN,
-    "mesh.store:floors_from_text": _OWN,  # the node's own file, which carries a checksum
-    "mesh.store:read_key": _OWN,
-    "mesh.transport.door:Entrance.verify": _CALLER,
-    "mesh.transport.holds:Holds.take": _CALLER,
-    "mesh.transport.udp:UdpSocket.receive_batch": _CALLER,  # the kernel's own control messages
-    "protocol.admission.machine:Admission._verify": _CALLER,
-    "protocol.admission.machine:Admission.take": _CALLER,
-    "protocol.encoding:encode_base58btc": _MADE,
-    "protocol.gossip.machine:Gossip._verify": _CALLER,
-    "protocol.identity.certificate:_scalar": _MADE,
-    "protocol.identity.hpke:AeadKey.__init__": _MADE,
-    "protocol.identity.hpke:AeadKey.open": _CALLER,  # the library's AEAD, which reads nothing but its tag
-    "protocol.identity.certificate:make_certificate": _MADE,
-    "protocol.membership.roster:_unpacked": _OWN,
-    "protocol.node.admitted:AdmittedReader.open": _CALLER,
-    "protocol.node.admitted:AdmittedReader.peek": _CALLER,
-    "protocol.quic.meter:Meter.receive": _CALLER,
-    "protocol.quic.qh3_engine:GuardedConnection.receive": _CALLER,
-    "protocol.quic.qh3_tls:MutualContext._take": _QUIC,
-    "protocol.quic.qh3_tls:MutualContext.handle_message": _QUIC,
-    "protocol.records.envelope:RecordReader.open": _CALLER,
-    "protocol.records.envelope:RecordReader.peek": _CALLER,
-    "protocol.records.packing:RecordPacker.unpack": _OWN,
-    "protocol.rows:Rows.find": _OWN,
-    "protocol.rows:Rows.insert": _OWN,
-    "protocol.rows:Rows.place": _OWN,
-    "protocol.rows:Rows.places": _OWN,
-    "protocol.scope:place_of": _MADE,
-    "protocol.table:PeerTable._record": _OWN,
-}
-"""Functions that `fuzz_scan` finds and that need no harness, with the reason."""

@@ -21,7 +21,8 @@ NAME, CORPUS, STATS = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 _MODULES = ["protocol", "mesh.gateway", "mesh.engines", "mesh.trace"] + (["aioquic.quic"] if NAME.startswith("aioquic") else [])
 
 with atheris.instrument_imports(include=_MODULES):
-    from fuzz_decoders import HARNESSES, grown
+    from fuzz_decoders import HARNESSES
+    from fuzz_seeds import grown
 
 from fuzz_live import reuse_connections  # noqa: E402
 from fuzz_oracle import CPU_S_MAX, INPUT_BYTES_MAX, Harness, call  # noqa: E402

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fuzz_decoders import APART, HARNESSES
+from fuzz_apart import APART
+from fuzz_decoders import HARNESSES
 from fuzz_live import chunks, joined
 from fuzz_oracle import INPUT_BYTES_MAX, LINES_MAX, MEMORY_BYTES_MAX, Harness, either, judge, lines_of, peak_bytes, reached_by
 from fuzz_scan import ROOMS, ROOT, decoders

@@ -1,5 +1,6 @@
 """Peers that keep within the letter of QUIC and cost more than they may: each is bounded, and cut off where it goes on."""
 
+import itertools
 import os
 import sys
 import time
@@ -48,74 +49,29 @@ def path_responses():
     return lambda: b"\x1b" + os.urandom(8)
 
 
-def new_connection_ids():
-    number = 7
+def counted(name, frame, start=0, wrap=None):
+    """Makes frames of a number that grows with each, or comes round again after `wrap`."""
 
-    def frame():
-        nonlocal number
-        number += 1
-        return b"\x18" + varint(number) + varint(number) + b"\x08" + os.urandom(24)
+    def flood():
+        numbers = itertools.count(start) if wrap is None else itertools.cycle(range(wrap))
+        return lambda: frame(next(numbers))
 
-    return frame
+    flood.__name__ = name
+    return flood
 
 
-def retired_connection_ids():
-    number = 0
-
-    def frame():
-        nonlocal number
-        number += 1
-        return b"\x19" + varint(number)
-
-    return frame
+new_connection_ids = counted(
+    "new_connection_ids", lambda number: b"\x18" + varint(number) + varint(number) + b"\x08" + os.urandom(24), start=8
+)
+retired_connection_ids = counted("retired_connection_ids", lambda number: b"\x19" + varint(number), start=1)
+window_updates = counted("window_updates", lambda value: b"\x10" + varint(value), start=(1 << 30) + 1)
+empty_streams = counted("empty_streams", lambda number: b"\x0a" + varint(4 * number) + b"\x00", wrap=256)
+resets = counted("resets", lambda number: b"\x04" + varint(4 * number) + varint(1) + varint(0), wrap=256)
+stops = counted("stops", lambda number: b"\x05" + varint(4 * number) + varint(1), wrap=256)
 
 
 def pings():
     return lambda: b"\x01"
-
-
-def window_updates():
-    value = 1 << 30
-
-    def frame():
-        nonlocal value
-        value += 1
-        return b"\x10" + varint(value)
-
-    return frame
-
-
-def empty_streams():
-    number = -1
-
-    def frame():
-        nonlocal number
-        number = (number + 1) % 256
-        return b"\x0a" + varint(4 * number) + b"\x00"
-
-    return frame
-
-
-def resets():
-    number = -1
-
-    def frame():
-        nonlocal number
-        number = (number + 1) % 256
-        return b"\x04" + varint(4 * number) + varint(1) + varint(0)
-
-    return frame
-
-
-def stops():
-    number = -1
-
-    def frame():
-        nonlocal number
-        number = (number + 1) % 256
-        return b"\x05" + varint(4 * number) + varint(1)
-
-    return frame
 
 
 def datagram_frames():

@@ -1,0 +1,76 @@
+"""The functions that `fuzz_scan` finds and that need no harness, with the reason."""
+
+_OWN = "reads what this process, this machine's owner or its files say"
+_MADE = "makes bytes, and reads none"
+_CALLER = "hands bytes on to a decoder that has a harness"
+_QUIC = "reached inside a TLS handshake, which the doors harness of its engine makes"
+
+APART: dict[str, str] = {
+    "mesh.admission.asking:one_frame": _CALLER,
+    "mesh.admission.commands:_accept": _CALLER,
+    "mesh.admission.entering:serial_of": _MADE,
+    "mesh.admission.files:_bytes": _OWN,
+    "mesh.admission.files:_read": _OWN,  # 4 MiB at most, with a checksum
+    "mesh.admission.files:_used": _OWN,
+    "mesh.admission.gate:Gate._grant": _CALLER,
+    "mesh.admission.gate:Gate._renew": _MADE,
+    "mesh.admission.gate:Gate._take_notice": _CALLER,
+    "mesh.admission.gate:Gate._take_shown": _CALLER,
+    "mesh.cli:embed": _OWN,  # the answer of the owner's own node
+    "mesh.client:_failure": _OWN,
+    "mesh.client:_json": _OWN,
+    "mesh.engines.detect:_is_engine": _OWN,  # a server on this machine, at most 64 KiB of it
+    "mesh.engines.onnx.minilm_graph:build_minilm": _OWN,
+    "mesh.engines.onnx.engine:OnnxEngine.offers": _OWN,
+    "mesh.engines.openai:OpenAIEngine._open": _OWN,
+    "mesh.engines.openai_chunks:_message_of": _OWN,  # an engine's error, 64 KiB at most; a wrong one is an empty text
+    "mesh.engines.openai_chunks:_vector": _OWN,  # an engine's embedding, whose length is known
+    "mesh.gateway.answers:render_embeddings": _CALLER,
+    "mesh.inference.client:Answer.__init__": _CALLER,
+    "mesh.inference.client:Answer._next": _CALLER,
+    "mesh.inference.client:Answer._receive": _CALLER,
+    "mesh.inference.client:Answer._take": _CALLER,
+    "mesh.inference.server:_Serving._read_request": _CALLER,
+    "mesh.nodefile:find_node": _OWN,
+    "mesh.outbox:read_frames": _CALLER,
+    "mesh.receiptcommands:_bytes64": _OWN,  # a file of the person who types the command, a bounded one
+    "mesh.receiptcommands:read_file": _OWN,  # the same
+    "mesh.relay:Sealing._open": _CALLER,
+    "mesh.relay:Sealing.relay": _CALLER,
+    "mesh.relay:_read_header": _CALLER,
+    "mesh.relay:_read_sealed": _CALLER,
+    "mesh.sealed:AskingStream.__init__": _CALLER,
+    "mesh.sealed:AskingStream.receive_some": _CALLER,
+    "mesh.sealed:AskingStream.send_all": _MADE,
+    "mesh.store:_peer_from_line": _OWN,
+    "mesh.store:floors_from_text": _OWN,  # the node's own file, which carries a checksum
+    "mesh.store:read_key": _OWN,
+    "mesh.transport.door:Entrance.verify": _CALLER,
+    "mesh.transport.holds:Holds.take": _CALLER,
+    "mesh.transport.udp:UdpSocket.receive_batch": _CALLER,  # the kernel's own control messages
+    "protocol.admission.machine:Admission._verify": _CALLER,
+    "protocol.admission.machine:Admission.take": _CALLER,
+    "protocol.encoding:encode_base58btc": _MADE,
+    "protocol.gossip.machine:Gossip._verify": _CALLER,
+    "protocol.identity.certificate:_scalar": _MADE,
+    "protocol.identity.hpke:AeadKey.__init__": _MADE,
+    "protocol.identity.hpke:AeadKey.open": _CALLER,  # the library's AEAD, which reads nothing but its tag
+    "protocol.identity.certificate:make_certificate": _MADE,
+    "protocol.membership.roster:_unpacked": _OWN,
+    "protocol.node.admitted:AdmittedReader.open": _CALLER,
+    "protocol.node.admitted:AdmittedReader.peek": _CALLER,
+    "protocol.quic.meter:Meter.receive": _CALLER,
+    "protocol.quic.qh3_engine:GuardedConnection.receive": _CALLER,
+    "protocol.quic.qh3_tls:MutualContext._take": _QUIC,
+    "protocol.quic.qh3_tls:MutualContext.handle_message": _QUIC,
+    "protocol.records.envelope:RecordReader.open": _CALLER,
+    "protocol.records.envelope:RecordReader.peek": _CALLER,
+    "protocol.records.packing:RecordPacker.unpack": _OWN,
+    "protocol.rows:Rows.find": _OWN,
+    "protocol.rows:Rows.insert": _OWN,
+    "protocol.rows:Rows.place": _OWN,
+    "protocol.rows:Rows.places": _OWN,
+    "protocol.scope:place_of": _MADE,
+    "protocol.table:PeerTable._record": _OWN,
+}
+"""Functions that `fuzz_scan` finds and that need no harness, with the reason."""
