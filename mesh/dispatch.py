@@ -258,7 +258,7 @@ class Dispatcher:
         status["draining"] = self.draining
         status["requests_open"] = len(self._tickets)
         if self.gate is not None:
-            status["membership"] = gate_json(self.gate, self._node.peer_id, time.time())
+            status["membership"] = gate_json(self.gate, self._node.peer_id, self._transport.machine.wall())
         status["models"] = {load.model: f"{load.running} of {load.slots} slots busy, {load.waiting} waiting" for load in loads}
         return status
 
@@ -286,7 +286,7 @@ class Dispatcher:
         if self.gate is not None:
             views = self._node.views.known()
             for row, peer_id in zip(rows, views, strict=True):
-                row.update(owner_json(self.gate, peer_id, time.time()))
+                row.update(owner_json(self.gate, peer_id, self._transport.machine.wall()))
         return sorted(rows, key=lambda row: (row["rtt_s"] is None, row["rtt_s"] or 0.0, row["peer_id"]))
 
     # Attempts

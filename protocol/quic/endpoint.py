@@ -13,7 +13,7 @@ Spec: docs/spec/02-transport.md.
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol.budget import Verdict
 from protocol.conduct import Account, Conduct, PeerBanned
@@ -291,7 +291,7 @@ class Endpoint:
 
     def use_certificate(self, certificate: TlsCertificate) -> None:
         """Show another certificate on connections that begin from now on; those there are keep the one they began with."""
-        self._setup = EngineSetup(certificate, self.config.engine)
+        self._setup = replace(self._setup, certificate=certificate)
 
     def open_stream(self, handle: ConnectionHandle, now: float) -> int | None:
         """Open a bidirectional stream; None while the peer allows no more, then `StreamsAvailable` follows.

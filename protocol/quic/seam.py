@@ -294,7 +294,7 @@ class EngineSetup:
 
     certificate: TlsCertificate
     config: EngineConfig
-    secret: bytes = b""
+    secret: bytes
 
 
 class QuicEngine(Protocol):

@@ -10,7 +10,7 @@ from aioquic import tls
 from hostile import DIALLER, Hostile, ack_frame, crypto_frame, stream_frame, varint
 from hypothesis import given
 from hypothesis import strategies as st
-from quic_pair import WALL_S, Pair
+from quic_pair import WALL_S, Pair, certificate_of
 
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import make_certificate
@@ -212,6 +212,15 @@ def test_an_honest_peer_falls_into_no_trap(engines, seed):
     quic = pair.dialler.endpoint._connections[pair.dialler.established].engine._quic
     assert quic._traps._spans >= 2
     assert pair.listener.of(ConnectionClosed) == []
+
+
+def test_traps_stay_secret_when_the_certificate_is_renewed(engines):
+    pair = Pair(engines)
+    pair.dialler.endpoint.use_certificate(certificate_of(pair.dialler.identity, WALL_S + 60.0))
+    pair.connect()
+    quic = pair.dialler.endpoint._connections[pair.dialler.established].engine._quic
+    guessed = Traps(b"", quic.host_cid)
+    assert quic._traps._key != guessed._key
 
 
 @given(st.binary(min_size=1, max_size=40), st.binary(max_size=20))
