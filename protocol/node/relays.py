@@ -25,7 +25,7 @@ from protocol.node.candidates import peer_candidate
 from protocol.node.config import NodeConfig, PeerFacts
 from protocol.node.views import Views
 from protocol.probe import Probe
-from protocol.records import Card, Edge, Edges, RecordKind, check_network_and_time
+from protocol.records import Card, Edge, Edges, RecordKind
 from protocol.routing import CandidateInput, Path, RttSource
 from protocol.table import PeerTable
 
@@ -113,7 +113,7 @@ class Relays:
             header = reader.peek(envelope, config)
             if header.peer_id != executor or header.kind is not RecordKind.CARD:
                 return False
-            check_network_and_time(header, self._network_id, wall_s, config)
+            reader.check(header, self._network_id, wall_s, config)
             record = reader.open(envelope, self._network_id, wall_s, config)
         except RemoteProtocolError:
             return False

@@ -50,9 +50,10 @@ def other_proof(peer):
     return encode_member(certificate(peer, OTHER_ISSUER, OTHER_NETWORK, **VALID), under)
 
 
-def card(peer, membership, sequence=7, network=NETWORK):
+def card(peer, membership, sequence=7, network=NETWORK, seal_key=b""):
     address = Multiaddr("ip4", "192.0.2.9", 4001)
-    payload = Card((address,), Hardware("cpu", 1, 1, 1), (), Coordinate((0.0,) * 8, 0.0, 1.5), "t", 1, membership)
+    hardware, place = Hardware("cpu", 1, 1, 1), Coordinate((0.0,) * 8, 0.0, 1.5)
+    payload = Card((address,), hardware, (), place, "t", 1, membership, seal_key=seal_key)
     return seal(peer, network, payload, sequence, WALL_S, WALL_S + 3600).envelope
 
 
@@ -144,6 +145,14 @@ def test_records_of_a_federated_network_are_taken_under_its_own_id(node) -> None
     assert refusals(node.told(ours)) == [ErrorCode.WRONG_NETWORK]
     unknown = card(CAROL, other_proof(CAROL), sequence=9, network="net-elsewhere")
     assert refusals(node.told(unknown)) == [ErrorCode.NOT_ADMITTED]
+
+
+def test_a_newer_card_of_a_federated_peer_is_taken_with_a_refusal_to_open_a_seal(node) -> None:
+    notice = federation(OTHER_ROOT, until_s=NOW_S + DAY_S)
+    node.admission.take(notice.data, notice.delegation, WALL_S)
+    newer = card(CAROL, other_proof(CAROL), network=OTHER_NETWORK, seal_key=bytes([9]) * 32)
+    assert node.relays.handle_card(newer, CAROL.peer_id, DAVE.peer_id, 0.2)
+    assert node.relays.sealing_key(CAROL.peer_id) == bytes([9]) * 32
 
 
 def test_members_hear_of_one_another_and_of_nobody_else() -> None:
