@@ -3,8 +3,9 @@
 A buffer is accepted only if it is one whole value of nil, booleans, integers, finite floats, text, bytes, arrays and maps with
 distinct text keys, within the given size, depth and number of values. Extension types, timestamps, other keys, a key given twice
 and bytes left over are refused. Size is checked first, so that the work and the memory spent on a buffer are bounded by it; but
-msgpack makes up to 73 times its input out of empty arrays, and room for every element of an array when it reads its header, a
-thousand arrays deep. So arrays are counted while they are made, and a buffer with many headers of long arrays is walked first.
+msgpack makes up to 73 times its input out of empty arrays and maps, and room for every element of an array when it reads its
+header, a thousand arrays deep. So arrays and maps are counted while they are made, and a buffer with many headers of long arrays
+is walked first.
 
 Source: the msgpack specification, https://github.com/msgpack/msgpack/blob/master/spec.md.
 Spec: docs/spec/03-records.md, section "Plain values".
@@ -106,14 +107,17 @@ def unpack(buffer: bytes | memoryview, limits: PackingLimits) -> Plain:
     """
     if len(buffer) > limits.size_bytes_max:
         raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"{len(buffer)} bytes where {limits.size_bytes_max} are allowed")
-    arrays_left = limits.values_max
+    containers_left = limits.values_max
 
-    def count_array(array: list[object]) -> list[object]:
-        nonlocal arrays_left
-        arrays_left -= 1
-        if arrays_left < 0:
+    def array_of(elements: list[Any]) -> list[Any]:
+        nonlocal containers_left
+        containers_left -= 1
+        if containers_left < 0:
             raise _UnacceptableError(ErrorCode.TOO_LARGE, f"more than {limits.values_max} values")
-        return array
+        return elements
+
+    def map_of(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        return _distinct(array_of(pairs))
 
     try:
         packed = bytes(buffer)
@@ -123,8 +127,8 @@ def unpack(buffer: bytes | memoryview, limits: PackingLimits) -> Plain:
             packed,
             raw=False,
             strict_map_key=True,
-            list_hook=count_array,
-            object_pairs_hook=_distinct,
+            list_hook=array_of,
+            object_pairs_hook=map_of,
             ext_hook=_no_extension,
             max_array_len=limits.values_max,
             max_map_len=limits.values_max,

@@ -42,6 +42,8 @@ DEAR: dict[str, list[bytes]] = {
         b"\x01" + b"\xdc\x03\xff" * 1100,  # finding: the same with 1,023
         b"\x01" + b"\xdd\x00\x00\x03\xff" * 1100,
         (b"\x00" + (b"\xdc\x00\x7f" + (b"\xdc\x00\x7f" + b"\x90" * 127) * 127))[:FULL],
+        b"\x00\xdc\x02\x40" + (b"\xdc\x02\x3f" + b"\x80" * 575) * 112,  # finding: 64,000 empty maps
+        b"\x00" + (b"\xdc\x02\x40" + b"\x80" * 574) * 113,  # finding: the same, one inside the other
         b"\x00\xdf\x00\x00\x02\x00" + _keys(512),
         b"\x00\x92\x01\xc4\x08" + b"\xdc" * 8 + b"\xc5\xff\xf0" + b"\xdd" * 60_000,
     ],
