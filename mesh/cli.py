@@ -27,6 +27,7 @@ from mesh.admission.commands import invite, join
 from mesh.admission.commands import network as network_commands
 from mesh.client import ClientError, GatewayClient
 from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, resolve
+from mesh.distancecommands import coordinates, distance, near
 from mesh.flags import GatewayFlags
 from mesh.nodefile import NoNodeError
 from mesh.plain import printable
@@ -298,6 +299,9 @@ def embed(
     return os.EX_OK
 
 
+app.command(distance)
+app.command(near)
+app.command(coordinates)
 app.command(trace)
 app.command(receipt_app)
 app.command(spec)

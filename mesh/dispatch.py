@@ -11,7 +11,7 @@ Spec: docs/spec/06-inference.md.
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +20,8 @@ from typing import Self
 import trio
 
 from mesh.admission.gate import Gate
-from mesh.admission.views import gate_json, owner_json
+from mesh.admission.views import gate_json, owner_json, owner_of
+from mesh.distances import Distances
 from mesh.driver import Driver
 from mesh.engines.base import Engine, refuse
 from mesh.gateway.ports import CatalogueEntry
@@ -154,6 +155,7 @@ class Dispatcher:
         self._became_idle = trio.Event()
         self.draining = False
         self.gate: Gate | None = None
+        self.distances = Distances(node, transport.now, self._own_models, self._owner)
 
     def attach(self, driver: Driver, sealing: Sealing) -> None:
         """Learns how the core's outputs are drained, and how peers are asked that cannot be reached."""
@@ -288,6 +290,14 @@ class Dispatcher:
             for row, peer_id in zip(rows, views, strict=True):
                 row.update(owner_json(self.gate, peer_id, self._transport.machine.wall()))
         return sorted(rows, key=lambda row: (row["rtt_s"] is None, row["rtt_s"] or 0.0, row["peer_id"]))
+
+    def _own_models(self) -> Iterator[str]:
+        """What this node's engines serve."""
+        return (offer.model for engine in self._engines for offer in engine.offers())
+
+    def _owner(self, peer_id: PeerId) -> str:
+        """Whose a node is; empty in an open network."""
+        return "" if self.gate is None else owner_of(self.gate, peer_id, self._transport.machine.wall())
 
     # Attempts
 

@@ -48,6 +48,12 @@ def owner_json(gate: Gate, peer_id: PeerId, wall_s: float) -> dict[str, object]:
     return {"owner": member.owner, "roles": list(member.roles), "network": member.network_id}
 
 
+def owner_of(gate: Gate, peer_id: PeerId, wall_s: float) -> str:
+    """Who owns a peer, empty where that is not known."""
+    member = gate.admission.member(peer_id, wall_s)
+    return "" if member is None else member.owner
+
+
 def notices_json(admission: Admission, wall_s: float) -> dict[str, list[dict[str, object]]]:
     """What was revoked, and which networks are let in."""
     revoked: list[dict[str, object]] = [

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from mesh.gateway.answers import encode
 from mesh.gateway.config import GatewayConfig
+from mesh.gateway.distances import DistancePages
 from mesh.gateway.doorman import REQUEST_ID_KEY
 from mesh.gateway.exchange import Exchange
 from mesh.gateway.failures import ApiError
@@ -56,6 +57,7 @@ class Pages:
         self._dispatcher = dispatcher
         self._telemetry = telemetry
         self._is_draining = is_draining
+        self.distances = DistancePages(dispatcher.distances)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -198,6 +200,7 @@ def build_app(pages: Pages, refused: Callable[[str], None]) -> Starlette:
             Route("/mesh/receipt/{request_id}", pages.mesh_receipt, methods=["GET"]),
             Route("/mesh/trace/{peer}", pages.mesh_trace, methods=["GET"]),
             Route("/mesh/protocols", pages.mesh_protocols, methods=["GET"]),
+            *pages.distances.routes(),
         ],
         exception_handlers={ApiError: _on_api_error, HTTPException: _on_http_error, 500: _on_internal_error},
     )

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from mesh.distances import Distances
 from protocol.identity import PeerId
 from protocol.inference import InferenceRequest, Reply
 from protocol.records import ModelOffer
@@ -52,6 +53,10 @@ class TracePort(Protocol):
 
 class DispatcherPort(Protocol):
     """Finds the peer that answers soonest, and says what it knows."""
+
+    @property
+    def distances(self) -> Distances:
+        """Answers questions about distances."""
 
     def submit(self, request: InferenceRequest) -> AbstractAsyncContextManager[Answer]:
         """Ask for one answer; leaving the context before its end cancels the work wherever it is done."""

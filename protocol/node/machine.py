@@ -104,7 +104,9 @@ class Node:
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
         self._places: dict[PeerId, Coordinate] = {}  # of connected peers, as their echoes tell them
         error_max = config.coordinates.error_max
-        self.views = Views(identity.peer_id, self.table, self.membership, self.probe, self._beats, self._places, error_max)
+        self.views = Views(
+            self.peer_id, self.table, self.membership, self.probe, self._beats, self._places, error_max, lambda: self.vivaldi
+        )
         self.relays = Relays(config, self.table, self.membership, self.probe, self.views, self.gossip, self.wall, self._settle)
         self._unreserved_until = float("-inf")
         self._ranking_at = float("inf")

@@ -1,10 +1,12 @@
 """What a node knows of its peers, put together from its machines without reading a card."""
 
 import heapq
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from protocol.coordinates import Coordinate, estimate_rtt, estimate_rtt_to
+from protocol.coordinates import Coordinate, Vivaldi, estimate_rtt, estimate_rtt_to
+from protocol.estimate import ITSELF, UNKNOWN, Estimate, of_places, of_samples
 from protocol.identity import PeerId
 from protocol.load import Beat
 from protocol.membership import Membership, Standing
@@ -45,6 +47,7 @@ class Views:
         beats: Mapping[PeerId, Beat],
         places: Mapping[PeerId, Coordinate],
         error_max: float,
+        vivaldi: Callable[[], Vivaldi],
     ) -> None:
         """Keeps nothing of its own.
 
@@ -56,6 +59,7 @@ class Views:
             beats: of connected peers, as they change.
             places: of connected peers, as their echoes tell them: fresher than their cards.
             error_max: the error of a place that is not known, unitless.
+            vivaldi: tells where this node is.
         """
         self._own = own
         self._table = table
@@ -64,6 +68,7 @@ class Views:
         self._beats = beats
         self._places = places
         self._error_max = error_max
+        self._vivaldi = vivaldi
 
     def known(self) -> list[PeerId]:
         """Everybody who is connected or has told its card, this node left out, in order."""
@@ -129,6 +134,44 @@ class Views:
         card = self._card(peer_id)
         return None if card is None else card.coordinate
 
+    def estimate(self, peer_id: PeerId, now: float) -> Estimate:
+        """How far a peer is from this node: as measured where its path is probed, else as both places tell.
+
+        Args:
+            peer_id: whom; anybody may be named, and who is not known is at an unknown distance.
+            now: monotonic seconds.
+        """
+        if peer_id == self._own:
+            return ITSELF
+        quality = self._probe.quality(peer_id, now)
+        if quality is not None:
+            return of_samples(quality.rtt_s, quality.jitter_s, quality.samples)
+        return _apart(self._vivaldi().coordinate, self.told_place(peer_id))
+
+    def between(self, one: PeerId, other: PeerId, now: float) -> Estimate:
+        """How far two nodes are from each other, either of which may be this one.
+
+        Args:
+            one: one of them.
+            other: the other; the order does not matter.
+            now: monotonic seconds.
+        """
+        if self._own in (one, other):
+            return self.estimate(other if one == self._own else one, now)
+        if one == other:
+            return ITSELF
+        place = self.told_place(one)
+        return UNKNOWN if place is None else _apart(place, self.told_place(other))
+
+    def told_place(self, peer_id: PeerId) -> Coordinate | None:
+        """Where a node says it is, as `place_of`, without reading its card: what a table keeps has seven digits."""
+        if peer_id == self._own:
+            return self._vivaldi().coordinate
+        told = self._places.get(peer_id)
+        if told is None and (carded := (self._table.serving(peer_id) or (None, None))[1]) is not None:
+            told = Coordinate(tuple(carded[:-2]), carded[-2], carded[-1])
+        return told
+
     def _card(self, peer_id: PeerId) -> Card | None:
         record = self._table.get(peer_id, RecordKind.CARD)
         return record.payload if record is not None and isinstance(record.payload, Card) else None
@@ -189,3 +232,11 @@ class Views:
         edges = [Edge(peer_id, q.rtt_s, q.jitter_s, q.samples) for peer_id, q in measured if q is not None]
         edges.sort(key=lambda edge: (edge.rtt_s, edge.peer_id))
         return tuple(edges[:count])
+
+
+def _apart(one: Coordinate, other: Coordinate | None) -> Estimate:
+    """What two places tell of the round trip between them."""
+    if other is None:
+        return UNKNOWN
+    reach_s = math.hypot(*one.vector) + one.height_s + math.hypot(*other.vector) + other.height_s
+    return of_places(estimate_rtt(one, other), one.error + other.error, reach_s)

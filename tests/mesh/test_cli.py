@@ -28,6 +28,9 @@ COMMANDS = (
     "ask",
     "embed",
     "explain",
+    "distance",
+    "near",
+    "coordinates",
     "trace",
     "spec",
     "testnet",
@@ -180,6 +183,10 @@ def test_up_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["status", "--gateway", "http://127.0.0.1:1"], cli.EXIT_NO_NODE, "no node answers at http://127.0.0.1:1"),
         (["ask"], cli.EXIT_USAGE, "PROMPT"),
         (["explain", "../../x"], cli.EXIT_FAILED, "x-request-id"),
+        (["near", "--within", "10"], cli.EXIT_USAGE, "10ms"),
+        (["coordinates", "--csv", "--json"], cli.EXIT_USAGE, "give one of the two"),
+        (["distance", ""], cli.EXIT_USAGE, "isochrone peers"),
+        (["distance"], cli.EXIT_USAGE, "ONE"),
     ],
 )
 def test_failure_is_one_message_with_its_exit_code(

@@ -22,9 +22,10 @@ async def start(nursery: trio.Nursery) -> Start:
         telemetry = Telemetry(make_logger("json", "info", log))
         engine = ModelEngine()
         config = replace(GatewayConfig(port=0), **changes)  # type: ignore[arg-type]
-        gateway = Gateway(config, LocalDispatcher(engine), telemetry)
+        dispatcher = LocalDispatcher(engine)
+        gateway = Gateway(config, dispatcher, telemetry)
         url = await nursery.start(gateway.serve)
-        return Running(gateway, engine, telemetry, url, log)
+        return Running(gateway, engine, telemetry, url, log, dispatcher)
 
     return start_one
 

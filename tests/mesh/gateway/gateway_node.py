@@ -2,15 +2,18 @@
 
 import array
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from io import StringIO
+from pathlib import Path
 
 import openai
 import trio
 import trio.testing
 
+from mesh.distances import Distances
 from mesh.engines.base import EngineError, Slots, SlotsConfig, Work, refuse
 from mesh.gateway import Answer, CatalogueEntry, Gateway
 from mesh.telemetry import Telemetry
@@ -31,6 +34,9 @@ from protocol.inference import (
 )
 from protocol.records import ModelOffer
 from protocol.routing import Candidate, RouteReport, RttSource
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "protocol" / "node"))
+from knowing import Knowing
 
 DIMENSIONS = 4
 WORDS = ("Time ", "is ", "distance.")
@@ -169,6 +175,8 @@ class LocalDispatcher:
     def __init__(self, engine: ModelEngine) -> None:
         self.engine = engine
         self.routes: dict[str, RouteReport] = {}
+        self.knowing = Knowing()
+        self.distances = Distances(self.knowing.node, lambda: 1.0, lambda: ["own"], lambda _peer_id: "")
 
     @asynccontextmanager
     async def submit(self, request: InferenceRequest) -> AsyncIterator[Answer]:
@@ -201,6 +209,7 @@ class Running:
     telemetry: Telemetry
     url: str
     log: StringIO
+    dispatcher: LocalDispatcher
 
     @property
     def port(self) -> int:
