@@ -32,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         from sim.crowd.command import main as crowd
 
         return crowd(arguments[1:])
+    if arguments[:1] == ["coordinates"]:
+        from sim.coordinates.command import main as coordinates
+
+        return coordinates(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m sim", description="Whole nodes on virtual time, from one seed.")
     parser.add_argument("--nodes", type=int, default=100, help="how many nodes (100)")
     parser.add_argument("--for", dest="duration_s", type=float, default=60.0, metavar="SECONDS", help="virtual seconds (60)")
