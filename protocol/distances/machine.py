@@ -1,0 +1,378 @@
+"""How far everyone is: "Vivaldi with memory".
+
+This node keeps the round trip of every path that it measured. From those and from a chart of where the others are (`chart`) it
+works out its own place, again and again, by a robust fit; what the fit cannot explain it carries over to peers beside those it
+measured, from its own residuals and from theirs. Every estimate has an interval that holds the truth nine times in ten: how wide
+it is is learnt from what the node would have said of the paths that it measured, had it not measured them, and of those only
+that were drawn at random, for those chosen for being near are easier.
+
+An own fresh measurement wins over everything. Nothing that a peer says of its own place is used.
+
+Source: Dabek et al., "Vivaldi" (SIGCOMM 2004); Rasmussen, Williams, "Gaussian Processes for Machine Learning" (2006), sections
+2.2 and 5.4.2 (what a process would have said without a point); conformal intervals: V. Vovk et al., "Algorithmic Learning in a
+Random World" (2005).
+"""
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from protocol.distances.chart import Chart, Rows, is_ordinary, lengths_between, residuals
+from protocol.distances.config import NOISE, DistanceConfig
+from protocol.distances.path import PathSamples
+from protocol.distances.solver import Anchors, Floats, cheapest, step
+from protocol.encoding import Luck
+from protocol.estimate import Estimate, Source
+from protocol.identity import PeerId
+
+COVERAGE = 0.9
+"""Share of truths that an interval is to hold, unitless."""
+
+_PRIOR_WIDTH = 0.15
+"""Half the width of an interval, as a logarithm, before anything was learnt: between that of a steady path and that of a shared
+link (docs/coordinates.md)."""
+
+_PRIOR_COUNT = 10
+"""How many differences the prior counts for, a count."""
+
+_DEVIATIONS_MAX = 256
+"""Differences between samples of one path that are kept, of all paths together, a count."""
+
+_CALIBRATED_MIN = 12
+"""Paths drawn at random, a count, from which intervals are judged by these alone."""
+
+_STEPS = 3
+"""Steps of this node's own place at a time, a count: it hardly moves."""
+
+_PLACED_PATHS = 3
+"""Measured paths to placed peers, a count, from which this node has a place."""
+
+
+@dataclass(slots=True)
+class _Own:
+    """This node's own place, and what follows from it; arrays by the rows of the chart."""
+
+    place: Floats
+    height_s: float
+    shaken: int  # which of the chart's places it belongs to
+    rtts: Floats  # (rows,) in seconds, NaN for who has no place
+    widths: Floats  # (rows,) half the width of the interval, as a logarithm
+    near: Floats  # (rows,) the same as `rtts`, and infinite for who was measured
+    over: Floats  # (rows,) how long the way is over one of the nearest measured, in seconds; infinite as above
+
+
+class Distances:
+    """The machine; see the module's docstring."""
+
+    def __init__(self, config: DistanceConfig, own: PeerId, luck: Luck, chart: Chart | None = None) -> None:
+        """Nothing measured yet.
+
+        Args:
+            config: bounds.
+            own: this node.
+            luck: draws whom to measure, and shakes.
+            chart: where the others are, when several nodes of one process hold the same edges and share it; then whoever made
+                it does its work.
+        """
+        self._config = config
+        self._own_id = own
+        self._luck = luck
+        self._shares_chart = chart is not None
+        self.chart = Chart(config, luck) if chart is None else chart
+        self._paths: OrderedDict[PeerId, PathSamples] = OrderedDict()  # the longest unmeasured first
+        self._deviations: deque[float] = deque(maxlen=_DEVIATIONS_MAX)
+        self._width_of_one = _PRIOR_WIDTH
+        self._own: _Own | None = None
+        self._calibration = 1.0
+        self._due = math.inf
+        self._drawn = 0
+
+    # What was measured, and what others told
+
+    def handle_sample(self, peer: PeerId, rtt_s: float, now: float, *, drawn: bool = False) -> None:
+        """Takes in a round trip that this node has measured.
+
+        Args:
+            peer: to whom.
+            rtt_s: in seconds; what can be no round trip is dropped.
+            now: monotonic seconds.
+            drawn: whether the peer was drawn at random, and not chosen for seeming near.
+        """
+        if not 0.0 < rtt_s <= self._config.rtt_s_max or peer == self._own_id:  # NaN compares false
+            return
+        rtt_s = max(rtt_s, self._config.rtt_s_min)
+        path = self._paths.pop(peer, None)
+        if path is None:
+            path = PathSamples(self._config.samples_max)
+            if len(self._paths) >= self._config.measured_max:
+                self._paths.popitem(last=False)
+        elif path.is_fresh(now, self._config):
+            self._deviations.append(abs(math.log(rtt_s / path.rtt_s)))
+        path.drawn = path.drawn or drawn
+        path.add(rtt_s, now, self._config)
+        self._paths[peer] = path
+        self._due = min(self._due, now + self._config.resolve_s)
+
+    def handle_edges(self, peer: PeerId, edges: Sequence[tuple[PeerId, float]], now: float) -> None:
+        """Takes in the edges of a peer that count: other ends and round trips in seconds."""
+        self.chart.set_edges(peer, [edge for edge in edges if edge[0] != self._own_id])
+        self._due = min(self._due, now + self._config.resolve_s)
+
+    def forget(self, peer: PeerId) -> None:
+        """Drops a peer that is gone for good."""
+        self._paths.pop(peer, None)
+        self.chart.forget(peer)
+
+    # Time
+
+    def next_timer(self) -> float:
+        """When `handle_timer` wants to be called; infinite while nothing is new."""
+        return self._due
+
+    def handle_timer(self, now: float) -> None:
+        """Does a slice of the work that is due: some milliseconds."""
+        if now < self._due:
+            return
+        if not self._shares_chart:
+            self.chart.begin()
+            if self.chart.is_busy:
+                self.chart.work()
+                if self.chart.is_busy:
+                    return  # at once again, after whatever else there is to do
+        self._due = math.inf
+        self.resolve(now)
+
+    def resolve(self, now: float) -> None:
+        """Works out this node's own place, and what follows from it."""
+        own, chart, config = self._own, self.chart, self._config
+        rows, rtts, drawn = self._measured_rows(now)
+        if len(rows) < _PLACED_PATHS or chart.typical_s == 0.0:
+            self._own = None
+            return
+        anchors = chart.anchors(rows[None], rtts[None])
+        if own is None or own.shaken != chart.shaken:
+            starts, heights = chart.starts(rows, rtts)
+            place, height_s, _ = cheapest(starts, heights, anchors, chart.fit, 2 * config.start_steps)
+        else:
+            places, heights = own.place[None], np.array([own.height_s])
+            for _ in range(_STEPS):
+                places, heights, _ = step(places, heights, anchors, chart.fit)
+            place, height_s = places[0], float(heights[0])
+        self._own = self._predict(place, height_s, rows, anchors, drawn)
+
+    # What is asked
+
+    @property
+    def place(self) -> tuple[tuple[float, ...], float] | None:
+        """This node's own place in its chart: components and height in seconds; None before there is one."""
+        return None if self._own is None else (tuple(map(float, self._own.place)), self._own.height_s)
+
+    def measured(self, peer: PeerId, now: float) -> Estimate | None:
+        """What this node's own samples say, while they count."""
+        path = self._paths.get(peer)
+        if path is None or not path.is_fresh(now, self._config):
+            return None
+        width = self._width_of(path)
+        return _estimate(path.rtt_s, width, Source.MEASURED)
+
+    def estimate(self, peer: PeerId, now: float) -> Estimate | None:
+        """How far a peer is: an own fresh measurement, else what its edges say; None where it has none."""
+        known = self.measured(peer, now)
+        if known is not None or self._own is None:
+            return known
+        row = self.chart.row(peer)
+        if row is None or row >= len(self._own.rtts) or not math.isfinite(self._own.rtts[row]):
+            return None
+        rtt_s, width = float(self._own.rtts[row]), float(self._own.widths[row])
+        return _estimate(rtt_s, width, Source.EDGES)
+
+    def estimates(self, peers: Sequence[PeerId], now: float) -> tuple[Floats, Floats, Floats]:
+        """The same of many: round trips and the ends of their intervals, seconds, NaN where nothing is known."""
+        row_of, own = self.chart.row, self._own
+        rows = np.array([-1 if (row := row_of(peer)) is None else row for peer in peers], np.int64)
+        rtts, widths = np.full(len(peers), np.nan), np.full(len(peers), np.nan)
+        if own is not None:
+            there = (rows >= 0) & (rows < len(own.rtts))
+            rtts[there], widths[there] = own.rtts[rows[there]], own.widths[rows[there]]
+        for number, peer in enumerate(peers):
+            path = self._paths.get(peer)
+            if path is not None and path.is_fresh(now, self._config):
+                rtts[number], widths[number] = path.rtt_s, self._width_of(path)
+        return rtts, rtts * np.exp(-widths), rtts * np.exp(widths)
+
+    def between(self, first: PeerId, second: PeerId, now: float) -> Estimate | None:
+        """How far two peers are from one another, by their edges; None where one of them has no place."""
+        if first == self._own_id or second == self._own_id:
+            return self.estimate(second if first == self._own_id else first, now)
+        chart = self.chart
+        a, b = chart.row(first), chart.row(second)
+        if a is None or b is None or not (chart.placed[a] and chart.placed[b]):
+            return None
+        told_s = self._told(a, b) or self._told(b, a)
+        rtt_s, width = (told_s, self._width_of_one) if told_s is not None else self._carried_between(a, b)
+        return _estimate(rtt_s, width, Source.EDGES)
+
+    # What is told, and who is measured next
+
+    def edges(self, count: int, now: float) -> list[tuple[PeerId, float]]:
+        """The paths to tell others of: the nearest half, and of the rest the newest; peers and seconds, nearest first."""
+        fresh = [(path.rtt_s, peer) for peer, path in reversed(self._paths.items()) if path.is_fresh(now, self._config)]
+        if len(fresh) > count:
+            near = sorted(fresh)[: count // 2]
+            chosen = set(near)
+            fresh = near + [edge for edge in fresh if edge not in chosen][: count - len(near)]
+        return [(peer, rtt_s) for rtt_s, peer in sorted(fresh)]
+
+    def whom_to_measure(
+        self, candidates: Sequence[PeerId], now: float, may: Callable[[PeerId], bool]
+    ) -> tuple[PeerId, bool] | None:
+        """A peer to measure next that was not measured lately: by turns one drawn at random and one that seems near.
+
+        Args:
+            candidates: those known, one entry each, in an order that no peer chooses; the draw is even among them.
+            now: monotonic seconds.
+            may: whether a peer can be measured now.
+
+        Returns:
+            The peer, and whether it was drawn at random; None where none is left.
+        """
+        self._drawn += 1
+        if self._drawn > self._config.drawn_first and self._drawn % 2 == 0:
+            near = self._near(now, may)
+            if near is not None:
+                return near, False
+        drawn = self._draw(candidates, now, may)
+        if drawn is not None:
+            return drawn, True
+        near = self._near(now, may)
+        return None if near is None else (near, False)
+
+    # Helpers
+
+    def _is_fresh(self, peer: PeerId, now: float) -> bool:
+        path = self._paths.get(peer)
+        return path is not None and path.is_fresh(now, self._config)
+
+    def _draw(self, candidates: Sequence[PeerId], now: float, may: Callable[[PeerId], bool]) -> PeerId | None:
+        """One drawn at random: by trying, and by looking through all of them where most were measured."""
+        if not candidates:
+            return None
+        for _ in range(8):
+            peer = self._luck.choice(candidates)
+            if peer != self._own_id and not self._is_fresh(peer, now) and may(peer):
+                return peer
+        left = [peer for peer in candidates if peer != self._own_id and not self._is_fresh(peer, now) and may(peer)]
+        return self._luck.choice(left) if left else None
+
+    def _near(self, now: float, may: Callable[[PeerId], bool]) -> PeerId | None:
+        """One that seems near: by turns over the edges of the nearest measured peers, and by the estimate."""
+        own = self._own
+        if own is None:
+            return None
+        order = (own.over, own.near) if self._drawn % 4 == 0 else (own.near, own.over)
+        for reckoned in order:
+            while len(reckoned) and math.isfinite(reckoned[row := int(np.argmin(reckoned))]):
+                own.near[row] = own.over[row] = math.inf  # until the place is worked out again
+                peer = self.chart.peer(row)
+                if peer is not None and peer != self._own_id and not self._is_fresh(peer, now) and may(peer):
+                    return peer
+        return None
+
+    def _over_edges(self, rows: Rows, rtts: Floats, count: int) -> Floats:
+        """How long the way is at most that leads over one of the nearest measured peers, (rows,) in seconds."""
+        bound = np.full(count, np.inf)
+        for number in np.argsort(rtts, kind="stable")[: self._config.hops]:
+            ends, lengths = self.chart.edges_of(int(rows[number]))
+            np.minimum.at(bound, ends, rtts[number] + lengths)
+        return bound
+
+    def _measured_rows(self, now: float) -> tuple[Rows, Floats, Floats]:
+        """The measured paths to placed peers: rows, round trips in seconds, 1 where the peer was drawn at random."""
+        found: list[tuple[int, float, float]] = []
+        for peer, path in reversed(self._paths.items()):
+            row = self.chart.row(peer)
+            if row is not None and self.chart.placed[row] and path.is_fresh(now, self._config):
+                found.append((row, path.rtt_s, float(path.drawn)))
+        if len(found) > self._config.paths_max:
+            room = self._config.paths_max
+            near = sorted(found, key=lambda path: path[1])[: room // 2]
+            chosen = {row for row, _, _ in near}
+            found = near + [path for path in found if path[0] not in chosen][: room - len(near)]
+        rows = np.array([row for row, _, _ in found], np.int64)
+        return rows, np.array([rtt for _, rtt, _ in found]), np.array([drawn for _, _, drawn in found])
+
+    def _predict(self, place: Floats, height_s: float, rows: Rows, anchors: Anchors, drawn: Floats) -> _Own:
+        """What follows from the own place for everybody in the chart."""
+        chart = self.chart
+        ends, rtts = anchors.places[0], anchors.rtts[0]
+        lengths = lengths_between(place[None], chart.places)[0]
+        plain = lengths + height_s + chart.heights
+        to_ends = np.sqrt(((ends - place) ** 2).sum(axis=1)) + height_s + anchors.heights[0]
+        residual = residuals(rtts, to_ends, chart.fit)
+        kept = is_ordinary(residual[None], anchors.weights)[0] > 0.0
+        ends, residual, drawn = ends[kept], residual[kept], drawn[kept]
+        shared = chart.nearness(lengths_between(ends, ends))
+        shared[np.diag_indices(len(ends))] = 1.0 + NOISE
+        inverse = cast("Floats", np.linalg.inv(shared))
+        alphas = inverse @ residual
+        beside = chart.nearness(lengths_between(chart.places, ends))
+        mine = beside @ alphas
+        unsure = np.maximum(1.0 - np.einsum("rw,rw->r", beside @ inverse, beside), 1e-3)
+        theirs, nearest = chart.carried(chart.nearness(lengths))
+        unsure_theirs = np.maximum(1.0 - nearest**2 / (1.0 + NOISE), 1e-3)
+        both = (mine / unsure + theirs / unsure_theirs) / (1.0 / unsure + 1.0 / unsure_theirs)
+        self._learn_calibration(alphas, inverse, drawn)
+        known = 2.0 / (1.0 / unsure + 1.0 / unsure_theirs)
+        reckoned = plain * np.exp(np.clip(both, -2.0, 2.0))
+        reckoned[~chart.placed] = np.nan
+        self._learn_width()
+        widths = self._calibration * np.sqrt(known + NOISE)
+        near = np.where(np.isfinite(reckoned), reckoned, np.inf)
+        over = self._over_edges(rows, rtts, len(reckoned))
+        near[rows] = over[rows] = np.inf
+        return _Own(place, height_s, chart.shaken, reckoned, widths, near, over)
+
+    def _learn_calibration(self, alphas: Floats, inverse: Floats, drawn: Floats) -> None:
+        """How many deviations hold the truth nine times in ten: by what would have been said of each measured path without it."""
+        spread = np.sqrt(1.0 / np.diag(inverse))
+        off = np.abs(alphas) / np.diag(inverse) / spread
+        chosen = off[drawn > 0.0]
+        told = chosen if len(chosen) >= _CALIBRATED_MIN else off
+        if len(told) < _CALIBRATED_MIN:
+            told = np.concatenate([told, np.full(_PRIOR_COUNT, _PRIOR_WIDTH / math.sqrt(0.5 + NOISE))])
+        self._calibration = float(np.quantile(told, min(1.0, COVERAGE * (len(told) + 1) / len(told))))
+
+    def _learn_width(self) -> None:
+        """How far a single sample is from its path's round trip, nine times in ten."""
+        told = np.fromiter(self._deviations, np.float64, len(self._deviations))
+        prior = np.linspace(0.0, _PRIOR_WIDTH / COVERAGE, _PRIOR_COUNT)
+        self._width_of_one = float(np.quantile(np.concatenate([told, prior]), COVERAGE))
+
+    def _width_of(self, path: PathSamples) -> float:
+        """Half the width of a measured path's interval: the median of more samples is surer."""
+        return self._width_of_one / math.sqrt(min(len(path), 4))
+
+    def _told(self, row: int, end: int) -> float | None:
+        """The round trip of an edge in seconds, None where there is none."""
+        ends, rtts = self.chart.edges_of(row)
+        found = np.nonzero(ends == end)[0]
+        return float(rtts[found[0]]) if len(found) else None
+
+    def _carried_between(self, a: int, b: int) -> tuple[float, float]:
+        chart = self.chart
+        mine, near_a = chart.carried_to(a, chart.nearness(lengths_between(chart.places[b][None], chart.places)[0]))
+        theirs, near_b = chart.carried_to(b, chart.nearness(lengths_between(chart.places[a][None], chart.places)[0]))
+        unsure_a, unsure_b = (max(1.0 - near**2 / (1.0 + NOISE), 1e-3) for near in (near_a, near_b))
+        both = (mine / unsure_a + theirs / unsure_b) / (1.0 / unsure_a + 1.0 / unsure_b)
+        plain_s = float(np.linalg.norm(chart.places[a] - chart.places[b])) + float(chart.heights[a] + chart.heights[b])
+        known = 2.0 / (1.0 / unsure_a + 1.0 / unsure_b)
+        return plain_s * math.exp(max(-2.0, min(2.0, both))), self._calibration * math.sqrt(known + NOISE)
+
+
+def _estimate(rtt_s: float, width: float, source: Source) -> Estimate:
+    """An estimate whose interval is as wide on both sides, as a ratio; `width` is half of it as a logarithm."""
+    return Estimate(rtt_s, rtt_s * math.exp(-width), rtt_s * math.exp(width), source)
