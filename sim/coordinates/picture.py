@@ -24,8 +24,8 @@ HEIGHT = 440
 MARGIN = 64
 """Pixels round a chart: room for numbers and names."""
 
-SHARE_SHOWN = 0.99
-"""Share of a distribution that a chart's axis reaches to: the last hundredth would press the rest together."""
+SHARE_SHOWN = 0.95
+"""Share of a distribution that a chart's axis reaches to: the last twentieth would press the rest together."""
 
 MAPPED_MAX = 600
 """Nodes on a map, a count: its eigenvectors take a tenth of a second."""
@@ -92,7 +92,7 @@ def chart(
     *,
     whole: bool = False,
 ) -> str:
-    """A chart with both axes from 0, as SVG text; `whole` shows every point, else the last hundredth of each line is cut."""
+    """A chart with both axes from 0, as SVG text; `whole` shows every point, else the last twentieth of each line is cut."""
     drawn = [points if whole else [point for point in points if point[1] <= SHARE_SHOWN] for _, points in (*lines, *broken)]
     right = max((x for points in drawn for x, _ in points), default=1.0) or 1.0
     high = (max((y for points in drawn for _, y in points), default=1.0) or 1.0) if whole else 1.0
@@ -114,7 +114,7 @@ def chart(
         if path:
             parts.append(f'<polyline stroke="{colour}"{dashes} points="{path}"/>')
     for index, (name, _) in enumerate(lines):
-        y = MARGIN + 16 + 18 * index
+        y = (MARGIN + 16 if whole else HEIGHT - MARGIN - 18 * len(lines)) + 18 * index  # where no line is
         parts.append(f'<path stroke="{COLOURS[index % len(COLOURS)]}" stroke-width="3" d="M{WIDTH - MARGIN - 96} {y - 4}h18"/>')
         parts.append(f'<text x="{WIDTH - MARGIN - 72}" y="{y}">{escape(name)}</text>')
     return _svg(title, parts)

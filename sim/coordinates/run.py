@@ -27,6 +27,9 @@ JOINERS = 32
 JOIN_GAP_S = 0.1
 """Seconds between the pings of a node that joins."""
 
+SETTLING_TICKS = 2
+"""Ticks after the last publications have arrived until estimates are asked, a count: each method has worked with all of them."""
+
 JOIN_TICKS = 3
 """Ticks for which a node that has joined works before it is asked, a count."""
 
@@ -203,7 +206,8 @@ def _steady(run: _Run) -> tuple[NDArray[np.float64], Figures, dict[str, list[tup
     for share in np.linspace(pings / 2 / plan.pings, 1.0, 16).tolist():
         world.run(max(world.now_s, share * run.until_s))
         run.watch(share)
-    world.run(run.until_s + conditions.gossip_s + conditions.gossip_delay_s + float(np.nanmax(truth_s)))
+    arrived_s = run.until_s + conditions.gossip_s + conditions.gossip_delay_s + float(np.nanmax(truth_s))
+    world.run(arrived_s + SETTLING_TICKS * conditions.tick_s)
     asked = run.ask(np.flatnonzero(run.honest()))
     figures, curves = run.scored(asked, truth_s)
     if figures["error_p50"] is not None and figures["error_p90"] is not None:

@@ -23,9 +23,9 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict]:
 
 
 def test_methods_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
-    told = ran(capsys, "synthetic-60", "--pings-per-node", "200", "--seeds", "2")
+    told = ran(capsys, "synthetic-60", "--pings-per-node", "200", "--seeds", "2", "--method", "vivaldi,serf,random")
     methods = told["methods"]
-    assert list(methods)[-3:] == ["vivaldi", "serf", "random"]
+    assert list(methods) == ["vivaldi", "serf", "random"]
     for name in ("vivaldi", "serf"):
         mean = methods[name]["mean"]
         assert 0.02 < mean["error_p50"] < 0.3

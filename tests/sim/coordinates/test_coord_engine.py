@@ -135,6 +135,7 @@ def test_nobody_begins_a_measurement_to_a_node_behind_a_nat() -> None:
     world = ran(recorded(), Conditions(nat=0.5), pings=100)
     hidden = np.flatnonzero(world.behind_nat).tolist()
     assert len(hidden) == 3
+    assert world.spent.pings == 600  # nobody is even asked to
     for index, method in enumerate(recorders(world)):
         peers = {peer for peer, _, _ in method.rtts}
         expected = set(range(6)) - {index} - (set(hidden) if index in hidden else set())
@@ -194,12 +195,15 @@ def test_liars_delay_and_never_shorten() -> None:
     assert len(world.liars) == 2
     kind = Kind("writes down", Recorder, both_ends=True, place=METHODS["serf"].place, forge=METHODS["serf"].forge)
     world = ran(kind, Conditions(liars=0.34, attack="repulse", attack_from_s=5.0))
+    held_back = 0
     for index, method in enumerate(recorders(world)):
         for peer, rtt_s, _ in method.rtts:
-            truth = float(world.matrix.rtt_s[0, index, peer])
-            held = min(abs(rtt_s - truth), abs(rtt_s - truth - 1.0))
-            assert held < 1e-5
-            assert peer in world.liars or rtt_s < truth + 0.5
+            held_s = rtt_s - float(world.matrix.rtt_s[0, index, peer])
+            assert min(abs(held_s), abs(held_s - 1.0)) < 1e-5
+            held_back += held_s > 0.5
+            assert peer in world.liars or held_s < 0.5
+    told = sum(peer in world.liars for method in recorders(world) for peer, _, _ in method.rtts)
+    assert 0.6 < held_back / told < 0.9  # in 15 of the 20 seconds, by either end
 
 
 def liar_of(attack: str) -> Liar:
