@@ -36,7 +36,7 @@ TABLE_WIDTH = 160
 EXAMPLES = """
 examples:
   python -m sim coordinates synthetic-200                                    # no data needed
-  python -m sim coordinates rtt.csv --pings-per-node 128 --method serf,vivaldi
+  python -m sim coordinates rtt.csv --pings-per-node 128 --method memory,serf
   python -m sim coordinates rtt.npz --liars 0.1 --attack inflate --seeds 5
   python -m sim coordinates rtt.npz --loss 0.1 --churn 0.2 --nat 0.33 --json
   python -m sim coordinates volatile-60 --series --pings-per-node 16         # slice after slice, each foretold
@@ -174,6 +174,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     for name in ("jitter", "gossip_delay", "fresh_s", "attack_from"):
         if not 0.0 <= getattr(options, name) <= 86_400.0:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name):g}: from 0 to 86400")
+
+    settings = {name for method in options.method for name in METHODS[method].settings}
+    for name, _ in options.set:
+        if name not in settings:
+            parser.error(f"--set {name}: the methods have {', '.join(sorted(settings)) or 'nothing to set'}")
 
 
 def _plan(options: argparse.Namespace) -> Plan:

@@ -131,6 +131,8 @@ class World:
         self.up = [index not in absent for index in range(self.nodes)]
         self._life = [0] * self.nodes
         self.reachable = [index for index in range(self.nodes) if self.up[index] and not self.behind_nat[index]]
+        share = self.kind.share
+        self.shared = None if share is None else share(self.nodes, self._streams.of("shared"), self._settings)
         self.methods: list[Method] = [self._fresh(index) for index in range(self.nodes)]
         self.board: list[object | None] = [None] * self.nodes
         self._met: list[dict[int, None]] = [{} for _ in range(self.nodes)]
@@ -152,6 +154,8 @@ class World:
 
     def sync(self, index: int) -> None:
         """Hands a node everything that others have published and it can have heard."""
+        if self.shared is not None:
+            return
         method, now_s = self.methods[index], self.now_s
         began = time.process_time()
         for peer, told in enumerate(self.board):
@@ -223,7 +227,7 @@ class World:
     def _fresh(self, index: int) -> Method:
         """The method of a node that knows nothing, with luck of its own for each life."""
         luck = self._streams.of(f"node {index} life {self._life[index]}")
-        return self.kind.make(Seat(index, self.nodes, luck, self._settings))
+        return self.kind.make(Seat(index, self.nodes, luck, self._settings, self.shared))
 
     def _asymmetry(self) -> NDArray[np.float32] | None:
         """The share of each pair's round trip that the way from row to column takes."""
@@ -238,10 +242,12 @@ class World:
         conditions = self.conditions
         candidates = [index for index in range(self.nodes) if index not in absent]
         self._streams.of("liars").shuffle(candidates)
-        for index in candidates[: round(conditions.liars * len(candidates))]:
+        chosen = candidates[: round(conditions.liars * len(candidates))]
+        for index in chosen:
+            others = [other for other in chosen if other != index]
             common = Random(self._streams.seed)  # noqa: S311 - all liars agree on it
             luck = self._streams.of(f"liar {index}")
-            self.liars[index] = Liar(ATTACKS[conditions.attack], self.kind, conditions.attack_from_s, common, luck)
+            self.liars[index] = Liar(ATTACKS[conditions.attack], self.kind, conditions.attack_from_s, common, luck, others)
 
     def _begin(self) -> None:
         """Everybody's first events, at moments spread over the intervals."""
@@ -354,9 +360,11 @@ class World:
     def _arrive(self, index: int, life: int, told: object) -> None:
         """What a node has published is with everybody."""
         self.board[index] = told
+        liar = self.liars.get(index)
+        if self.shared is not None:
+            self.shared.handle_told(index, told if liar is None else self._lie(liar, told, index), self.now_s)
         if self._life[index] != life or self.kind.hears is Hears.LATE:
             return
-        liar = self.liars.get(index)
         everybody = self.kind.hears is Hears.ALL
         began = time.process_time()
         for peer in range(self.nodes):

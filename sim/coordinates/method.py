@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.encoding import Luck
+from protocol.identity import PeerId
 
 Estimates = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Round trips in seconds with the lower and upper ends of their 90 % intervals; NaN where the method tells none."""
@@ -87,12 +88,28 @@ class Seat:
         nodes: how many there are.
         luck: the node's own.
         settings: of the method, by name, as given with `--set`.
+        shared: what the nodes of this run share, where the kind has such a thing.
     """
 
     index: int
     nodes: int
     luck: Luck
     settings: dict[str, float] = field(default_factory=dict)
+    shared: "Shared | None" = None
+
+
+class Shared(Protocol):
+    """What all nodes of a run would work out alike, worked out once.
+
+    Attributes:
+        worked_s: seconds of processor time that this took so far; each node would have needed them by itself.
+    """
+
+    worked_s: float
+
+    def handle_told(self, peer: int, told: object, now_s: float) -> None:
+        """Takes in what a node has published, in place of all the others."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +125,9 @@ class Kind:
         ticks: whether `tick` does anything.
         place: the place in what a node tells; None where it tells none.
         forge: what is told, with another place put in.
+        share: makes what all nodes of a run share, from how many there are, luck and settings; None where they share nothing.
+        conspire: what a liar publishes, from the truth, the other liars, and false round trips in seconds between two of them.
+        settings: what can be set, by name.
     """
 
     says: str
@@ -118,6 +138,14 @@ class Kind:
     ticks: bool = False
     place: Callable[[Any], Place | None] = lambda _: None
     forge: Callable[[Any, Place], object] = lambda told, _: told
+    share: Callable[[int, Luck, dict[str, float]], Shared] | None = None
+    conspire: Callable[[object, Sequence[int], Callable[[], float]], object] | None = None
+    settings: tuple[str, ...] = ()
+
+
+def peer_id(index: int) -> PeerId:
+    """The peer id that stands for a node in the product's code."""
+    return PeerId(index.to_bytes(4, "big"))
 
 
 def anybody(alive: Sequence[int], own: int, luck: Luck) -> int | None:

@@ -7,10 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.coordinates import DIMENSIONS, Coordinate, CoordinateConfig, Vivaldi
-from protocol.identity import PeerId
 from protocol.places import PLACE_BYTES
-from sim.coordinates import serf
-from sim.coordinates.method import Estimates, Kind, Place, Seat, anybody, unknown
+from sim.coordinates import memory, serf
+from sim.coordinates.method import Estimates, Kind, Place, Seat, anybody, peer_id, unknown
 
 
 class PlainVivaldi:
@@ -89,11 +88,6 @@ class RandomChoice:
         return unknown(len(peers)), unknown(len(peers)), unknown(len(peers))
 
 
-def peer_id(index: int) -> PeerId:
-    """The peer id that stands for a node in the product's code."""
-    return PeerId(index.to_bytes(4, "big"))
-
-
 def vivaldi_place(told: object) -> Place | None:
     """The place in what a node with the product's coordinates tells."""
     return Place(told.vector, told.height_s, told.error) if isinstance(told, Coordinate) else None
@@ -105,6 +99,7 @@ def vivaldi_forged(told: object, place: Place) -> object:  # noqa: ARG001 - noth
 
 
 METHODS: dict[str, Kind] = {
+    "memory": memory.KIND,
     "vivaldi": Kind(
         "the product's Vivaldi alone: a random peer each ping, nothing kept but the coordinate",
         PlainVivaldi,
@@ -114,4 +109,4 @@ METHODS: dict[str, Kind] = {
     "serf": Kind("Serf's coordinates: a random peer each ping", serf.Serf, place=serf.place_of, forge=serf.forged),
     "random": Kind("no method: candidates are chosen at random", RandomChoice),
 }
-"""All methods, in the order in which they are run unless others are named; `memory` (protocol/distances) has its place first."""
+"""All methods, in the order in which they are run unless others are named."""

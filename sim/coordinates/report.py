@@ -42,7 +42,7 @@ ROWS: tuple[Row, ...] = (
     ("  liars that truly are the nearest", ("liars_nearest",), ".1%"),
     ("pings; lost", ("pings", "lost"), ".0f"),
     ("bytes sent per node and second: pings, gossip", ("ping_bytes_per_s", "gossip_bytes_per_s"), ".0f"),
-    ("CPU per node and second, us", ("cpu_us_per_node_s",), ".0f"),
+    ("CPU per node and second, us; of it the shared chart", ("cpu_us_per_node_s", "shared_us_per_node_s"), ".0f"),
     ("  a tick, ms; 10,000 estimates, ms", ("tick_ms", "estimate_10k_ms"), ".2f"),
     ("the run took, s", ("took_s",), ".1f"),
 )

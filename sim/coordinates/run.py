@@ -286,14 +286,17 @@ def _spent(run: _Run) -> Figures:
     """Bytes and processor time per node."""
     world, spent, nodes = run.world, run.world.spent, run.matrix.nodes
     per_node_s = 1.0 / (nodes * max(world.now_s, 1e-9))
-    working_s = spent.choosing_s + spent.learning_s + spent.ticking_s
+    shared_s = 0.0 if world.shared is None else world.shared.worked_s
+    alone_s = spent.choosing_s + spent.learning_s + max(0.0, spent.ticking_s - shared_s)
+    working_s = alone_s + shared_s * nodes  # each would have to work out by itself what they share here
     return {
         "pings": float(spent.pings),
         "lost": float(spent.lost),
         "ping_bytes_per_s": spent.ping_bytes * per_node_s,
         "gossip_bytes_per_s": spent.gossip_bytes * per_node_s,
         "cpu_us_per_node_s": working_s * per_node_s * 1e6,
-        "tick_ms": spent.ticking_s * 1e3 / max(1.0, nodes * world.now_s / run.plan.conditions.tick_s),
+        "shared_us_per_node_s": shared_s * 1e6 / max(world.now_s, 1e-9),
+        "tick_ms": max(0.0, spent.ticking_s - shared_s) * 1e3 / max(1.0, nodes * world.now_s / run.plan.conditions.tick_s),
         "estimate_10k_ms": spent.estimating_s * 1e7 / max(1, spent.estimates),
     }
 

@@ -110,6 +110,7 @@ def test_matrix_that_cannot_be_used(arguments: list[str], says: str, capsys: pyt
         (["--asymmetry", "0.5"], "less than 0.5"),
         (["--pings-per-node", "0"], "from 1"),
         (["--set", "x"], "NAME=NUMBER"),
+        (["--set", "gravity=1", "--method", "serf"], "nothing to set"),
         (["--tick-every", "nan"], "seconds"),
     ],
 )
