@@ -28,7 +28,8 @@ from mesh.admission.commands import network as network_commands
 from mesh.client import ClientError, GatewayClient
 from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, resolve
 from mesh.distancecommands import coordinates, distance, near
-from mesh.flags import GatewayFlags
+from mesh.flags import GatewayFlags, PlaceFlags
+from mesh.map.command import draw_map
 from mesh.nodefile import NoNodeError
 from mesh.plain import printable
 from mesh.receiptcommands import receipt_app
@@ -117,6 +118,7 @@ def up(
         Parameter(help="Pass sealed requests of others on to peers they cannot reach (default: yes, in an open network no)."),
     ] = None,
     log_level: Annotated[str | None, Parameter(help="debug, info, warning or error.")] = None,
+    place: PlaceFlags | None = None,
     config: Annotated[Path | None, Parameter(help="TOML file with the same settings.")] = None,
     as_json: Annotated[
         bool, Parameter(name="--json", negative="", help="When ready, print one JSON line: peer_id, addresses, gateway.")
@@ -138,7 +140,7 @@ def up(
             --gateway-tls-cert mesh.crt --gateway-tls-key mesh.key
         isochrone up --state-dir /tmp/a --gateway 127.0.0.1:0 --json
     """
-    given = locals() | asdict(door or GatewayFlags())
+    given = locals() | asdict(door or GatewayFlags()) | asdict(place or PlaceFlags())
     given["open"] = open_network
     settings = read_config({name: given[name] for name in SETTINGS}, config)
     # After the settings are known to be right: these imports take most of a second.
@@ -302,6 +304,7 @@ def embed(
 app.command(distance)
 app.command(near)
 app.command(coordinates)
+app.command(draw_map, name="map")
 app.command(trace)
 app.command(receipt_app)
 app.command(spec)

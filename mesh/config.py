@@ -118,6 +118,8 @@ class NodeConfig:
         gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
         is_open: anybody may join; otherwise the node belongs to a private network.
         network_dir: where the private network of this user is kept; None takes the default place.
+        latitude: where the machine stands, in degrees, for maps; told to everybody, rounded; None tells nothing.
+        longitude: the same.
     """
 
     state_dir: Path
@@ -139,6 +141,8 @@ class NodeConfig:
     is_open: bool = False
     network_dir: Path | None = None
     relay: bool = True
+    latitude: float | None = None
+    longitude: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +281,19 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _degrees(limit: float) -> Callable[[str], float]:
+    def _parse(text: str) -> float:
+        try:
+            degrees = float(text)
+        except ValueError:
+            degrees = float("nan")
+        if not -limit <= degrees <= limit:  # NaN compares false
+            raise ValueError(f"give degrees from {-limit:g} to {limit:g}, south and west negative, such as 48.1")
+        return degrees
+
+    return _parse
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
     """How one setting is read: `count_max` is None for a single value, otherwise the bound of a list."""
@@ -307,6 +324,8 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "gateway_insecure_remote": _Setting(_flag, boolean=True),
     "open": _Setting(_flag, boolean=True),
     "network_dir": _Setting(_path),
+    "latitude": _Setting(_degrees(90.0), numeric=True),
+    "longitude": _Setting(_degrees(180.0), numeric=True),
 }
 """Every setting by its file key; the flag is `--` with dashes, the variable `ISOCHRONE_` in capitals."""
 
@@ -359,8 +378,14 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         is_open=_typed(values.get("open", False), bool),
         network_dir=_typed(values.get("network_dir", default_network_dir(environment)), Path),
         relay=_typed(values.get("relay", not values.get("open", False)), bool),
+        latitude=_degrees_or_none(values.get("latitude")),
+        longitude=_degrees_or_none(values.get("longitude")),
     )
     _check_gateway(config, found)
+    if (config.latitude is None) != (config.longitude is None):
+        item = found["longitude" if config.latitude is None else "latitude"]
+        other = "latitude" if config.latitude is None else "longitude"
+        raise ConfigError(item.key, item.value, item.source, f"give {other} too, or leave both out")
     if "network" in found and not config.is_open:
         item = found["network"]
         raise ConfigError(
@@ -402,6 +427,10 @@ def _check_gateway(config: NodeConfig, found: "Mapping[str, _Found]") -> None:
         "(ssh -L 8421:127.0.0.1:8421 …); or, where the network in front of it decides who may call, say --gateway-insecure-remote"
     )
     raise ConfigError(item.key, str(config.gateway), item.source, advice)
+
+
+def _degrees_or_none(value: object) -> float | None:
+    return None if value is None else _typed(value, float)
 
 
 def _path_or_none(value: object) -> Path | None:

@@ -291,6 +291,7 @@ def _finish(
     if as_json:
         print(json.dumps(result))
     console.print(f"\nThe picture: {picture}")
+    console.print("A map of your own mesh: isochrone map --open")
     for failure in story.failures:
         console.print(f"[bold red]wrong:[/] {failure}")
     console.print("[bold green]Everything was as it should be.[/]" if not story.failures else "[bold red]The demo failed.[/]")

@@ -26,6 +26,7 @@ from mesh.driver import Driver
 from mesh.engines.base import Engine, refuse
 from mesh.gateway.ports import CatalogueEntry
 from mesh.inference import request_over
+from mesh.map.collect import MapCollector
 from mesh.receipts import Examination, ReceiptBook, SignedReplies
 from mesh.relay import DIAL_S, Sealing
 from mesh.specification import protocols_json
@@ -156,6 +157,7 @@ class Dispatcher:
         self.draining = False
         self.gate: Gate | None = None
         self.distances = Distances(node, transport.now, self._own_models, self._owner)
+        self.map = MapCollector(node, self.distances)
 
     def attach(self, driver: Driver, sealing: Sealing) -> None:
         """Learns how the core's outputs are drained, and how peers are asked that cannot be reached."""

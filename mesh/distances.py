@@ -90,7 +90,7 @@ class Distances:
             owner: whose a node is, empty where that is not known.
         """
         self._node = node
-        self._now = now
+        self.now = now
         self._own_models = own_models
         self._owner = owner
 
@@ -103,7 +103,7 @@ class Distances:
         start = self._node.peer_id if other is None else self.find(one)
         end = self.find(one if other is None else other)
         row: Row = {"from": peer_id_text(start), "to": peer_id_text(end)}
-        return row | estimate_json(self._node.views.between(start, end, self._now())) | self._path(start, end)
+        return row | estimate_json(self._node.views.between(start, end, self.now())) | self._path(start, end)
 
     def near(self, wish: Near) -> Row:
         """Who is near a node, the nearest first, and of equally near ones the one with the smaller id.
@@ -111,11 +111,11 @@ class Distances:
         Raises:
             UnknownPeerError: `of` is nobody's name, or not one node's alone.
         """
-        now, views = self._now(), self._node.views
+        now, views = self.now(), self._node.views
         centre = self._node.peer_id if wish.of is None else self.find(wish.of)
         found: list[tuple[float, PeerId, Estimate]] = []
         asked = unknown = 0
-        for peer_id in self._living(now):
+        for peer_id in self.living(now):
             if peer_id == centre or (wish.model is not None and wish.model not in self._models(peer_id)):
                 continue
             asked += 1
@@ -137,7 +137,7 @@ class Distances:
 
     def coordinates(self) -> list[Row]:
         """Where everybody is that says so, in the order of peer ids, this node included."""
-        now, views, own = self._now(), self._node.views, self._node.peer_id
+        now, views, own = self.now(), self._node.views, self._node.peer_id
         rows: list[Row] = []
         for peer_id in sorted([own, *views.known()]):
             place = views.told_place(peer_id)
@@ -177,7 +177,7 @@ class Distances:
             raise UnknownPeerError(f"{wanted[:64]!r} names {len(found)} nodes ({named}{more}); give the end of one's id")
         return found[0]
 
-    def _living(self, now: float) -> list[PeerId]:
+    def living(self, now: float) -> list[PeerId]:
         """This node and everybody who is not gone."""
         standing, views = self._node.membership.standing, self._node.views
         return [self._node.peer_id, *(peer for peer in views.known() if standing(peer, now)[0] is not Standing.GONE)]
@@ -189,11 +189,14 @@ class Distances:
         serving = (self._node.table.serving(peer_id) or (None, None))[0]
         return [] if serving is None else [offer.model for offer in serving.models]
 
+    def about(self, peer_id: PeerId, now: float) -> Row:
+        """A node as it is known here: who it is, how it stands, what it serves, and the path to it where that is measured."""
+        standing = "self" if peer_id == self._node.peer_id else str(self._node.membership.standing(peer_id, now)[0])
+        path = self._path(self._node.peer_id, peer_id)
+        return self._named(peer_id) | path | {"standing": standing, "models": self._models(peer_id)}
+
     def _near_row(self, centre: PeerId, peer_id: PeerId, estimate: Estimate, now: float) -> Row:
-        is_own = peer_id == self._node.peer_id
-        standing = "self" if is_own else str(self._node.membership.standing(peer_id, now)[0])
-        path = self._path(centre, peer_id)
-        return self._named(peer_id) | estimate_json(estimate) | path | {"standing": standing, "models": self._models(peer_id)}
+        return self.about(peer_id, now) | estimate_json(estimate) | self._path(centre, peer_id)
 
     def _named(self, peer_id: PeerId) -> Row:
         row: Row = {"peer_id": peer_id_text(peer_id)}
@@ -202,7 +205,7 @@ class Distances:
 
     def _path(self, one: PeerId, other: PeerId) -> Row:
         """What this node has measured of the path besides; of paths between others it has measured nothing."""
-        now, own = self._now(), self._node.peer_id
+        now, own = self.now(), self._node.peer_id
         peer_id = other if one == own else one
         quality = self._node.probe.quality(peer_id, now) if own in (one, other) else None
         if quality is None:

@@ -1,4 +1,4 @@
-"""Flags of `isochrone up` that belong together: who may call the gateway, and how."""
+"""Flags of `isochrone up` that belong together: who may call the gateway, and how; where the machine stands."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,3 +33,15 @@ class GatewayFlags:
             negative="",
         ),
     ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class PlaceFlags:
+    """Where the machine stands; each is a setting of the same name."""
+
+    latitude: Annotated[
+        float | None,
+        Parameter(help="Degrees north, for maps: told to every node, to a tenth of a degree (default: told to nobody)."),
+    ] = None
+    longitude: Annotated[float | None, Parameter(help="Degrees east; with --latitude.")] = None

@@ -14,6 +14,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -46,7 +47,7 @@ from protocol.multiaddr import Multiaddr
 from protocol.node import AdmittedReader, Node
 from protocol.node import NodeConfig as CoreConfig
 from protocol.quic import choose_engine
-from protocol.records import ModelOffer, Sequencer
+from protocol.records import Hardware, ModelOffer, Sequencer
 from protocol.routing import RoutingConfig
 from protocol.sealing import SEALED_PROTOCOL
 from protocol.wire.inference import PROTOCOL_ID
@@ -59,6 +60,8 @@ FAREWELL_S = 1.0
 """How long a stopping node waits, once all answers are finished, until peers have taken the last bytes of theirs."""
 METRICS_INTERVAL_S = 1.0
 """How often counted metrics are brought up to date, in seconds: well within the 15 s at which Prometheus usually asks."""
+PLACE_DIGITS = 1
+"""Decimals of a degree that are told of where the machine stands: 11 km, a city and no street."""
 CLOCK_INTERVAL_S = 5.0
 """How often the wall clock is compared with the monotonic one: a step is noticed long before a record would expire by it."""
 
@@ -222,7 +225,7 @@ class Service:
             await nursery.start(self.driver.run)
             self.transport.endpoint.rehearse(self.transport.now())
             await self._listen(nursery)
-            hardware = await self._machine.hardware()
+            hardware = located(await self._machine.hardware(), self._config)
             now = self.transport.now()
             self.node.start(worth_telling(self.transport.addresses), hardware, self._offers(), self._machine.wall(), now)
             issuers = () if self._gate is None else self._gate.membership.issuers
@@ -430,6 +433,14 @@ def gateway_config(config: NodeConfig) -> GatewayConfig:
         tls=None if cert is None or key is None else server_context(cert, key),
         insecure_remote=config.gateway_insecure_remote,
     )
+
+
+def located(hardware: Hardware, config: NodeConfig) -> Hardware:
+    """Adds where the machine stands to what its card tells, to a tenth of a degree; nothing unless the owner has said it."""
+    if config.latitude is None or config.longitude is None:
+        return hardware
+    place = {"latitude": round(config.latitude, PLACE_DIGITS), "longitude": round(config.longitude, PLACE_DIGITS)}
+    return replace(hardware, extra={**hardware.extra, **place})
 
 
 async def refused(message: str) -> AsyncGenerator[Reply]:

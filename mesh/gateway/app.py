@@ -57,7 +57,7 @@ class Pages:
         self._dispatcher = dispatcher
         self._telemetry = telemetry
         self._is_draining = is_draining
-        self.distances = DistancePages(dispatcher.distances)
+        self.distances = DistancePages(dispatcher.distances, dispatcher.map)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""

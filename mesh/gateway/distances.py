@@ -16,6 +16,7 @@ from starlette.routing import Route
 from mesh.distances import WITHIN_S_MAX, Distances, Near, UnknownPeerError, parse_duration
 from mesh.gateway.answers import encode
 from mesh.gateway.failures import ApiError
+from mesh.map.collect import MapCollector
 
 LIMIT_DEFAULT = 100
 """Peers in an answer unless asked for more, a count: what a person can read through."""
@@ -27,8 +28,9 @@ LIMIT_MAX = 10_000
 class DistancePages:
     """The handlers."""
 
-    def __init__(self, distances: Distances) -> None:
+    def __init__(self, distances: Distances, collector: MapCollector) -> None:
         self._distances = distances
+        self._collector = collector
 
     def routes(self) -> list[Route]:
         """Where they are."""
@@ -38,6 +40,8 @@ class DistancePages:
             Route("/mesh/near", self.near, methods=["GET"]),
             Route("/mesh/near/{of}", self.near, methods=["GET"]),
             Route("/mesh/coordinates", self.coordinates, methods=["GET"]),
+            Route("/mesh/map", self.map, methods=["GET"]),
+            Route("/mesh/map/{around}", self.map, methods=["GET"]),
         ]
 
     async def distance(self, request: Request) -> Response:
@@ -67,6 +71,14 @@ class DistancePages:
         """GET /mesh/coordinates."""
         _parameters(request, ())
         return _json({"coordinates": self._distances.coordinates()})
+
+    async def map(self, request: Request) -> Response:
+        """GET /mesh/map and /mesh/map/{around}."""
+        _parameters(request, ())
+        try:
+            return _json(await self._collector.collect(request.path_params.get("around")))
+        except UnknownPeerError as error:
+            raise _unknown(error) from error
 
 
 def _parameters(request: Request, known: Sequence[str]) -> dict[str, str]:

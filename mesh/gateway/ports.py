@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.distances import Distances
+from mesh.map.collect import MapCollector
 from protocol.identity import PeerId
 from protocol.inference import InferenceRequest, Reply
 from protocol.records import ModelOffer
@@ -57,6 +58,10 @@ class DispatcherPort(Protocol):
     @property
     def distances(self) -> Distances:
         """Answers questions about distances."""
+
+    @property
+    def map(self) -> MapCollector:
+        """Collects what a map is drawn from."""
 
     def submit(self, request: InferenceRequest) -> AbstractAsyncContextManager[Answer]:
         """Ask for one answer; leaving the context before its end cancels the work wherever it is done."""

@@ -16,6 +16,7 @@ import trio.testing
 from mesh.distances import Distances
 from mesh.engines.base import EngineError, Slots, SlotsConfig, Work, refuse
 from mesh.gateway import Answer, CatalogueEntry, Gateway
+from mesh.map.collect import MapCollector
 from mesh.telemetry import Telemetry
 from protocol.errors import ErrorCode
 from protocol.identity import Identity
@@ -177,6 +178,7 @@ class LocalDispatcher:
         self.routes: dict[str, RouteReport] = {}
         self.knowing = Knowing()
         self.distances = Distances(self.knowing.node, lambda: 1.0, lambda: ["own"], lambda _peer_id: "")
+        self.map = MapCollector(self.knowing.node, self.distances)
 
     @asynccontextmanager
     async def submit(self, request: InferenceRequest) -> AsyncIterator[Answer]:

@@ -1,10 +1,14 @@
 """The gateway's pages about distances, in front of a real core that knows a few peers; and what must not be asked of them."""
 
+import random
+
 import httpx
 import pytest
 from gateway_node import Start
 
 from mesh.distances import parse_duration
+from mesh.map.collect import FULL_NODES, PAIRS_MAX
+from mesh.map.facts import read_facts
 from protocol.identity import PeerId, peer_id_text
 
 
@@ -87,6 +91,65 @@ async def test_coordinates_of_everybody_who_tells_one(asked) -> None:
     assert (far["height_ms"], far["error"], far["standing"]) == (0.0, 0.1, "alive")
 
 
+async def test_a_map_tells_the_nodes_by_distance_and_all_round_trips_between_them(asked) -> None:
+    ask, peers = asked
+    own, measured, near, far = texts(*list(peers.values())[:4])
+    told = await ask("/mesh/map")
+    assert [row["peer_id"] for row in told["nodes"]] == [own, near, measured, far]
+    assert (told["own"], told["unknown"], told["left_off"]) == (0, 1, 0)
+    assert (told["nodes"][2]["loss"], told["nodes"][3]["loss"], told["nodes"][3]["models"]) == (0.0, None, ["m", "n"])
+    facts = read_facts(told)
+    assert set(facts.apart) == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
+    between = await ask(f"/mesh/distance/{near}/{far}")
+    assert facts.apart[1, 3].ms == pytest.approx(1000 * between["rtt_s"], abs=0.01)
+    assert facts.apart[1, 3].high_ms == pytest.approx(1000 * between["high_s"], abs=0.01)
+    assert (facts.apart[0, 2].source, facts.apart[1, 2].source) == ("measured", "coordinate")
+    round_far = await ask(f"/mesh/map/{far}")
+    assert round_far["around"] == round_far["nodes"][0]["peer_id"] == far
+    assert round_far["nodes"][round_far["own"]]["peer_id"] == own
+
+
+async def test_a_map_of_many_tells_the_nearest_of_each_and_no_more(start: Start) -> None:
+    running = await start()
+    luck = random.Random(5)
+    for _ in range(2 * FULL_NODES):
+        running.dispatcher.knowing.card(luck.uniform(0.001, 0.2))
+    async with httpx.AsyncClient(base_url=running.url, timeout=20) as client:
+        facts = read_facts((await client.get("/mesh/map")).json())
+    count = 2 * FULL_NODES + 1
+    assert len(facts.places) == count
+    assert count - 1 + count * 50 < len(facts.apart) <= PAIRS_MAX + count
+    for one in (1, 100, 300):
+        others = [apart.ms for pair, apart in facts.apart.items() if one in pair and 0 not in pair]
+        spot = facts.places[one].vector_ms[0]
+        nearest = sorted(abs(place.vector_ms[0] - spot) for number, place in enumerate(facts.places) if number not in (0, one))
+        assert max(sorted(others)[:50]) == pytest.approx(nearest[49], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("told", "is_shown"),
+    [
+        ({"latitude": 48.1, "longitude": 11.6}, True),
+        ({"latitude": -90, "longitude": 180}, True),
+        ({"latitude": 48.1}, False),
+        ({"latitude": 90.1, "longitude": 0.0}, False),
+        ({"latitude": 0.0, "longitude": -180.5}, False),
+        ({"latitude": "48.1", "longitude": "11.6"}, False),
+        ({"latitude": [48.1], "longitude": {}}, False),
+        ({"latitude": True, "longitude": False}, False),
+        ({"latitude": 10**18, "longitude": 0}, False),
+    ],
+    ids=str,
+)
+async def test_a_place_on_earth_is_told_where_it_is_one(told: dict[str, object], is_shown: bool, start: Start) -> None:
+    running = await start()
+    running.dispatcher.knowing.card(0.010, **told)
+    async with httpx.AsyncClient(base_url=running.url) as client:
+        rows = (await client.get("/mesh/map")).json()["nodes"]
+    assert len(rows) == 2
+    assert ("latitude" in rows[1]) is ("longitude" in rows[1]) is is_shown
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code", "said"),
     [
@@ -111,12 +174,14 @@ async def test_coordinates_of_everybody_who_tells_one(asked) -> None:
         ("/mesh/near?within=" + "9" * 12_000 + "ms", 400, "invalid_value", "is no duration"),
         ("/mesh/near?within=%D9%A1ms", 400, "invalid_value", "is no duration"),
         ("/mesh/near?within=1ms&within=2ms", 400, "invalid_value", "stands twice"),
-        ("/mesh/near?whitin=1ms", 400, "invalid_value", "within, model, limit"),
+        ("/mesh/near?inside=1ms", 400, "invalid_value", "within, model, limit"),
         ("/mesh/near?limit=0", 400, "invalid_value", "from 1 to 10000"),
         ("/mesh/near?limit=-1", 400, "invalid_value", "from 1 to 10000"),
         ("/mesh/near?limit=10001", 400, "invalid_value", "from 1 to 10000"),
         ("/mesh/near?limit=" + "9" * 5000, 400, "invalid_value", "from 1 to 10000"),
         ("/mesh/near?limit=1.5", 400, "invalid_value", "from 1 to 10000"),
+        ("/mesh/map?around=me", 400, "invalid_value", "it knows: none"),
+        ("/mesh/map/zzzzzzzz", 404, "peer_not_found", "isochrone peers"),
         ("/mesh/coordinates?limit=1", 400, "invalid_value", "it knows: none"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else str(value),
@@ -129,7 +194,7 @@ async def test_what_cannot_be_meant_is_refused_with_what_to_do(asked, path: str,
     assert len(error["message"]) < 400
 
 
-@pytest.mark.parametrize("path", ["/mesh/distance/zzzzzzzz", "/mesh/near", "/mesh/coordinates"])
+@pytest.mark.parametrize("path", ["/mesh/distance/zzzzzzzz", "/mesh/near", "/mesh/coordinates", "/mesh/map"])
 async def test_pages_are_only_read(path: str, start: Start) -> None:
     running = await start()
     async with httpx.AsyncClient(base_url=running.url) as client:

@@ -145,6 +145,7 @@ class MeshNode:
         listen: Multiaddr = LOOPBACK,
         announce: Sequence[Multiaddr] = (),
         relay: bool = True,
+        place: tuple[float, float] | None = None,
     ) -> None:
         self.config = NodeConfig(
             state_dir=state_dir,
@@ -159,6 +160,8 @@ class MeshNode:
             grace_s=grace_s,
             log_level="debug",
             relay=relay,
+            latitude=None if place is None else place[0],
+            longitude=None if place is None else place[1],
         )
         self.engines = engines
         self.limits = limits

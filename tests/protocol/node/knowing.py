@@ -28,12 +28,12 @@ class Knowing:
         self.node = Node(NodeConfig(), Identity.from_seed(bytes(32)), random.Random(1), Sequencer(0))
         self.count = 0
 
-    def card(self, seconds: float | None, models: Sequence[str] = ()) -> PeerId:
-        """The card of a new peer that says it is so far away, or nothing of where it is."""
+    def card(self, seconds: float | None, models: Sequence[str] = (), **hardware: object) -> PeerId:
+        """The card of a new peer that says it is so far away, or nothing of where it is; `hardware` is told besides."""
         self.count += 1
         identity = Identity.from_seed(self.count.to_bytes(32, "big"))
         offers = tuple(ModelOffer(model, frozenset({Feature.CHAT})) for model in models)
-        card = Card((), Hardware("cpu", 1, 1, 1), offers, None if seconds is None else distant(seconds), "")
+        card = Card((), Hardware("cpu", 1, 1, 1, extra=hardware), offers, None if seconds is None else distant(seconds), "")
         record = seal(identity, self.node.config.network_id, card, 1, WALL_S, WALL_S + 600.0)
         self.node.table.offer(record, 0.0, WALL_S)
         self.node.membership.handle_card(identity.peer_id, (ADDRESS,), 0.0)
