@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-ALL = ("hop", "gateway", "relay", "lifecycle", "hostile")
+ALL = ("hop", "gateway", "relay", "lifecycle", "distances", "hostile")
 APART = ("interop",)
 """Run only by name: they need more than the project installs."""
 

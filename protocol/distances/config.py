@@ -10,6 +10,17 @@ REACH_SHARE = 0.1
 """Share of all pairs of peers that are nearer than residuals reach, unitless: between 0.05 and 0.2 it makes no difference."""
 
 
+COVERAGE = 0.9
+"""Share of truths that an interval is to hold, unitless."""
+
+PRIOR_WIDTH = 0.15
+"""Half the width of an interval, as a logarithm, before anything was learnt: between that of a steady path and that of a shared
+link (docs/coordinates.md)."""
+
+PRIOR_COUNT = 10
+"""How many differences the prior counts for, a count."""
+
+
 @dataclass(frozen=True, slots=True)
 class DistanceConfig:
     """Everything the estimate can be told.
@@ -40,6 +51,8 @@ class DistanceConfig:
         measured_max: paths of this node that are kept; the one longest unmeasured makes room.
         paths_max: of these, as many as its place is worked out from.
         resolve_s: seconds between two looks for this node's own place.
+        field_s: seconds for which what residuals say of everybody is used before it is worked out anew, unless much was measured.
+        field_grown: by which factor the paths that were measured have grown then.
         drawn_first: peers measured at random before any is chosen for being near.
         hops: nearest measured peers through whose edges other near ones are looked for.
     """
@@ -69,5 +82,7 @@ class DistanceConfig:
     measured_max: int = 4096
     paths_max: int = 256
     resolve_s: float = 5.0
+    field_s: float = 60.0
+    field_grown: float = 1.1
     drawn_first: int = 16
     hops: int = 4

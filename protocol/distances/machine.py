@@ -16,53 +16,23 @@ Random World" (2005).
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
-from protocol.distances.chart import Chart, Rows, is_ordinary, lengths_between, residuals
-from protocol.distances.config import NOISE, DistanceConfig
+from protocol.distances.chart import Chart, lengths_between
+from protocol.distances.config import COVERAGE, NOISE, PRIOR_COUNT, PRIOR_WIDTH, DistanceConfig
 from protocol.distances.path import PathSamples
-from protocol.distances.solver import Anchors, Floats, cheapest, step
+from protocol.distances.position import Paths, Position
+from protocol.distances.solver import Floats
 from protocol.encoding import Luck
 from protocol.estimate import Estimate, Source
 from protocol.identity import PeerId
 
-COVERAGE = 0.9
-"""Share of truths that an interval is to hold, unitless."""
-
-_PRIOR_WIDTH = 0.15
-"""Half the width of an interval, as a logarithm, before anything was learnt: between that of a steady path and that of a shared
-link (docs/coordinates.md)."""
-
-_PRIOR_COUNT = 10
-"""How many differences the prior counts for, a count."""
-
 _DEVIATIONS_MAX = 256
 """Differences between samples of one path that are kept, of all paths together, a count."""
 
-_CALIBRATED_MIN = 12
-"""Paths drawn at random, a count, from which intervals are judged by these alone."""
-
-_STEPS = 3
-"""Steps of this node's own place at a time, a count: it hardly moves."""
-
 _PLACED_PATHS = 3
 """Measured paths to placed peers, a count, from which this node has a place."""
-
-
-@dataclass(slots=True)
-class _Own:
-    """This node's own place, and what follows from it; arrays by the rows of the chart."""
-
-    place: Floats
-    height_s: float
-    shaken: int  # which of the chart's places it belongs to
-    rtts: Floats  # (rows,) in seconds, NaN for who has no place
-    widths: Floats  # (rows,) half the width of the interval, as a logarithm
-    near: Floats  # (rows,) the same as `rtts`, and infinite for who was measured
-    over: Floats  # (rows,) how long the way is over one of the nearest measured, in seconds; infinite as above
 
 
 class Distances:
@@ -85,9 +55,8 @@ class Distances:
         self.chart = Chart(config, luck) if chart is None else chart
         self._paths: OrderedDict[PeerId, PathSamples] = OrderedDict()  # the longest unmeasured first
         self._deviations: deque[float] = deque(maxlen=_DEVIATIONS_MAX)
-        self._width_of_one = _PRIOR_WIDTH
-        self._own: _Own | None = None
-        self._calibration = 1.0
+        self._width_of_one = PRIOR_WIDTH
+        self._own: Position | None = None
         self._due = math.inf
         self._drawn = 0
 
@@ -107,7 +76,7 @@ class Distances:
         rtt_s = max(rtt_s, self._config.rtt_s_min)
         path = self._paths.pop(peer, None)
         if path is None:
-            path = PathSamples(self._config.samples_max)
+            path = PathSamples()
             if len(self._paths) >= self._config.measured_max:
                 self._paths.popitem(last=False)
         elif path.is_fresh(now, self._config):
@@ -148,28 +117,21 @@ class Distances:
 
     def resolve(self, now: float) -> None:
         """Works out this node's own place, and what follows from it."""
-        own, chart, config = self._own, self.chart, self._config
-        rows, rtts, drawn = self._measured_rows(now)
-        if len(rows) < _PLACED_PATHS or chart.typical_s == 0.0:
+        paths = self.paths(now)
+        if len(paths.rows) < _PLACED_PATHS or self.chart.typical_s == 0.0:
             self._own = None
             return
-        anchors = chart.anchors(rows[None], rtts[None])
-        if own is None or own.shaken != chart.shaken:
-            starts, heights = chart.starts(rows, rtts)
-            place, height_s, _ = cheapest(starts, heights, anchors, chart.fit, 2 * config.start_steps)
-        else:
-            places, heights = own.place[None], np.array([own.height_s])
-            for _ in range(_STEPS):
-                places, heights, _ = step(places, heights, anchors, chart.fit)
-            place, height_s = places[0], float(heights[0])
-        self._own = self._predict(place, height_s, rows, anchors, drawn)
+        self._learn_width()
+        if self._own is None:
+            self._own = Position(self._config, self.chart)
+        self._own.work_out(paths, now)
 
     # What is asked
 
     @property
     def place(self) -> tuple[tuple[float, ...], float] | None:
         """This node's own place in its chart: components and height in seconds; None before there is one."""
-        return None if self._own is None else (tuple(map(float, self._own.place)), self._own.height_s)
+        return None if self._own is None else self._own.told
 
     def measured(self, peer: PeerId, now: float) -> Estimate | None:
         """What this node's own samples say, while they count."""
@@ -282,79 +244,33 @@ class Distances:
                     return peer
         return None
 
-    def _over_edges(self, rows: Rows, rtts: Floats, count: int) -> Floats:
-        """How long the way is at most that leads over one of the nearest measured peers, (rows,) in seconds."""
-        bound = np.full(count, np.inf)
-        for number in np.argsort(rtts, kind="stable")[: self._config.hops]:
-            ends, lengths = self.chart.edges_of(int(rows[number]))
-            np.minimum.at(bound, ends, rtts[number] + lengths)
-        return bound
-
-    def _measured_rows(self, now: float) -> tuple[Rows, Floats, Floats]:
-        """The measured paths to placed peers: rows, round trips in seconds, 1 where the peer was drawn at random."""
-        found: list[tuple[int, float, float]] = []
+    def paths(self, now: float) -> Paths:
+        """The measured paths to placed peers: the nearest half of as many as are used, and the newest others."""
+        found: list[tuple[int, float, bool]] = []
         for peer, path in reversed(self._paths.items()):
             row = self.chart.row(peer)
             if row is not None and self.chart.placed[row] and path.is_fresh(now, self._config):
-                found.append((row, path.rtt_s, float(path.drawn)))
+                found.append((row, path.rtt_s, path.drawn))
         if len(found) > self._config.paths_max:
             room = self._config.paths_max
             near = sorted(found, key=lambda path: path[1])[: room // 2]
             chosen = {row for row, _, _ in near}
             found = near + [path for path in found if path[0] not in chosen][: room - len(near)]
-        rows = np.array([row for row, _, _ in found], np.int64)
-        return rows, np.array([rtt for _, rtt, _ in found]), np.array([drawn for _, _, drawn in found])
-
-    def _predict(self, place: Floats, height_s: float, rows: Rows, anchors: Anchors, drawn: Floats) -> _Own:
-        """What follows from the own place for everybody in the chart."""
-        chart = self.chart
-        ends, rtts = anchors.places[0], anchors.rtts[0]
-        lengths = lengths_between(place[None], chart.places)[0]
-        plain = lengths + height_s + chart.heights
-        to_ends = np.sqrt(((ends - place) ** 2).sum(axis=1)) + height_s + anchors.heights[0]
-        residual = residuals(rtts, to_ends, chart.fit)
-        kept = is_ordinary(residual[None], anchors.weights)[0] > 0.0
-        ends, residual, drawn = ends[kept], residual[kept], drawn[kept]
-        shared = chart.nearness(lengths_between(ends, ends))
-        shared[np.diag_indices(len(ends))] = 1.0 + NOISE
-        inverse = cast("Floats", np.linalg.inv(shared))
-        alphas = inverse @ residual
-        beside = chart.nearness(lengths_between(chart.places, ends))
-        mine = beside @ alphas
-        unsure = np.maximum(1.0 - np.einsum("rw,rw->r", beside @ inverse, beside), 1e-3)
-        theirs, nearest = chart.carried(chart.nearness(lengths))
-        unsure_theirs = np.maximum(1.0 - nearest**2 / (1.0 + NOISE), 1e-3)
-        both = (mine / unsure + theirs / unsure_theirs) / (1.0 / unsure + 1.0 / unsure_theirs)
-        self._learn_calibration(alphas, inverse, drawn)
-        known = 2.0 / (1.0 / unsure + 1.0 / unsure_theirs)
-        reckoned = plain * np.exp(np.clip(both, -2.0, 2.0))
-        reckoned[~chart.placed] = np.nan
-        self._learn_width()
-        widths = self._calibration * np.sqrt(known + NOISE)
-        near = np.where(np.isfinite(reckoned), reckoned, np.inf)
-        over = self._over_edges(rows, rtts, len(reckoned))
-        near[rows] = over[rows] = np.inf
-        return _Own(place, height_s, chart.shaken, reckoned, widths, near, over)
-
-    def _learn_calibration(self, alphas: Floats, inverse: Floats, drawn: Floats) -> None:
-        """How many deviations hold the truth nine times in ten: by what would have been said of each measured path without it."""
-        spread = np.sqrt(1.0 / np.diag(inverse))
-        off = np.abs(alphas) / np.diag(inverse) / spread
-        chosen = off[drawn > 0.0]
-        told = chosen if len(chosen) >= _CALIBRATED_MIN else off
-        if len(told) < _CALIBRATED_MIN:
-            told = np.concatenate([told, np.full(_PRIOR_COUNT, _PRIOR_WIDTH / math.sqrt(0.5 + NOISE))])
-        self._calibration = float(np.quantile(told, min(1.0, COVERAGE * (len(told) + 1) / len(told))))
+        rows, rtts, drawn = ([path[part] for path in found] for part in range(3))
+        return Paths(np.array(rows, np.int64), np.array(rtts, np.float64), np.array(drawn, np.bool_))
 
     def _learn_width(self) -> None:
         """How far a single sample is from its path's round trip, nine times in ten."""
         told = np.fromiter(self._deviations, np.float64, len(self._deviations))
-        prior = np.linspace(0.0, _PRIOR_WIDTH / COVERAGE, _PRIOR_COUNT)
+        prior = np.linspace(0.0, PRIOR_WIDTH / COVERAGE, PRIOR_COUNT)
         self._width_of_one = float(np.quantile(np.concatenate([told, prior]), COVERAGE))
 
     def _width_of(self, path: PathSamples) -> float:
         """Half the width of a measured path's interval: the median of more samples is surer."""
         return self._width_of_one / math.sqrt(min(len(path), 4))
+
+    def _own_calibration(self) -> float:
+        return 1.0 if self._own is None else self._own.calibration
 
     def _told(self, row: int, end: int) -> float | None:
         """The round trip of an edge in seconds, None where there is none."""
@@ -370,7 +286,7 @@ class Distances:
         both = (mine / unsure_a + theirs / unsure_b) / (1.0 / unsure_a + 1.0 / unsure_b)
         plain_s = float(np.linalg.norm(chart.places[a] - chart.places[b])) + float(chart.heights[a] + chart.heights[b])
         known = 2.0 / (1.0 / unsure_a + 1.0 / unsure_b)
-        return plain_s * math.exp(max(-2.0, min(2.0, both))), self._calibration * math.sqrt(known + NOISE)
+        return plain_s * math.exp(max(-2.0, min(2.0, both))), self._own_calibration() * math.sqrt(known + NOISE)
 
 
 def _estimate(rtt_s: float, width: float, source: Source) -> Estimate:

@@ -7,7 +7,8 @@ row lie on the same side of all before them, the path has changed and the older 
 Source: J. Ledlie, P. Gardner, M. Seltzer, "Network Coordinates in the Wild", NSDI 2007 (filters of few samples).
 """
 
-from collections import deque
+from array import array
+from collections.abc import Sequence
 
 from protocol.distances.config import DistanceConfig
 
@@ -23,30 +24,30 @@ class PathSamples:
 
     __slots__ = ("_samples", "drawn", "rtt_s")
 
-    def __init__(self, samples_max: int) -> None:
+    def __init__(self) -> None:
         """None yet."""
-        self._samples: deque[tuple[float, float]] = deque(maxlen=samples_max)  # (when, seconds), the oldest first
+        self._samples = array("d")  # when and how many seconds, by turns, the oldest first
         self.drawn = False
         self.rtt_s = 0.0
 
     @property
     def newest_at(self) -> float:
         """When the newest sample was taken."""
-        return self._samples[-1][0]
+        return self._samples[-2]
 
     def add(self, rtt_s: float, now: float, config: DistanceConfig) -> None:
         """Takes a sample in."""
         samples = self._samples
-        samples.append((now, rtt_s))
-        if len(samples) >= 2 * _SHIFT_SAMPLES:
-            newest, older = _split(samples)
-            if min(newest) > _SHIFT_RATIO * max(older) or _SHIFT_RATIO * max(newest) < min(older):
-                for _ in range(len(samples) - _SHIFT_SAMPLES):
-                    samples.popleft()
+        samples.extend((now, rtt_s))
+        if len(self) > config.samples_max:
+            del samples[:2]
+        newest, older = samples[1::2][-_SHIFT_SAMPLES:], samples[1::2][:-_SHIFT_SAMPLES]
+        if len(older) >= _SHIFT_SAMPLES and (min(newest) > _SHIFT_RATIO * max(older) or _SHIFT_RATIO * max(newest) < min(older)):
+            del samples[: -2 * _SHIFT_SAMPLES]
         lasts_s = self.lasts_s(config)
-        while len(samples) > 1 and samples[0][0] < now - lasts_s:
-            samples.popleft()
-        self.rtt_s = _median([rtt for _, rtt in samples])
+        while len(self) > 1 and samples[0] < now - lasts_s:
+            del samples[:2]
+        self.rtt_s = _median(samples[1::2])
 
     def lasts_s(self, config: DistanceConfig) -> float:
         """For how many seconds a sample counts: less where samples differ more."""
@@ -59,22 +60,18 @@ class PathSamples:
 
     def spread(self) -> float:
         """The median relative difference of the samples from the round trip, unitless; 0 of a single one."""
-        if len(self._samples) < 2:
+        rtts = self._samples[1::2]
+        if len(rtts) < 2:
             return 0.0
-        middle = _median([rtt for _, rtt in self._samples])
-        return _median([abs(rtt - middle) for _, rtt in self._samples]) / middle
+        middle = _median(rtts)
+        return _median([abs(rtt - middle) for rtt in rtts]) / middle
 
     def __len__(self) -> int:
         """How many samples count."""
-        return len(self._samples)
+        return len(self._samples) // 2
 
 
-def _split(samples: deque[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    rtts = [rtt for _, rtt in samples]
-    return rtts[-_SHIFT_SAMPLES:], rtts[:-_SHIFT_SAMPLES]
-
-
-def _median(values: list[float]) -> float:
-    values = sorted(values)
+def _median(samples: Sequence[float]) -> float:
+    values = sorted(samples)
     half = len(values) // 2
     return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2

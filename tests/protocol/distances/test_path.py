@@ -12,7 +12,7 @@ CONFIG = DistanceConfig()
 
 
 def path_of(rtts: list[float], gap_s: float = 10.0) -> PathSamples:
-    path = PathSamples(CONFIG.samples_max)
+    path = PathSamples()
     for number, rtt_s in enumerate(rtts):
         path.add(rtt_s, number * gap_s, CONFIG)
     return path

@@ -1,0 +1,153 @@
+"""This node's own place in its chart, and what follows from it for everybody.
+
+The place is fitted to the measured paths. Their residuals make a field over the chart, as does what the residuals of the others'
+edges say of the paths to this place; both are averaged by how sure they are. The field changes slowly and is worked out seldom;
+what follows from a new place is worked out at once.
+
+Source: C. Rasmussen, C. Williams, "Gaussian Processes for Machine Learning" (2006), sections 2.2 and 5.4.2 (what a process would
+have said of a point without it); conformal intervals: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World"
+(2005).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.distances.chart import Chart, Rows, is_ordinary, lengths_between, residuals
+from protocol.distances.config import COVERAGE, NOISE, PRIOR_COUNT, PRIOR_WIDTH, DistanceConfig
+from protocol.distances.solver import Anchors, Floats, cheapest, step
+
+_CALIBRATED_MIN = 12
+"""Paths drawn at random, a count, from which intervals are judged by these alone."""
+
+_STEPS = 3
+"""Steps of the place at a time, a count: it hardly moves."""
+
+_UNSURE_MIN = 1e-3
+"""Least variance of what residuals say, unitless: no path is beside itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Measured paths: rows of their ends in the chart, round trips in seconds, and whether the end was drawn at random."""
+
+    rows: Rows
+    rtts: Floats
+    drawn: NDArray[np.bool_]
+
+
+class Position:
+    """The own place; arrays are by the rows of the chart.
+
+    Attributes:
+        calibration: how many deviations of a residual hold the truth nine times in ten.
+        rtts: (rows,) in seconds, NaN for who has no place.
+        widths: (rows,) half the width of the interval, as a logarithm.
+        near: (rows,) as `rtts`, infinite for who was measured or is not to be measured next.
+        over: (rows,) how long the way is over one of the nearest measured peers, in seconds; infinite as above.
+    """
+
+    def __init__(self, config: DistanceConfig, chart: Chart) -> None:
+        """Nowhere yet."""
+        self._config = config
+        self._chart = chart
+        self._shaken = -1  # which of the chart's places it belongs to
+        self._place: Floats = np.zeros(0)
+        self._height_s = 0.0
+        self._field: Floats = np.zeros(0)  # (rows,) by how much paths are longer than places say, as a logarithm
+        self._field_at = -math.inf
+        self._field_paths = 0
+        self.calibration = 1.0
+        self.rtts: Floats = np.zeros(0)
+        self.widths: Floats = np.zeros(0)
+        self.near: Floats = np.zeros(0)
+        self.over: Floats = np.zeros(0)
+
+    @property
+    def told(self) -> tuple[tuple[float, ...], float]:
+        """Components and height in seconds."""
+        return tuple(map(float, self._place)), self._height_s
+
+    def work_out(self, paths: Paths, now: float) -> None:
+        """Fits the place, and works out what follows.
+
+        Args:
+            paths: what was measured to placed peers, three paths at least.
+            now: monotonic seconds.
+        """
+        chart, config = self._chart, self._config
+        anchors = chart.anchors(paths.rows[None], paths.rtts[None])
+        anew = self._shaken != chart.shaken
+        self.fit(paths, anchors, anew=anew)
+        grown = len(paths.rows) >= config.field_grown * self._field_paths
+        if anew or grown or now - self._field_at >= config.field_s or len(self._field) != len(chart.placed):
+            self._field_at, self._field_paths = now, len(paths.rows)
+            self._learn_field(anchors, paths.drawn)
+        self.predict()
+        self.near = np.where(np.isfinite(self.rtts), self.rtts, np.inf)
+        self.over = self._over_edges(paths)
+        self.near[paths.rows] = self.over[paths.rows] = np.inf
+
+    def fit(self, paths: Paths, anchors: Anchors, *, anew: bool = False) -> None:
+        """Moves the place toward what was measured; anew from several places where the chart was made anew."""
+        chart = self._chart
+        if anew:
+            starts, heights = chart.starts(paths.rows, paths.rtts)
+            steps = 2 * self._config.start_steps
+            self._place, self._height_s, _ = cheapest(starts, heights, anchors, chart.fit, steps)
+            self._shaken = chart.shaken
+            return
+        places, heights = self._place[None], np.array([self._height_s])
+        for _ in range(_STEPS):
+            places, heights, _ = step(places, heights, anchors, chart.fit)
+        self._place, self._height_s = places[0], float(heights[0])
+
+    def predict(self) -> None:
+        """Works out the round trips to everybody from the place and the field."""
+        chart = self._chart
+        plain = lengths_between(self._place[None], chart.places)[0] + self._height_s + chart.heights
+        self.rtts = np.where(chart.placed, plain * np.exp(self._field), np.nan)
+
+    def _learn_field(self, anchors: Anchors, drawn: NDArray[np.bool_]) -> None:
+        """What residuals say of everybody, and how sure that is."""
+        chart = self._chart
+        ends, rtts = anchors.places[0], anchors.rtts[0]
+        to_ends = np.sqrt(((ends - self._place) ** 2).sum(axis=1)) + self._height_s + anchors.heights[0]
+        residual = residuals(rtts, to_ends, chart.fit)
+        kept = is_ordinary(residual[None], anchors.weights)[0] > 0.0
+        ends, residual = ends[kept], residual[kept]
+        shared = chart.nearness(lengths_between(ends, ends))
+        shared[np.diag_indices(len(ends))] = 1.0 + NOISE
+        inverse = cast("Floats", np.linalg.inv(shared))
+        alphas = inverse @ residual
+        beside = chart.nearness(lengths_between(chart.places, ends))
+        mine = beside @ alphas
+        unsure: Floats = np.maximum(1.0 - np.einsum("rw,rw->r", beside @ inverse, beside), _UNSURE_MIN)
+        theirs, nearest = chart.carried(chart.nearness(lengths_between(self._place[None], chart.places)[0]))
+        unsure_theirs: Floats = np.maximum(1.0 - nearest**2 / (1.0 + NOISE), _UNSURE_MIN)
+        both = (mine / unsure + theirs / unsure_theirs) / (1.0 / unsure + 1.0 / unsure_theirs)
+        self._field = np.clip(both, -2.0, 2.0)
+        self._calibrate(alphas, inverse, drawn[kept])
+        known = 2.0 / (1.0 / unsure + 1.0 / unsure_theirs)
+        self.widths = self.calibration * np.sqrt(known + NOISE)
+
+    def _calibrate(self, alphas: Floats, inverse: Floats, drawn: NDArray[np.bool_]) -> None:
+        """How many deviations hold the truth nine times in ten: by what would have been said of each measured path without it."""
+        variances = 1.0 / np.diag(inverse)
+        off = np.abs(alphas) * np.sqrt(variances)
+        chosen = off[drawn]
+        told = chosen if len(chosen) >= _CALIBRATED_MIN else off
+        if len(told) < _CALIBRATED_MIN:
+            told = np.concatenate([told, np.full(PRIOR_COUNT, PRIOR_WIDTH / math.sqrt(0.5 + NOISE))])
+        self.calibration = float(np.quantile(told, min(1.0, COVERAGE * (len(told) + 1) / len(told))))
+
+    def _over_edges(self, paths: Paths) -> Floats:
+        """How long the way is at most that leads over one of the nearest measured peers, (rows,) in seconds."""
+        bound = np.full(len(self.rtts), np.inf)
+        for number in np.argsort(paths.rtts, kind="stable")[: self._config.hops]:
+            ends, lengths = self._chart.edges_of(int(paths.rows[number]))
+            np.minimum.at(bound, ends, paths.rtts[number] + lengths)
+        return bound
