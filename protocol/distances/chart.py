@@ -242,19 +242,20 @@ class Chart:
 
     # What residuals say
 
-    def carried(self, reach: Floats) -> tuple[Floats, Floats]:
-        """What the residuals of every peer's edges say of its path to one place.
+    def carried(self, reach: Floats, rows: slice) -> tuple[Floats, Floats]:
+        """What the residuals of some peers' edges say of their paths to one place.
 
         Args:
-            reach: how near each row is to that place, (rows,), 1 in the same place and 0 far away (`nearness`).
+            reach: how near each row is to that place, (all rows,), 1 in the same place and 0 far away (`nearness`).
+            rows: whose, `n` of them.
 
         Returns:
-            The logarithm by which the path is longer than the places say, (rows,), and how near the nearest end of an edge is,
-            (rows,).
+            The logarithm by which the path is longer than the places say, (n,), and how near the nearest end of an edge is,
+            (n,).
         """
-        used = np.arange(self._config.edges_max) < self._degrees[:, None]
-        beside = np.where(used, reach[self._others], 0.0)
-        return np.einsum("rw,rw->r", beside, self._alphas.astype(np.float64)), beside.max(axis=1, initial=0.0)
+        used = np.arange(self._config.edges_max) < self._degrees[rows, None]
+        beside = np.where(used, reach[self._others[rows]], 0.0)
+        return np.einsum("rw,rw->r", beside, self._alphas[rows].astype(np.float64)), beside.max(axis=1, initial=0.0)
 
     def carried_to(self, row: int, reach: Floats) -> tuple[float, float]:
         """The same of one peer's edges."""

@@ -110,13 +110,21 @@ class Distances:
             self.chart.begin()
             if self.chart.is_busy:
                 self.chart.work()
-                if self.chart.is_busy:
-                    return  # at once again, after whatever else there is to do
-        self._due = math.inf
-        self.resolve(now)
+                return  # at once again, after whatever else there is to do
+        if self._own is None or not self._own.is_busy:
+            self._begin(now)
+        else:
+            self._own.work()
+        if self._own is None or not self._own.is_busy:
+            self._due = math.inf
 
     def resolve(self, now: float) -> None:
-        """Works out this node's own place, and what follows from it."""
+        """Works out this node's own place, and what follows from it, at once."""
+        self._begin(now)
+        while self._own is not None and self._own.is_busy:
+            self._own.work()
+
+    def _begin(self, now: float) -> None:
         paths = self.paths(now)
         if len(paths.rows) < _PLACED_PATHS or self.chart.typical_s == 0.0:
             self._own = None
@@ -124,7 +132,7 @@ class Distances:
         self._learn_width()
         if self._own is None:
             self._own = Position(self._config, self.chart)
-        self._own.work_out(paths, now)
+        self._own.begin(paths, now)
 
     # What is asked
 

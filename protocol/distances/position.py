@@ -26,6 +26,9 @@ _CALIBRATED_MIN = 12
 _STEPS = 3
 """Steps of the place at a time, a count: it hardly moves."""
 
+_FIELD_MAX = 2.0
+"""Most that residuals make of a path, as a logarithm: seven times what the places say, or a seventh."""
+
 _UNSURE_MIN = 1e-3
 """Least variance of what residuals say, unitless: no path is beside itself."""
 
@@ -37,6 +40,19 @@ class Paths:
     rows: Rows
     rtts: Floats
     drawn: NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class _Learning:
+    """A field that is being worked out; `at` is the next row."""
+
+    ends: Floats
+    alphas: Floats
+    inverse: Floats
+    reach: Floats
+    field: Floats
+    widths: Floats
+    at: int = 0
 
 
 class Position:
@@ -60,6 +76,8 @@ class Position:
         self._field: Floats = np.zeros(0)  # (rows,) by how much paths are longer than places say, as a logarithm
         self._field_at = -math.inf
         self._field_paths = 0
+        self._paths = Paths(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.bool_))
+        self._learning: _Learning | None = None
         self.calibration = 1.0
         self.rtts: Floats = np.zeros(0)
         self.widths: Floats = np.zeros(0)
@@ -71,8 +89,19 @@ class Position:
         """Components and height in seconds."""
         return tuple(map(float, self._place)), self._height_s
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether `work` has something to do."""
+        return self._learning is not None
+
     def work_out(self, paths: Paths, now: float) -> None:
-        """Fits the place, and works out what follows.
+        """Fits the place, and works out what follows, all at once; see `begin`."""
+        self.begin(paths, now)
+        while self.is_busy:
+            self.work()
+
+    def begin(self, paths: Paths, now: float) -> None:
+        """Fits the place, and works out what follows; what residuals say is left to `work`, where it is due.
 
         Args:
             paths: what was measured to placed peers, three paths at least.
@@ -82,14 +111,30 @@ class Position:
         anchors = chart.anchors(paths.rows[None], paths.rtts[None])
         anew = self._shaken != chart.shaken
         self.fit(paths, anchors, anew=anew)
+        self._paths = paths
         grown = len(paths.rows) >= config.field_grown * self._field_paths
-        if anew or grown or now - self._field_at >= config.field_s or len(self._field) != len(chart.placed):
+        fits = len(self._field) == len(chart.placed) and not anew
+        if not fits:
+            self._field, self.widths = np.zeros(len(chart.placed)), np.full(len(chart.placed), PRIOR_WIDTH)
+        if not fits or grown or now - self._field_at >= config.field_s:
             self._field_at, self._field_paths = now, len(paths.rows)
-            self._learn_field(anchors, paths.drawn)
-        self.predict()
-        self.near = np.where(np.isfinite(self.rtts), self.rtts, np.inf)
-        self.over = self._over_edges(paths)
-        self.near[paths.rows] = self.over[paths.rows] = np.inf
+            self._learning = self._learn(anchors, paths.drawn)
+        self._follow()
+
+    def work(self) -> None:
+        """Works out what residuals say of some more peers; when it is known of all, what follows."""
+        learning = self._learning
+        if learning is None:
+            return
+        rows = slice(learning.at, learning.at + self._config.field_rows_at_once)
+        if len(learning.field) == len(self._chart.placed):
+            learning.field[rows], learning.widths[rows] = self._said_of(rows, learning)
+        learning.at += self._config.field_rows_at_once
+        if learning.at >= len(learning.field):
+            self._learning = None
+            self._field, self.widths = learning.field, learning.widths
+            if len(self._field) == len(self._chart.placed):  # the chart has not grown meanwhile
+                self._follow()
 
     def fit(self, paths: Paths, anchors: Anchors, *, anew: bool = False) -> None:
         """Moves the place toward what was measured; anew from several places where the chart was made anew."""
@@ -111,8 +156,16 @@ class Position:
         plain = lengths_between(self._place[None], chart.places)[0] + self._height_s + chart.heights
         self.rtts = np.where(chart.placed, plain * np.exp(self._field), np.nan)
 
-    def _learn_field(self, anchors: Anchors, drawn: NDArray[np.bool_]) -> None:
-        """What residuals say of everybody, and how sure that is."""
+    def _follow(self) -> None:
+        """Works out everybody's round trip, and whom to measure next."""
+        self.predict()
+        paths = self._paths
+        self.near = np.where(np.isfinite(self.rtts), self.rtts, np.inf)
+        self.over = self._over_edges(paths)
+        self.near[paths.rows] = self.over[paths.rows] = np.inf
+
+    def _learn(self, anchors: Anchors, drawn: NDArray[np.bool_]) -> "_Learning":
+        """What the own residuals are worth."""
         chart = self._chart
         ends, rtts = anchors.places[0], anchors.rtts[0]
         to_ends = np.sqrt(((ends - self._place) ** 2).sum(axis=1)) + self._height_s + anchors.heights[0]
@@ -123,16 +176,22 @@ class Position:
         shared[np.diag_indices(len(ends))] = 1.0 + NOISE
         inverse = cast("Floats", np.linalg.inv(shared))
         alphas = inverse @ residual
-        beside = chart.nearness(lengths_between(chart.places, ends))
-        mine = beside @ alphas
-        unsure: Floats = np.maximum(1.0 - np.einsum("rw,rw->r", beside @ inverse, beside), _UNSURE_MIN)
-        theirs, nearest = chart.carried(chart.nearness(lengths_between(self._place[None], chart.places)[0]))
+        self._calibrate(alphas, inverse, drawn[kept])
+        reach = chart.nearness(lengths_between(self._place[None], chart.places)[0])
+        count = len(chart.placed)
+        return _Learning(ends, alphas, inverse, reach, np.zeros(count), np.full(count, PRIOR_WIDTH))
+
+    def _said_of(self, rows: slice, learning: "_Learning") -> tuple[Floats, Floats]:
+        """What residuals say of some peers, as a logarithm, and half the width of the interval."""
+        chart = self._chart
+        beside = chart.nearness(lengths_between(chart.places[rows], learning.ends))
+        mine = beside @ learning.alphas
+        unsure: Floats = np.maximum(1.0 - np.einsum("rw,rw->r", beside @ learning.inverse, beside), _UNSURE_MIN)
+        theirs, nearest = chart.carried(learning.reach, rows)
         unsure_theirs: Floats = np.maximum(1.0 - nearest**2 / (1.0 + NOISE), _UNSURE_MIN)
         both = (mine / unsure + theirs / unsure_theirs) / (1.0 / unsure + 1.0 / unsure_theirs)
-        self._field = np.clip(both, -2.0, 2.0)
-        self._calibrate(alphas, inverse, drawn[kept])
         known = 2.0 / (1.0 / unsure + 1.0 / unsure_theirs)
-        self.widths = self.calibration * np.sqrt(known + NOISE)
+        return np.clip(both, -_FIELD_MAX, _FIELD_MAX), self.calibration * np.sqrt(known + NOISE)
 
     def _calibrate(self, alphas: Floats, inverse: Floats, drawn: NDArray[np.bool_]) -> None:
         """How many deviations hold the truth nine times in ten: by what would have been said of each measured path without it."""
