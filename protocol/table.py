@@ -215,6 +215,11 @@ class PeerTable:
         serving = None if row is None else self._rows.servings[row]
         return None if row is None or serving is None else (serving, self._rows.place(row))
 
+    def has_card(self, peer_id: PeerId) -> bool:
+        """Whether a peer's card is held; nothing is read for it."""
+        row = self._rows.find(record_key(peer_id, RecordKind.CARD))
+        return row is not None and self._rows.servings[row] is not None
+
     def peer_of(self, key: RecordKey) -> PeerId | None:
         """Whose record is held under a key; nothing is read for it."""
         row = self._rows.find(key)

@@ -88,7 +88,7 @@ class Gossip:
         self._luck = luck
         self.reader = GossipReader()
         self.scores = PeerScores(config.scores)
-        self.overlay = Overlay(config, luck, self.scores)
+        self.overlay = Overlay(config, luck, self.scores, table.has_card)
         self.horizon = Horizon(config.horizon, table, luck)
         self._shuffle_at = 0.0
         self._peers: dict[PeerId, Conversation] = {}
@@ -145,7 +145,7 @@ class Gossip:
             self._order.remove(peer_id)
             self._wants.handle_disconnected(peer_id)
             if self.overlay.handle_disconnected(peer_id):
-                self._let_go(peer_id)
+                self._let_go(peer_id, now)
             self.scores.handle_disconnected(peer_id, now)
 
     def handle_replaced(self, peer_id: PeerId, now: float) -> None:
@@ -155,10 +155,10 @@ class Gossip:
         self.handle_disconnected(peer_id, now)
         self.handle_connected(peer_id, now, far=far, dialled=dialled, origin=origin)
 
-    def handle_silent(self, peer_id: PeerId) -> None:
-        """Push no news to a connected peer that does not answer; another takes its place at the next heartbeat."""
+    def handle_silent(self, peer_id: PeerId, now: float) -> None:
+        """Push no news to a connected peer that does not answer; another takes its place at the next heartbeat at the latest."""
         if peer_id in self._peers and self.overlay.handle_silent(peer_id):
-            self._prune(peer_id)
+            self._prune(peer_id, now)
 
     def handle_heard(self, peer_id: PeerId, now: float) -> None:
         """Compare tables with a peer that answers again: both may have missed much."""
@@ -214,10 +214,11 @@ class Gossip:
         for peer_id in peers:
             self._send(peer_id, [message])
 
-    def tell_kept(self, peer_id: PeerId, *, keeps: bool) -> None:
+    def tell_kept(self, peer_id: PeerId, now: float, *, keeps: bool) -> None:
         """Tell a connected peer whether this node wants to keep the connection and hear its beats."""
         self.overlay.handle_kept(peer_id, keeps=keeps)
         self._send(peer_id, [encode_message(Keep(keeps))])
+        self._make_good(now)
 
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float, wall_s: float) -> None:
         """Take one message as it came from a connected peer.
@@ -421,7 +422,7 @@ class Gossip:
         for peer_id in change.grafted:
             self._graft(peer_id, now)
         for peer_id in change.pruned:
-            self._prune(peer_id)
+            self._prune(peer_id, now)
         for peer_id in self.scores.banned(now):
             self._turned_away(peer_id, now)
         self._spreading.announce(now)
@@ -438,9 +439,7 @@ class Gossip:
                     self._take_up(peer_id, now)
             case Prune():
                 if self.overlay.handle_prune(peer_id, now):
-                    self._let_go(peer_id)
-                    for other in self.overlay.make_good(now):
-                        self._graft(other, now)
+                    self._let_go(peer_id, now)
             case Keep(keeps=keeps):
                 self.overlay.handle_keeping(peer_id, keeps=keeps)
                 self._outputs.append(LinkKept(peer_id, keeps))
@@ -461,26 +460,29 @@ class Gossip:
         self._send(peer_id, [encode_message(Graft())])
         self._take_up(peer_id, now)
 
-    def _prune(self, peer_id: PeerId) -> None:
+    def _prune(self, peer_id: PeerId, now: float) -> None:
         self._send(peer_id, [encode_message(Prune())])
-        self._let_go(peer_id)
+        self._let_go(peer_id, now)
+
+    def _make_good(self, now: float) -> None:
+        """Ask for a link at once where too few are left to peers that this node chose."""
+        for peer_id in self.overlay.make_good(now):
+            self._graft(peer_id, now)
 
     def _take_up(self, peer_id: PeerId, now: float) -> None:
         self._spreading.audits.handle_grafted(peer_id, now)
         self._outputs.append(Grafted(peer_id))
 
-    def _let_go(self, peer_id: PeerId) -> None:
+    def _let_go(self, peer_id: PeerId, now: float) -> None:
         self._spreading.audits.handle_pruned(peer_id)
         self._outputs.append(Pruned(peer_id))
+        self._make_good(now)
 
     def _turned_away(self, peer_id: PeerId, now: float) -> bool:
         """Whether a peer has behaved so badly that its connection is to be closed."""
         peer = self._peers[peer_id]
         if not peer.misbehaved and self.scores.is_banned(peer_id, now):
-            peer.misbehaved = True
-            self._outputs.append(Misbehaved(peer_id, ErrorCode.FLOODING))
-            if self.overlay.handle_silent(peer_id):
-                self._let_go(peer_id)
+            self._cut_off(peer_id, peer, ErrorCode.FLOODING, now)
         return peer.misbehaved
 
     # The part of the mesh that is held
@@ -565,27 +567,26 @@ class Gossip:
     def _within(self, peer_id: PeerId, budget: Budget, amount: int, now: float) -> bool:
         """Whether a budget allows `amount`; blames the peer when it is far past it."""
         verdict = budget.take(amount, now)
-        if verdict is Verdict.GRANTED:
-            return True
-        match verdict:
-            case Verdict.REFUSED:
-                self._outputs.append(RecordRefused(peer_id, ErrorCode.FLOODING))
-            case Verdict.FLOODED:
-                self._blame(peer_id, self._peers[peer_id], ErrorCode.FLOODING, now)
-        return False
+        if verdict is Verdict.REFUSED:
+            self._outputs.append(RecordRefused(peer_id, ErrorCode.FLOODING))
+        elif verdict is Verdict.FLOODED:
+            self._blame(peer_id, self._peers[peer_id], ErrorCode.FLOODING, now)
+        return verdict is Verdict.GRANTED
 
     def _blame(self, peer_id: PeerId, peer: Conversation, code: ErrorCode, now: float) -> None:
         """Say once that a peer misbehaved; from then on it is neither heard nor told anything."""
         if not peer.misbehaved:
-            peer.misbehaved = True
             self.scores.handle_invalid(peer_id, now)
-            self._outputs.append(Misbehaved(peer_id, code))
-            if self.overlay.handle_silent(peer_id):
-                self._let_go(peer_id)
+            self._cut_off(peer_id, peer, code, now)
+
+    def _cut_off(self, peer_id: PeerId, peer: Conversation, code: ErrorCode, now: float) -> None:
+        peer.misbehaved = True
+        self._outputs.append(Misbehaved(peer_id, code))
+        if self.overlay.handle_silent(peer_id):
+            self._let_go(peer_id, now)
 
     def _send(self, peer_id: PeerId, messages: Iterable[bytes]) -> None:
-        peer = self._peers.get(peer_id)
-        if peer is not None and not peer.misbehaved:
+        if (peer := self._peers.get(peer_id)) is not None and not peer.misbehaved:
             self._outputs.extend(Send(peer_id, message) for message in messages)
 
     def _start_clock(self, now: float) -> None:

@@ -6,14 +6,16 @@ at random, so that the mesh does not fall apart into regions; the others are any
 
 So many links as `degree_out` lead to peers that this node chose itself, because it dialled them or keeps a place for them,
 whoever else asks: who dials here cannot take the whole mesh. Who has a score below zero has no link. Of too many those go first
-that bring next to nothing, and last those of peers that this node did not choose and that have proven themselves. A peer that is
-worth more than the first of these takes its place when it asks.
+that bring next to nothing, then those of peers that have no card and have not proven themselves, and last those of peers that
+this node did not choose and that have proven themselves. A peer that is worth more than the first of these takes its place when
+it asks.
 
 Source: gossipsub v1.0 and v1.1 specifications (libp2p/specs, pubsub/gossipsub), mesh maintenance and prune backoff.
 Spec: docs/spec/04-gossip.md, section "The mesh".
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.encoding import Luck
@@ -33,7 +35,9 @@ class Maintenance:
 class Overlay:
     """The machine; it is told of every connected peer and knows which links are held."""
 
-    def __init__(self, config: GossipConfig, luck: Luck, scores: PeerScores) -> None:
+    def __init__(self, config: GossipConfig, luck: Luck, scores: PeerScores, has_card: Callable[[PeerId], bool]) -> None:
+        """Knows nobody; `has_card` says whether the card of a peer is held."""
+        self._has_card = has_card
         self._config = config
         self._luck = luck
         self._scores = scores
@@ -127,9 +131,14 @@ class Overlay:
         return self._drop(peer_id)
 
     def make_good(self, now: float) -> list[PeerId]:
-        """Whom to ask for a link at once, because too few are left to peers that this node chose; they are held from now on."""
-        missing = self._config.degree_out - 1 - sum(map(self.is_chosen, self.members))
-        grafted = self._more(missing, [], now) if missing > 0 and len(self.members) <= self._config.degree_max else []
+        """Whom to ask for a link at once, because too few are left to peers that this node chose; they are held from now on.
+
+        A mesh that is full of others' links for the moment has room for these, as for those that are worth more than one of them.
+        """
+        config = self._config
+        missing = config.degree_out - 1 - sum(map(self.is_chosen, self.members))
+        has_room = len(self.members) <= config.degree_max + config.displaced_max
+        grafted = self._more(missing, [], now) if missing > 0 and has_room else []
         for peer_id in grafted:
             self._hold(peer_id)
         return grafted
@@ -206,13 +215,14 @@ class Overlay:
     def _least(self) -> list[PeerId]:
         """The links that may be given back, those first that are worth least, of those alike near ones, else in any order.
 
-        The best of those that this node chose are not among them, far ones first. Others have no claim to the places left: a far
-        link is chosen by one of its ends and has to find a place at the other, and without any the mesh falls apart into regions.
+        The best of those that this node chose are not among them: of those that bring as much the ones that it has dialled, for
+        who has dialled it may have come to be kept, and far ones first. Others have no claim to the places left: a far link is
+        chosen by one of its ends and has to find a place at the other, and without any the mesh falls apart into regions.
         """
         order = self._luck.sample(self.members, len(self.members))
         order.sort(key=lambda peer_id: (self._worth(peer_id), self._far[peer_id]))
         chosen = [peer_id for peer_id in order if self.is_chosen(peer_id)]
-        chosen.sort(key=lambda peer_id: (self._scores.yield_of(peer_id) is not Yield.IDLE, self._far[peer_id]))
+        chosen.sort(key=lambda peer_id: (self._scores.yield_of(peer_id), peer_id in self._dialled, self._far[peer_id]))
         kept = chosen[-self._config.degree_out :] if self._config.degree_out else []
         return [peer_id for peer_id in order if peer_id not in kept]
 
@@ -221,7 +231,9 @@ class Overlay:
         brings = self._scores.yield_of(peer_id)
         if brings is Yield.IDLE:
             return 0
-        return 2 if brings is Yield.PROVEN and not self.is_chosen(peer_id) else 1
+        if brings is Yield.PROVEN:
+            return 3 if self.is_chosen(peer_id) else 4
+        return 2 if self.is_chosen(peer_id) or self._has_card(peer_id) else 1  # nobody can be dialled who has no card
 
     def _has_room_for(self, peer_id: PeerId) -> bool:
         """Whether a link that is asked for is taken: there is room, or it is worth more than one that goes for it soon."""
@@ -232,11 +244,23 @@ class Overlay:
         return surplus <= self._config.displaced_max and (wanted or self._worth(peer_id) > self._worth(self._least()[0]))
 
     def _more(self, count: int, grafted: list[PeerId], now: float) -> list[PeerId]:
-        """Chosen peers to ask for a link: far ones while they are too few, then such as keep this node too."""
+        """Chosen peers to ask for a link: far ones while they are too few, then such as keep this node too; first dialled ones.
+
+        Where fewer are left than have to be it is the other way round: who keeps this node has a place for it as long as it has
+        too few such links itself.
+        """
+        urgent = sum(map(self.is_chosen, self.members)) < self._config.degree_out - 1
         able = [peer_id for peer_id in self._candidates(now) if self.is_chosen(peer_id) and peer_id not in grafted]
         able = self._luck.sample(able, len(able))
         lacks_far = self._lacks_far()
-        able.sort(key=lambda peer_id: (lacks_far and not self._far[peer_id], peer_id not in self._keeping))
+        able.sort(
+            key=lambda peer_id: (
+                peer_id not in self._dialled,
+                urgent and peer_id not in self._keeping,
+                lacks_far and not self._far[peer_id],
+                peer_id not in self._keeping,
+            )
+        )
         return able[:count]
 
     def _lacks_far(self) -> bool:

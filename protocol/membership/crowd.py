@@ -1,11 +1,13 @@
 """Whose connections are closed where there are too many: who came last goes first, and whom this node chose never goes.
 
 A node through which many join is full of visitors: peers that it does not keep, though they may want to keep it. Past
-`crowded_max` connections the newest visitors leave for whoever comes next, once they had the time to fetch the table, so that
-they know whom else to connect to. So a door stays open however many come, and who fills it on purpose drives out other newcomers
-at most: visitors that have been there for longer go later, and never those that this node chose to keep, that belong to its mesh
-of gossip, work for it or have work done here, or are suspected. Nor do those who come back again and again take the places of
-others: after `visits_max` short visits in a row they are not let in for a while, where many are.
+`crowded_max` connections visitors leave for whoever comes next, once they had the time to fetch the table, so that they know whom
+else to connect to: first those whose card is not known, then the newest. So a door stays open however many come, and who fills it
+on purpose drives out other newcomers at most. Visitors that have been there for longer go last, and not for those whose visits
+are over in a moment: else a rush in which nobody new may be asked to go yet would cost the oldest their places. Those never go
+that this node chose to keep, that belong to its mesh of gossip, work for it or have work done here, or are suspected. Nor do
+those who come back again and again take the places of others: after `visits_max` short visits in a row they are not let in for a
+while, where many are.
 
 Source: go-libp2p, `p2p/net/connmgr` (a high and a low water mark, a time of grace, protected peers); Leitão et al., "HyParView"
 (DSN 2007): a full contact makes room for who joins.
@@ -90,18 +92,29 @@ def leavers(
 
     Returns:
         As many as are too many and may go, and no more than change at once: first those who do not want to stay either, then
-        the newest.
+        those without a card, then the newest; and of those that have been here for long only as many as are too many without
+        those whose visits are not over.
     """
     staying = [(peer_id, peer) for peer_id, peer in connected if not peer.leaving]
-    count = min(len(staying) + 1 - config.crowded_max, config.surplus_at_once)
-    if count <= 0:
+    too_many = len(staying) + 1 - config.crowded_max
+    if too_many <= 0:
         return []
-    visitors = [
-        (peer.kept_by_peer, _lasts_s(peer, now), peer_id)
-        for peer_id, peer in staying
-        if _is_visitor(peer) and peer_id not in in_use and (peer_id in fed or _lasts_s(peer, now) >= config.visit_s)
-    ]
-    return [peer_id for _, _, peer_id in sorted(visitors)[:count]]
+    arriving = 1  # whoever comes next
+    passing: list[tuple[bool, bool, float, PeerId]] = []
+    resident: list[tuple[float, PeerId]] = []
+    for peer_id, peer in staying:
+        if not _is_visitor(peer) or peer_id in in_use:
+            continue
+        lasts_s = _lasts_s(peer, now)
+        if lasts_s < config.visit_s and peer_id not in fed:
+            arriving += 1
+        elif lasts_s >= config.resident_s and peer.kept_by_peer and peer.has_card:
+            resident.append((lasts_s, peer_id))
+        else:
+            passing.append((peer.kept_by_peer, peer.has_card, lasts_s, peer_id))
+    chosen = [peer_id for *_, peer_id in sorted(passing)[:too_many]]
+    chosen += [peer_id for _, peer_id in sorted(resident)[: max(0, too_many - arriving - len(chosen))]]
+    return chosen[: config.surplus_at_once]
 
 
 def _is_visitor(peer: Peer) -> bool:

@@ -22,6 +22,9 @@ class MembershipConfig:
     """Open connections, whoever made them: one more is refused. Gossip and probes talk with so many peers at least."""
     visit_s: float = 3.0
     """A connection is not closed for who comes next sooner, unless its peer has fetched the table: ten long round trips."""
+    resident_s: float = 20.0
+    """A visitor that has been connected for so long, wants to stay and has told its card is no newcomer any more: as
+    `surplus_after_s`, in which the other end has found out whether it wants to keep the connection."""
     visits_max: int = 2
     """Short visits in a row after which a peer is not let in while it is shunned and many are here: one that lost much on the way
     has a second try, and the places are for others then."""

@@ -96,7 +96,7 @@ class Membership:
         if peer is None:
             return
         moved = addresses != peer.addresses
-        peer.addresses = addresses
+        peer.addresses, peer.has_card = addresses, True
         if renewed and not peer.connected:
             self._absolve(peer_id, peer)
         if (
@@ -200,8 +200,8 @@ class Membership:
     def handle_stall(self, lateness_s: float, now: float) -> None:
         """Notes that this node itself did not run for a while: nobody is declared dead for a silence that is its own."""
         for peer_id in self._declining.keys():  # noqa: SIM118 - a queue, no mapping
-            due, peer = self._declining.due_of(peer_id), self._peers[peer_id]
-            if due is not None and peer.gone_because is None:
+            due = self._declining.due_of(peer_id)
+            if due is not None and self._peers[peer_id].gone_because is None:
                 self._declining.set(peer_id, max(due + lateness_s, now + self._config.hearing_s))
 
     def handle_recovered(self, peer_id: PeerId, now: float) -> None:
@@ -276,7 +276,7 @@ class Membership:
         peer = self._peers.get(peer_id)
         if peer is None or peer.connected_at is None or peer.link is not Link.NONE or peer.connected_at < self._ranked_at:
             return
-        if self._seats < seats_for_near(self._config):  # until enough are known everybody seems near
+        if self._seats < seats_for_near(self._config) and not self.is_crowded:  # until enough are known everybody seems near
             self._set_link(peer_id, peer, Link.NEAR)
 
     def handle_ranking(
@@ -320,7 +320,7 @@ class Membership:
         peer = self._peers.get(peer_id)
         if peer is None:
             return
-        peer.addresses = ()
+        peer.addresses, peer.has_card = (), False
         if peer.connected:
             return
         if peer.joined:
@@ -336,8 +336,7 @@ class Membership:
         """Says what this node thinks of a peer, with the reason in words."""
         if self._peers.is_plain(peer_id):
             return Standing.ALIVE, "known by its card"
-        peer = self._peers.get(peer_id)
-        if peer is None:
+        if (peer := self._peers.get(peer_id)) is None:
             return Standing.UNKNOWN, "never heard of"
         return peer.standing(now, unreached=self._failures.get(peer_id, 0) > 0)
 
@@ -354,6 +353,11 @@ class Membership:
         """Whether a peer has closed a connection as surplus lately, and no other is to be had for being near."""
         peer = None if self._peers.is_plain(peer_id) else self._peers.get(peer_id)
         return peer is not None and not peer.connected and now < peer.shunned_until
+
+    def may_be_near(self, peer_id: PeerId) -> bool:
+        """Whether a connected peer may be kept for being near: in a crowd nobody comes to be kept by dialling here."""
+        peer = self._peers[peer_id]
+        return peer.link is not Link.NONE or peer.dialled or not self.is_crowded
 
     def connected(self) -> list[PeerId]:
         """The connected peers, in the order of their ids."""
@@ -470,10 +474,7 @@ class Membership:
         return [(peer_id, self._peers[peer_id]) for peer_id in sorted(self._connected)]
 
     def _dial_some(self, near: Collection[PeerId], tried: Iterable[PeerId], outside: Collection[PeerId], now: float) -> None:
-        """Dials a few of the near peers that are not connected, those to be tried when there are fewer, and some at random.
-
-        One at random is dialled when far links are missing, and one when links beyond are.
-        """
+        """Dials a few of the near that are not connected, then of those to be tried, and one at random where such are missing."""
         seen = dict.fromkeys((*near, *tried))
         chosen = [peer_id for peer_id in seen if self._may_be_chosen(peer_id, now)][: self._config.surplus_at_once]
         if self._count(Link.FAR) < self._config.far_max:
@@ -502,8 +503,7 @@ class Membership:
     def _judge(self, peer_id: PeerId, peer: Peer, now: float) -> None:
         """Says so when a peer comes into or falls out of the set that may be given work."""
         standing, why = self.standing(peer_id, now)
-        alive = standing is Standing.ALIVE
-        if alive and not peer.joined:
+        if (alive := standing is Standing.ALIVE) and not peer.joined:
             peer.joined = True
             self._outputs.append(PeerJoined(peer_id))
         elif peer.joined and not alive:

@@ -44,6 +44,7 @@ class Peer:
     """Everything remembered of one peer."""
 
     addresses: tuple[Multiaddr, ...] = ()
+    has_card: bool = False
     connected_at: float | None = None
     failures: int = 0  # dials that failed and connections that did not last, in a row
     suspected_since: float | None = None  # by this node's own probes
@@ -112,7 +113,7 @@ class Roster:
         """A peer that is known; what is changed in it is kept."""
         entry = self._entries[peer_id]
         if isinstance(entry, bytes):
-            entry = self._entries[peer_id] = Peer(addresses=_unpacked(peer_id, entry), joined=True)
+            entry = self._entries[peer_id] = Peer(addresses=_unpacked(peer_id, entry), has_card=True, joined=True)
         return entry
 
     def __delitem__(self, peer_id: PeerId) -> None:
@@ -134,7 +135,7 @@ class Roster:
 
     def put_away(self, peer_id: PeerId, peer: Peer) -> None:
         """Keeps a peer packed if it is plain; `peer` is not to be changed any more then."""
-        if peer.connected_at is None and peer.addresses and peer == Peer(addresses=peer.addresses, joined=True):
+        if peer.connected_at is None and peer.addresses and peer == Peer(addresses=peer.addresses, has_card=True, joined=True):
             self._entries[peer_id] = _packed(peer_id, peer.addresses)
 
     def away(self) -> Iterator[PeerId]:

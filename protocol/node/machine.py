@@ -476,7 +476,7 @@ class Node:
             case probe.PeerSuspected() | probe.PeerRecovered():
                 self._take_liveness(output, now)
             case membership.KeepLink(peer, keeps):
-                self.gossip.tell_kept(peer, keeps=keeps)
+                self.gossip.tell_kept(peer, now, keeps=keeps)
             case membership.PeerGone(peer):
                 self.forwarding.handle_gone(peer, now)
             case membership.PeerLeft(peer):
@@ -529,7 +529,7 @@ class Node:
             self.suspicion.accuse(key, now, watched=self.gossip.in_mesh(peer))
             self.membership.handle_suspected(peer, now)
             self.forwarding.handle_suspected(peer, now)
-            self.gossip.handle_silent(peer)
+            self.gossip.handle_silent(peer, now)
         else:
             self.membership.handle_recovered(peer, now)
             self.gossip.handle_heard(peer, now)
@@ -582,7 +582,7 @@ class Node:
 
     def _take_sample(self, peer: PeerId, rtt_s: float, told: Coordinate | None, now: float) -> None:
         """Moves the coordinate by a round trip and the place told with it, and keeps the connection of a peer that is near."""
-        if rtt_s <= self._near_within_s and self.table.serving(peer) is not None:  # who has no card gets no work, and no seat
+        if rtt_s <= self._near_within_s and self.table.has_card(peer):  # who has no card gets no work, and no seat
             self.membership.handle_near(peer)
         if told is not None and self.membership.is_connected(peer):
             self._places[peer] = told

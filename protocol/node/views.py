@@ -217,8 +217,8 @@ class Views:
 
     def _may_be_kept(self, peer_id: PeerId, now: float) -> bool:
         """Whether a peer is connected, or lives as far as is known and has not turned this node away."""
-        if self._membership.is_connected(peer_id):
-            return self._table.serving(peer_id) is not None  # who has no card gets no work, and no seat
+        if self._membership.is_connected(peer_id):  # who has no card gets no work, and no seat
+            return self._table.has_card(peer_id) and self._membership.may_be_near(peer_id)
         return not self._membership.is_shunned(peer_id, now) and self._membership.standing(peer_id, now)[0] is Standing.ALIVE
 
     def edges(self, count: int, now: float) -> tuple[Edge, ...]:

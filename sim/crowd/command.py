@@ -28,6 +28,7 @@ examples:
   python -m sim crowd --attack eclipse-all --honest 60 --sybils 240 --links 15
   python scripts/compiled.py -m sim crowd --attack covert-flash --honest 1000 --sybils 4000 --links 100
   python -m sim crowd --attack all --honest 60 --sybils 240 --links 15 --json
+  python -m sim crowd --attack eclipse-all --carded --honest 60 --sybils 240 --links 15
 
 attacks:
 """
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--honest", type=int, default=1000, help="honest nodes (1000)")
     parser.add_argument("--sybils", type=int, default=4000, help="sybils (4000)")
     parser.add_argument("--links", type=int, default=100, help="connections that each sybil wants (100)")
+    parser.add_argument("--carded", action="store_true", help="sybils publish cards, so that they may be dialled and kept")
     parser.add_argument("--network", choices=("open", "private"), default="open", help="private: a handshake needs a certificate")
     parser.add_argument("--seed", type=int, default=1, help="everything follows from it (1)")
     parser.add_argument(
@@ -64,6 +66,7 @@ def main(arguments: list[str]) -> int:
         seed=options.seed,
         measure_s=options.measure_s,
         cards=options.cards,
+        carded=options.carded,
         private=options.network == "private",
     )
     collect_seldom()
@@ -153,6 +156,7 @@ def table(results: list[CrowdResult]) -> Table:
         "fewest honest links chosen": lambda r: f"{r.out_min}",
         "nodes and seconds below 2": lambda r: f"{r.out_few_share:.3%}",
         "mesh links to sybils, mean, end": lambda r: f"{r.sybil_links_share:.0%}, {r.sybil_links_end:.0%}",
+        "chosen connections to sybils, dials": lambda r: f"{r.sybil_chosen_share:.1%}, {r.sybil_dials}",
         "scores of sybils <0, 0, >0": lambda r: f"{r.sybil_signs.below}, {r.sybil_signs.zero}, {r.sybil_signs.above}",
         "honest held for bad": lambda r: f"{r.honest_below_zero}",
         "dials of sybils": lambda r: f"{r.dials}",

@@ -23,7 +23,7 @@ from sim.bounds import excess
 from sim.crowd.attacks import ATTACKS, Aim, Attack
 from sim.crowd.gate import Gate
 from sim.crowd.sybil import Crowd, Sybil
-from sim.crowd.watch import LINKS_OUT, Cards, Links, Signs, signs_of
+from sim.crowd.watch import LINKS_OUT, Cards, Links, Signs, chosen_share, signs_of
 from sim.formed import Formation, formed
 from sim.network import delays_named
 from sim.process import Process
@@ -70,6 +70,7 @@ class CrowdSettings:
         connect_s: seconds in which the sybils dial first.
         measure_s: seconds over which the followed cards are published.
         cards: that are followed.
+        carded: whether sybils publish cards as members do, so that they may be dialled and kept.
         private: whether a handshake needs a join certificate, which sybils do not have.
         delays: as `--delays` of `python -m sim`.
     """
@@ -82,6 +83,7 @@ class CrowdSettings:
     connect_s: float = 10.0
     measure_s: float = 60.0
     cards: int = 20
+    carded: bool = False
     private: bool = False
     delays: str = "continents"
 
@@ -123,6 +125,8 @@ class CrowdResult:
         out_few_share: share of nodes and seconds with fewer than two.
         sybil_links_share: share of the links of honest meshes that led to sybils, the mean over the attack.
         sybil_links_end: the same at the end.
+        sybil_chosen_share: share of the connections that honest nodes chose that led to sybils at the end.
+        sybil_dials: connections that honest nodes tried to make to sybils.
         sybil_signs: scores of connected sybils at the end.
         honest_below_zero: pairs of honest nodes of which one holds the other for bad, at the end.
         honest_blamed: what honest nodes were blamed for by honest nodes, first of all.
@@ -149,6 +153,8 @@ class CrowdResult:
     out_few_share: float
     sybil_links_share: float
     sybil_links_end: float
+    sybil_chosen_share: float
+    sybil_dials: int
     sybil_signs: Signs
     honest_below_zero: int
     honest_blamed: tuple[str, ...]
@@ -261,7 +267,7 @@ class Stage:
     def send_in(self) -> Crowd:
         """Has the sybils start and dial."""
         settings, plan, world = self.settings, self.settings.plan, self.world
-        crowd = Crowd(plan.swallow, self.victim.peer_id, world.reader)
+        crowd = Crowd(plan.swallow, self.victim.peer_id, world.reader, has_cards=settings.carded)
         crowd.attacking = plan.covert_s == 0.0
         targets = {Aim.EVERYBODY: self.honest, Aim.VICTIM: [self.victim], Aim.PUBLISHERS: self.publishers}[plan.aim]
         links = min(settings.links, len(targets))
@@ -273,7 +279,7 @@ class Stage:
             process.origin = b"sybil %d" % (number // plan.per_machine)
 
             def make(_config: NodeConfig, identity: Identity, luck: Luck, _sequencer: Sequencer) -> Node:
-                return cast("Node", Sybil(crowd, identity.peer_id, cast("Random", luck), targets, links, settings.connect_s))
+                return cast("Node", Sybil(crowd, identity, cast("Random", luck), targets, links, settings.connect_s))
 
             process.make_node = make
         return crowd
@@ -356,6 +362,8 @@ def attacked(stage: "Stage", settings: CrowdSettings, calm: "Calm") -> CrowdResu
         out_few_share=sum(few for _, _, few in links.out_min) / len(links.out_min) / len(honest),
         sybil_links_share=sum(share) / len(share),
         sybil_links_end=share[-1],
+        sybil_chosen_share=chosen_share(honest, sybils),
+        sybil_dials=links.sybil_dials,
         sybil_signs=signs_of(honest, sybils, world.now),
         honest_below_zero=signs_of(honest, ids, world.now).below,
         honest_blamed=tuple(links.below_zero[:5]),

@@ -1,8 +1,11 @@
 """A sybil: it stands where a core stands and speaks the wire of gossip and probes, and does no more than an attack needs.
 
 It dials, asks each peer for a link of the mesh, says that it wants to keep the connection, answers probes, passes on what it is
-not told to swallow, and asks for a link again when the back-off is over. It keeps no table and has no card, so that four thousand
-of them fit beside a thousand whole cores. Where its connection is refused or closed it tries another target after a while.
+not told to swallow, and asks for a link again when the back-off is over. It keeps no table, so that four thousand of them fit
+beside a thousand whole cores. Where its connection is refused or closed it tries another target after a while.
+
+It has no card, or it has one as a member has: signed, with the address at which it is, a model that it claims to serve, and a
+place, which is that of one of those it is after. Such a card comes with the greeting, also of whoever dials the sybil.
 """
 
 import heapq
@@ -14,11 +17,11 @@ from random import Random
 from protocol import gossip, membership, probe
 from protocol.errors import ErrorCode
 from protocol.gossip.messages import Graft, Keep, Prune, Records, encode_message, records_messages
-from protocol.identity import PeerId
+from protocol.identity import Identity, PeerId
 from protocol.multiaddr import Multiaddr
-from protocol.node import Output
+from protocol.node import NodeConfig, Output
 from protocol.probe import KIND_ECHO, KIND_PROBE
-from protocol.records import DEFAULT_RECORD_CONFIG, RecordHeader
+from protocol.records import DEFAULT_RECORD_CONFIG, Card, Hardware, ModelOffer, RecordHeader, seal
 from sim.crowd.attacks import Swallow
 from sim.process import Process
 from sim.reader import SharedReader
@@ -29,6 +32,9 @@ REGRAFT_S = (10.1, 25.0)
 RETRY_S = (20.0, 40.0)
 """Seconds until a connection that was refused or closed is tried elsewhere."""
 
+CARD_S = 7200.0
+"""Seconds for which a card is valid: as the product's."""
+
 _GREETING = (encode_message(Keep(keeps=True)), encode_message(Graft()))
 _GRAFT = encode_message(Graft())
 _ECHO = bytes((KIND_ECHO,))
@@ -38,6 +44,7 @@ class Crowd:
     """What all sybils of a run share.
 
     Attributes:
+        has_cards: whether they have cards, as members have.
         attacking: whether they swallow now.
         dials: how many were begun.
         turned_away: how many connections were closed to them, at once or later.
@@ -45,8 +52,9 @@ class Crowd:
         grafts: links asked for.
     """
 
-    def __init__(self, swallow: Swallow, victim: PeerId | None, reader: SharedReader) -> None:
+    def __init__(self, swallow: Swallow, victim: PeerId | None, reader: SharedReader, *, has_cards: bool = False) -> None:
         """A crowd that behaves well so far."""
+        self.has_cards = has_cards
         self.swallow = swallow
         self.victim = victim
         self.reader = reader
@@ -70,9 +78,11 @@ class Crowd:
 class Sybil:
     """The actor; the names of its methods are those of a core, in whose place it stands."""
 
-    def __init__(self, crowd: Crowd, peer_id: PeerId, luck: Random, targets: list[Process], links: int, over_s: float) -> None:
+    def __init__(self, crowd: Crowd, identity: Identity, luck: Random, targets: list[Process], links: int, over_s: float) -> None:
         """It dials `links` of the targets within `over_s` seconds from its start."""
-        self.peer_id = peer_id
+        self.peer_id = identity.peer_id
+        self._identity = identity
+        self._greeting: tuple[bytes, ...] = _GREETING
         self._crowd = crowd
         self._luck = luck
         self._targets = targets
@@ -102,8 +112,16 @@ class Sybil:
 
     # What happens
 
-    def start(self, _addresses: object, _hardware: object, _offers: object, _wall_s: float, now: float) -> None:
-        """Plans the dials."""
+    def start(
+        self, addresses: tuple[Multiaddr, ...], hardware: Hardware, offers: tuple[ModelOffer, ...], wall_s: float, now: float
+    ) -> None:
+        """Plans the dials, and makes the card."""
+        if self._crowd.has_cards:
+            near = self._luck.choice(self._targets)
+            place = near.node.vivaldi.coordinate if near.running else None
+            card = Card(addresses, hardware, offers, place, "isochrone/simulated")
+            record = seal(self._identity, NodeConfig().network_id, card, 1, wall_s, wall_s + CARD_S)
+            self._greeting = (*records_messages([record.envelope]), *_GREETING)
         for _ in range(self._links):
             heapq.heappush(self._later, (now + self._luck.uniform(0.0, self._over_s), next(self._order), None))
 
@@ -119,7 +137,7 @@ class Sybil:
         if peer_id not in self._connected:
             self._connected[peer_id] = True
             self._crowd.grafts += 1
-            self._outputs.extend(gossip.Send(peer_id, message) for message in _GREETING)
+            self._outputs.extend(gossip.Send(peer_id, message) for message in self._greeting)
 
     def handle_disconnected(self, peer_id: PeerId, code: ErrorCode, now: float) -> None:
         """Tries elsewhere after a while."""

@@ -81,6 +81,7 @@ class Links:
         refused: connections of sybils that were closed, by the code.
         sybils_max: the most sybils that any node was connected to.
         connected_max: the most connections that any node had.
+        sybil_dials: connections that honest nodes tried to make to sybils.
     """
 
     world: World
@@ -92,6 +93,7 @@ class Links:
     message_bytes: int = 0
     sybils_max: int = 0
     connected_max: int = 0
+    sybil_dials: int = 0
     below_zero: list[str] = field(default_factory=list[str])  # honest nodes that an honest node holds for bad, as text
     _until: float = 0.0
 
@@ -126,7 +128,9 @@ class Links:
     def _watch(self, process: Process, output: Output) -> None:
         if process.hostile:
             return
-        if isinstance(output, (membership.Disconnect, gossip.Misbehaved)):
+        if isinstance(output, membership.Connect):
+            self.sybil_dials += isinstance(output.target, bytes) and output.target not in self._ids
+        elif isinstance(output, (membership.Disconnect, gossip.Misbehaved)):
             if output.peer_id not in self._ids:
                 self.refused[output.code] = self.refused.get(output.code, 0) + 1
             elif isinstance(output, gossip.Misbehaved):
@@ -156,3 +160,13 @@ def signs_of(honest: list[Process], others: set[PeerId], now: float) -> Signs:
                 score = process.node.gossip.scores.score(peer_id, now)
                 below, zero, above = below + (score < 0.0), zero + (score == 0.0), above + (score > 0.0)
     return Signs(below, zero, above)
+
+
+def chosen_share(honest: list[Process], sybils: set[PeerId]) -> float:
+    """Of the connections that honest nodes dialled or keep a place for, the share that leads to sybils."""
+    chosen = hostile = 0
+    for process in honest:
+        for peer_id in process.node.membership.connected():
+            if process.node.gossip.overlay.is_chosen(peer_id):
+                chosen, hostile = chosen + 1, hostile + (peer_id in sybils)
+    return hostile / max(1, chosen)

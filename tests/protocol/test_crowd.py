@@ -9,7 +9,7 @@ import pytest
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.gossip import GossipConfig
 from protocol.identity import Identity, PeerId
-from protocol.membership import Connect, Disconnect, Membership, MembershipConfig, Standing
+from protocol.membership import Connect, Disconnect, KeepLink, Membership, MembershipConfig, Standing
 from protocol.multiaddr import Multiaddr, parse_multiaddr
 from protocol.node import NodeConfig
 
@@ -128,6 +128,52 @@ def test_who_wants_to_go_anyway_goes_before_the_newest() -> None:
     assert comes(membership, PEERS[100], 60.0)[0] == FULL[10]
 
 
+def grown_old(count: int = CONFIG.crowded_max) -> tuple[Membership, float]:
+    """A node with visitors that have been here for long, want to stay and have cards; it keeps the first few of them."""
+    membership = Membership(CONFIG, OWN, random.Random(1))
+    for number in range(count):
+        membership.handle_connected(PEERS[number], 0.0)
+        membership.handle_kept(PEERS[number], keeps=True)
+        membership.handle_card(PEERS[number], (address(number),), 0.0)
+    drained(membership, object)
+    assert membership.connected() == PEERS[:count]
+    return membership, CONFIG.resident_s
+
+
+def test_rush_of_those_who_may_not_be_told_to_go_yet_drives_out_no_old_visitor() -> None:
+    membership, now = grown_old()
+    told: list[PeerId] = []
+    for stranger in PEERS[100:150]:
+        now += 0.05  # all within the time of a visit
+        told += comes(membership, stranger, now)
+        membership.handle_kept(stranger, keeps=True)
+    assert not {*told} & {*PEERS[: CONFIG.crowded_max]}
+    assert len(membership.connected()) == len(FULL)
+    now += CONFIG.visit_s
+    told = comes(membership, PEERS[150], now)
+    assert len(told) > 1  # there is somebody else now
+    assert not {*told} & {*PEERS[: CONFIG.crowded_max]}
+
+
+def test_old_visitors_leave_where_they_alone_are_too_many() -> None:
+    membership, now = grown_old(CONFIG.crowded_max + 2)
+    assert comes(membership, PEERS[100], now) == PEERS[CONFIG.small_mesh : CONFIG.small_mesh + 2]
+    assert comes(membership, PEERS[101], now) == []
+
+
+def test_who_has_no_card_goes_before_the_newest() -> None:
+    membership, now = grown_old()
+    for number in (100, 101, 102):
+        membership.handle_connected(PEERS[number], now)
+        membership.handle_kept(PEERS[number], keeps=True)
+        now += 1.0
+    for number in (101, 102):
+        membership.handle_card(PEERS[number], (address(number),), now)
+    now += CONFIG.visit_s
+    membership.forget(PEERS[5])  # its card has expired
+    assert comes(membership, PEERS[103], now) == [PEERS[100], PEERS[5], PEERS[102], PEERS[101]]
+
+
 def test_who_fills_a_node_drives_out_nobody_that_it_needs() -> None:
     """Those it has dialled, the nearest, those whose connections are in use and those it is not sure of stay."""
     config = replace(CONFIG, visit_s=0.0)
@@ -153,6 +199,21 @@ def test_who_fills_a_node_drives_out_nobody_that_it_needs() -> None:
                 membership.handle_disconnected(peer_id, ErrorCode.SURPLUS, now)
             assert len(membership.connected()) <= config.open_max
     assert kept <= set(membership.connected())
+
+
+def test_nobody_comes_to_be_kept_in_a_crowd_by_dialling_here() -> None:
+    membership = Membership(CONFIG, OWN, random.Random(1))
+    for number in range(CONFIG.crowded_max - 1):
+        membership.handle_connected(PEERS[number], 1.0)
+    assert membership.may_be_near(PEERS[10])
+    membership.handle_near(PEERS[10])  # as near as others, and it is no crowd yet
+    membership.handle_connected(PEERS[50], 1.0)
+    assert membership.is_crowded
+    membership.handle_near(PEERS[50])
+    membership.handle_connected(PEERS[51], 1.0, PEERS[51])
+    kept = [output.peer_id for output in drained(membership, KeepLink) if isinstance(output, KeepLink) and output.keeps]
+    assert kept == [*PEERS[: CONFIG.small_mesh], PEERS[10], PEERS[51]]
+    assert [membership.may_be_near(peer_id) for peer_id in (*PEERS[10:12], *PEERS[50:52])] == [True, False, False, True]
 
 
 def test_not_everybody_is_kept_as_near_before_enough_are_known() -> None:

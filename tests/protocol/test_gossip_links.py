@@ -351,13 +351,59 @@ def test_who_gave_a_link_back_is_left_alone_for_a_while_and_may_ask_for_it():
     assert told(node.beat_heart(1.0 + CONFIG.prune_backoff_s + CONFIG.heartbeat_s), Graft) == [(MESH[0].peer_id, Graft())]
 
 
+def with_few_chosen():
+    """A node with links to two peers that it keeps and four others, which knows one more that it keeps."""
+    node = Node(0)
+    kept, others, spare = IDENTITIES[1:3], IDENTITIES[3:7], IDENTITIES[7]
+    node.connect(*kept, *others[:2])
+    for identity in others[2:]:
+        node.connect(identity)
+        node.hear(identity, Graft())
+    node.connect(spare)
+    for identity in (*kept, spare):
+        node.gossip.tell_kept(identity.peer_id, 0.5, keeps=True)
+    assert len(node.gossip.mesh()) == CONFIG.degree_max + 1
+    drained(node.gossip)
+    return node, kept, spare
+
+
+@pytest.mark.parametrize("reason", ["given back", "not kept any more", "gone", "silent"])
+def test_too_few_chosen_links_are_made_good_before_the_next_heartbeat(reason):
+    node, (kept, _), spare = with_few_chosen()
+    match reason:
+        case "given back":
+            outputs = node.hear(kept, Prune(), now=0.6)
+        case "not kept any more":
+            node.gossip.tell_kept(kept.peer_id, 0.6, keeps=False)
+            outputs = drained(node.gossip)
+        case "gone":
+            node.gossip.handle_disconnected(kept.peer_id, 0.6)
+            outputs = drained(node.gossip)
+        case _:
+            node.gossip.handle_silent(kept.peer_id, 0.6)
+            outputs = drained(node.gossip)
+    assert told(outputs, Graft) == [(spare.peer_id, Graft())]
+    assert node.gossip.in_mesh(spare.peer_id)
+
+
+def test_who_has_a_card_finds_a_place_where_those_who_have_links_have_none():
+    node, _, _ = with_few_chosen()
+    without, other = IDENTITIES[8:10]
+    node.connect(without, other)
+    assert told(node.hear(without, Graft()), Prune) == [(without.peer_id, Prune())]
+    node.hear(other, Records((sealed(other).envelope,)))
+    assert told(node.hear(other, Graft()), Prune) == []
+    node.beat_heart(1.5)
+    assert node.gossip.in_mesh(other.peer_id)
+
+
 def test_who_falls_silent_leaves_the_mesh_and_comes_back_with_a_comparison():
     node = Node(0)
     node.connect(*MESH[:2])
-    node.gossip.handle_silent(MESH[0].peer_id)
+    node.gossip.handle_silent(MESH[0].peer_id, 0.5)
     outputs = drained(node.gossip)
     assert (told(outputs), of(outputs, Pruned)) == ([(MESH[0].peer_id, Prune())], [Pruned(MESH[0].peer_id)])
-    node.gossip.handle_silent(MESH[0].peer_id)
+    node.gossip.handle_silent(MESH[0].peer_id, 0.5)
     assert drained(node.gossip) == []
     node.publish(CARD, 1.0)
     assert sorted(pushed(drained(node.gossip))) == ids(MESH[1:2])
@@ -427,8 +473,8 @@ def test_an_end_says_whether_it_keeps_the_link(keeps):
     here, there = Node(0), Node(1)
     here.connect(there.identity)
     there.connect(here.identity)
-    here.gossip.tell_kept(there.peer_id, keeps=keeps)
-    here.gossip.tell_kept(ORIGIN.peer_id, keeps=keeps)  # who is not connected
+    here.gossip.tell_kept(there.peer_id, 0.5, keeps=keeps)
+    here.gossip.tell_kept(ORIGIN.peer_id, 0.5, keeps=keeps)  # who is not connected
     ((to, message),) = told(drained(here.gossip))
     assert (to, message) == (there.peer_id, Keep(keeps))
     assert there.hear(here.identity, message) == [LinkKept(here.peer_id, keeps)]

@@ -15,9 +15,14 @@ CONFIG = GossipConfig()
 PEERS = [identity.peer_id for identity in IDENTITIES]
 
 
+def everybody(_peer_id):
+    """All have cards."""
+    return True
+
+
 def overlay(far=0, near=0, seed=1, **config):
     """An overlay that knows some peers and, at first, holds none of their links."""
-    made = Overlay(GossipConfig(**config), random.Random(seed), PeerScores(ScoreConfig()))
+    made = Overlay(GossipConfig(**config), random.Random(seed), PeerScores(ScoreConfig()), everybody)
     for index in range(far + near):
         made.handle_connected(PEERS[index], 0.0, far=index < far)
         made.handle_silent(PEERS[index])
@@ -27,7 +32,7 @@ def overlay(far=0, near=0, seed=1, **config):
 
 
 def test_connected_peers_are_taken_until_there_are_enough():
-    made = Overlay(CONFIG, random.Random(1), PeerScores(ScoreConfig()))
+    made = Overlay(CONFIG, random.Random(1), PeerScores(ScoreConfig()), everybody)
     taken = [made.handle_connected(peer_id, 0.0, far=False) for peer_id in PEERS[:8]]
     assert taken == [True] * CONFIG.degree + [False] * 4
     assert made.members == sorted(PEERS[: CONFIG.degree])
@@ -74,6 +79,104 @@ def test_near_links_are_given_back_before_random_ones(seed):
     assert len(change.pruned) == 2
     assert set(made.members) >= set(PEERS[:2])
     assert len(made.members) == CONFIG.degree
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_links_of_peers_without_cards_are_given_back_first_and_make_room_for_who_has_one(seed):
+    with_cards = PEERS[6:10]
+    made = Overlay(CONFIG, random.Random(seed), PeerScores(ScoreConfig()), with_cards.__contains__)
+    for peer_id in PEERS:
+        made.handle_connected(peer_id, 0.0, far=False)
+        made.handle_silent(peer_id)
+        made.handle_heard(peer_id)
+    for peer_id in PEERS[:6]:
+        assert made.handle_graft(peer_id, 0.0)
+    assert not made.handle_graft(PEERS[10], 0.0)
+    for peer_id in with_cards[: CONFIG.displaced_max]:
+        assert made.handle_graft(peer_id, 0.0)
+    assert not made.handle_graft(with_cards[-1], 0.0)
+    pruned = made.heartbeat(1.0).pruned
+    assert len(pruned) == 5
+    assert set(pruned) < set(PEERS[:6])
+    assert set(made.members) > set(with_cards[: CONFIG.displaced_max])
+
+
+def crowded_out(own, keeping=()):
+    """A mesh that is full of others' links, beside those to peers that this node chose; it knows more of these."""
+    made = overlay(near=12)
+    for peer_id in [*own, *PEERS[8:12]]:
+        made.handle_kept(peer_id, keeps=True)
+    for peer_id in keeping:
+        made.handle_keeping(peer_id, keeps=True)
+    for peer_id in [*own, *PEERS[2 : 2 + CONFIG.degree_max + 1 - len(own)]]:
+        assert made.handle_graft(peer_id, 0.0)
+    assert len(made.members) == CONFIG.degree_max + 1
+    return made
+
+
+@pytest.mark.parametrize("reason", ["given back by the peer", "gone", "not kept any more"])
+def test_too_few_links_of_its_own_choice_are_made_good_at_once_where_the_mesh_is_full_of_others(reason):
+    made = crowded_out(PEERS[:2])
+    assert made.make_good(0.5) == []
+    match reason:
+        case "given back by the peer":
+            made.handle_prune(PEERS[0], 0.5)
+        case "gone":
+            made.handle_disconnected(PEERS[0])
+        case _:
+            made.handle_kept(PEERS[0], keeps=False)
+    (asked,) = made.make_good(0.5)
+    assert asked in PEERS[8:12]
+    assert asked in made
+    assert made.make_good(0.5) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_too_few_are_left_those_are_asked_first_that_keep_this_node_too(seed):
+    made = crowded_out(PEERS[:1], keeping=[PEERS[10], PEERS[11]])
+    for peer_id in PEERS[8:11]:
+        made.handle_dialled(peer_id, far=peer_id != PEERS[10], dialled=True)
+    assert made.make_good(0.5) == [PEERS[10]]
+
+
+def test_of_chosen_links_those_stay_that_bring_most_and_then_those_that_were_dialled():
+    """Who dials here may come to be kept for being near; it drives out nobody who brings what it should or was dialled."""
+    made = overlay(near=9)
+    for peer_id in PEERS[:9]:
+        made.handle_kept(peer_id, keeps=True)
+    for peer_id in PEERS[:6]:
+        assert made.handle_graft(peer_id, 0.0)
+    proven, dialled = PEERS[3], PEERS[4:6]
+    for peer_id in PEERS[:6]:
+        made._scores.handle_connected(peer_id, 0.0)
+    made._scores.handle_due(proven, brought=True)
+    for peer_id in dialled:
+        made.handle_dialled(peer_id, far=False, dialled=True)
+    assert not {proven, *dialled} & {*made.heartbeat(1.0).pruned}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_link_that_brings_what_it_should_is_worth_more_than_a_chosen_one_of_which_nothing_is_known(seed):
+    made = overlay(near=9, seed=seed)
+    for peer_id in PEERS[:6]:
+        made._scores.handle_connected(peer_id, 0.0)
+        made.handle_kept(peer_id, keeps=True)
+        assert made.handle_graft(peer_id, 0.0)
+    for peer_id in PEERS[:4]:
+        made._scores.handle_due(peer_id, brought=True)
+    assert sorted(made.heartbeat(1.0).pruned) == sorted(PEERS[4:6])
+
+
+def test_links_that_are_made_good_are_bounded():
+    made = overlay(near=12)
+    for peer_id in PEERS[8:]:
+        made.handle_kept(peer_id, keeps=True)
+    for peer_id in PEERS[:6]:
+        made.handle_graft(peer_id, 0.0)
+    for _ in range(20):
+        for peer_id in made.make_good(0.5):
+            made.handle_kept(peer_id, keeps=False)  # it does not count any more, and stays
+    assert len(made.members) <= CONFIG.degree_max + CONFIG.displaced_max + CONFIG.degree_out - 1
 
 
 def test_random_links_are_given_back_where_there_are_no_others():
@@ -160,7 +263,7 @@ CALLS = st.lists(
 
 @given(CALLS)
 def test_whatever_happens_links_lead_to_connected_peers_and_are_bounded(calls):
-    made, connected, silent, now = Overlay(CONFIG, random.Random(1), PeerScores(ScoreConfig())), set(), set(), 0.0
+    made, connected, silent, now = Overlay(CONFIG, random.Random(1), PeerScores(ScoreConfig()), everybody), set(), set(), 0.0
     for call, who, far, elapsed_s in calls:
         now += elapsed_s
         peer_id, before = PEERS[who], list(made.members)

@@ -17,7 +17,7 @@ ADDRESSES = (
 def known(addresses=ADDRESSES):
     roster = Roster()
     peer = roster.add(PEER)
-    peer.addresses, peer.joined = addresses, True
+    peer.addresses, peer.has_card, peer.joined = addresses, True, True
     return roster, peer
 
 
@@ -38,6 +38,7 @@ def test_a_plain_peer_is_packed_and_spelled_out_again():
     ("name", "value"),
     [
         ("addresses", ()),
+        ("has_card", False),
         ("connected_at", 1.0),
         ("failures", 1),
         ("suspected_since", 1.0),

@@ -35,11 +35,7 @@ def undisturbed(settings: CrowdSettings) -> Calm:
 def test_every_card_arrives_in_time_over_links_that_the_nodes_chose(attack: str) -> None:
     settings = replace(SMALL, attack=attack)
     result = run_crowd(settings, calm=undisturbed(settings))
-    if attack == "dawn":  # a node has one such link for a second now and then: one of them was given back, and one is under way
-        assert result.missed in ((), ("a node with 1 honest links that it chose",))
-        assert result.out_few_share < 0.01
-    else:
-        assert result.missed == ()
+    assert result.missed == ()
     assert result.under.came == result.under.wanted == 10 * 39
     assert result.honest_below_zero == 0
     assert result.honest_blamed == ()
@@ -48,6 +44,15 @@ def test_every_card_arrives_in_time_over_links_that_the_nodes_chose(attack: str)
     if result.of_victim is not None:
         assert result.of_victim.came == result.of_victim.wanted
         assert result.of_victim.p99_s <= 3.0 * result.calm.p99_s
+
+
+def test_sybils_with_cards_are_dialled_and_kept_and_every_card_arrives() -> None:
+    """What they do to the links is more than the goals allow, and is told in docs/measurements.md."""
+    result = run_crowd(replace(SMALL, carded=True), calm=undisturbed(SMALL))
+    assert result.under.came == result.under.wanted == 10 * 39
+    assert result.sybil_dials > 0
+    assert 0.0 < result.sybil_chosen_share < 0.25
+    assert result.honest_blamed == ()
 
 
 def test_nobody_gets_past_the_handshake_of_a_private_network() -> None:

@@ -84,7 +84,7 @@ class Link:
 
     def __init__(self) -> None:
         self.config = GossipConfig()
-        self.overlay = Overlay(self.config, random.Random(1), PeerScores(self.config.scores))
+        self.overlay = Overlay(self.config, random.Random(1), PeerScores(self.config.scores), lambda _: True)
         self.now = 0.0
         self.sent: list[str] = []
         self.fill(self.config.degree)
