@@ -59,7 +59,7 @@ def memory_of(count: int) -> int:
     tracemalloc.start()
     try:
         peers, distances = mesh(count, EDGES, DistanceConfig())
-        distances.chart.finish()
+        distances.chart.finish(0.0)
         distances.resolve(0.0)
         gc.collect()
         held, _ = tracemalloc.get_traced_memory()
@@ -80,7 +80,7 @@ def memory_per_peer() -> float:
 def main() -> None:
     """Runs the benchmark."""
     peers, distances = mesh(KNOWN, EDGES, DistanceConfig())
-    distances.chart.finish()
+    distances.chart.finish(0.0)
     distances.resolve(0.0)
     paths = distances.paths(0.0)
     position = Position(DistanceConfig(), distances.chart)
@@ -101,7 +101,7 @@ def main() -> None:
     scattered = np.random.default_rng(3)
     for row in range(MANY):
         crowd.set_edges(many[row], [(many[end], 0.01 + 0.0001 * end % 0.1) for end in (row - 1, row - 2, row - 3)])
-    crowd.begin()
+    crowd.begin(0.0)
     crowd.placed[:] = True
     crowd.places[:] = scattered.uniform(0.0, 0.1, crowd.places.shape)
     crowd.reach_s = 0.02
@@ -112,7 +112,7 @@ def main() -> None:
         RUNS, lambda: timed(everywhere.predict), lambda: timed(lambda: [estimate_rtt(own, other) for other in others])
     )
     _, always = mesh(KNOWN, EDGES, DistanceConfig(field_s=0.0))
-    always.chart.finish()
+    always.chart.finish(0.0)
     always.resolve(0.0)
     whole, most = alternate(RUNS, lambda: timed(lambda: distances.resolve(0.0)), lambda: timed(lambda: always.resolve(0.0)))
     report(

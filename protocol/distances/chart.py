@@ -37,9 +37,6 @@ _ROWS_MIN = 32
 _REACH_ROWS = 256
 """Peers whose pairs say how far residuals reach, a count."""
 
-_CHANGED_SWEEPS = 4
-"""Sweeps after edges have changed a little, a count."""
-
 _ORDINARY = 0.3
 """A residual, as a logarithm, that is always ordinary: a third longer than the places say."""
 
@@ -74,6 +71,7 @@ class Chart:
         self._codes: NDArray[np.uint16] = np.zeros((0, width), np.uint16)  # round trips, packed
         self._alphas: NDArray[np.float16] = np.zeros((0, width), np.float16)  # what an edge's residual adds to paths beside it
         self._degrees: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._stale: NDArray[np.bool_] = np.zeros(0, np.bool_)  # whose residuals are to be worked out
         self._rtts: Floats = config.rtt_s_min * (config.rtt_s_max / config.rtt_s_min) ** (np.arange(_CODES) / (_CODES - 1))
         self.places: Floats = np.zeros((0, DIMENSIONS))
         self.heights: Floats = np.zeros(0)
@@ -82,9 +80,13 @@ class Chart:
         self._typical_s = 0.0
         self.reach_s = math.inf
         self._order: Rows = np.zeros(0, np.int64)  # rows of this sweep
-        self._at = self._sweep = self._sweeps = self._anneal = 0
+        self._at = self._sweep = self._sweeps = self._anneal = self._least = 0
         self._residuals_at = -1  # -1: not begun
+        self._residual_order: Rows = np.zeros(0, np.int64)
+        self._moved_s = 0.0  # how far all places were moved in this sweep
         self._shaken_rows = 0
+        self._begins_at = self._residuals_due = -math.inf
+        self._wait_s = config.resolve_s
         self._changed = False
 
     # Who and what
@@ -127,17 +129,19 @@ class Chart:
             if other != peer and 0.0 < rtt_s <= self._config.rtt_s_max:
                 longest[other] = max(rtt_s, longest.get(other, 0.0))
         kept = self._kept([(rtt_s, other) for other, rtt_s in longest.items()])
+        before = int(self._degrees[row])
+        said = dict(zip(self._others[row, :before].tolist(), self._alphas[row, :before].tolist(), strict=True))
         degree = 0
         for rtt_s, other in kept:
             end = self._row_of(other)
             if end is not None:
                 code = self._code(rtt_s)
                 self._others[row, degree], self._codes[row, degree] = end, code
-                self._alphas[row, degree] = 0.0
+                self._alphas[row, degree] = said.get(end, 0.0)
                 degree += 1
                 self._note(end, row, code)
         self._degrees[row] = degree
-        self._changed = True
+        self._stale[row] = self._changed = True
 
     def forget(self, peer: PeerId) -> None:
         """Drops a peer and all edges to it."""
@@ -161,9 +165,12 @@ class Chart:
         """Whether `work` has something to do."""
         return self._sweep < self._sweeps or self._residuals_at >= 0
 
-    def begin(self) -> None:
-        """Begins to work out what has changed since the last time; nothing where nothing did."""
-        if not self._changed or self.is_busy:
+    def begin(self, now: float) -> None:
+        """Begins to work out what has changed since the last time, if it is time; nothing where nothing did.
+
+        While a mesh forms that is often, each time after twice as long; what residuals say changes slowly, and takes the most.
+        """
+        if not self._changed or self.is_busy or now < self._begins_at:
             return
         self._changed = False
         self._order = np.nonzero(self._degrees >= 1)[0]
@@ -172,10 +179,17 @@ class Chart:
         used = self._codes[self._order][np.arange(self._config.edges_max) < self._degrees[self._order, None]]
         self._typical_s = float(self._rtts[np.median(used).astype(np.int64)])
         self._at = self._sweep = self._anneal = 0
-        self._sweeps = _CHANGED_SWEEPS
+        self._least = 1
+        self._sweeps = self._config.settle_sweeps
         if len(self._order) >= self._config.grown * self._shaken_rows:
             self._shake_up()
+            self._wait_s, self._residuals_due = self._config.resolve_s, now
+        if now >= self._residuals_due:
+            self._stale[self._order] = True
+            self._residuals_due = now + self._config.residuals_s
         self._residuals_at = 0
+        self._begins_at = now + self._wait_s
+        self._wait_s = min(2.0 * self._wait_s, self._config.chart_s_max)
 
     def work(self) -> None:
         """Does one slice."""
@@ -189,18 +203,23 @@ class Chart:
             self._at += len(rows)
             if self._at >= len(self._order):
                 self._at, self._sweep = 0, self._sweep + 1
+                if self._sweep >= self._least and self._moved_s < self._config.settled_share * self._typical_s * len(self._order):
+                    self._sweeps = self._sweep
+                self._moved_s = 0.0
         elif self._residuals_at >= 0:
             if self._residuals_at == 0:
                 self.reach_s = self._reach_s()
-            rows = self._order[self._residuals_at : self._residuals_at + self._config.residual_rows_at_once]
+                self._residual_order = self._order[self._stale[self._order]]
+            rows = self._residual_order[self._residuals_at : self._residuals_at + self._config.residual_rows_at_once]
             self._work_out_residuals(rows)
+            self._stale[rows] = False
             self._residuals_at += len(rows)
-            if self._residuals_at >= len(self._order):
+            if self._residuals_at >= len(self._residual_order):
                 self._residuals_at = -1
 
-    def finish(self) -> None:
-        """Does all that is to be done, at once."""
-        self.begin()
+    def finish(self, now: float) -> None:
+        """Does all that is to be done by now, at once."""
+        self.begin(now)
         while self.is_busy:
             self.work()
 
@@ -294,6 +313,7 @@ class Chart:
         self._codes = _longer(self._codes, more)
         self._alphas = _longer(self._alphas, more)
         self._degrees = _longer(self._degrees, more)
+        self._stale = _longer(self._stale, more)
         self.places = _longer(self.places, more)
         self.heights = _longer(self.heights, more)
         self.placed = _longer(self.placed, more)
@@ -339,7 +359,7 @@ class Chart:
         self.heights[fresh] = max(self._config.height_s_min, 0.02 * typical_s)
         self.placed[order] = True
         self._anneal = self._config.anneal_sweeps
-        self._sweeps = self._anneal + self._config.settle_sweeps
+        self._sweeps = self._least = self._anneal + self._config.settle_sweeps
         self._shaken_rows = len(order)
         self.shaken += 1
 
@@ -356,7 +376,9 @@ class Chart:
         if len(settled):
             others, rtts, used = self._edges(settled)
             anchors = self.anchors(others, rtts, used)
-            self.places[settled], self.heights[settled], _ = step(self.places[settled], self.heights[settled], anchors, self.fit)
+            before: Floats = self.places[settled]
+            self.places[settled], self.heights[settled], _ = step(before, self.heights[settled], anchors, self.fit)
+            self._moved_s += float(np.sqrt(((self.places[settled] - before) ** 2).sum(axis=1)).sum())
         for row in rows[~self.placed[rows]]:
             ends, rtts = self.edges_of(int(row))
             known = self.placed[ends]

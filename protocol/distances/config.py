@@ -38,7 +38,8 @@ class DistanceConfig:
         step_typical_max: longest step, in typical round trips.
         height_s_min: smallest height in seconds.
         anneal_sweeps: sweeps over all peers in which the places of a new chart are shaken, ever less.
-        settle_sweeps: sweeps after that, or after edges have changed a little.
+        settle_sweeps: sweeps at most after that, or after edges have changed.
+        settled_share: places that move less than this in a sweep, in typical round trips, have settled.
         shake_typical: how far they are shaken at first, in typical round trips.
         grown: a chart that has grown by this factor since it was shaken is shaken again.
         starts: places from which a peer is tried that was never placed or fits badly.
@@ -54,6 +55,8 @@ class DistanceConfig:
         field_s: seconds for which what residuals say of everybody is used before it is worked out anew, unless much was measured.
         field_rows_at_once: peers of whom it is worked out in one slice: some 3 ms.
         field_grown: by which factor the paths that were measured have grown then.
+        chart_s_max: seconds between two looks for what has changed in the chart, at most; at first `resolve_s`, then ever longer.
+        residuals_s: seconds between two looks for what the residuals of everybody's edges say: it is most of the work.
         drawn_first: peers measured at random before any is chosen for being near.
         hops: nearest measured peers through whose edges other near ones are looked for.
     """
@@ -70,7 +73,8 @@ class DistanceConfig:
     step_typical_max: float = 0.5
     height_s_min: float = 2e-5
     anneal_sweeps: int = 40
-    settle_sweeps: int = 40
+    settle_sweeps: int = 60
+    settled_share: float = 0.02
     shake_typical: float = 0.25
     grown: float = 1.5
     starts: int = 8
@@ -86,5 +90,7 @@ class DistanceConfig:
     field_s: float = 60.0
     field_rows_at_once: int = 128
     field_grown: float = 1.1
+    chart_s_max: float = 60.0
+    residuals_s: float = 300.0
     drawn_first: int = 16
     hops: int = 4

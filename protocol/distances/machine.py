@@ -107,7 +107,7 @@ class Distances:
         if now < self._due:
             return
         if not self._shares_chart:
-            self.chart.begin()
+            self.chart.begin(now)
             if self.chart.is_busy:
                 self.chart.work()
                 return  # at once again, after whatever else there is to do

@@ -63,7 +63,7 @@ class Atlas:
         if now_s - self._worked_at >= self.config.resolve_s:
             self._worked_at = now_s
             began = time.process_time()
-            self.chart.finish()
+            self.chart.finish(now_s)
             self.worked_s += time.process_time() - began
 
     def among(self, alive: Sequence[int]) -> tuple[list[PeerId], Callable[[PeerId], bool]]:

@@ -44,7 +44,7 @@ def charted(mesh: Planted, degree: int, seed: int = 1, config: DistanceConfig | 
     chart = Chart(config or DistanceConfig(), luck)
     for row, peer in enumerate(mesh.peers):
         chart.set_edges(peer, mesh.edges(row, some_ends(mesh, row, degree, luck)))
-    chart.finish()
+    chart.finish(0.0)
     return chart
 
 

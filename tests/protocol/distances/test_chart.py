@@ -40,7 +40,7 @@ def test_a_third_of_the_edges_may_be_delayed():
             for end in some_ends(mesh, row, 16, luck)
         ]
         chart.set_edges(peer, edges)
-    chart.finish()
+    chart.finish(0.0)
     rows = [chart.row(mesh.peers[row]) for row in range(60) if row not in liars]
     honest = np.array([row for row in range(60) if row not in liars])
     places, heights = chart.places[rows], chart.heights[rows]
@@ -55,12 +55,12 @@ def test_who_comes_later_is_placed_without_moving_everybody():
     chart, luck = Chart(DistanceConfig(), random.Random(1)), random.Random(1)
     for row in range(36):
         chart.set_edges(mesh.peers[row], mesh.edges(row, [end for end in some_ends(mesh, row, 16, luck) if end < 36]))
-    chart.finish()
+    chart.finish(0.0)
     rows = [chart.row(peer) for peer in mesh.peers[:36]]
     before, shaken = chart.places[rows].copy(), chart.shaken
     for row in range(36, 40):
         chart.set_edges(mesh.peers[row], mesh.edges(row, [end for end in some_ends(mesh, row, 16, luck) if end < 36]))
-    chart.finish()
+    chart.finish(100.0)
     assert chart.shaken == shaken
     assert np.median(np.linalg.norm(chart.places[rows] - before, axis=1)) < 0.002
     assert np.median(errors(chart, mesh)) < 0.03
@@ -77,17 +77,35 @@ def test_work_is_done_in_slices():
     chart = Chart(DistanceConfig(rows_at_once=8, residual_rows_at_once=8), luck)
     for row, peer in enumerate(mesh.peers):
         chart.set_edges(peer, mesh.edges(row, some_ends(mesh, row, 10, luck)))
-    chart.begin()
+    chart.begin(0.0)
     before = chart.places.copy()
     chart.work()
     assert chart.is_busy
-    chart.begin()  # changes nothing while it is busy
+    chart.begin(0.0)  # changes nothing while it is busy
     while chart.is_busy:
         chart.work()
     assert not np.array_equal(before, chart.places)
     settled = chart.places.copy()
-    chart.finish()  # nothing is new
+    chart.finish(100.0)  # nothing is new
     assert np.array_equal(settled, chart.places)
+
+
+def test_a_chart_that_has_settled_is_looked_at_ever_more_seldom():
+    mesh, luck, config = planted(30), random.Random(1), DistanceConfig()
+    chart = charted(mesh, 10)
+    looked = []
+    for now in range(1, 600):
+        row = now % 30
+        chart.set_edges(mesh.peers[row], mesh.edges(row, some_ends(mesh, row, 10, luck)))
+        chart.begin(float(now))
+        if chart.is_busy:
+            looked.append(now)
+            while chart.is_busy:
+                chart.work()
+    gaps = [after - before for before, after in zip([0, *looked], looked, strict=False)]
+    assert gaps[0] == config.resolve_s
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == config.chart_s_max
 
 
 def test_the_nearest_edges_and_some_of_the_others_are_kept():
@@ -113,16 +131,16 @@ def test_packed_round_trips_are_near_to_what_they_were():
 def test_whatever_is_told_the_chart_keeps_its_bounds(told):
     peers = peers_of(12)
     chart = Chart(SMALL, random.Random(1))
-    for who, edges, leaves in told:
+    for number, (who, edges, leaves) in enumerate(told):
         chart.set_edges(peers[who], [(peers[end], rtt_s) for end, rtt_s in edges])
         if leaves:
             chart.forget(peers[who])
             assert chart.row(peers[who]) is None
-        chart.begin()
+        chart.begin(100.0 * number)
         if chart.is_busy:
             chart.work()
         assert len(chart) <= SMALL.peers_max
-    chart.finish()
+    chart.finish(1e6)
     for peer in peers:
         row = chart.row(peer)
         if row is None:
