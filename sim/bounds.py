@@ -14,7 +14,9 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
 
+from protocol.distances.chart import ROWS_MIN
 from protocol.node import Node, NodeConfig
+from protocol.node.survey import VISITS
 from protocol.records import RecordKind
 from protocol.records.packing import DECODED_MAX, SERVINGS_MAX
 from protocol.table import BUCKETS, COMPARED
@@ -29,7 +31,7 @@ UNSENT_MAX = 4096
 TIMER_SLACK = 64
 """Outdated entries that a timer queue may hold beside twice the living, as its docstring says, a count."""
 
-SEEN_ELSEWHERE = ("_config", "config", "_gossip", "_table", "_membership", "_probe", "_views", "_scores")
+SEEN_ELSEWHERE = ("_config", "config", "_gossip", "_table", "_membership", "_probe", "_views", "_scores", "_chart")
 """Attributes by which one machine refers to another, which is looked at where it stands in the core."""
 
 LIMITS: dict[str, Callable[[NodeConfig], int]] = {
@@ -89,6 +91,15 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "strangers.router._fanout": lambda _config: 1,
     "strangers.router.scores._peers": lambda config: config.strangers.pubsub.score.retained_max,
     "_beats": lambda config: config.gossip.peers_max,
+    "survey._atlas.agreements._told": lambda config: config.distances.peers_max,
+    "survey._atlas.agreements._told.*.rtts": lambda config: config.distances.edges_max,
+    **{
+        f"survey.{where}.{name}": lambda config: max(config.distances.peers_max, ROWS_MIN)
+        for where in ("_atlas.chart", "distances.chart")
+        for name in ("_rows", "_peers", "_free")
+    },
+    "survey._visits": lambda _config: VISITS,
+    "survey.distances._paths": lambda config: config.distances.measured_max,
     "relays._edges": lambda config: config.relays.edges_max,
     "relays._failed": lambda config: config.relays.failed_max,
     "relays._unreached": lambda config: config.relays.failed_max,

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from protocol.coordinates import DIMENSIONS
 from protocol.distances.config import NOISE, REACH_SHARE, DistanceConfig
+from protocol.distances.draws import Draws
 from protocol.distances.solver import Anchors, Fit, Floats, cheapest, solved, step
-from protocol.encoding import Luck
 from protocol.identity import PeerId
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -31,7 +31,7 @@ Rows: TypeAlias = NDArray[np.int64]
 _CODES = 1 << 16
 """How many round trips a packed one tells apart, a count: with 10 us to 10 s they are 0.02 % apart."""
 
-_ROWS_MIN = 32
+ROWS_MIN = 32
 """Rows that a new chart has room for, a count; it doubles when it is full."""
 
 _REACH_ROWS = 256
@@ -59,10 +59,10 @@ class Chart:
         placed: (rows,), whether a place was worked out.
     """
 
-    def __init__(self, config: DistanceConfig, luck: Luck) -> None:
-        """Nobody yet; luck shakes."""
+    def __init__(self, config: DistanceConfig, draws: Draws) -> None:
+        """Nobody yet; draws shake."""
         self._config = config
-        self._shaker = np.random.default_rng(int(luck.random() * 2**53))
+        self._shaker = np.random.default_rng(int(draws.random() * 2**53))
         self._rows: dict[PeerId, int] = {}
         self._peers: list[PeerId | None] = []
         self._free: list[int] = []
@@ -305,7 +305,7 @@ class Chart:
 
     def _grow(self) -> None:
         old = len(self._peers)
-        new = min(max(_ROWS_MIN, 2 * old), max(self._config.peers_max, _ROWS_MIN))
+        new = min(max(ROWS_MIN, 2 * old), max(self._config.peers_max, ROWS_MIN))
         more = new - old
         self._peers += [None] * more
         self._free += range(new - 1, old - 1, -1)

@@ -21,10 +21,10 @@ import numpy as np
 
 from protocol.distances.chart import Chart, lengths_between
 from protocol.distances.config import COVERAGE, NOISE, PRIOR_COUNT, PRIOR_WIDTH, DistanceConfig
+from protocol.distances.draws import Draws
 from protocol.distances.path import PathSamples
 from protocol.distances.position import Paths, Position
 from protocol.distances.solver import Floats
-from protocol.encoding import Luck
 from protocol.estimate import Estimate, Source
 from protocol.identity import PeerId
 
@@ -38,26 +38,29 @@ _PLACED_PATHS = 3
 class Distances:
     """The machine; see the module's docstring."""
 
-    def __init__(self, config: DistanceConfig, own: PeerId, luck: Luck, chart: Chart | None = None) -> None:
+    def __init__(
+        self, config: DistanceConfig, own: PeerId, draws: Draws, chart: Chart | None = None, *, shares_chart: bool = True
+    ) -> None:
         """Nothing measured yet.
 
         Args:
             config: bounds.
             own: this node.
-            luck: draws whom to measure, and shakes.
-            chart: where the others are, when several nodes of one process hold the same edges and share it; then whoever made
-                it does its work.
+            draws: whom to measure, and what shakes the chart.
+            chart: where the others are; its own where none is given.
+            shares_chart: whether a chart that is given is shared by several nodes; then whoever made it does its work.
         """
         self._config = config
         self._own_id = own
-        self._luck = luck
-        self._shares_chart = chart is not None
-        self.chart = Chart(config, luck) if chart is None else chart
+        self._draws = draws
+        self._shares_chart = chart is not None and shares_chart
+        self.chart = Chart(config, draws) if chart is None else chart
         self._paths: OrderedDict[PeerId, PathSamples] = OrderedDict()  # the longest unmeasured first
         self._deviations: deque[float] = deque(maxlen=_DEVIATIONS_MAX)
         self._width_of_one = PRIOR_WIDTH
         self._own: Position | None = None
         self._due = math.inf
+        self._wait_s = config.resolve_s
         self._drawn = 0
 
     # What was measured, and what others told
@@ -84,12 +87,16 @@ class Distances:
         path.drawn = path.drawn or drawn
         path.add(rtt_s, now, self._config)
         self._paths[peer] = path
-        self._due = min(self._due, now + self._config.resolve_s)
+        self.wake(now)
 
     def handle_edges(self, peer: PeerId, edges: Sequence[tuple[PeerId, float]], now: float) -> None:
         """Takes in the edges of a peer that count: other ends and round trips in seconds."""
-        self.chart.set_edges(peer, [edge for edge in edges if edge[0] != self._own_id])
-        self._due = min(self._due, now + self._config.resolve_s)
+        self.chart.set_edges(peer, edges)
+        self.wake(now)
+
+    def wake(self, now: float) -> None:
+        """Has the place worked out again in a while, because something is new: soon at first, then ever less often."""
+        self._due = min(self._due, now + self._wait_s)
 
     def forget(self, peer: PeerId) -> None:
         """Drops a peer that is gone for good."""
@@ -106,17 +113,19 @@ class Distances:
         """Does a slice of the work that is due: some milliseconds."""
         if now < self._due:
             return
+        self._due = now + self._config.slice_s
         if not self._shares_chart:
             self.chart.begin(now)
             if self.chart.is_busy:
                 self.chart.work()
-                return  # at once again, after whatever else there is to do
-        if self._own is None or not self._own.is_busy:
-            self._begin(now)
-        else:
+                return
+        if self._own is not None and self._own.is_busy:
             self._own.work()
+        else:
+            self._begin(now)
         if self._own is None or not self._own.is_busy:
             self._due = math.inf
+            self._wait_s = min(2.0 * self._wait_s, self._config.chart_s_max)
 
     def resolve(self, now: float) -> None:
         """Works out this node's own place, and what follows from it, at once."""
@@ -232,11 +241,11 @@ class Distances:
         if not candidates:
             return None
         for _ in range(8):
-            peer = self._luck.choice(candidates)
+            peer = self._draws.choice(candidates)
             if peer != self._own_id and not self._is_fresh(peer, now) and may(peer):
                 return peer
         left = [peer for peer in candidates if peer != self._own_id and not self._is_fresh(peer, now) and may(peer)]
-        return self._luck.choice(left) if left else None
+        return self._draws.choice(left) if left else None
 
     def _near(self, now: float, may: Callable[[PeerId], bool]) -> PeerId | None:
         """One that seems near: by turns over the edges of the nearest measured peers, and by the estimate."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from protocol import forwarding, gossip, membership, probe, suspicion
 from protocol.announcer import AnnouncerConfig
 from protocol.coordinates import CoordinateConfig
+from protocol.distances import DistanceConfig
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
@@ -64,6 +65,7 @@ class NodeConfig:
     table: TableConfig = field(default_factory=TableConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     coordinates: CoordinateConfig = field(default_factory=CoordinateConfig)
+    distances: DistanceConfig = field(default_factory=DistanceConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
     relays: RelayConfig = field(default_factory=RelayConfig)

@@ -19,6 +19,7 @@ from typing import assert_never
 from protocol import forwarding, gossip, membership, probe, suspicion
 from protocol.announcer import Announcer
 from protocol.coordinates import Coordinate, Vivaldi
+from protocol.distances import Atlas
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.forwarding import Forwarding
@@ -36,12 +37,12 @@ from protocol.node.config import (
     Output,
     PeerFacts,
     PeerView,
-    RecordSealed,
-    ReserveSequences,
 )
 from protocol.node.relays import Relays
 from protocol.node.searches import Searches
+from protocol.node.signing import Signing
 from protocol.node.strangers import Strangers
+from protocol.node.survey import Survey
 from protocol.node.views import Views
 from protocol.probe import Liveness, Probe
 from protocol.records import (
@@ -50,13 +51,10 @@ from protocol.records import (
     Edges,
     Hardware,
     ModelOffer,
-    Payload,
     Record,
     RecordKind,
     Sequencer,
     Verdict,
-    fit,
-    seal,
 )
 from protocol.routing import RouteReport, rank
 from protocol.services import ServiceEstimates
@@ -68,7 +66,9 @@ from protocol.timers import sooner
 class Node:
     """The core; see the module's docstring."""
 
-    def __init__(self, config: NodeConfig, identity: Identity, luck: Luck, sequencer: Sequencer) -> None:
+    def __init__(
+        self, config: NodeConfig, identity: Identity, luck: Luck, sequencer: Sequencer, atlas: Atlas | None = None
+    ) -> None:
         """Composes the machines; nothing happens before `start`.
 
         Args:
@@ -76,6 +76,7 @@ class Node:
             identity: the key that signs this node's records.
             luck: all randomness of the core.
             sequencer: sequence numbers, resumed from what was reserved before the last stop.
+            atlas: what others told of distances, where several nodes of one process share it.
         """
         self.config = config
         self.peer_id = identity.peer_id
@@ -84,11 +85,10 @@ class Node:
         self.membership = Membership(config.membership, identity.peer_id, luck)
         self.probe = Probe(config.probe, luck)
         self.vivaldi = Vivaldi(config.coordinates, luck)
+        self.survey = Survey(config.distances, identity, atlas)
         self.forwarding = Forwarding(config.forwarding)
         self.services = ServiceEstimates(config.routing.service)
-        self._identity = identity
         self._luck = luck
-        self._sequencer = sequencer
         self.announcer = Announcer(config.announcer, config.agent)
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
@@ -98,6 +98,7 @@ class Node:
         self.strangers = Strangers(
             config.strangers, identity, config.network_id, self.table, self.gossip, luck, act, self.wall, self._settle
         )
+        self.signing = Signing(config, identity, sequencer, self.gossip, self.strangers, act, self.wall)
         self._queues = (self.gossip.outputs, self.probe.outputs, self.membership.outputs, self.suspicion.outputs)
         self._due: float | None = None  # the next timer; None when it has to be worked out anew
         self._wall_offset_s: float | None = None  # until the wall clock was told
@@ -105,10 +106,17 @@ class Node:
         self._places: dict[PeerId, Coordinate] = {}  # of connected peers, as their echoes tell them
         error_max = config.coordinates.error_max
         self.views = Views(
-            self.peer_id, self.table, self.membership, self.probe, self._beats, self._places, error_max, lambda: self.vivaldi
+            self.peer_id,
+            self.table,
+            self.membership,
+            self.probe,
+            self._beats,
+            self._places,
+            error_max,
+            lambda: self.vivaldi,
+            self.survey.distances,
         )
         self.relays = Relays(config, self.table, self.membership, self.probe, self.views, self.gossip, self.wall, self._settle)
-        self._unreserved_until = float("-inf")
         self._ranking_at = float("inf")
         self._ranking_wait_s = config.ranking_min_s
         self._near_within_s = float("-inf")  # the round trip to the farthest of the nearest, when they were last looked for
@@ -179,8 +187,7 @@ class Node:
 
     def handle_reserved(self, upto: int, now: float) -> None:
         """Learns that sequence numbers below `upto` are safe to use."""
-        self._sequencer.reserve(upto)
-        self._unreserved_until = float("-inf")
+        self.signing.handle_reserved(upto)
         self.handle_timer(now)
 
     # What the transport heard
@@ -353,12 +360,13 @@ class Node:
         return self._due
 
     def _next_due(self) -> float:  # what may change it has to forget `_due`
-        due = min(max(self.announcer.next_due(), self._unreserved_until), self._ranking_at)
+        due = min(max(self.announcer.next_due(), self.signing.unreserved_until), self._ranking_at)
         due = sooner(due, self.probe.next_timer())
         due = sooner(due, self.gossip.next_timer())
         due = sooner(due, self.membership.next_timer())
         due = sooner(due, self.suspicion.next_timer())
         due = sooner(due, self.forwarding.next_timer())
+        due = min(due, self.survey.next_timer())
         return sooner(sooner(due, self.strangers.next_timer()), self.searches.next_timer())
 
     def handle_timer(self, now: float) -> None:
@@ -374,6 +382,7 @@ class Node:
         self.forwarding.handle_timer(now)
         self.searches.handle_timer(now)
         self.strangers.handle_timer(now)
+        self.survey.handle_timer(now)
         self._publish(now)
         if now >= self._ranking_at:
             self._ranking_at = now + self._ranking_wait_s * self._luck.uniform(0.8, 1.2)
@@ -387,7 +396,8 @@ class Node:
         nearest = self.views.nearest(self.vivaldi.coordinate, self.config.membership.near_max, now)
         self._near_within_s = nearest.within_s
         in_use = (*self.gossip.mesh(), *self.forwarding.busy())
-        self.membership.handle_ranking(nearest.seated, in_use, now, self.gossip.beyond(), nearest.seeming)
+        visits = self.survey.visits(self.views.known(), now, self.views.dialable(now))
+        self.membership.handle_ranking(nearest.seated, in_use, now, self.gossip.beyond(), [*visits, *nearest.seeming])
         for peer in self.membership.connected():
             far, dialled = self.membership.is_far(peer), self.membership.is_dialled(peer)
             self.gossip.overlay.handle_dialled(peer, far=far, dialled=dialled)
@@ -408,48 +418,28 @@ class Node:
         beat = self.announcer.beat(now)
         if beat is not None:
             self.gossip.tell_beat(beat, self.membership.listeners())
-        if now < max(self.announcer.next_due(), self._unreserved_until) or not self._may_sign(now):
+        if now < max(self.announcer.next_due(), self.signing.unreserved_until) or not self.signing.may_sign(now):
             return
-        card = self.announcer.card(self.vivaldi.coordinate, self._sequencer.upcoming, now)
+        card = self.announcer.card(self.vivaldi.coordinate, self.signing.sequencer.upcoming, now)
         if card is not None:
-            self._spread(card, self.config.announcer.card_lifetime_s, now)
-        if not self._sequencer.is_ready:  # the record before took the last number
-            self._unreserved_until = now + self.config.reserve_retry_s
+            self.signing.spread(card, self.config.announcer.card_lifetime_s, now)
+        if not self.signing.sequencer.is_ready:  # the record before took the last number
+            self.signing.unreserved_until = now + self.config.reserve_retry_s
         elif self.announcer.edges_due(now):
             self._publish_edges(now)
 
-    def _may_sign(self, now: float) -> bool:
-        """Whether a sequence number is safe to use; asks for more in good time, and again when the disk refused."""
-        if (upto := self._sequencer.needs_reservation()) is not None:
-            self._outputs.append(ReserveSequences(upto))
-        if self._sequencer.is_ready:
-            return True
-        self._unreserved_until = now + self.config.reserve_retry_s
-        return False
-
     def _publish_verdict(self, accused: Iterable[tuple[RecordKey, int]], now: float) -> None:
         """Tells whom this node holds for silent; where that cannot be signed now, others say it."""
-        if self._may_sign(now):
+        if self.signing.may_sign(now):
             named = tuple(Accusation(subject, incarnation) for subject, incarnation in accused)
-            self._spread(Verdict(named), self.config.verdict_lifetime_s, now)
+            self.signing.spread(Verdict(named), self.config.verdict_lifetime_s, now)
 
     def _publish_edges(self, now: float) -> None:
-        """Tells what this node has measured, nearest first."""
+        """Tells what this node has measured, the nearest half and the newest of the others."""
         announcer = self.config.announcer
         if edges := self.views.edges(announcer.edges_max, now):
-            self._spread(Edges(edges), announcer.edges_lifetime_s, now)
-
-    def _spread(self, payload: Payload, lifetime_s: float, now: float) -> None:
-        """Seals a record and gives it to gossip."""
-        wall_s = self.wall(now)
-        limits = self.config.table.records
-        told = fit(payload, limits)
-        record = self.strangers.stamped(
-            seal(self._identity, self.config.network_id, told, self._sequencer.next(), wall_s, wall_s + lifetime_s, limits)
-        )
-        self._outputs.append(RecordSealed(record))
-        self.gossip.publish(record, now)
-        self.strangers.publish(record, now)
+            record = self.signing.spread(Edges(edges), announcer.edges_lifetime_s, now)
+            self.survey.handle_record(record, now)
 
     # Cross-wiring
 
@@ -485,6 +475,7 @@ class Node:
                 self.forwarding.handle_joined(peer)
             case membership.PeerForgotten(peer):
                 self.forwarding.handle_joined(peer)
+                self.survey.forget(peer)
                 self.suspicion.handle_forgotten(record_key(peer, RecordKind.CARD), now)
                 for record in self.table.remove(peer, self.wall(now) + self.config.forgotten_s):
                     self._take_gossip(gossip.RecordExpired(record), now)
@@ -508,7 +499,7 @@ class Node:
                 if record.kind is RecordKind.VERDICT:
                     self.suspicion.handle_expired(record_key(record.peer_id, RecordKind.CARD), now)
             case gossip.OwnRecordHeard(sequence):
-                self._sequencer.observe(sequence)
+                self.signing.sequencer.observe(sequence)
                 self.announcer.renew()
                 self.suspicion.handle_forgotten_self(now)
             case gossip.LinkKept(peer, keeps):
@@ -572,6 +563,7 @@ class Node:
                 self.suspicion.handle_verdict(record_key(record.peer_id, RecordKind.CARD), named, now)
             case Edges():
                 self.relays.handle_edges(record.peer_id, record.payload, now)
+                self.survey.handle_record(record, now)
             case _:
                 assert_never(record.payload)
 
@@ -582,6 +574,7 @@ class Node:
 
     def _take_sample(self, peer: PeerId, rtt_s: float, told: Coordinate | None, now: float) -> None:
         """Moves the coordinate by a round trip and the place told with it, and keeps the connection of a peer that is near."""
+        self.survey.handle_sample(peer, rtt_s, now)
         if rtt_s <= self._near_within_s and self.table.has_card(peer):  # who has no card gets no work, and no seat
             self.membership.handle_near(peer)
         if told is not None and self.membership.is_connected(peer):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from protocol.coordinates import Coordinate, Vivaldi, estimate_rtt, estimate_rtt_to
+from protocol.distances import Distances
 from protocol.estimate import ITSELF, UNKNOWN, Estimate, of_places, of_samples
 from protocol.identity import PeerId
 from protocol.load import Beat
@@ -48,6 +49,7 @@ class Views:
         places: Mapping[PeerId, Coordinate],
         error_max: float,
         vivaldi: Callable[[], Vivaldi],
+        distances: Distances,
     ) -> None:
         """Keeps nothing of its own.
 
@@ -60,6 +62,7 @@ class Views:
             places: of connected peers, as their echoes tell them: fresher than their cards.
             error_max: the error of a place that is not known, unitless.
             vivaldi: tells where this node is.
+            distances: what was measured, also of peers that are connected no more, and what the edges of all say.
         """
         self._own = own
         self._table = table
@@ -69,6 +72,7 @@ class Views:
         self._places = places
         self._error_max = error_max
         self._vivaldi = vivaldi
+        self._distances = distances
 
     def known(self) -> list[PeerId]:
         """Everybody who is connected or has told its card, this node left out, in order."""
@@ -88,8 +92,11 @@ class Views:
         """
         standing, why = self._membership.standing(peer_id, now)
         told, (serving, carded) = self._places.get(peer_id), self._table.serving(peer_id) or (None, None)
-        rtt_s, error = None, self._error_max
-        if told is not None:
+        rtt_s, error, quality = None, self._error_max, self._probe.quality(peer_id, now)
+        known = None if quality is not None else self._distances.estimate(peer_id, now)
+        if known is not None:
+            rtt_s, error = known.rtt_s, known.high_s / known.rtt_s - 1.0
+        elif told is not None:
             rtt_s, error = estimate_rtt(place, told), told.error
         elif carded is not None:
             rtt_s, error = estimate_rtt_to(place, carded), carded[-1]
@@ -100,7 +107,7 @@ class Views:
             connected=self._membership.is_connected(peer_id),
             serving=serving,
             beat=self._beats.get(peer_id),
-            quality=self._probe.quality(peer_id, now),
+            quality=quality,
             coordinate_rtt_s=rtt_s,
             coordinate_error=error,
         )
@@ -135,7 +142,7 @@ class Views:
         return None if card is None else card.coordinate
 
     def estimate(self, peer_id: PeerId, now: float) -> Estimate:
-        """How far a peer is from this node: as measured where its path is probed, else as both places tell.
+        """How far a peer is from this node: as measured where its path is or was probed, else as edges tell, else as places do.
 
         Args:
             peer_id: whom; anybody may be named, and who is not known is at an unknown distance.
@@ -146,7 +153,8 @@ class Views:
         quality = self._probe.quality(peer_id, now)
         if quality is not None:
             return of_samples(quality.rtt_s, quality.jitter_s, quality.samples)
-        return _apart(self._vivaldi().coordinate, self.told_place(peer_id))
+        known = self._distances.estimate(peer_id, now)
+        return known if known is not None else _apart(self._vivaldi().coordinate, self.told_place(peer_id))
 
     def between(self, one: PeerId, other: PeerId, now: float) -> Estimate:
         """How far two nodes are from each other, either of which may be this one.
@@ -160,6 +168,9 @@ class Views:
             return self.estimate(other if one == self._own else one, now)
         if one == other:
             return ITSELF
+        known = self._distances.between(one, other, now)
+        if known is not None:
+            return known
         place = self.told_place(one)
         return UNKNOWN if place is None else _apart(place, self.told_place(other))
 
@@ -210,8 +221,11 @@ class Views:
                 continue
             if peer_id in measured or peer_id == self._own or self._membership.is_shunned(peer_id, now):
                 continue
-            told = self._places.get(peer_id)
-            rtt_s = estimate_rtt_to(place, carded) if told is None else estimate_rtt(place, told)
+            told, known = self._places.get(peer_id), self._distances.estimate(peer_id, now)
+            if known is not None:
+                rtt_s = known.rtt_s
+            else:
+                rtt_s = estimate_rtt_to(place, carded) if told is None else estimate_rtt(place, told)
             if rtt_s < limit_s:
                 yield rtt_s, peer_id
 
@@ -221,17 +235,31 @@ class Views:
             return self._table.has_card(peer_id) and self._membership.may_be_near(peer_id)
         return not self._membership.is_shunned(peer_id, now) and self._membership.standing(peer_id, now)[0] is Standing.ALIVE
 
+    def dialable(self, now: float) -> list[PeerId]:
+        """The peers that are not connected and that it makes sense to dial, in the order of their ids."""
+        membership = self._membership
+        return [
+            peer_id
+            for peer_id in self.known()
+            if not membership.is_connected(peer_id)
+            and not membership.is_shunned(peer_id, now)
+            and membership.standing(peer_id, now)[0] is Standing.ALIVE
+        ]
+
     def edges(self, count: int, now: float) -> tuple[Edge, ...]:
-        """The shortest measured paths, shortest first.
+        """The measured paths to tell others of, shortest first; of those that are probed no more, jitter is not known.
 
         Args:
             count: how many at most.
             now: monotonic seconds.
         """
-        measured = [(peer_id, self._probe.quality(peer_id, now)) for peer_id in self._membership.connected()]
-        edges = [Edge(peer_id, q.rtt_s, q.jitter_s, q.samples) for peer_id, q in measured if q is not None]
-        edges.sort(key=lambda edge: (edge.rtt_s, edge.peer_id))
-        return tuple(edges[:count])
+        edges: list[Edge] = []
+        for peer_id, rtt_s in self._distances.edges(count, now):
+            quality = self._probe.quality(peer_id, now)
+            edges.append(
+                Edge(peer_id, rtt_s, 0.0, 1) if quality is None else Edge(peer_id, rtt_s, quality.jitter_s, quality.samples)
+            )
+        return tuple(edges)
 
 
 def _apart(one: Coordinate, other: Coordinate | None) -> Estimate:

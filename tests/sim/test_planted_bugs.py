@@ -13,6 +13,7 @@ import pytest
 from protocol import gossip, membership
 from protocol.announcer import AnnouncerConfig
 from protocol.coordinates import CoordinateConfig
+from protocol.distances import DistanceConfig
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
@@ -53,6 +54,7 @@ CROWDED = replace(
 )  # too small a table, from which peers are driven out
 SMALL = replace(
     PLAIN,
+    distances=DistanceConfig(peers_max=16, edges_max=16, measured_max=64, paths_max=32),
     table=TableConfig(peers_max=16, tombstones_max=64, records=RecordConfig(values_max=256)),
     gossip=GossipConfig(
         records_debt_max=100,

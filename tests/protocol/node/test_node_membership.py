@@ -185,7 +185,7 @@ def test_disk_that_fills_up_later_loses_no_node(block_left: int) -> None:
     world.run(5.5)
     node = world.members[1]
     node.disk_works = False
-    node.node._sequencer._last = node.reserved - block_left
+    node.node.signing.sequencer._last = node.reserved - block_left
     before = node.reserved
     for number in range(20):
         node.node.handle_offers((ECHO, replace(ECHO, model=f"m{number}")), world.now)

@@ -100,13 +100,18 @@ def test_nearest_able_node_comes_first_and_the_others_are_explained() -> None:
     assert asker.node.rank(request(3), world.now, from_peer=middle.peer_id).chosen == far.peer_id
 
 
-def test_unconnected_peer_is_ranked_by_coordinates() -> None:
+def test_unconnected_peer_is_ranked_by_what_was_measured_and_then_by_coordinates() -> None:
     world = mesh(8, 5, spread_s=0.1)
     world.run(60.0)
     asker, target = world.members[0], world.members[3]
+    measured = asker.node.peer(target.peer_id, world.now).quality
     asker.node.handle_disconnected(target.peer_id, ErrorCode.IDLE, world.now)
     view = asker.node.peer(target.peer_id, world.now)
     assert view.quality is None
+    report = asker.node.rank(request(), world.now)
+    (candidate,) = [candidate for candidate in report.candidates if candidate.peer_id == target.peer_id]
+    assert candidate.rtt_s == pytest.approx(measured.rtt_s, rel=0.01)
+    asker.node.survey.distances.forget(target.peer_id)
     report = asker.node.rank(request(), world.now)
     (candidate,) = [candidate for candidate in report.candidates if candidate.peer_id == target.peer_id]
     assert candidate.rtt_source is RttSource.COORDINATE

@@ -1,0 +1,84 @@
+"""What a node knows of distances: its samples and the edges that peers tell, worked out from time to time.
+
+Every round trip that the probe takes is kept, also of peers that are connected no more. The edges that peers have signed make a
+chart of the mesh; in it this node finds its own place. With every look for the nearest it names a few peers to be measured next,
+half of them drawn at random, so that nobody can make itself invisible or everybody else seem far.
+
+Spec: docs/spec/05-coordinates.md, section "Edges".
+"""
+
+from collections.abc import Iterable, Sequence
+
+from protocol.distances import Atlas, DistanceConfig, Distances, SeededDraws
+from protocol.identity import Identity, PeerId
+from protocol.records import Edges, Record
+
+_DOMAIN = b"isochrone-survey:"
+"""What the node signs, and shows to nobody, for a secret of its draws."""
+
+VISITS = 2
+"""Peers named at each look for the nearest, a count: one drawn at random, one that seems near. A visit costs a handshake."""
+
+
+class Survey:
+    """The machine's part of a node; see the module's docstring."""
+
+    def __init__(self, config: DistanceConfig, identity: Identity, atlas: Atlas | None = None) -> None:
+        """Nothing measured yet.
+
+        Args:
+            config: bounds.
+            identity: this node's key.
+            atlas: what others told, where several nodes of one process share it.
+        """
+        draws = SeededDraws(identity.sign(_DOMAIN))
+        self._shares = atlas is not None
+        self._atlas = Atlas(config, draws) if atlas is None else atlas
+        self._own = identity.peer_id
+        self._visits: dict[PeerId, bool] = {}  # who was named last, and whether it was drawn at random
+        self.distances = Distances(config, identity.peer_id, draws, self._atlas.chart, shares_chart=self._shares)
+
+    def handle_sample(self, peer: PeerId, rtt_s: float, now: float) -> None:
+        """Keeps a round trip that this node has measured."""
+        self.distances.handle_sample(peer, rtt_s, now, drawn=self._visits.pop(peer, False))
+
+    def handle_record(self, record: Record, now: float) -> None:
+        """Takes over the edges that a peer, or this node itself, has signed."""
+        if not isinstance(record.payload, Edges):
+            return
+        told = [(edge.peer_id, edge.rtt_s) for edge in record.payload.edges]
+        if self._atlas.handle_told(record.peer_id, record.sequence, told, now):
+            self.distances.wake(now)
+
+    def forget(self, peer: PeerId) -> None:
+        """Drops a peer that is gone for good."""
+        self.distances.forget(peer)
+        self._atlas.forget(peer)
+
+    def visits(self, known: Sequence[PeerId], now: float, unmeasured: Iterable[PeerId]) -> list[PeerId]:
+        """Whom to measure next, besides those that are connected.
+
+        Args:
+            known: all peers, in the order of their ids.
+            now: monotonic seconds.
+            unmeasured: those of them that are not connected and may be dialled.
+        """
+        may = frozenset(unmeasured)
+        self._visits = {}
+        for _ in range(VISITS):
+            chosen = self.distances.whom_to_measure(known, now, lambda peer: peer in may and peer not in self._visits)
+            if chosen is not None:
+                self._visits[chosen[0]] = chosen[1]
+        return list(self._visits)
+
+    def next_timer(self) -> float:
+        """When `handle_timer` wants to be called."""
+        return self.distances.next_timer()
+
+    def handle_timer(self, now: float) -> None:
+        """Does a slice of the work that is due."""
+        if now < self.distances.next_timer():
+            return
+        if self._shares:
+            self._atlas.chart.finish(now)
+        self.distances.handle_timer(now)
