@@ -6,8 +6,7 @@ the two differ by more than paths change between two records the path counts for
 disagrees with many is not believed by anybody, and who disagrees with few has met a liar. Two liars may agree on whatever they
 like about the path between them; it says nothing of anybody else's.
 
-Source: the rule that a peer is placed by edges and not by what it claims: docs/coordinates.md.
-Spec: docs/spec/05-coordinates.md.
+Source: docs/coordinates.md, section "How a node knows".
 """
 
 from collections import OrderedDict

@@ -92,7 +92,7 @@ class DistanceConfig:
     field_s: float = 60.0
     field_rows_at_once: int = 128
     field_grown: float = 1.1
-    chart_s_max: float = 60.0
+    chart_s_max: float = 20.0
     residuals_s: float = 300.0
     slice_s: float = 0.002
     told_s: float = 1800.0

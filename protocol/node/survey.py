@@ -4,7 +4,7 @@ Every round trip that the probe takes is kept, also of peers that are connected 
 chart of the mesh; in it this node finds its own place. With every look for the nearest it names a few peers to be measured next,
 half of them drawn at random, so that nobody can make itself invisible or everybody else seem far.
 
-Spec: docs/spec/05-coordinates.md, section "Edges".
+Source: docs/coordinates.md, section "How a node knows".
 """
 
 from collections.abc import Iterable, Sequence

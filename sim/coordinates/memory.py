@@ -14,17 +14,18 @@ from dataclasses import fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.distances import Chart, DistanceConfig, Distances
+import protocol.distances
+from protocol.distances import DistanceConfig, Distances
 from protocol.encoding import Luck
 from protocol.identity import PeerId
 from protocol.places import PLACE_BYTES
 from sim.coordinates.method import Estimates, Kind, Seat, peer_id
 
-EDGES_TOLD = 64
+EDGES_TOLD = 128
 """Edges that a node publishes, a count, unless set by `edges_told`."""
 
-EDGE_BYTES = 6
-"""Bytes of a published edge: a short peer number and a round trip (arithmetic)."""
+EDGE_BYTES = 62
+"""Bytes of a published edge: `RecordConfig.edges_bytes_max` says how many take how much."""
 
 RECORD_BYTES = 164
 """Bytes of the record round the edges: a signature of 64 and a header of about 100 (arithmetic)."""
@@ -42,7 +43,9 @@ class Atlas:
         """Nothing told yet."""
         self.config = configured(settings)
         self.edges_told = int(settings.get("edges_told", EDGES_TOLD))
-        self.chart = Chart(self.config, luck)
+        self._told = protocol.distances.Atlas(self.config, luck)
+        self._sequence = 0
+        self.chart = self._told.chart
         self.ids = [peer_id(index) for index in range(nodes)]
         self.number = {peer: index for index, peer in enumerate(self.ids)}
         self.worked_s = 0.0
@@ -51,11 +54,12 @@ class Atlas:
         self._candidates: list[PeerId] = []
         self._may: frozenset[PeerId] = frozenset()
 
-    def handle_told(self, peer: int, told: object, now_s: float) -> None:  # noqa: ARG002 - as a method's
-        """Takes in the edges that a node has published."""
+    def handle_told(self, peer: int, told: object, now_s: float) -> None:
+        """Takes in the edges that a node has published; those count that both ends tell."""
         if isinstance(told, tuple):
             began = time.process_time()
-            self.chart.set_edges(self.ids[peer], told)
+            self._sequence += 1
+            self._told.handle_told(self.ids[peer], self._sequence, told, now_s)
             self.worked_s += time.process_time() - began
 
     def work(self, now_s: float) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sim.coordinates.engine import Conditions, World
-from sim.coordinates.memory import Atlas, configured, conspired
+from sim.coordinates.memory import EDGE_BYTES, RECORD_BYTES, Atlas, configured, conspired
 from sim.coordinates.method import peer_id
 from sim.coordinates.methods import METHODS
 from sim.coordinates.run import Plan, simulate
@@ -37,7 +37,7 @@ def test_both_ends_keep_a_round_trip_and_nobody_is_pinged_twice() -> None:
     for index in (0, 1, 2):
         told, size = world.methods[index].told(world.now_s, echoed=False)
         assert {peer for peer, _ in told} == {peer_id(peer) for peer in np.flatnonzero(measured[index]).tolist()}
-        assert size == 164 + 6 * len(told)
+        assert size == RECORD_BYTES + EDGE_BYTES * len(told)
         rtts = dict(told)
         for peer in np.flatnonzero(measured[index]).tolist():
             assert rtts[peer_id(peer)] == pytest.approx(float(matrix.rtt_s[0, index, peer]), rel=1e-5)
