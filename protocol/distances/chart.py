@@ -229,7 +229,8 @@ class Chart:
         config, typical_s = self._config, max(self._typical_s, self._config.rtt_s_min)
         relative_s = min(config.relative_s_min, config.relative_share * typical_s)
         step_s = config.step_typical_max * typical_s
-        return Fit(relative_s, config.huber, config.damping, config.gain, step_s, config.height_s_min)
+        cut = config.cut if self._sweep >= self._anneal else math.inf  # nothing is out of proportion while all is shaken
+        return Fit(relative_s, config.huber, cut, config.damping, config.gain, step_s, config.height_s_min)
 
     @property
     def typical_s(self) -> float:

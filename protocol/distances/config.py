@@ -32,7 +32,9 @@ class DistanceConfig:
         rtt_s_max: longest in seconds that can be a distance (`coordinates.RTT_S_MAX`).
         relative_s_min: errors count relative to the round trip, and to this many seconds where it is shorter.
         relative_share: or to this share of the typical round trip where that is less: a mesh in one room has distances too.
-        huber: relative error, unitless, past which an edge pulls no harder: what is out of all proportion is a lie or a detour.
+        huber: relative error, unitless, past which an edge pulls no harder.
+        cut: and past which it pulls ever less: what is out of all proportion is a lie or a detour. With 0.5 a third of liars that
+            sign whatever they like among themselves change nothing; without it they make everybody's place worthless.
         damping: Levenberg-Marquardt's, unitless. With it and `gain` all peers can be moved at once.
         gain: share of each step that is made, unitless.
         step_typical_max: longest step, in typical round trips.
@@ -70,6 +72,7 @@ class DistanceConfig:
     relative_s_min: float = 1e-3
     relative_share: float = 0.02
     huber: float = 0.3
+    cut: float = 0.5
     damping: float = 0.3
     gain: float = 0.7
     step_typical_max: float = 0.5

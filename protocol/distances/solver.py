@@ -2,10 +2,12 @@
 
 A place is a point in Euclidean space and a height. The round trip that a place predicts is the distance of the points and both
 heights; its error counts relative to the round trip measured, squared while it is small and linearly beyond (Huber), so that no
-single edge can drag a place away. Heights move by their logarithm and so stay positive. Steps are Levenberg and Marquardt's, for
-many peers at once.
+single edge can drag a place away; and what is out of all proportion pulls ever less, so that not even a third of all can,
+whatever they agree on among themselves. Heights move by their logarithm and so stay positive. Steps are Levenberg and
+Marquardt's, for many peers at once.
 
-Source: P. Huber, "Robust Estimation of a Location Parameter", Annals of Mathematical Statistics 35 (1964); D. Marquardt, "An
+Source: P. Huber, "Robust Estimation of a Location Parameter", Annals of Mathematical Statistics 35 (1964); F. Hampel, E.
+Ronchetti, P. Rousseeuw, W. Stahel, "Robust Statistics" (1986), section 2.6 (estimators that redescend); D. Marquardt, "An
 Algorithm for Least-Squares Estimation of Nonlinear Parameters", SIAM J. 11 (1963); height vectors: Dabek et al., "Vivaldi"
 (SIGCOMM 2004), section 5.4.
 """
@@ -52,6 +54,7 @@ class Fit:
     Attributes:
         relative_s: errors count relative to the round trip, or to this where it is shorter.
         huber: relative error past which an edge pulls no harder.
+        cut: and past which it pulls ever less.
         damping: Levenberg-Marquardt's.
         gain: share of each step that is made.
         step_s_max: longest step.
@@ -60,6 +63,7 @@ class Fit:
 
     relative_s: float
     huber: float
+    cut: float
     damping: float
     gain: float
     step_s_max: float
@@ -90,6 +94,7 @@ def step(places: Floats, heights: Floats, anchors: Anchors, fit: Fit) -> tuple[F
     errors: Floats = (lengths + heights[:, None] + anchors.heights - anchors.rtts) * scale
     sizes: Floats = np.abs(errors)
     pull = np.where(sizes < fit.huber, 1.0, fit.huber / np.maximum(sizes, _TINY)) * anchors.weights
+    pull *= np.minimum(1.0, fit.cut / np.maximum(sizes, _TINY)) ** 2  # out of all proportion
     slopes = np.empty((*errors.shape, dimensions + 1))
     np.multiply(apart, (scale / lengths)[..., None], out=slopes[..., :dimensions])
     slopes[..., dimensions] = scale * heights[:, None]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.distances import Chart, DistanceConfig
+from protocol.distances.chart import lengths_between
 from tests.protocol.distances.planted import charted, peers_of, planted, some_ends
 
 SMALL = DistanceConfig(peers_max=8, edges_max=4)
@@ -48,6 +49,26 @@ def test_a_third_of_the_edges_may_be_delayed():
     truth = mesh.rtts[np.ix_(honest, honest)]
     off = ~np.eye(len(rows), dtype=bool)
     assert np.median((np.abs(said - truth) / truth)[off]) < 0.05
+
+
+@pytest.mark.parametrize("said_s", [1e-5, 1.0, 3.0])
+def test_a_third_may_sign_what_they_like_among_themselves(said_s):
+    mesh = planted(60)
+    liars = set(range(0, 60, 3))
+    chart, luck = Chart(DistanceConfig(), random.Random(1)), random.Random(1)
+    for row, peer in enumerate(mesh.peers):
+        edges = mesh.edges(row, some_ends(mesh, row, 16, luck))
+        others = liars - {row} if row in liars else set()
+        chart.set_edges(peer, [edge for edge in edges if mesh.peers.index(edge[0]) not in others])
+        if others:
+            honest = [edge for edge in edges if mesh.peers.index(edge[0]) not in others]
+            chart.set_edges(peer, honest + [(mesh.peers[other], said_s * luck.uniform(0.5, 1.5)) for other in sorted(others)])
+    chart.finish(0.0)
+    honest = np.array([row for row in range(60) if row not in liars])
+    rows = [chart.row(mesh.peers[row]) for row in honest]
+    said = lengths_between(chart.places[rows], chart.places[rows]) + chart.heights[rows, None] + chart.heights[rows]
+    truth, off = mesh.rtts[np.ix_(honest, honest)], ~np.eye(len(rows), dtype=bool)
+    assert np.median((np.abs(said - truth) / truth)[off]) < 0.03
 
 
 def test_who_comes_later_is_placed_without_moving_everybody():

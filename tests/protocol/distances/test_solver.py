@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from protocol.distances.solver import Anchors, Fit, cheapest, step
 
-FIT = Fit(relative_s=0.001, huber=0.3, damping=0.3, gain=0.7, step_s_max=0.05, height_s_min=2e-5)
+FIT = Fit(relative_s=0.001, huber=0.3, cut=0.5, damping=0.3, gain=0.7, step_s_max=0.05, height_s_min=2e-5)
 
 
 def anchors_of(seed: int, count: int, dimensions: int = 3) -> tuple[np.ndarray, float, Anchors]:
