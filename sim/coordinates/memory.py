@@ -87,14 +87,17 @@ class Memory:
         assert isinstance(seat.shared, Atlas)
         self._atlas = seat.shared
         self._distances = Distances(seat.shared.config, seat.shared.ids[seat.index], seat.luck, seat.shared.chart)
+        self._index = seat.index
+        self._measured_s: dict[int, float] = {}
         self._drawn: set[int] = set()  # whom the pings under way go to that were drawn at random
 
     def whom(self, alive: Sequence[int], now_s: float) -> int | None:
-        """Somebody not measured lately: by turns drawn at random and seeming near."""
+        """Somebody not measured lately, by turns drawn at random and seeming near; then who was measured the longest ago."""
         candidates, may = self._atlas.among(alive)
         chosen = self._distances.whom_to_measure(candidates, now_s, may)
         if chosen is None:
-            return None
+            again = [peer for peer in alive if peer != self._index]
+            return min(again, key=lambda peer: self._measured_s.get(peer, 0.0)) if again else None
         peer = self._atlas.number[chosen[0]]
         if chosen[1]:
             self._drawn.add(peer)
@@ -104,6 +107,7 @@ class Memory:
         """Keeps a round trip, whoever began the ping."""
         self._distances.handle_sample(self._atlas.ids[peer], rtt_s, now_s, drawn=peer in self._drawn)
         self._drawn.discard(peer)
+        self._measured_s[peer] = now_s
 
     def handle_lost(self, peer: int, now_s: float) -> None:  # noqa: ARG002
         """The peer may be drawn again."""
