@@ -62,8 +62,9 @@ def rates_at(nodes: int, config: NodeConfig) -> dict[str, float]:
     held = min(nodes - 1, horizon.peers + horizon.sample_max)
     cards_per_s = held / (config.announcer.card_lifetime_s / 2.0)
     return {
-        # theirs, and the echoes of ours
-        "probe": watched * 2.0 / config.probe.interval_s + (linked - watched) * 2.0 / config.probe.idle_interval_s,
+        # theirs, and the echoes of ours; third legs, of which either end receives half
+        "probe": watched * (2.0 + 0.5 / config.probe.third_leg_every) / config.probe.interval_s
+        + (linked - watched) * 1.5 / config.probe.idle_interval_s,
         "records: card": cards_per_s,
         "entries": cards_per_s,  # a card that is renewed is announced over every link of the mesh
         "want": cards_per_s,

@@ -8,6 +8,7 @@ Spec: docs/spec/02-transport.md.
 """
 
 import math
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,15 @@ PROBE = b"\x01"
 
 ECHO = b"\x02"
 """First byte of an echo."""
+
+PROBE_THREE = b"\x03"
+"""First byte of a probe that asks for three legs."""
+
+ECHO_THREE = b"\x04"
+"""First byte of its echo."""
+
+THIRD_LEG = b"\x05"
+"""First byte of a third leg."""
 
 OPENING_BYTES = 256
 """How much of the beginning of a stream is kept, in bytes: its negotiation."""
@@ -340,8 +350,9 @@ class Connection:
                     self._stream(stream_id).stop_code = code
                 case events.DatagramFrameReceived(data=data):
                     self.frames.append(data)
-                    if self.echoes and data[:1] == PROBE:
-                        self.quic.send_datagram_frame(ECHO + data[1:9])
+                    if self.echoes and data[:1] in (PROBE, PROBE_THREE):
+                        three = data[:1] == PROBE_THREE
+                        self.quic.send_datagram_frame(ECHO_THREE + data[1:9] + os.urandom(8) if three else ECHO + data[1:9])
                         self._link.send_soon(self)
                 case events.ConnectionIdIssued(connection_id=cid):
                     self._link.routes[cid] = self

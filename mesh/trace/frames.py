@@ -35,8 +35,8 @@ from protocol.inference import Accepted, Failed, Finished, JsonDelta, Reply, Ten
 from protocol.libp2p.identify import IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL, IdentifyReader, quic_addresses
 from protocol.libp2p.ping import PING_PROTOCOL
 from protocol.load import Beat
-from protocol.places import PLACE_BYTES, decode_place
-from protocol.probe import KIND_ECHO, KIND_PROBE, PROBE_BYTES
+from protocol.places import decode_place
+from protocol.probe import KIND_ECHO_THREE, decode_datagram
 from protocol.pubsub.messages import decode_rpc
 from protocol.records import peek
 from protocol.sealing import (
@@ -116,17 +116,26 @@ def _sealed(data: bytes, *, by_opener: bool) -> Json:
 
 
 def describe_datagram(data: bytes) -> Json:
-    """Return what a datagram says: a probe or an echo."""
-    kind = data[:1]
-    if len(data) >= PROBE_BYTES and kind in (bytes((KIND_PROBE,)), bytes((KIND_ECHO,))):
-        told: Json = {"type": "probe" if kind[0] == KIND_PROBE else "echo", "nonce": data[1:PROBE_BYTES].hex()}
-        place = decode_place(data[PROBE_BYTES:]) if len(data) == PROBE_BYTES + PLACE_BYTES else None
-        if place is not None:
-            told["vector_ms"] = [round(component * 1000, 3) for component in place.vector]
-            told["height_ms"] = round(place.height_s * 1000, 3)
-            told["error"] = round(place.error, 3)
-        return told
-    return {"type": "unknown"}
+    """Return what a datagram says: a probe, an echo or a third leg."""
+    try:
+        datagram = decode_datagram(data)
+    except RemoteProtocolError as fault:
+        return {"type": "undecodable", "code": fault.code.name, "detail": fault.detail}
+    if datagram is None:
+        return {"type": "unknown"}
+    told: Json = {"type": _DATAGRAM_NAMES[datagram.kind - 1], "nonce": f"{datagram.nonce:016x}"}
+    if datagram.kind == KIND_ECHO_THREE:
+        told["own_nonce"] = f"{datagram.drawn:016x}"
+    place = decode_place(datagram.place) if datagram.place else None
+    if place is not None:
+        told["vector_ms"] = [round(component * 1000, 3) for component in place.vector]
+        told["height_ms"] = round(place.height_s * 1000, 3)
+        told["error"] = round(place.error, 3)
+    return told
+
+
+_DATAGRAM_NAMES = ("probe", "echo", "probe of three legs", "echo of three legs", "third leg")
+"""Of kinds 1 to 5, as chapter 5 of the specification calls them."""
 
 
 def _gossip(data: bytes, judge: Judge | None) -> Json:
@@ -184,8 +193,8 @@ def _gossip_fields(message: Message, judge: Judge | None) -> Json:
             return {"count": len(keys), "keys": _listed(keys, bytes.hex)}
         case BeatTold(payload):
             return _beat(decode_beat(payload))
-        case Keep(keeps):
-            return {"keeps": keeps}
+        case Keep(keeps, legs):
+            return {"keeps": keeps, **({"legs": legs} if legs else {})}
         case ScopeTold(scope):
             if scope is None:
                 return {"everything": True}

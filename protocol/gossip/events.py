@@ -215,10 +215,11 @@ class BeatHeard:
 
 @dataclass(frozen=True, slots=True)
 class LinkKept:
-    """A connected peer has said whether it wants to keep the connection and hear this node's beats."""
+    """A connected peer has said whether it wants to keep the connection and hear this node's beats, and its `legs` of a probe."""
 
     peer_id: PeerId
     keeps: bool
+    legs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

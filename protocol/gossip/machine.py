@@ -214,10 +214,10 @@ class Gossip:
         for peer_id in peers:
             self._send(peer_id, [message])
 
-    def tell_kept(self, peer_id: PeerId, now: float, *, keeps: bool) -> None:
-        """Tell a connected peer whether this node wants to keep the connection and hear its beats."""
+    def tell_kept(self, peer_id: PeerId, now: float, *, keeps: bool, legs: int) -> None:
+        """Tell a connected peer whether this node keeps the connection and hears its beats; `legs` of a probe it speaks."""
         self.overlay.handle_kept(peer_id, keeps=keeps)
-        self._send(peer_id, [encode_message(Keep(keeps))])
+        self._send(peer_id, [encode_message(Keep(keeps, legs))])
         self._make_good(now)
 
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float, wall_s: float) -> None:
@@ -440,9 +440,9 @@ class Gossip:
             case Prune():
                 if self.overlay.handle_prune(peer_id, now):
                     self._let_go(peer_id, now)
-            case Keep(keeps=keeps):
+            case Keep(keeps=keeps, legs=legs):
                 self.overlay.handle_keeping(peer_id, keeps=keeps)
-                self._outputs.append(LinkKept(peer_id, keeps))
+                self._outputs.append(LinkKept(peer_id, keeps, legs))
             case ScopeTold(scope=scope):
                 peer.scope, peer.view = scope, None
             case Seek():

@@ -35,6 +35,9 @@ WANTS_MAX = 1024
 ENVELOPES_MAX = 512
 """Most envelopes in one message, a count: the shortest have 150 bytes."""
 
+LEGS_MAX = 127
+"""Most legs of a probe that a node can say it speaks, a count: one byte of msgpack. Three are known."""
+
 SOUGHT_MAX = 16
 """Most cards in the answer to one search, a count: more than a request has candidates worth asking."""
 
@@ -148,9 +151,13 @@ class BeatTold:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Whether the sender wants to keep the connection, and hear beats over it."""
+    """Whether the sender wants to keep the connection, and hear beats over it.
+
+    `legs` is how many legs of a probe it speaks (chapter 5), as far as it says: 0 where it says nothing.
+    """
 
     keeps: bool
+    legs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +206,7 @@ def encode_message(message: Message) -> bytes:
         case BeatTold():
             value = [_BEAT, message.payload]
         case Keep():
-            value = [_KEEP, message.keeps]
+            value = [_KEEP, message.keeps, message.legs] if message.legs else [_KEEP, message.keeps]
         case ScopeTold(scope=scope):
             value = [_SCOPE, None] if scope is None else [_SCOPE, list(scope.vector), scope.radius_s]
         case Seek():
@@ -237,7 +244,7 @@ def decode_message(payload: bytes) -> Message | None:
         case 8:
             return _beat(value[1])
         case 9:
-            return _keep(value[1])
+            return _keep(value)
         case 10:
             return _scope(value)
         case 11:
@@ -360,10 +367,13 @@ def _beat(value: Plain) -> BeatTold:
     return BeatTold(value)
 
 
-def _keep(value: Plain) -> Keep:
-    if not isinstance(value, bool):
+def _keep(value: list[Plain]) -> Keep:
+    keeps, legs = value[1], value[2] if len(value) > 2 else 0
+    if not isinstance(keeps, bool):
         raise RemoteProtocolError(ErrorCode.MALFORMED, "neither kept nor not")
-    return Keep(value)
+    if not isinstance(legs, int) or isinstance(legs, bool) or not 0 <= legs <= LEGS_MAX:
+        legs = 0  # of a later version, which says it otherwise
+    return Keep(keeps, legs)
 
 
 def _scope(value: list[Plain]) -> ScopeTold:

@@ -44,7 +44,7 @@ from protocol.node.signing import Signing
 from protocol.node.strangers import Strangers
 from protocol.node.survey import Survey
 from protocol.node.views import Views
-from protocol.probe import Liveness, Probe
+from protocol.probe import THREE_LEGS, Liveness, Probe
 from protocol.records import (
     Accusation,
     Card,
@@ -466,7 +466,7 @@ class Node:
             case probe.PeerSuspected() | probe.PeerRecovered():
                 self._take_liveness(output, now)
             case membership.KeepLink(peer, keeps):
-                self.gossip.tell_kept(peer, now, keeps=keeps)
+                self.gossip.tell_kept(peer, now, keeps=keeps, legs=THREE_LEGS)
             case membership.PeerGone(peer):
                 self.forwarding.handle_gone(peer, now)
             case membership.PeerLeft(peer):
@@ -502,8 +502,9 @@ class Node:
                 self.signing.sequencer.observe(sequence)
                 self.announcer.renew()
                 self.suspicion.handle_forgotten_self(now)
-            case gossip.LinkKept(peer, keeps):
+            case gossip.LinkKept(peer, keeps, legs):
                 self.membership.handle_kept(peer, keeps=keeps)
+                self.probe.handle_legs(peer, legs)
                 if keeps:
                     self.gossip.tell_beat(self.announcer.whole_beat(), [peer])
             case gossip.Grafted(peer):

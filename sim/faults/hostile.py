@@ -25,7 +25,7 @@ from protocol.inference import Feature
 from protocol.load import ModelLoad
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output
-from protocol.probe import KIND_ECHO
+from protocol.probe import KIND_ECHO, KIND_ECHO_THREE, KIND_THIRD_LEG, PROBE_BYTES
 from protocol.records import Accusation, Card, Hardware, ModelOffer, RecordKind, Sequencer, Verdict, seal
 from protocol.table import record_key
 from protocol.wire import PackingLimits, pack
@@ -53,6 +53,9 @@ FUTURE_S = 7_200.0
 
 ECHO_LATE_S = 0.2
 """Seconds by which a liar about round trips delays its echoes: another continent."""
+
+FOREIGN_LEGS = 8
+"""Peers to whom a nonce is said that was meant for one of them, a count: as many as half a small mesh."""
 
 SLANDERERS = 3
 """Processes that slander together, a count: one more than the voices that make a peer doubted."""
@@ -300,9 +303,18 @@ def keep_mute(_node: HostileNode, output: Output) -> Output | None:
 
 def echo_late(node: HostileNode, output: Output) -> Output | None:
     """Answers probes late, so that it seems farther than it is."""
-    if isinstance(output, probe.SendDatagram) and output.payload[0] == KIND_ECHO:
+    if isinstance(output, probe.SendDatagram) and output.payload[0] in (KIND_ECHO, KIND_ECHO_THREE, KIND_THIRD_LEG):
         node.say_later(output, ECHO_LATE_S)
         return None
+    return output
+
+
+def repeat_legs(node: HostileNode, output: Output) -> Output | None:
+    """Says each nonce that it returns again, to whom it belongs and to others, and has others' nonces returned to it."""
+    if isinstance(output, probe.SendDatagram) and output.payload[0] in (KIND_ECHO_THREE, KIND_THIRD_LEG):
+        for peer_id in sorted({output.peer, *node.membership.connected()})[:FOREIGN_LEGS]:
+            node.raw.append(probe.SendDatagram(peer_id, bytes((KIND_THIRD_LEG,)) + output.payload[1:PROBE_BYTES]))
+            node.raw.append(probe.SendDatagram(peer_id, output.payload))
     return output
 
 
@@ -387,6 +399,7 @@ CONDUCTS: dict[str, Conduct] = {
     "hostile-mute": Conduct(says=keep_mute),
     "hostile-garbled": Conduct(says=garble),
     "hostile-rtt": Conduct(says=echo_late),
+    "hostile-legs": Conduct(says=repeat_legs),
     "hostile-coordinate": Conduct(coordinate=_NEAR),
     "hostile-load": Conduct(boast_of_load),
     "hostile-models": Conduct(boast_of_models),

@@ -14,6 +14,7 @@ from protocol.gossip.messages import STAMPED_MAX
 from protocol.identity import Identity, PeerId
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output
+from protocol.probe import KIND_ECHO
 from protocol.records import Hardware, ModelOffer, Sequencer
 from protocol.wire import PackingLimits, Plain, pack, unpack
 from sim.process import MakeNode, Process
@@ -21,6 +22,9 @@ from sim.world import World
 
 OLD_MESSAGE_TYPES_MAX = 4
 """Largest message type of version N-1: records, digest, entries and want."""
+
+OLD_DATAGRAM_KIND_MAX = bytes((KIND_ECHO,))
+"""Largest kind of datagram of version N-1: it has probes and echoes, and nothing of three legs."""
 
 NEW_MESSAGE_TYPE = 100
 """A message type that only version N+1 knows."""
@@ -41,6 +45,11 @@ class OldNode(Node):
         """Takes a message of a type it knows."""
         if _type_of(payload) <= OLD_MESSAGE_TYPES_MAX:
             super().handle_message(peer_id, payload, now)
+
+    def handle_datagram(self, peer_id: PeerId, payload: bytes, received_at: float, now: float) -> None:
+        """Takes a datagram of a kind it knows."""
+        if payload[:1] <= OLD_DATAGRAM_KIND_MAX:
+            super().handle_datagram(peer_id, payload, received_at, now)
 
     def next_output(self) -> Output | None:
         """The next thing to do that this version can do."""

@@ -23,6 +23,7 @@ from protocol.gossip import Misbehaved
 from protocol.gossip.messages import MESSAGE_BYTES_MAX, Graft, Keep, Prune, Seek, encode_message
 from protocol.identity import Identity, PeerId
 from protocol.node import Node, NodeConfig
+from protocol.probe import ECHO_THREE_BYTES, KIND_ECHO_THREE, PROBE_BYTES, SendDatagram
 from protocol.quic.events import ConnectionClosed
 from protocol.quic.retry import Initial, Retry, read_initial
 from protocol.records import Hardware, Sequencer
@@ -111,12 +112,15 @@ def _outputs(node: Node) -> Iterator[object]:
 
 
 def core_datagrams(state: tuple[Node, PeerId], data: bytes) -> Iterator[object]:
-    """DATAGRAM frames of a peer."""
+    """DATAGRAM frames of a peer; a nonce of a number below 256 stands for one that the node has sent, for none can be guessed."""
     node, peer_id = state
+    sent: list[bytes] = []
     for number, piece in enumerate(chunks(data)):
+        if sent and piece[1:8] == bytes(7) and len(piece) >= PROBE_BYTES:
+            piece = piece[:1] + sent[piece[8] % len(sent)] + piece[PROBE_BYTES:]
         node.handle_datagram(peer_id, piece, NOW + number * 1e-4, NOW + number * 1e-4)
-        while node.next_output() is not None:
-            pass
+        said = [output.payload for output in _outputs(node) if isinstance(output, SendDatagram)]
+        sent += [payload[PROBE_BYTES:ECHO_THREE_BYTES] for payload in said if payload[0] == KIND_ECHO_THREE]
         yield number
 
 
@@ -313,8 +317,26 @@ HARNESSES: tuple[Harness, ...] = (
             "datagrams",
             core_datagrams,
             (),
-            lambda: [joined([b"\x01" + bytes(8)] * 20), joined([b"\x02" + bytes(36)])],
-            ("protocol.probe:Probe.handle_datagram", "protocol.node.machine:Node.handle_datagram", "protocol.probe:*"),
+            lambda: [
+                joined([b"\x01" + bytes(8)] * 20),
+                joined([b"\x02" + bytes(36)]),
+                joined(
+                    [
+                        b"\x03" + bytes(8),
+                        b"\x04" + bytes(16),
+                        b"\x04" + bytes(44),
+                        b"\x05" + bytes(8),
+                        b"\x05" + bytes(36),
+                        b"\x06",
+                    ]
+                ),
+            ],
+            (
+                "protocol.probe.machine:Probe.handle_datagram",
+                "protocol.node.machine:Node.handle_datagram",
+                "protocol.probe.machine:*",
+                "protocol.probe.wire:decode_datagram",
+            ),
             prepare=core,
         ),
     ),

@@ -39,7 +39,7 @@ messages = (
     | st.just(Prune())
     | st.builds(DontWant, entries)
     | st.builds(BeatTold, st.binary(max_size=300))
-    | st.builds(Keep, st.booleans())
+    | st.builds(Keep, st.booleans(), st.integers(0, 127))
     | st.builds(ScopeTold, st.none() | scopes)
     | st.builds(Seek, st.text(max_size=60), st.integers(1, SOUGHT_MAX))
 )

@@ -177,6 +177,7 @@ def gossip_vectors():
         ("beat", BeatTold(encode_beat(BEAT))),
         ("keep", Keep(keeps=True)),
         ("do not keep", Keep(keeps=False)),
+        ("keep, by one that speaks three legs of a probe", Keep(keeps=True, legs=3)),
         ("scope", ScopeTold(Scope(CARD.coordinate.vector, 0.05))),
         ("scope of everything", ScopeTold(None)),
         ("search for any cards", Seek("", 8)),

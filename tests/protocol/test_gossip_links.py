@@ -361,7 +361,7 @@ def with_few_chosen():
         node.hear(identity, Graft())
     node.connect(spare)
     for identity in (*kept, spare):
-        node.gossip.tell_kept(identity.peer_id, 0.5, keeps=True)
+        node.gossip.tell_kept(identity.peer_id, 0.5, keeps=True, legs=3)
     assert len(node.gossip.mesh()) == CONFIG.degree_max + 1
     drained(node.gossip)
     return node, kept, spare
@@ -374,7 +374,7 @@ def test_too_few_chosen_links_are_made_good_before_the_next_heartbeat(reason):
         case "given back":
             outputs = node.hear(kept, Prune(), now=0.6)
         case "not kept any more":
-            node.gossip.tell_kept(kept.peer_id, 0.6, keeps=False)
+            node.gossip.tell_kept(kept.peer_id, 0.6, keeps=False, legs=3)
             outputs = drained(node.gossip)
         case "gone":
             node.gossip.handle_disconnected(kept.peer_id, 0.6)
@@ -473,11 +473,11 @@ def test_an_end_says_whether_it_keeps_the_link(keeps):
     here, there = Node(0), Node(1)
     here.connect(there.identity)
     there.connect(here.identity)
-    here.gossip.tell_kept(there.peer_id, 0.5, keeps=keeps)
-    here.gossip.tell_kept(ORIGIN.peer_id, 0.5, keeps=keeps)  # who is not connected
+    here.gossip.tell_kept(there.peer_id, 0.5, keeps=keeps, legs=3)
+    here.gossip.tell_kept(ORIGIN.peer_id, 0.5, keeps=keeps, legs=3)  # who is not connected
     ((to, message),) = told(drained(here.gossip))
-    assert (to, message) == (there.peer_id, Keep(keeps))
-    assert there.hear(here.identity, message) == [LinkKept(here.peer_id, keeps)]
+    assert (to, message) == (there.peer_id, Keep(keeps, 3))
+    assert there.hear(here.identity, message) == [LinkKept(here.peer_id, keeps, 3)]
 
 
 def test_a_node_without_peers_says_nothing_and_wakes_seldom():

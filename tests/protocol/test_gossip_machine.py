@@ -165,7 +165,7 @@ def test_who_misbehaved_is_told_nothing():
     assert outputs[0] == Misbehaved(PEER.peer_id, ErrorCode.MALFORMED)
     node.publish(CARD, 2.0)
     node.gossip.tell_beat(BEAT, [PEER.peer_id])
-    node.gossip.tell_kept(PEER.peer_id, 2.0, keeps=True)
+    node.gossip.tell_kept(PEER.peer_id, 2.0, keeps=True, legs=3)
     node.gossip.handle_heard(PEER.peer_id, 2.0)
     assert of(drained(node.gossip), Send) == []
     assert of(node.beat_heart(60.0), Send) == []

@@ -114,7 +114,9 @@ def test_messages_of_later_versions_are_ignored():
     assert decode_message(pack([0, "whatever"], WIDE)) is None
     assert decode_message(pack([4, b"x" * 8, "more"], WIDE)) == Want((RecordKey(b"x" * 8),))
     assert decode_message(pack([5, {"why": "lonely"}], WIDE)) == Graft()
-    assert decode_message(pack([9, False, "more"], WIDE)) == Keep(keeps=False)
+    for more in ("more", -1, 128, True, None, 3.0):
+        assert decode_message(pack([9, False, more], WIDE)) == Keep(keeps=False)
+    assert decode_message(pack([9, False, 4, "more"], WIDE)) == Keep(keeps=False, legs=4)
     assert decode_message(pack([10, [0] * 8, 1, "more"], WIDE)) == ScopeTold(Scope((0.0,) * 8, 1.0))
     assert decode_message(pack([11, "model", 3, "more"], WIDE)) == Seek("model", 3)
 

@@ -224,7 +224,7 @@ def test_outstanding_nonces_are_bounded_and_the_oldest_are_forgotten() -> None:
     for _ in range(30):
         machine.handle_timer(machine.next_timer())
         probes += [output for output in drain(machine) if isinstance(output, SendDatagram)]
-        assert len(machine._peers[A].sent) <= 4
+        assert len(machine._peers[A].path.sent) <= 4
     now = machine.next_timer()
     machine.handle_datagram(A, echo_of(probes[0]), now, now)
     assert drain(machine) == []

@@ -13,8 +13,13 @@ from probe_pair import CONFIG, A, B, Pair, drain, echo_of
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.probe import (
+    ECHO_THREE_BYTES,
+    KIND_ECHO_THREE,
     KIND_PROBE,
+    KIND_PROBE_THREE,
+    KIND_THIRD_LEG,
     PROBE_BYTES,
+    Datagram,
     Liveness,
     Misbehaved,
     PeerRecovered,
@@ -22,6 +27,8 @@ from protocol.probe import (
     Probe,
     SampleTaken,
     SendDatagram,
+    decode_datagram,
+    encode_datagram,
 )
 
 
@@ -152,7 +159,7 @@ def test_a_probe_of_the_wrong_length_is_told_once(payload: bytes) -> None:
     assert fault.code is ErrorCode.MALFORMED
 
 
-@pytest.mark.parametrize("payload", [b"\x00" * 9, b"\x03" * 9, b"\xff", b"\x7f" * 1200])
+@pytest.mark.parametrize("payload", [b"\x00" * 9, b"\x06" * 9, b"\xff", b"\x7f" * 1200])
 def test_a_datagram_of_an_unknown_kind_is_ignored(payload: bytes) -> None:
     machine = Probe(CONFIG, random.Random(1))
     machine.handle_connected(A, 0.0)
@@ -184,6 +191,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.machine = Probe(replace(CONFIG, window_probes=8, peers_max=2), random.Random(1))
         self.now = 0.0
         self.probes: list[SendDatagram] = []
+        self.offers: list[tuple[PeerId, int]] = []
         self.believed: dict[PeerId, Liveness] = {}
         self.answered_at: dict[PeerId, float] = {}  # or connected
 
@@ -216,6 +224,28 @@ class AnyOrder(RuleBasedStateMachine):
         probe = data.draw(st.sampled_from(self.probes))
         self.machine.handle_datagram(probe.peer, echo_of(probe), self.now + delay_s, self.now)
 
+    @rule(peer=st.sampled_from([A, B, PeerId(b"c")]))
+    def three_legs(self, peer: PeerId) -> None:
+        self.machine.handle_legs(peer, 3)
+
+    @precondition(lambda self: self.probes)
+    @rule(data=st.data(), delay_s=st.floats(-1.0, 1.0))
+    def echo_of_three_legs(self, data: st.DataObject, delay_s: float) -> None:
+        probe = data.draw(st.sampled_from(self.probes))
+        echo = Datagram(KIND_ECHO_THREE, int.from_bytes(probe.payload[1:], "big"), 5)
+        self.machine.handle_datagram(probe.peer, encode_datagram(echo), self.now + delay_s, self.now)
+
+    @rule(peer=st.sampled_from([A, B]), nonce=st.integers(0, 3))
+    def ask(self, peer: PeerId, nonce: int) -> None:
+        self.machine.handle_datagram(peer, encode_datagram(Datagram(KIND_PROBE_THREE, nonce)), self.now, self.now)
+
+    @precondition(lambda self: self.offers)
+    @rule(data=st.data(), peer=st.sampled_from([None, A, B]), delay_s=st.floats(-1.0, 1.0))
+    def third_leg(self, data: st.DataObject, peer: PeerId | None, delay_s: float) -> None:
+        asker, drawn = data.draw(st.sampled_from(self.offers))
+        leg = encode_datagram(Datagram(KIND_THIRD_LEG, drawn))
+        self.machine.handle_datagram(peer or asker, leg, self.now + delay_s, self.now)
+
     @rule(peer=st.sampled_from([A, B]), payload=st.binary(max_size=12))
     def junk(self, peer: PeerId, payload: bytes) -> None:
         self.machine.handle_datagram(peer, payload, self.now, self.now)
@@ -240,8 +270,12 @@ class AnyOrder(RuleBasedStateMachine):
             assert output.peer in self.believed or isinstance(output, SendDatagram)
             match output:
                 case SendDatagram(_, payload):
-                    assert len(payload) == PROBE_BYTES
-                    if payload[0] == KIND_PROBE:
+                    datagram = decode_datagram(payload)
+                    assert datagram is not None
+                    assert len(payload) == (ECHO_THREE_BYTES if datagram.kind == KIND_ECHO_THREE else PROBE_BYTES)
+                    if datagram.kind == KIND_ECHO_THREE:
+                        self.offers = [*self.offers[-20:], (output.peer, datagram.drawn)]
+                    if datagram.kind in (KIND_PROBE, KIND_PROBE_THREE):
                         self.probes = [*self.probes[-20:], output]
                 case SampleTaken(peer, rtt_s):
                     assert 0.0 < rtt_s <= CONFIG.rtt_s_max
@@ -259,7 +293,7 @@ class AnyOrder(RuleBasedStateMachine):
     def state_is_bounded(self) -> None:
         assert len(self.machine._peers) <= 2
         for peer, state in self.machine._peers.items():
-            assert len(state.sent) <= 8
+            assert len(state.path.sent) <= 8
             assert self.machine.liveness(peer) is self.believed[peer]
             quality = self.machine.quality(peer, self.now)
             assert quality is None or (0.0 <= quality.loss <= 1.0 and 0.0 < quality.rtt_s_min <= quality.rtt_s <= 10.0)

@@ -1,13 +1,14 @@
 """Faults: each does what its name says, what the core does not come through yet is written down, and failures can be replayed."""
 
 import itertools
+from collections import Counter
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from protocol import gossip, membership, probe, suspicion
-from protocol.node import Node
+from protocol.node import Node, Output
 from protocol.records import RecordKind
 from sim.__main__ import EXIT_FAILED, main
 from sim.bounds import containers
@@ -163,6 +164,26 @@ def test_late_echoes_lengthen_only_the_path_of_the_liar() -> None:
     liar, honest = fault.processes[0].peer_id, world.processes[1].peer_id
     assert node.probe.quality(liar, world.now).rtt_s > 0.2
     assert node.probe.quality(honest, world.now).rtt_s < 0.01
+
+
+def test_nonces_that_are_returned_again_or_by_others_count_once() -> None:
+    world = formed(5)
+    fault = KINDS["hostile-legs"](Random(1), world)
+    outputs: list[tuple[int, Output]] = []
+    carry_out = world._carry_out
+    world._carry_out = lambda process, output: outputs.append((process.index, output)) or carry_out(process, output)
+    fault.begin(world)
+    world.run(world.now + 20.0)
+    liar = fault.processes[0].peer_id
+    drawn, measured = Counter[int](), Counter[int]()
+    for index, output in outputs:
+        if isinstance(output, probe.SampleTaken) and output.peer == liar:
+            measured[index] += 1
+        elif isinstance(output, probe.SendDatagram) and output.peer == liar:
+            drawn[index] += output.payload[0] in (probe.KIND_PROBE, probe.KIND_PROBE_THREE, probe.KIND_ECHO_THREE)
+    assert len(measured) >= 3
+    assert all(0 < count <= drawn[index] for index, count in measured.items())
+    assert not [output for _, output in outputs if isinstance(output, probe.Misbehaved)]
 
 
 def test_slanderers_are_refuted_and_then_not_believed() -> None:

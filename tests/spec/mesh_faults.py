@@ -483,7 +483,29 @@ def _(service, patch):
 
 @fault("ends the connection at datagrams of a later kind", "ISO-PROBE-002")
 def _(service, patch):
-    receiving(service, lambda _peer, payload: payload if payload[:1] in {b"\x01", b"\x02"} else b"\x01")
+    receiving(
+        service, lambda _peer, payload: payload if payload[:1] in {b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"} else b"\x01"
+    )
+
+
+@fault("echoes probes of three legs in the plain way", "ISO-PROBE-004", "ISO-PROBE-021")
+def _(service, patch):
+    sending(patch, lambda data: b"\x02" + data[1:9] if data[:1] == b"\x04" else data)
+
+
+@fault("sends no third leg", "ISO-PROBE-020")
+def _(service, patch):
+    sending(patch, lambda data: None if data[:1] == b"\x05" else data)
+
+
+@fault("returns another nonce in the third leg", "ISO-PROBE-020")
+def _(service, patch):
+    sending(patch, lambda data: data[:1] + data[1:9][::-1] + data[9:] if data[:1] == b"\x05" else data)
+
+
+@fault("asks everybody for three legs", "ISO-PROBE-022", "ISO-PROBE-003")
+def _(service, patch):
+    sending(patch, lambda data: b"\x03" + data[1:] if data[:1] == b"\x01" else data)
 
 
 @fault("watches nobody", "ISO-GOS-023", "ISO-PROBE-010", "ISO-PROBE-012")

@@ -166,6 +166,7 @@ inside(
 _PROBE = "tests/protocol/test_probe.py::"
 _DOUBT = "tests/protocol/test_probe_doubt.py::"
 _STRAIN = "tests/protocol/test_probe_strain.py::"
+_LEGS = "tests/protocol/test_probe_legs.py::"
 
 inside("ISO-PROBE-006", "what a node measures is its own", _PROBE + "test_the_kernels_time_of_arrival_counts_and_not_ours")
 inside("ISO-PROBE-007", "as ISO-PROBE-006", _PROBE + "test_an_echo_at_an_impossible_moment_is_no_sample")
@@ -180,6 +181,13 @@ inside(
     "ISO-PROBE-017",
     "a silence before a link is not told from one on it",
     _DOUBT + "test_a_peer_that_joins_the_mesh_is_not_blamed_for_its_silence_before",
+)
+inside(
+    "ISO-PROBE-023",
+    "what a node measures is its own",
+    _LEGS + "test_both_ends_measure_one_exchange",
+    _LEGS + "test_a_third_leg_ends_a_suspicion_and_a_probe_does_not",
+    _LEGS + "test_third_legs_feed_jitter_and_loss",
 )
 inside(
     "ISO-COORD-005",

@@ -11,7 +11,7 @@ import trio
 from mesh.conformance.gossip import joined, talk
 from mesh.conformance.peer import ScriptedPeer
 from mesh.conformance.registry import NotApplicable, Unmet, case, expect
-from mesh.conformance.wire import ECHO, PROBE, Connection
+from mesh.conformance.wire import ECHO, ECHO_THREE, PROBE, PROBE_THREE, THIRD_LEG, Connection
 from protocol.coordinates import Coordinate
 from protocol.errors import ErrorCode
 from protocol.places import PLACE_BYTES, decode_place, encode_place
@@ -62,13 +62,16 @@ async def a_probe_is_echoed(peer: ScriptedPeer) -> None:
 
 @case("ISO-PROBE-018")
 async def probes_of_another_length_are_malformed(peer: ScriptedPeer) -> None:
-    """Kinds 1 and 2 with a length that is not theirs, and an empty datagram."""
+    """Kinds 1 to 5 with a length that is not theirs, and an empty datagram."""
     peer.needs_gossip()
     for what, frame in {
         "a probe of 10 bytes": PROBE + bytes(9),
         "a probe of 1 byte": PROBE,
         "an echo of 10 bytes": ECHO + bytes(9),
         "an echo of 38 bytes": ECHO + bytes(37),
+        "a probe of three legs of 10 bytes": PROBE_THREE + bytes(9),
+        "an echo of three legs of 16 bytes": ECHO_THREE + bytes(15),
+        "a third leg of 10 bytes": THIRD_LEG + bytes(9),
         "an empty datagram": b"",
     }.items():
         gossip = await talk(peer, peer.stranger())
@@ -78,9 +81,9 @@ async def probes_of_another_length_are_malformed(peer: ScriptedPeer) -> None:
 
 @case("ISO-PROBE-002", "ISO-CONV-001")
 async def datagrams_of_later_kinds_are_ignored(peer: ScriptedPeer) -> None:
-    """Kind 0 and kinds from 3 on, of any length."""
+    """Kind 0 and kinds from 6 on, of any length."""
     gossip = await talk(peer)
-    for kind in (0, 3, 77, 255):
+    for kind in (0, 6, 77, 255):
         for size in (0, 8, 36, 900):
             gossip.connection.send_frame(bytes([kind]) + bytes(size))
     await gossip.settled()
@@ -113,6 +116,62 @@ async def nonces_are_64_bits_that_do_not_repeat(peer: ScriptedPeer) -> None:
         nonces += [probe[1:9] for probe in probes(connection)]
     expect(len(set(nonces)) == len(nonces), "nonces that do not repeat", [nonce.hex() for nonce in nonces])
     expect(len({nonce[:4] for nonce in nonces}) == len(nonces), "nonces that nobody predicts", [n.hex() for n in nonces])
+
+
+def echoes_of_three(connection: Connection, nonce: bytes) -> list[bytes]:
+    """The echoes of three legs of one nonce so far."""
+    return [frame for frame in connection.frames if frame[:1] == ECHO_THREE and frame[1:9] == nonce]
+
+
+@case("ISO-PROBE-004", "ISO-PROBE-018", "ISO-PROBE-021")
+async def a_probe_of_three_legs_is_echoed_with_another_nonce(peer: ScriptedPeer) -> None:
+    """In 17 or 45 bytes, with a nonce that nobody predicts; a third leg of another nonce is no fault."""
+    gossip = await talk(peer)
+    connection = gossip.connection
+    own: list[bytes] = []
+    for _ in range(4):
+        nonce = os.urandom(8)
+        connection.send_frame(PROBE_THREE + nonce)
+        await connection.until(lambda nonce=nonce: echoes_of_three(connection, nonce), "an echo of kind 4")  # type: ignore[misc]
+        (echo,) = echoes_of_three(connection, nonce)
+        expect(len(echo) in {17, 17 + PLACE_BYTES}, "an echo of 17 or 45 bytes", len(echo))
+        own.append(echo[9:17])
+    expect(len({nonce[:4] for nonce in own}) == len(own), "nonces that nobody predicts", [nonce.hex() for nonce in own])
+    for nonce in (os.urandom(8), own[0], own[0], own[1]):
+        connection.send_frame(THIRD_LEG + nonce)
+    await gossip.settled()
+    await peer.nothing_happens(connection)
+
+
+@case("ISO-PROBE-020")
+async def an_echo_of_three_legs_is_answered_once(peer: ScriptedPeer) -> None:
+    """With its own nonce; an echo of no probe, and another one of the same, are not."""
+    gossip = await talk(peer, settle=False)
+    connection = gossip.connection
+    connection.echoes = False
+    await connection.until(lambda: probes(connection), "a probe of the node")
+    nonce, own = probes(connection)[-1][1:9], os.urandom(8)
+    connection.send_frame(ECHO_THREE + os.urandom(8) + os.urandom(8))
+    connection.send_frame(ECHO_THREE + nonce + own)
+    connection.send_frame(ECHO_THREE + nonce + os.urandom(8))
+    connection.echoes = True
+
+    def legs() -> list[bytes]:
+        return [frame for frame in connection.frames if frame[:1] == THIRD_LEG]
+
+    await connection.until(legs, "a third leg")
+    await gossip.settled()
+    expect([leg[1:9] for leg in legs()] == [own], "one third leg with the nonce of the echo", [leg.hex() for leg in legs()])
+    expect(len(legs()[0]) in {PROBE_BYTES, PROBE_BYTES + PLACE_BYTES}, "a third leg of 9 or 37 bytes", len(legs()[0]))
+
+
+@case("ISO-PROBE-022")
+async def who_does_not_speak_three_legs_is_not_asked_for_them(peer: ScriptedPeer) -> None:
+    """A peer that has said nothing of them gets kinds 1 and 2 alone, while it is probed as a new one is."""
+    gossip = await talk(peer)
+    await gossip.connection.until(lambda: len(probes(gossip.connection)) >= 3, "three probes")
+    later = [frame for frame in gossip.connection.frames if frame[:1] in (PROBE_THREE, ECHO_THREE, THIRD_LEG)]
+    expect(not later, "no datagrams of kinds 3 to 5", [frame.hex() for frame in later])
 
 
 @case("ISO-PROBE-005")

@@ -71,6 +71,7 @@ LOAD = ModelLoad("tiny", 1, 2, 4, 0.5, 0.25)
         (DontWant(((KEY, 3),)), {"type": "do not want", "count": 1}),
         (BeatTold(encode_beat(Beat(True, (LOAD,)))), {"type": "beat", "draining": True}),
         (Keep(True), {"type": "keep", "keeps": True}),
+        (Keep(True, 3), {"type": "keep", "keeps": True, "legs": 3}),
         (ScopeTold(None), {"type": "scope", "everything": True}),
         (ScopeTold(Scope((0.001,) * 8, 0.02)), {"type": "scope", "middle_ms": [1.0] * 8, "radius_ms": 20.0}),
         (Seek("tiny", 4), {"type": "seek", "model": "tiny", "count": 4}),
@@ -145,7 +146,11 @@ def test_probes_are_told() -> None:
     told = describe_datagram(b"\x02" + b"n" * 8 + encode_place(place))
     assert told["type"] == "echo"
     assert told["vector_ms"] == pytest.approx([1.0] * 8, abs=1e-3)
-    assert describe_datagram(b"") == {"type": "unknown"}
+    three = describe_datagram(b"\x04" + b"n" * 8 + b"m" * 8)
+    assert three == {"type": "echo of three legs", "nonce": (b"n" * 8).hex(), "own_nonce": (b"m" * 8).hex()}
+    assert describe_datagram(b"\x05" + b"m" * 8)["type"] == "third leg"
+    assert describe_datagram(b"\x06") == {"type": "unknown"}
+    assert describe_datagram(b"")["code"] == "MALFORMED"
 
 
 def test_what_breaks_a_rule_is_told_with_its_code() -> None:

@@ -4,6 +4,11 @@ A connected peer is sent a datagram with a fresh 64-bit nonce and returns it at 
 moment the probe was handed out to the moment its echo arrived; nothing a peer reports about time is used, so a liar can delay
 an echo and cannot hasten it. A nonce counts once, and only on the connection of the peer it was sent to.
 
+A peer that is known to speak it is probed with three legs: its echo carries a nonce of its own, which is returned at once. So
+both ends take a sample of one exchange, each by its own nonce and clock, and the end that was probed may put off its own probe.
+Who speaks it says so on its gossip stream (`handle_legs`) or shows it by a datagram of these kinds; nobody else is sent
+any, for a node of an earlier version would ignore them. In doubt a peer is probed in the plain way, which all answer.
+
 An echo also tells where its sender is (`places`), so that a round trip and the place at its other end come together: while a
 mesh forms places change faster than any record can tell, and a sample against a place of some seconds ago moves a node astray.
 
@@ -26,34 +31,29 @@ Spec: docs/spec/05-coordinates.md.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
-from enum import StrEnum
-from statistics import median
+from dataclasses import dataclass
 
 from protocol.coordinates import Coordinate
 from protocol.encoding import Luck
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.places import PLACE_BYTES, decode_place, encode_place
+from protocol.places import decode_place, encode_place
+from protocol.probe.config import ProbeConfig
+from protocol.probe.events import Liveness, Misbehaved, Output, PeerRecovered, PeerSuspected, SampleTaken, SendDatagram
+from protocol.probe.quality import PathQuality, PathWindow
+from protocol.probe.wire import (
+    KIND_ECHO,
+    KIND_ECHO_THREE,
+    KIND_PROBE,
+    KIND_PROBE_THREE,
+    KIND_THIRD_LEG,
+    NONCE_BITS,
+    THREE_LEGS,
+    Datagram,
+    decode_datagram,
+    encode_datagram,
+)
 from protocol.timers import TimerQueue
-
-PROBE_BYTES = 9
-"""Bytes of a probe, and of an echo that tells no place: one kind byte and the nonce."""
-
-KIND_PROBE = 1
-"""First byte of a probe. 0 is left out, so that a zeroed buffer is no probe."""
-
-KIND_ECHO = 2
-"""First byte of an echo."""
-
-_ECHO = bytes((KIND_ECHO,))
-
-_NONCE_BITS = 64
-"""Bits of a nonce: guessing one among 64 outstanding takes 2**57 datagrams on average, each of them counted."""
-
-_JITTER_GAIN = 1 / 16
-"""Share of one sample in the jitter, unitless: RFC 3550 section 6.4.1."""
-
 
 _PATIENCE_GAIN = 0.25
 """What one doubt that proved wrong adds to the patience with a path, unitless: four in a row double the time."""
@@ -65,155 +65,11 @@ _INSISTING_FACTOR = 2
 """By how much, unitless, probes of a peer that does not answer come farther apart once it has been in doubt for a while."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeConfig:
-    """Intervals and bounds.
-
-    Attributes:
-        interval_s: seconds between probes of one watched peer. The other end probes as often, half an interval later, so that
-            each hears the other every 0.8 s.
-        idle_interval_s: seconds between probes of a peer that is only measured: a distance is fresh for a minute, as long as a
-            ranking of the nearest is. A path that breaks is noticed by QUIC's idle timeout (30 s) or by who watches the peer.
-        interval_spread: each interval is varied by this share, so that a mesh does not probe in step.
-        settle_s: seconds between the first two probes of a peer that has connected; each further gap is twice as long, up to an
-            interval. Samples that are seconds apart tell more of a path than as many at once, and each meets better places.
-        burst_probes: probes sent at once to a suspected peer that speaks.
-        burst_interval_s: seconds between those; 20 probes a second are what every node answers in the long run.
-        doubt_interval_s: seconds between probes of a peer in doubt until it may be suspected: 14 of them, which are far from the
-            64 that every node answers at once.
-        quiet_s: silence in seconds after which a watched peer is in doubt: a little more than half of the longest interval.
-        echo_s: seconds after which a probe without an echo puts a peer in doubt: twice the longest round trip on land.
-        insist_s: seconds from the beginning of a doubt in which the peer is probed nearly as often, suspected or not. Where
-            30 % of all datagrams are lost half of the probes get no echo: 18 of them leave one doubt in 200,000 that a living
-            peer has not ended, while a third of them left some suspicions for three seconds and more.
-        suspect_after_s: seconds in doubt, and a round trip more, until a peer is suspected. Fourteen probes are sent in them;
-            where 30 % of all datagrams are lost, none is answered once in 12,000 times, and any echo takes a suspicion back.
-            With seven it was once in 110, and in a mesh of 100 somebody was suspected at almost any time.
-        lateness_s_max: how late, in seconds, the own timer may fire before this node holds itself to be unwell.
-        health_max: how unwell a node may hold itself to be: each step adds `suspect_after_s` once more. Lifeguard's 8.
-        health_back_s: seconds in time that take one step back.
-        rtt_s_max: longest round trip in seconds that counts as a sample.
-        window_probes: probes kept per peer, the outstanding ones included; 64 cover a minute and a half and any round trip up to
-            `rtt_s_max`.
-        overdue_s: seconds after which a probe without an echo counts as lost in `PathQuality.loss`.
-        median_samples: the newest samples that `PathQuality.rtt_s` is the median of; 8 cover 13 s, so that a change shows soon.
-        answers_per_s: probes of one peer that are answered per second in the long run; ours send less than one.
-        answers_burst: and at once: a path that was clogged for ten seconds and more delivers some fifty probes in one moment.
-        peers_max: connected peers that are probed.
-        remembered_max: peers measured earlier and not connected now whose distance is remembered.
-        remembered_s: and for how long; paths change.
-    """
-
-    interval_s: float = 1.6
-    idle_interval_s: float = 60.0
-    interval_spread: float = 0.1
-    settle_s: float = 0.5
-    burst_probes: int = 4
-    burst_interval_s: float = 0.05
-    doubt_interval_s: float = 0.025
-    quiet_s: float = 1.0
-    echo_s: float = 0.6
-    suspect_after_s: float = 0.35
-    insist_s: float = 1.5
-    lateness_s_max: float = 0.25
-    health_max: int = 8
-    health_back_s: float = 10.0
-    rtt_s_max: float = 10.0
-    window_probes: int = 64
-    overdue_s: float = 2.5
-    median_samples: int = 8
-    answers_per_s: float = 20.0
-    answers_burst: int = 64
-    peers_max: int = 1024
-    remembered_max: int = 1024
-    remembered_s: float = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class SendDatagram:
-    """Send `payload` to the peer in a QUIC DATAGRAM frame, at once."""
-
-    peer: PeerId
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SampleTaken:
-    """A round trip was measured; `place` is where the peer says it is, None where it does not say."""
-
-    peer: PeerId
-    rtt_s: float
-    place: Coordinate | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PeerSuspected:
-    """The peer has been silent since `since`, a monotonic time in seconds; work should go elsewhere."""
-
-    peer: PeerId
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class PeerRecovered:
-    """A suspected peer has answered."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Misbehaved:
-    """The peer broke the protocol; it is to be scored."""
-
-    peer: PeerId
-    code: ErrorCode
-    detail: str
-
-
-Output = SendDatagram | SampleTaken | PeerSuspected | PeerRecovered | Misbehaved
-"""What the machine wants done, and what it found out."""
-
-
-class Liveness(StrEnum):
-    """What is known of a connected peer."""
-
-    ALIVE = "alive"
-    SUSPECTED = "suspected"
-
-
-@dataclass(frozen=True, slots=True)
-class PathQuality:
-    """What the probes tell of one path.
-
-    Attributes:
-        rtt_s: median of the newest samples, in seconds.
-        rtt_s_min: smallest sample in the window: the path without queues.
-        jitter_s: mean difference between neighbouring samples, smoothed as in RFC 3550.
-        loss: share of the window's probes that got no echo, 0 to 1, the ones still under way left out.
-        samples: how many samples the window holds.
-        measured_at: monotonic time of the newest sample.
-    """
-
-    rtt_s: float
-    rtt_s_min: float
-    jitter_s: float
-    loss: float
-    samples: int
-    measured_at: float
-
-
-@dataclass(slots=True)
-class _Sent:
-    """One probe: when it was handed out, and its round trip once the echo came (0 before; -1 when it could not be one)."""
-
-    sent_at: float
-    rtt_s: float = 0.0
-
-
 @dataclass(slots=True)
 class _Peer:
     """What is kept of one connected peer."""
 
+    path: PathWindow
     heard_at: float  # any datagram of the peer
     probed_at: float
     next_probe_at: float
@@ -227,10 +83,8 @@ class _Peer:
     unanswered_at: float | None = None  # when the first probe went out since the last echo
     doubt_at: float | None = None  # since when it is in doubt
     patience: float = 0.0  # how often doubts proved wrong lately, 0 to 1: the path loses much
-    sent: dict[int, _Sent] = field(default_factory=dict[int, _Sent])  # by nonce, the oldest first
-    jitter_s: float = 0.0
-    last_rtt_s: float | None = None
-    measured_at: float = 0.0
+    three_legs: bool = False  # whether it speaks them
+    since_third: int = 0  # probes sent since both ends measured one exchange
 
 
 class Probe:
@@ -267,7 +121,9 @@ class Probe:
         known = self._peers.get(peer)
         if known is None and len(self._peers) >= self._config.peers_max:
             return False
-        state = _Peer(now, now, now, 0, float(self._config.answers_burst), now, self._config.settle_s)
+        config = self._config
+        state = _Peer(PathWindow(config), now, now, now, 0, float(config.answers_burst), now, config.settle_s)
+        state.since_third = config.third_leg_every
         state.watched = known is not None and known.watched
         self._peers[peer] = state
         self._send_probe(peer, state, now)
@@ -296,6 +152,12 @@ class Probe:
             state.next_probe_at = min(state.next_probe_at, now + self._luck.uniform(0.0, self._config.interval_s / 2))
         self._schedule(peer, state)
 
+    def handle_legs(self, peer: PeerId, legs: int) -> None:
+        """Note how many legs of a probe a connected peer says it speaks; 0 says nothing."""
+        state = self._peers.get(peer)
+        if state is not None and legs >= THREE_LEGS:
+            state.three_legs = True
+
     def handle_doubt(self, peer: PeerId, now: float) -> None:
         """Probe a connected peer at once and often, because somebody else does not hear it."""
         state = self._peers.get(peer)
@@ -318,15 +180,20 @@ class Probe:
         state = self._peers.get(peer)
         if state is None:
             return  # it crossed with the end of the connection
-        if payload and payload[0] not in (KIND_PROBE, KIND_ECHO):
+        try:
+            datagram = decode_datagram(payload)
+        except RemoteProtocolError as error:
+            self._complain(peer, state, error.code, error.detail, now)
+            return
+        if datagram is None:
             return  # a kind of a later version
-        if len(payload) != PROBE_BYTES and (payload[:1] != _ECHO or len(payload) != PROBE_BYTES + PLACE_BYTES):
-            detail = f"a datagram of {len(payload)} bytes is neither a probe nor an echo"
-            self._complain(peer, state, ErrorCode.MALFORMED, detail, now)
-        elif payload[0] == KIND_PROBE:
-            self._answer(peer, state, payload, min(received_at, now), now, place)
+        received_at = min(received_at, now)
+        if datagram.kind in (KIND_PROBE, KIND_PROBE_THREE):
+            self._answer(peer, state, datagram, received_at, now, place)
+        elif datagram.kind == KIND_THIRD_LEG:
+            self._take_third_leg(peer, state, datagram, received_at, now)
         else:
-            self._take_echo(peer, state, payload, min(received_at, now))
+            self._take_echo(peer, state, datagram, received_at, place)
 
     def handle_spoken(self, peer: PeerId, now: float) -> bool:
         """Note that a peer has said something on a stream; whether it is probed sooner now, for it was suspected."""
@@ -368,9 +235,9 @@ class Probe:
     def answered_lately(self, peer: PeerId, now: float) -> bool:
         """Whether an echo of a connected peer came less than `quiet_s` ago: whoever misses the peer has waited for longer."""
         state = self._peers.get(peer)
-        if state is None or state.liveness is not Liveness.ALIVE or state.last_rtt_s is None:
+        if state is None or state.liveness is not Liveness.ALIVE or state.path.last_rtt_s is None:
             return False
-        return now - state.measured_at < self._config.quiet_s
+        return now - state.path.measured_at < self._config.quiet_s
 
     def silent_since(self, peer: PeerId) -> float | None:
         """When a suspected peer was last heard, as a monotonic time; None for all others."""
@@ -390,44 +257,47 @@ class Probe:
         since = now - self._config.remembered_s
         found = {peer: rtt_s for peer, (rtt_s, at) in self._remembered.items() if at >= since}
         for peer, state in self._peers.items():
-            if state.last_rtt_s is not None:
-                found[peer] = min([sent.rtt_s for sent in state.sent.values() if sent.rtt_s > 0.0], default=state.last_rtt_s)
+            shortest_s = state.path.shortest_s()
+            if shortest_s is not None:
+                found[peer] = shortest_s
         return found
 
     def quality(self, peer: PeerId, now: float) -> PathQuality | None:
         """What the probes tell of the path to the peer, or None before its first echo."""
         state = self._peers.get(peer)
-        if state is None or state.last_rtt_s is None:
-            return None
-        overdue_at = now - self._config.overdue_s
-        answered = [sent.rtt_s for sent in state.sent.values() if sent.rtt_s != 0.0]
-        samples = [rtt_s for rtt_s in answered if rtt_s > 0.0] or [state.last_rtt_s]
-        unanswered = sum([1 for sent in state.sent.values() if sent.rtt_s == 0.0 and sent.sent_at < overdue_at])
-        return PathQuality(
-            rtt_s=median(samples[-self._config.median_samples :]),
-            rtt_s_min=min(samples),
-            jitter_s=state.jitter_s,
-            loss=unanswered / max(1, unanswered + len(answered)),
-            samples=len(samples),
-            measured_at=state.measured_at,
-        )
+        return None if state is None else state.path.quality(now)
 
     def _send_probe(self, peer: PeerId, state: _Peer, now: float) -> None:
-        nonce = self._luck.getrandbits(_NONCE_BITS)
-        state.sent[nonce] = _Sent(now)
+        nonce = self._luck.getrandbits(NONCE_BITS)
+        state.path.send_probe(nonce, now)
         state.probed_at = now
-        if len(state.sent) > self._config.window_probes:
-            del state.sent[next(iter(state.sent))]
-        self._outputs.append(SendDatagram(peer, bytes((KIND_PROBE,)) + nonce.to_bytes(PROBE_BYTES - 1, "big")))
+        kind = KIND_PROBE_THREE if self._asks_for_third_leg(state) else KIND_PROBE
+        state.since_third += 1
+        self._outputs.append(SendDatagram(peer, encode_datagram(Datagram(kind, nonce))))
         if state.unanswered_at is None:
             state.unanswered_at = now
         state.burst_left -= state.burst_left > 0
         if state.burst_left > 0:
             state.next_probe_at = now + self._config.burst_interval_s
         else:
-            spread, gap_s = self._config.interval_spread, min(state.settling_s, self._interval_s(state))
-            state.settling_s = min(2.0 * state.settling_s, self._config.idle_interval_s)
-            state.next_probe_at = now + gap_s * self._luck.uniform(1.0 - spread, 1.0 + spread)
+            state.next_probe_at = now + self._next_gap_s(state)
+
+    def _asks_for_third_leg(self, state: _Peer) -> bool:
+        """Whether the next probe asks for three legs: of who is only measured each, of who is watched one in a few.
+
+        Not while the connection is new, and never in doubt, which any version's echo must be able to end.
+        """
+        if state.settling_s < self._config.third_leg_after_s:
+            return False
+        if not state.three_legs or state.doubt_at is not None or state.liveness is not Liveness.ALIVE or state.burst_left > 0:
+            return False
+        return not state.watched or state.since_third >= self._config.third_leg_every
+
+    def _next_gap_s(self, state: _Peer) -> float:
+        """Seconds to the next probe of a peer that has just been measured; those of a new connection grow."""
+        spread, gap_s = self._config.interval_spread, min(state.settling_s, self._interval_s(state))
+        state.settling_s = min(2.0 * state.settling_s, self._config.idle_interval_s)
+        return gap_s * self._luck.uniform(1.0 - spread, 1.0 + spread)
 
     def _interval_s(self, state: _Peer) -> float:
         """Seconds between two probes of a peer that answers, or is suspected and may come back."""
@@ -453,7 +323,7 @@ class Probe:
         """When a peer in doubt becomes suspected; later the more unwell this node is, and the more the path has lost lately."""
         assert state.doubt_at is not None
         patience = 1.0 + state.patience + self._unwell
-        return state.doubt_at + self._config.suspect_after_s * patience + (state.last_rtt_s or 0.0)
+        return state.doubt_at + self._config.suspect_after_s * patience + (state.path.last_rtt_s or 0.0)
 
     def _probe_due_at(self, state: _Peer) -> float:
         """When the next probe goes out: sooner while the peer is in doubt."""
@@ -498,7 +368,7 @@ class Probe:
             self._schedule(peer, state)
 
     def _answer(
-        self, peer: PeerId, state: _Peer, payload: bytes, received_at: float, now: float, place: Coordinate | None
+        self, peer: PeerId, state: _Peer, probe: Datagram, received_at: float, now: float, place: Coordinate | None
     ) -> None:
         config = self._config
         refill = max(0.0, now - state.allowance_at) * config.answers_per_s
@@ -508,7 +378,14 @@ class Probe:
             self._complain(peer, state, ErrorCode.FLOODING, f"more than {config.answers_per_s:g} probes per second", now)
             return
         state.allowance -= 1.0
-        self._outputs.append(SendDatagram(peer, _ECHO + payload[1:] + self._told(place)))
+        if probe.kind == KIND_PROBE_THREE:
+            state.three_legs = True
+            drawn = self._luck.getrandbits(NONCE_BITS)
+            state.path.send_echo(drawn, now)
+            echo = Datagram(KIND_ECHO_THREE, probe.nonce, drawn, self._told(place))
+        else:
+            echo = Datagram(KIND_ECHO, probe.nonce, 0, self._told(place))
+        self._outputs.append(SendDatagram(peer, encode_datagram(echo)))
         if state.liveness is not Liveness.ALIVE:
             self._begin_burst(state, now)
         elif state.watched and state.burst_left == 0 and state.next_probe_at > now:
@@ -541,21 +418,33 @@ class Probe:
         turn_at = min(now + interval_s / 2, state.probed_at + 1.5 * interval_s)  # who probes often is still measured
         return max(state.next_probe_at, turn_at)
 
-    def _take_echo(self, peer: PeerId, state: _Peer, payload: bytes, received_at: float) -> None:
-        sent = state.sent.get(int.from_bytes(payload[1:PROBE_BYTES], "big"))
-        if sent is None or sent.rtt_s != 0.0:
+    def _take_echo(self, peer: PeerId, state: _Peer, echo: Datagram, received_at: float, place: Coordinate | None) -> None:
+        """Take an echo; one that carries a nonce of its own is answered by the third leg, once."""
+        rtt_s = state.path.take_echo(echo.nonce, received_at)
+        if rtt_s is None:
             return  # never sent, sent to someone else, forgotten, or counted already
-        rtt_s = received_at - sent.sent_at
-        if 0.0 < rtt_s <= self._config.rtt_s_max:
-            sent.rtt_s = rtt_s
-            if state.last_rtt_s is not None:
-                state.jitter_s += (abs(rtt_s - state.last_rtt_s) - state.jitter_s) * _JITTER_GAIN
-            state.last_rtt_s = rtt_s
-            state.measured_at = received_at
-            place = decode_place(payload[PROBE_BYTES:]) if len(payload) > PROBE_BYTES else None
-            self._outputs.append(SampleTaken(peer, rtt_s, place))
-        else:
-            sent.rtt_s = -1.0  # two clocks disagree about the moment, or the echo took absurdly long: it lives, and no more
+        if echo.kind == KIND_ECHO_THREE:
+            state.three_legs, state.since_third = True, 0
+            leg = Datagram(KIND_THIRD_LEG, echo.drawn, 0, self._told(place))
+            self._outputs.append(SendDatagram(peer, encode_datagram(leg)))
+        self._take_answer(peer, state, echo.place, rtt_s, received_at)
+        self._schedule(peer, state)
+
+    def _take_third_leg(self, peer: PeerId, state: _Peer, leg: Datagram, received_at: float, now: float) -> None:
+        """Take a third leg: as good as an echo, so a peer that is only measured need not be probed for an interval."""
+        rtt_s = state.path.take_third_leg(leg.nonce, received_at)
+        if rtt_s is None:
+            return
+        state.since_third = 0
+        self._take_answer(peer, state, leg.place, rtt_s, received_at)
+        if not state.watched:
+            state.next_probe_at = max(state.next_probe_at, now + self._next_gap_s(state))
+        self._schedule(peer, state)
+
+    def _take_answer(self, peer: PeerId, state: _Peer, told: bytes, rtt_s: float, received_at: float) -> None:
+        """A nonce of this node has come back: the peer lives and hears, and where the moment is possible it was measured."""
+        if rtt_s > 0.0:
+            self._outputs.append(SampleTaken(peer, rtt_s, decode_place(told) if told else None))
         state.heard_at = max(state.heard_at, received_at)
         if state.doubt_at is not None:
             state.patience = min(1.0, state.patience + _PATIENCE_GAIN)
@@ -566,7 +455,6 @@ class Probe:
             state.liveness = Liveness.ALIVE
             state.next_probe_at = min(state.next_probe_at, received_at + self._interval_s(state))
             self._outputs.append(PeerRecovered(peer))
-        self._schedule(peer, state)
 
     def _complain(self, peer: PeerId, state: _Peer, code: ErrorCode, detail: str, now: float) -> None:
         """Tell of a peer's fault, at most once a second, so that a flood of faults costs no flood of facts."""
