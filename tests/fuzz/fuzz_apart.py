@@ -50,6 +50,7 @@ APART: dict[str, str] = {
     "mesh.transport.udp:UdpSocket.receive_batch": _CALLER,  # the kernel's own control messages
     "protocol.admission.machine:Admission._verify": _CALLER,
     "protocol.admission.machine:Admission.take": _CALLER,
+    "protocol.distances.draws:SeededDraws.__init__": _OWN,  # a signature that the node has made for itself
     "protocol.encoding:encode_base58btc": _MADE,
     "protocol.gossip.machine:Gossip._verify": _CALLER,
     "protocol.identity.certificate:_scalar": _MADE,
