@@ -9,7 +9,7 @@ from transport_faults import fault
 import mesh.transport.connection
 import protocol.gossip.conversation
 import protocol.gossip.machine
-import protocol.node.machine
+import protocol.node.signing
 import protocol.records.envelope
 from mesh.service import Service
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -556,14 +556,14 @@ def _(service, patch):
 
 @fault("names one of those it accuses", "ISO-REC-027", "ISO-MEMBER-022", "ISO-MEMBER-024")
 def _(service, patch):
-    seal = protocol.node.machine.seal
+    seal = protocol.node.signing.seal
 
     def shorter(identity, network_id, payload, *args):
         if isinstance(payload, Verdict):
             payload = replace(payload, accused=payload.accused[:1])
         return seal(identity, network_id, payload, *args)
 
-    patch.setattr(protocol.node.machine, "seal", shorter)
+    patch.setattr(protocol.node.signing, "seal", shorter)
 
 
 @fault("gives work to who has said goodbye", "ISO-MEMBER-007", "ISO-MEMBER-012")

@@ -149,7 +149,8 @@ async def an_echo_of_three_legs_is_answered_once(peer: ScriptedPeer) -> None:
     gossip = await talk(peer, settle=False)
     connection = gossip.connection
     connection.echoes = False
-    await connection.until(lambda: probes(connection), "a probe of the node")
+    answered = len(probes(connection))
+    await connection.until(lambda: len(probes(connection)) > answered, "a probe of the node that was not answered yet")
     nonce, own = probes(connection)[-1][1:9], os.urandom(8)
     connection.send_frame(ECHO_THREE + os.urandom(8) + os.urandom(8))
     connection.send_frame(ECHO_THREE + nonce + own)
