@@ -93,13 +93,11 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "strangers.router._fanout": lambda _config: 1,
     "strangers.router.scores._peers": lambda config: config.strangers.pubsub.score.retained_max,
     "_beats": lambda config: config.gossip.peers_max,
-    "survey._atlas.agreements._told": lambda config: config.distances.peers_max,
-    "survey._atlas.agreements._told.*.rtts": lambda config: config.distances.edges_max,
-    **{
-        f"survey.{where}.{name}": lambda config: max(config.distances.peers_max, ROWS_MIN)
-        for where in ("_atlas.chart", "distances.chart")
-        for name in ("_rows", "_peers", "_free")
-    },
+    "survey._agreements._told": lambda config: config.distances.peers_max,
+    "survey._agreements._told.*.rtts": lambda config: config.distances.edges_max,
+    "survey.distances.chart._rows": lambda config: config.distances.peers_max,
+    "survey.distances.chart._peers": lambda config: max(config.distances.peers_max, ROWS_MIN),
+    "survey.distances.chart._free": lambda config: max(config.distances.peers_max, ROWS_MIN),
     "survey._visits": lambda _config: VISITS,
     "survey.distances._paths": lambda config: config.distances.measured_max,
     "relays._edges": lambda config: config.relays.edges_max,

@@ -2,9 +2,9 @@
 
 Each node tells what it has measured itself. A path counts only where the records of both its ends name one another, and it is as
 long as the longer of the two figures: whoever lies can make a path longer, never shorter, and only those that lead to it. Where
-the two differ by more than paths change between two records the path counts for nothing, and it is noted at both ends: who
-disagrees with many is not believed by anybody, and who disagrees with few has met a liar. Two liars may agree on whatever they
-like about the path between them; it says nothing of anybody else's.
+the two differ by more than paths change between two records the path counts for nothing; who disagrees with most of those it
+names is not believed in anything. Two liars may agree on whatever they like about the path between them; it says nothing of
+anybody else's.
 
 Source: docs/coordinates.md, section "How a node knows".
 """
@@ -82,16 +82,6 @@ class Agreements:
 
     def agreed(self, peer: PeerId, now: float) -> list[tuple[PeerId, float]]:
         """The paths of a peer that count, with seconds; none where it disagrees with most of those it names."""
-        edges, disputed = self._judged(peer, now)
-        if disputed >= _DISPUTED_MIN and disputed > _DISPUTED_SHARE * (len(edges) + disputed):
-            return []
-        return edges
-
-    def disputed(self, peer: PeerId, now: float) -> int:
-        """How many paths of a peer its other ends tell otherwise."""
-        return self._judged(peer, now)[1]
-
-    def _judged(self, peer: PeerId, now: float) -> tuple[list[tuple[PeerId, float]], int]:
         edges: list[tuple[PeerId, float]] = []
         disputed = 0
         for other, rtt_s in self._fresh(peer, now).items():
@@ -103,7 +93,9 @@ class Agreements:
                 edges.append((other, longer_s))
             else:
                 disputed += 1
-        return edges, disputed
+        if disputed >= _DISPUTED_MIN and disputed > _DISPUTED_SHARE * (len(edges) + disputed):
+            return []
+        return edges
 
     def _fresh(self, peer: PeerId, now: float) -> dict[PeerId, float]:
         told = self._told.get(peer)

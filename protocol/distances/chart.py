@@ -27,6 +27,7 @@ from protocol.distances.solver import Anchors, Fit, Floats, cheapest, solved, st
 from protocol.identity import PeerId
 
 Rows: TypeAlias = NDArray[np.int64]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _CODES = 1 << 16
 """How many round trips a packed one tells apart, a count: with 10 us to 10 s they are 0.02 % apart."""
@@ -42,8 +43,6 @@ _ORDINARY = 0.3
 
 _ORDINARY_TIMES = 4.0
 """How many times the median residual is still ordinary, unitless: one in 140 of a normal distribution is beyond."""
-
-_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _PLACED_EDGES = 3
 """Edges to placed peers, a count, from which a peer can be placed at all."""
@@ -72,7 +71,9 @@ class Chart:
         self._alphas: NDArray[np.float16] = np.zeros((0, width), np.float16)  # what an edge's residual adds to paths beside it
         self._degrees: NDArray[np.int32] = np.zeros(0, np.int32)
         self._stale: NDArray[np.bool_] = np.zeros(0, np.bool_)  # whose residuals are to be worked out
-        self._rtts: Floats = config.rtt_s_min * (config.rtt_s_max / config.rtt_s_min) ** (np.arange(_CODES) / (_CODES - 1))
+        self._code_step = math.log(config.rtt_s_max / config.rtt_s_min) / (
+            _CODES - 1
+        )  # of the logarithm, from one code to the next
         self.places: Floats = np.zeros((0, DIMENSIONS))
         self.heights: Floats = np.zeros(0)
         self.placed: NDArray[np.bool_] = np.zeros(0, np.bool_)
@@ -103,15 +104,10 @@ class Chart:
         """Whose row it is, None for a free one."""
         return self._peers[row]
 
-    def is_placed(self, peer: PeerId) -> bool:
-        """Whether a peer's place was worked out."""
-        row = self._rows.get(peer)
-        return row is not None and bool(self.placed[row])
-
     def edges_of(self, row: int) -> tuple[Rows, Floats]:
         """The rows at the other ends of a peer's edges, and their round trips in seconds."""
         degree = int(self._degrees[row])
-        return self._others[row, :degree].astype(np.int64), self._rtts[self._codes[row, :degree]]
+        return self._others[row, :degree].astype(np.int64), self._rtts_of(self._codes[row, :degree])
 
     def set_edges(self, peer: PeerId, edges: Sequence[tuple[PeerId, float]]) -> None:
         """Takes over the edges of a peer that count, in place of those before; the other ends learn of new ones.
@@ -148,8 +144,6 @@ class Chart:
         row = self._rows.pop(peer, None)
         if row is None:
             return
-        for end in self.edges_of(row)[0]:
-            self._remove(int(end), row)
         for end in np.nonzero((self._others == row).any(axis=1))[0]:
             self._remove(int(end), row)
         self._peers[row] = None
@@ -177,7 +171,7 @@ class Chart:
         if len(self._order) == 0:
             return
         used = self._codes[self._order][np.arange(self._config.edges_max) < self._degrees[self._order, None]]
-        self._typical_s = float(self._rtts[np.median(used).astype(np.int64)])
+        self._typical_s = float(self._rtts_of(np.median(used)))
         self._at = self._sweep = self._anneal = 0
         self._least = 1
         self._sweeps = self._config.settle_sweeps
@@ -320,9 +314,12 @@ class Chart:
         self.placed = _longer(self.placed, more)
 
     def _code(self, rtt_s: float) -> int:
-        config = self._config
-        share = math.log(max(rtt_s, config.rtt_s_min) / config.rtt_s_min) / math.log(config.rtt_s_max / config.rtt_s_min)
-        return round(share * (_CODES - 1))
+        """A round trip in seconds, packed."""
+        return round(math.log(max(rtt_s, self._config.rtt_s_min) / self._config.rtt_s_min) / self._code_step)
+
+    def _rtts_of(self, codes: NDArray[np.uint16] | np.float64) -> Floats:
+        """Packed round trips in seconds."""
+        return self._config.rtt_s_min * np.exp(codes * self._code_step)
 
     def _kept(self, edges: list[tuple[float, PeerId]]) -> list[tuple[float, PeerId]]:
         edges.sort()
@@ -369,7 +366,7 @@ class Chart:
         degrees = self._degrees[rows]
         width = max(1, int(degrees.max(initial=1)))
         used = (np.arange(width) < degrees[:, None]).astype(np.float64)
-        return self._others[rows, :width].astype(np.int64), self._rtts[self._codes[rows, :width]], used
+        return self._others[rows, :width].astype(np.int64), self._rtts_of(self._codes[rows, :width]), used
 
     def _move(self, rows: Rows) -> None:
         """Moves some peers by one step, and places those that were never placed."""

@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from protocol.distances.chart import Chart, lengths_between
-from protocol.distances.config import COVERAGE, NOISE, PRIOR_COUNT, PRIOR_WIDTH, DistanceConfig
+from protocol.distances.config import COVERAGE, PRIOR_COUNT, PRIOR_WIDTH, DistanceConfig
 from protocol.distances.draws import Draws
 from protocol.distances.path import PathSamples
-from protocol.distances.position import Paths, Position
+from protocol.distances.position import Paths, Position, both_say, unsure_by
 from protocol.distances.solver import Floats
 from protocol.estimate import Estimate, Source
 from protocol.identity import PeerId
@@ -38,22 +38,20 @@ _PLACED_PATHS = 3
 class Distances:
     """The machine; see the module's docstring."""
 
-    def __init__(
-        self, config: DistanceConfig, own: PeerId, draws: Draws, chart: Chart | None = None, *, shares_chart: bool = True
-    ) -> None:
+    def __init__(self, config: DistanceConfig, own: PeerId, draws: Draws, chart: Chart | None = None) -> None:
         """Nothing measured yet.
 
         Args:
             config: bounds.
             own: this node.
             draws: whom to measure, and what shakes the chart.
-            chart: where the others are; its own where none is given.
-            shares_chart: whether a chart that is given is shared by several nodes; then whoever made it does its work.
+            chart: where the others are, when several nodes of one process hold the same edges and share it; then whoever made
+                it does its work. Its own where none is given.
         """
         self._config = config
         self._own_id = own
         self._draws = draws
-        self._shares_chart = chart is not None and shares_chart
+        self._shares_chart = chart is not None
         self.chart = Chart(config, draws) if chart is None else chart
         self._paths: OrderedDict[PeerId, PathSamples] = OrderedDict()  # the longest unmeasured first
         self._deviations: deque[float] = deque(maxlen=_DEVIATIONS_MAX)
@@ -82,7 +80,7 @@ class Distances:
             path = PathSamples()
             if len(self._paths) >= self._config.measured_max:
                 self._paths.popitem(last=False)
-        elif path.is_fresh(now, self._config):
+        elif path.is_fresh(now):
             self._deviations.append(abs(math.log(rtt_s / path.rtt_s)))
         path.drawn = path.drawn or drawn
         path.add(rtt_s, now, self._config)
@@ -145,15 +143,10 @@ class Distances:
 
     # What is asked
 
-    @property
-    def place(self) -> tuple[tuple[float, ...], float] | None:
-        """This node's own place in its chart: components and height in seconds; None before there is one."""
-        return None if self._own is None else self._own.told
-
     def measured(self, peer: PeerId, now: float) -> Estimate | None:
         """What this node's own samples say, while they count."""
         path = self._paths.get(peer)
-        if path is None or not path.is_fresh(now, self._config):
+        if path is None or not path.is_fresh(now):
             return None
         width = self._width_of(path)
         return _estimate(path.rtt_s, width, Source.MEASURED)
@@ -179,7 +172,7 @@ class Distances:
             rtts[there], widths[there] = own.rtts[rows[there]], own.widths[rows[there]]
         for number, peer in enumerate(peers):
             path = self._paths.get(peer)
-            if path is not None and path.is_fresh(now, self._config):
+            if path is not None and path.is_fresh(now):
                 rtts[number], widths[number] = path.rtt_s, self._width_of(path)
         return rtts, rtts * np.exp(-widths), rtts * np.exp(widths)
 
@@ -199,7 +192,7 @@ class Distances:
 
     def edges(self, count: int, now: float) -> list[tuple[PeerId, float]]:
         """The paths to tell others of: the nearest half, and of the rest the newest; peers and seconds, nearest first."""
-        fresh = [(path.rtt_s, peer) for peer, path in reversed(self._paths.items()) if path.is_fresh(now, self._config)]
+        fresh = [(path.rtt_s, peer) for peer, path in reversed(self._paths.items()) if path.is_fresh(now)]
         if len(fresh) > count:
             near = sorted(fresh)[: count // 2]
             chosen = set(near)
@@ -234,7 +227,7 @@ class Distances:
 
     def _is_fresh(self, peer: PeerId, now: float) -> bool:
         path = self._paths.get(peer)
-        return path is not None and path.is_fresh(now, self._config)
+        return path is not None and path.is_fresh(now)
 
     def _draw(self, candidates: Sequence[PeerId], now: float, may: Callable[[PeerId], bool]) -> PeerId | None:
         """One drawn at random: by trying, and by looking through all of them where most were measured."""
@@ -266,7 +259,7 @@ class Distances:
         found: list[tuple[int, float, bool]] = []
         for peer, path in reversed(self._paths.items()):
             row = self.chart.row(peer)
-            if row is not None and self.chart.placed[row] and path.is_fresh(now, self._config):
+            if row is not None and self.chart.placed[row] and path.is_fresh(now):
                 found.append((row, path.rtt_s, path.drawn))
         if len(found) > self._config.paths_max:
             room = self._config.paths_max
@@ -286,9 +279,6 @@ class Distances:
         """Half the width of a measured path's interval: the median of more samples is surer."""
         return self._width_of_one / math.sqrt(min(len(path), 4))
 
-    def _own_calibration(self) -> float:
-        return 1.0 if self._own is None else self._own.calibration
-
     def _told(self, row: int, end: int) -> float | None:
         """The round trip of an edge in seconds, None where there is none."""
         ends, rtts = self.chart.edges_of(row)
@@ -296,14 +286,15 @@ class Distances:
         return float(rtts[found[0]]) if len(found) else None
 
     def _carried_between(self, a: int, b: int) -> tuple[float, float]:
+        """The round trip between two rows as their places and residuals say, and half the width of the interval."""
         chart = self.chart
         mine, near_a = chart.carried_to(a, chart.nearness(lengths_between(chart.places[b][None], chart.places)[0]))
         theirs, near_b = chart.carried_to(b, chart.nearness(lengths_between(chart.places[a][None], chart.places)[0]))
-        unsure_a, unsure_b = (max(1.0 - near**2 / (1.0 + NOISE), 1e-3) for near in (near_a, near_b))
-        both = (mine / unsure_a + theirs / unsure_b) / (1.0 / unsure_a + 1.0 / unsure_b)
+        unsure_a, unsure_b = unsure_by(np.array([near_a])), unsure_by(np.array([near_b]))
+        field, spread = both_say(np.array([mine]), unsure_a, np.array([theirs]), unsure_b)
         plain_s = float(np.linalg.norm(chart.places[a] - chart.places[b])) + float(chart.heights[a] + chart.heights[b])
-        known = 2.0 / (1.0 / unsure_a + 1.0 / unsure_b)
-        return plain_s * math.exp(max(-2.0, min(2.0, both))), self._own_calibration() * math.sqrt(known + NOISE)
+        calibration = 1.0 if self._own is None else self._own.calibration
+        return plain_s * math.exp(float(field[0])), calibration * float(spread[0])
 
 
 def _estimate(rtt_s: float, width: float, source: Source) -> Estimate:

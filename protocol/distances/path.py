@@ -7,6 +7,7 @@ row lie on the same side of all before them, the path has changed and the older 
 Source: J. Ledlie, P. Gardner, M. Seltzer, "Network Coordinates in the Wild", NSDI 2007 (filters of few samples).
 """
 
+import math
 from array import array
 from collections.abc import Sequence
 
@@ -22,18 +23,14 @@ _SHIFT_RATIO = 1.1
 class PathSamples:
     """The samples of one path."""
 
-    __slots__ = ("_samples", "drawn", "rtt_s")
+    __slots__ = ("_samples", "drawn", "fresh_until", "rtt_s")
 
     def __init__(self) -> None:
         """None yet."""
         self._samples = array("d")  # when and how many seconds, by turns, the oldest first
         self.drawn = False
         self.rtt_s = 0.0
-
-    @property
-    def newest_at(self) -> float:
-        """When the newest sample was taken."""
-        return self._samples[-2]
+        self.fresh_until = -math.inf  # monotonic seconds until which the newest sample counts
 
     def add(self, rtt_s: float, now: float, config: DistanceConfig) -> None:
         """Takes a sample in."""
@@ -48,15 +45,16 @@ class PathSamples:
         while len(self) > 1 and samples[0] < now - lasts_s:
             del samples[:2]
         self.rtt_s = _median(samples[1::2])
+        self.fresh_until = now + lasts_s
 
     def lasts_s(self, config: DistanceConfig) -> float:
         """For how many seconds a sample counts: less where samples differ more."""
         steady = 1.0 / (1.0 + (self.spread() / 0.05) ** 2)
         return config.volatile_s + (config.sample_s - config.volatile_s) * steady
 
-    def is_fresh(self, now: float, config: DistanceConfig) -> bool:
+    def is_fresh(self, now: float) -> bool:
         """Whether the newest sample still counts."""
-        return now - self.newest_at <= self.lasts_s(config)
+        return now <= self.fresh_until
 
     def spread(self) -> float:
         """The median relative difference of the samples from the round trip, unitless; 0 of a single one."""

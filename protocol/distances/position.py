@@ -85,11 +85,6 @@ class Position:
         self.over: Floats = np.zeros(0)
 
     @property
-    def told(self) -> tuple[tuple[float, ...], float]:
-        """Components and height in seconds."""
-        return tuple(map(float, self._place)), self._height_s
-
-    @property
     def is_busy(self) -> bool:
         """Whether `work` has something to do."""
         return self._learning is not None
@@ -186,12 +181,10 @@ class Position:
         chart = self._chart
         beside = chart.nearness(lengths_between(chart.places[rows], learning.ends))
         mine = beside @ learning.alphas
-        unsure: Floats = np.maximum(1.0 - np.einsum("rw,rw->r", beside @ learning.inverse, beside), _UNSURE_MIN)
+        unsure: Floats = 1.0 - np.einsum("rw,rw->r", beside @ learning.inverse, beside)
         theirs, nearest = chart.carried(learning.reach, rows)
-        unsure_theirs: Floats = np.maximum(1.0 - nearest**2 / (1.0 + NOISE), _UNSURE_MIN)
-        both = (mine / unsure + theirs / unsure_theirs) / (1.0 / unsure + 1.0 / unsure_theirs)
-        known = 2.0 / (1.0 / unsure + 1.0 / unsure_theirs)
-        return np.clip(both, -_FIELD_MAX, _FIELD_MAX), self.calibration * np.sqrt(known + NOISE)
+        field, spread = both_say(mine, unsure, theirs, unsure_by(nearest))
+        return field, self.calibration * spread
 
     def _calibrate(self, alphas: Floats, inverse: Floats, drawn: NDArray[np.bool_]) -> None:
         """How many deviations hold the truth nine times in ten: by what would have been said of each measured path without it."""
@@ -210,3 +203,25 @@ class Position:
             ends, lengths = self._chart.edges_of(int(paths.rows[number]))
             np.minimum.at(bound, ends, paths.rtts[number] + lengths)
         return bound
+
+
+def unsure_by(nearest: Floats) -> Floats:
+    """The variance of what one edge's residual says of a path, by how near its end is, 0 to 1: a bound where there are more."""
+    return 1.0 - nearest**2 / (1.0 + NOISE)
+
+
+def both_say(mine: Floats, unsure: Floats, theirs: Floats, unsure_theirs: Floats) -> tuple[Floats, Floats]:
+    """What the residuals of both ends say of paths, each as far as it is sure.
+
+    Args:
+        mine: what one end says, logarithms.
+        unsure: the variance of that, unitless.
+        theirs: what the other says.
+        unsure_theirs: and its variance.
+
+    Returns:
+        By how much the paths are longer than places say, as logarithms, and the deviation of that, unitless.
+    """
+    sure, sure_theirs = 1.0 / np.maximum(unsure, _UNSURE_MIN), 1.0 / np.maximum(unsure_theirs, _UNSURE_MIN)
+    both = (mine * sure + theirs * sure_theirs) / (sure + sure_theirs)
+    return np.clip(both, -_FIELD_MAX, _FIELD_MAX), np.sqrt(2.0 / (sure + sure_theirs) + NOISE)

@@ -19,7 +19,6 @@ from typing import assert_never
 from protocol import forwarding, gossip, membership, probe, suspicion
 from protocol.announcer import Announcer
 from protocol.coordinates import Coordinate, Vivaldi
-from protocol.distances import Atlas
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.forwarding import Forwarding
@@ -66,9 +65,7 @@ from protocol.timers import sooner
 class Node:
     """The core; see the module's docstring."""
 
-    def __init__(
-        self, config: NodeConfig, identity: Identity, luck: Luck, sequencer: Sequencer, atlas: Atlas | None = None
-    ) -> None:
+    def __init__(self, config: NodeConfig, identity: Identity, luck: Luck, sequencer: Sequencer) -> None:
         """Composes the machines; nothing happens before `start`.
 
         Args:
@@ -76,7 +73,6 @@ class Node:
             identity: the key that signs this node's records.
             luck: all randomness of the core.
             sequencer: sequence numbers, resumed from what was reserved before the last stop.
-            atlas: what others told of distances, where several nodes of one process share it.
         """
         self.config = config
         self.peer_id = identity.peer_id
@@ -85,7 +81,7 @@ class Node:
         self.membership = Membership(config.membership, identity.peer_id, luck)
         self.probe = Probe(config.probe, luck)
         self.vivaldi = Vivaldi(config.coordinates, luck)
-        self.survey = Survey(config.distances, identity, atlas)
+        self.survey = Survey(config.distances, identity)
         self.forwarding = Forwarding(config.forwarding)
         self.services = ServiceEstimates(config.routing.service)
         self._luck = luck
@@ -396,7 +392,7 @@ class Node:
         nearest = self.views.nearest(self.vivaldi.coordinate, self.config.membership.near_max, now)
         self._near_within_s = nearest.within_s
         in_use = (*self.gossip.mesh(), *self.forwarding.busy())
-        visits = self.survey.visits(self.views.known(), now, self.views.dialable(now))
+        visits = self.survey.visits(self.views.dialable(now), now)
         self.membership.handle_ranking(nearest.seated, in_use, now, self.gossip.beyond(), [*visits, *nearest.seeming])
         for peer in self.membership.connected():
             far, dialled = self.membership.is_far(peer), self.membership.is_dialled(peer)

@@ -7,9 +7,9 @@ half of them drawn at random, so that nobody can make itself invisible or everyb
 Source: docs/coordinates.md, section "How a node knows".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from protocol.distances import Atlas, DistanceConfig, Distances, SeededDraws
+from protocol.distances import Agreements, DistanceConfig, Distances, SeededDraws
 from protocol.identity import Identity, PeerId
 from protocol.records import Edges, Record
 
@@ -23,20 +23,16 @@ VISITS = 2
 class Survey:
     """The machine's part of a node; see the module's docstring."""
 
-    def __init__(self, config: DistanceConfig, identity: Identity, atlas: Atlas | None = None) -> None:
+    def __init__(self, config: DistanceConfig, identity: Identity) -> None:
         """Nothing measured yet.
 
         Args:
             config: bounds.
             identity: this node's key.
-            atlas: what others told, where several nodes of one process share it.
         """
-        draws = SeededDraws(identity.sign(_DOMAIN))
-        self._shares = atlas is not None
-        self._atlas = Atlas(config, draws) if atlas is None else atlas
-        self._own = identity.peer_id
+        self._agreements = Agreements(config)
         self._visits: dict[PeerId, bool] = {}  # who was named last, and whether it was drawn at random
-        self.distances = Distances(config, identity.peer_id, draws, self._atlas.chart, shares_chart=self._shares)
+        self.distances = Distances(config, identity.peer_id, SeededDraws(identity.sign(_DOMAIN)))
 
     def handle_sample(self, peer: PeerId, rtt_s: float, now: float) -> None:
         """Keeps a round trip that this node has measured."""
@@ -47,26 +43,25 @@ class Survey:
         if not isinstance(record.payload, Edges):
             return
         told = [(edge.peer_id, edge.rtt_s) for edge in record.payload.edges]
-        if self._atlas.handle_told(record.peer_id, record.sequence, told, now):
-            self.distances.wake(now)
+        if self._agreements.handle_told(record.peer_id, record.sequence, told, now):
+            self.distances.handle_edges(record.peer_id, self._agreements.agreed(record.peer_id, now), now)
 
     def forget(self, peer: PeerId) -> None:
         """Drops a peer that is gone for good."""
         self.distances.forget(peer)
-        self._atlas.forget(peer)
+        self._agreements.forget(peer)
 
-    def visits(self, known: Sequence[PeerId], now: float, unmeasured: Iterable[PeerId]) -> list[PeerId]:
+    def visits(self, free: Sequence[PeerId], now: float) -> list[PeerId]:
         """Whom to measure next, besides those that are connected.
 
         Args:
-            known: all peers, in the order of their ids.
+            free: the peers that are not connected and may be dialled, in the order of their ids.
             now: monotonic seconds.
-            unmeasured: those of them that are not connected and may be dialled.
         """
-        may = frozenset(unmeasured)
+        may = frozenset(free)
         self._visits = {}
         for _ in range(VISITS):
-            chosen = self.distances.whom_to_measure(known, now, lambda peer: peer in may and peer not in self._visits)
+            chosen = self.distances.whom_to_measure(free, now, lambda peer: peer in may and peer not in self._visits)
             if chosen is not None:
                 self._visits[chosen[0]] = chosen[1]
         return list(self._visits)
@@ -77,8 +72,4 @@ class Survey:
 
     def handle_timer(self, now: float) -> None:
         """Does a slice of the work that is due."""
-        if now < self.distances.next_timer():
-            return
-        if self._shares:
-            self._atlas.chart.finish(now)
         self.distances.handle_timer(now)

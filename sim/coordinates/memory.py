@@ -14,8 +14,7 @@ from dataclasses import fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-import protocol.distances
-from protocol.distances import DistanceConfig, Distances
+from protocol.distances import Agreements, Chart, DistanceConfig, Distances
 from protocol.encoding import Luck
 from protocol.identity import PeerId
 from protocol.places import PLACE_BYTES
@@ -43,9 +42,9 @@ class Atlas:
         """Nothing told yet."""
         self.config = configured(settings)
         self.edges_told = int(settings.get("edges_told", EDGES_TOLD))
-        self._told = protocol.distances.Atlas(self.config, luck)
+        self._agreements = Agreements(self.config)
         self._sequence = 0
-        self.chart = self._told.chart
+        self.chart = Chart(self.config, luck)
         self.ids = [peer_id(index) for index in range(nodes)]
         self.number = {peer: index for index, peer in enumerate(self.ids)}
         self.worked_s = 0.0
@@ -59,7 +58,8 @@ class Atlas:
         if isinstance(told, tuple):
             began = time.process_time()
             self._sequence += 1
-            self._told.handle_told(self.ids[peer], self._sequence, told, now_s)
+            self._agreements.handle_told(self.ids[peer], self._sequence, told, now_s)
+            self.chart.set_edges(self.ids[peer], self._agreements.agreed(self.ids[peer], now_s))
             self.worked_s += time.process_time() - began
 
     def work(self, now_s: float) -> None:

@@ -36,8 +36,8 @@ def test_samples_count_for_longer_where_they_differ_less():
     steady, volatile = path_of([0.02, 0.0201, 0.0199, 0.02]), path_of([0.02, 0.06, 0.01, 0.03])
     assert steady.lasts_s(CONFIG) > 0.9 * CONFIG.sample_s
     assert volatile.lasts_s(CONFIG) < 0.05 * CONFIG.sample_s
-    assert steady.is_fresh(1800.0, CONFIG)
-    assert not volatile.is_fresh(1800.0, CONFIG)
+    assert steady.is_fresh(1800.0)
+    assert not volatile.is_fresh(1800.0)
 
 
 def test_old_samples_are_forgotten():

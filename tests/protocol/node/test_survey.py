@@ -64,13 +64,13 @@ def test_peers_to_visit_are_half_drawn_at_random_and_never_connected_ones():
         survey.handle_sample(mesh.peers[end], float(mesh.rtts[own, end]), 0.0)
     run(survey, 60.0)
     free = [peer for peer in mesh.peers if survey.distances.measured(peer, 60.0) is None and peer != IDENTITY.peer_id]
-    visits = survey.visits(mesh.peers, 60.0, free)
+    visits = survey.visits(free, 60.0)
     assert len(visits) == VISITS == len(set(visits))
     assert set(visits) <= set(free)
     for peer in visits:
         survey.handle_sample(peer, 0.05, 61.0)
         assert survey.distances.measured(peer, 61.0) is not None
-    assert not set(survey.visits(mesh.peers, 61.0, free)) & set(visits)
+    assert not set(survey.visits(free, 61.0)) & set(visits)
 
 
 def test_draws_are_this_nodes_own_and_repeat():
