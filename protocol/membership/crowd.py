@@ -51,6 +51,14 @@ def seats_for_near(config: MembershipConfig) -> int:
     return max(config.near_max, config.connections_max - config.far_max - config.beyond_max - config.dials_max)
 
 
+def knows_few(connected: Iterable[tuple[PeerId, Peer]], config: MembershipConfig) -> bool:
+    """Whether so few of the connected peers have told a card that everybody who tells one is worth a dial.
+
+    Peers without a card tell of nobody: however many of them have come, who knows nobody else still has to join.
+    """
+    return sum(bool(peer.addresses) for _, peer in connected) < config.small_mesh
+
+
 def is_refused(count: int, peer: Peer | None, config: MembershipConfig, now: float, *, own: bool = False) -> bool:
     """Whether a peer that connects is not let in; the last places are for those whom this node dials itself.
 

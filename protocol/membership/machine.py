@@ -31,7 +31,7 @@ from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.membership.bootstrap import Bootstrap
-from protocol.membership.crowd import is_refused, leavers, seats_for_near, shunned_s, superfluous
+from protocol.membership.crowd import is_refused, knows_few, leavers, seats_for_near, shunned_s, superfluous
 from protocol.membership.events import (
     Connect,
     Disconnect,
@@ -164,7 +164,7 @@ class Membership:
         peer.turned_away = peer.turned_away + 1 if surplus and not settled else 0
         if surplus:
             peer.shunned_until = now + shunned_s(peer, self._config)
-            if self._is_small() and self._bootstrap.leads_to(peer_id):  # it has not told of enough others
+            if self._bootstrap.leads_to(peer_id) and knows_few(self._here(), self._config):  # it has not told of enough others
                 self._wait(peer_id, now + self._backoff(peer.turned_away), 0)
             self._judge(peer_id, peer, now)
             self._advance(now)

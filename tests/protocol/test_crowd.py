@@ -231,8 +231,9 @@ def test_full_door_is_tried_again_while_few_others_are_known(others: int) -> Non
     door = PEERS[50]
     membership.add_bootstrap([address(50)], 0.0)
     membership.handle_connected(door, 0.1, door)
-    for peer_id in PEERS[:others]:
+    for number, peer_id in enumerate(PEERS[:others]):
         membership.handle_connected(peer_id, 0.2)
+        membership.handle_card(peer_id, (address(number),), 0.2)
     drained(membership, object)
     waits, now = [], 0.3
     for _ in range(12):
@@ -297,3 +298,22 @@ def test_dial_that_ends_at_a_node_that_has_become_full_is_over() -> None:
 def test_more_connections_than_gossip_talks_with_cannot_be_configured() -> None:
     with pytest.raises(LocalProtocolError, match="open_max is 256"):
         NodeConfig(gossip=GossipConfig(peers_max=255))
+
+
+@pytest.mark.parametrize("carded", [True, False])
+def test_a_door_that_turns_away_is_tried_again_by_who_knows_nobody(carded: bool) -> None:
+    """However many have come that tell no card: they tell of nobody."""
+    membership = Membership(CONFIG, OWN, random.Random(1))
+    door, others = PEERS[0], PEERS[1 : 2 * CONFIG.small_mesh]
+    membership.add_bootstrap([address(0)], 0.0)
+    (connect,) = drained(membership, Connect)
+    membership.handle_connected(door, 0.1, connect.target)
+    for number, peer_id in enumerate(others, 1):
+        membership.handle_connected(peer_id, 0.2)
+        if carded:
+            membership.handle_card(peer_id, (address(number),), 0.2)
+    drained(membership, Connect)
+    membership.handle_disconnected(door, ErrorCode.SURPLUS, 3.0)
+    membership.handle_timer(3.0 + CONFIG.backoff_max_s)
+    dialled = [output.target for output in drained(membership, Connect)]
+    assert (door in dialled) is not carded
