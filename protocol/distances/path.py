@@ -9,7 +9,7 @@ Source: J. Ledlie, P. Gardner, M. Seltzer, "Network Coordinates in the Wild", NS
 
 import math
 from array import array
-from collections.abc import Sequence
+from statistics import median
 
 from protocol.distances.config import DistanceConfig
 
@@ -44,7 +44,7 @@ class PathSamples:
         lasts_s = self.lasts_s(config)
         while len(self) > 1 and samples[0] < now - lasts_s:
             del samples[:2]
-        self.rtt_s = _median(samples[1::2])
+        self.rtt_s = median(samples[1::2])
         self.fresh_until = now + lasts_s
 
     def lasts_s(self, config: DistanceConfig) -> float:
@@ -61,15 +61,9 @@ class PathSamples:
         rtts = self._samples[1::2]
         if len(rtts) < 2:
             return 0.0
-        middle = _median(rtts)
-        return _median([abs(rtt - middle) for rtt in rtts]) / middle
+        middle = median(rtts)
+        return median([abs(rtt - middle) for rtt in rtts]) / middle
 
     def __len__(self) -> int:
         """How many samples count."""
         return len(self._samples) // 2
-
-
-def _median(samples: Sequence[float]) -> float:
-    values = sorted(samples)
-    half = len(values) // 2
-    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
