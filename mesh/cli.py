@@ -25,10 +25,10 @@ from rich.console import Console
 from mesh import advice
 from mesh.admission.commands import invite, join
 from mesh.admission.commands import network as network_commands
-from mesh.client import ClientError, GatewayClient
 from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, resolve
 from mesh.distancecommands import coordinates, distance, near
 from mesh.flags import GatewayFlags, PlaceFlags
+from mesh.gatewayclient import ClientError, GatewayClient
 from mesh.map.command import draw_map
 from mesh.nodefile import NoNodeError
 from mesh.plain import printable

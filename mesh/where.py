@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from mesh.client import ClientError, GatewayClient
 from mesh.config import default_state_dir
+from mesh.gatewayclient import ClientError, GatewayClient
 from mesh.keyfile import KeyFileError, read_keys
 from mesh.nodefile import find_node
 from mesh.plain import printable

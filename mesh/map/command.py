@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from cyclopts import Parameter
 
-from mesh.client import ClientError
 from mesh.config import ConfigError
+from mesh.gatewayclient import ClientError
 from mesh.map.facts import read_facts
 from mesh.where import Where
 

@@ -16,7 +16,7 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
-from mesh.client import ClientError
+from mesh.gatewayclient import ClientError
 from mesh.map.draw import LEGEND, TOP, WIDTH, Drawing, framed, head, layers, legend, mark_radius, title_of
 from mesh.map.facts import MapFacts
 from mesh.map.labels import Board, Box, width_of

@@ -17,8 +17,8 @@ APART: dict[str, str] = {
     "mesh.admission.gate:Gate._take_notice": _CALLER,
     "mesh.admission.gate:Gate._take_shown": _CALLER,
     "mesh.cli:embed": _OWN,  # the answer of the owner's own node
-    "mesh.client:_failure": _OWN,
-    "mesh.client:_json": _OWN,
+    "mesh.gatewayclient:_failure": _OWN,
+    "mesh.gatewayclient:_json": _OWN,
     "mesh.engines.detect:_is_engine": _OWN,  # a server on this machine, at most 64 KiB of it
     "mesh.engines.onnx.minilm_graph:build_minilm": _OWN,
     "mesh.engines.onnx.engine:OnnxEngine.offers": _OWN,

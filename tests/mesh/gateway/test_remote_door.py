@@ -16,10 +16,10 @@ from gateway_node import Start
 from hostile_door import GOOD, Door, door, get, post, read_reply
 
 from mesh import cli
-from mesh.client import ClientError, GatewayClient
 from mesh.config import ConfigError, Ready, StartError, resolve
 from mesh.gateway import GatewayAddressError, GatewayConfig, server_context
 from mesh.gateway.server import listen
+from mesh.gatewayclient import ClientError, GatewayClient
 from mesh.keyfile import KeyFileError, KeyRing, open_key_file, read_keys
 from mesh.nodefile import find_node, write_node_file
 from mesh.service import gateway_config

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from known_maps import planar, scattered
 
-from mesh.client import ClientError
+from mesh.gatewayclient import ClientError
 from mesh.map.draw import draw
 from mesh.map.facts import MapFacts, read_facts
 from mesh.map.labels import HEIGHT, Box, width_of
