@@ -22,8 +22,9 @@ setup: $(READY)-test $(READY)-check ## Create .venv with everything the project 
 demo: $(READY)-run ## Five nodes at different distances, real inference, and a picture of who answered
 	@$(BIN)/isochrone demo
 
+# A worker for each core, but no more than the suite has long files; a file stays with one worker.
 test: $(READY)-test ## Run the fast test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # Seconds for each harness, and which; all of them where nothing is said.
 TIME ?= 60
