@@ -27,7 +27,7 @@ from mesh.admission.commands import invite, join
 from mesh.admission.commands import network as network_commands
 from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, resolve
 from mesh.distancecommands import coordinates, distance, near
-from mesh.flags import GatewayFlags, PlaceFlags
+from mesh.flags import ClientFlags, GatewayFlags, PlaceFlags
 from mesh.gatewayclient import ClientError, GatewayClient
 from mesh.map.command import draw_map
 from mesh.nodefile import NoNodeError
@@ -94,6 +94,7 @@ def up(
     ] = None,
     bootstrap: Annotated[list[str] | None, Parameter(help="MULTIADDR of a node of the mesh, repeatable.", negative="")] = None,
     door: GatewayFlags | None = None,
+    client: ClientFlags | None = None,
     engine: Annotated[
         list[str] | None,
         Parameter(
@@ -121,7 +122,8 @@ def up(
     place: PlaceFlags | None = None,
     config: Annotated[Path | None, Parameter(help="TOML file with the same settings.")] = None,
     as_json: Annotated[
-        bool, Parameter(name="--json", negative="", help="When ready, print one JSON line: peer_id, addresses, gateway.")
+        bool,
+        Parameter(name="--json", negative="", help="When ready, print one JSON line: peer_id, addresses, gateway …"),
     ] = False,
 ) -> int:
     """Run a node until Ctrl-C.
@@ -140,7 +142,7 @@ def up(
             --gateway-tls-cert mesh.crt --gateway-tls-key mesh.key
         isochrone up --state-dir /tmp/a --gateway 127.0.0.1:0 --json
     """
-    given = locals() | asdict(door or GatewayFlags()) | asdict(place or PlaceFlags())
+    given = locals() | asdict(door or GatewayFlags()) | asdict(client or ClientFlags()) | asdict(place or PlaceFlags())
     given["open"] = open_network
     settings = read_config({name: given[name] for name in SETTINGS}, config)
     # After the settings are known to be right: these imports take most of a second.

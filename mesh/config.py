@@ -29,6 +29,8 @@ DEFAULT_PORT = 4001
 """UDP port: the one libp2p nodes use by habit, so that firewalls which know libp2p already let it through."""
 DEFAULT_LISTEN = (f"/ip4/0.0.0.0/udp/{DEFAULT_PORT}/quic-v1", f"/ip6/::/udp/{DEFAULT_PORT}/quic-v1")
 DEFAULT_GATEWAY = "127.0.0.1:8421"
+NO_SOCKET = "none"
+"""What `client_socket` is set to where a node is to have no such door."""
 DEFAULT_GRACE_S = 30.0
 """Seconds for streams to finish after the first SIGTERM; half of what Kubernetes and systemd allow at least (30 s and 90 s)."""
 GRACE_S_MAX = 3600.0
@@ -116,6 +118,8 @@ class NodeConfig:
         gateway_tls_key: the certificate's key in PEM.
         gateway_hosts: names in `Host` and `Origin` that are the gateway's, besides those of the loopback and its own address.
         gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
+        client_socket: where the socket for this user's own programs stands; None takes `client.sock` in `state_dir`.
+        client_door: whether there is one.
         is_open: anybody may join; otherwise the node belongs to a private network.
         network_dir: where the private network of this user is kept; None takes the default place.
         latitude: where the machine stands, in degrees, for maps; told to everybody, rounded; None tells nothing.
@@ -138,6 +142,8 @@ class NodeConfig:
     gateway_tls_key: Path | None = None
     gateway_hosts: tuple[str, ...] = ()
     gateway_insecure_remote: bool = False
+    client_socket: Path | None = None
+    client_door: bool = True
     is_open: bool = False
     network_dir: Path | None = None
     relay: bool = True
@@ -153,11 +159,13 @@ class Ready:
         peer_id: its peer id as text (`12D3KooW…`).
         addresses: multiaddrs others can dial, each with `/p2p/` and the peer id.
         gateway: base URL of the gateway, without a slash at the end.
+        client_socket: where programs of the same user find the node; empty where there is no such door.
     """
 
     peer_id: str
     addresses: tuple[str, ...]
     gateway: str
+    client_socket: str = ""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -179,6 +187,10 @@ def _path(text: str) -> Path:
     if not text:
         raise ValueError("give the path of a directory")
     return Path(text).expanduser().absolute()
+
+
+def _path_or_none_at_all(text: str) -> Path | str:
+    return NO_SOCKET if text == NO_SOCKET else _path(text)
 
 
 def _network(text: str) -> str:
@@ -322,6 +334,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "gateway_tls_key": _Setting(_path),
     "gateway_hosts": _Setting(_host_name, GATEWAY_HOSTS_MAX),
     "gateway_insecure_remote": _Setting(_flag, boolean=True),
+    "client_socket": _Setting(_path_or_none_at_all),
     "open": _Setting(_flag, boolean=True),
     "network_dir": _Setting(_path),
     "latitude": _Setting(_degrees(90.0), numeric=True),
@@ -357,7 +370,7 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         if value is not None:
             found[name] = _Found(f"--{name.replace('_', '-')}", "command line", value)
     values = {name: _parsed(SETTINGS[name], item) for name, item in found.items()}
-    listen = values.get("listen")
+    listen, client_socket = values.get("listen"), values.get("client_socket")
     config = NodeConfig(
         state_dir=_typed(values.get("state_dir", default_state_dir(environment)), Path),
         network=_typed(values.get("network", DEFAULT_NETWORK), str),
@@ -375,6 +388,8 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         gateway_tls_key=_path_or_none(values.get("gateway_tls_key")),
         gateway_hosts=_all(values.get("gateway_hosts", ()), str),
         gateway_insecure_remote=_typed(values.get("gateway_insecure_remote", False), bool),
+        client_socket=_path_or_none(None if client_socket == NO_SOCKET else client_socket),
+        client_door=client_socket != NO_SOCKET,
         is_open=_typed(values.get("open", False), bool),
         network_dir=_typed(values.get("network_dir", default_network_dir(environment)), Path),
         relay=_typed(values.get("relay", not values.get("open", False)), bool),

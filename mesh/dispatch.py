@@ -156,6 +156,7 @@ class Dispatcher:
         self._became_idle = trio.Event()
         self.draining = False
         self.gate: Gate | None = None
+        self.client_socket: str | None = None  # where the door for programs of the same user is
         self.distances = Distances(node, transport.now, self._own_models, self._owner)
         self.map = MapCollector(node, self.distances)
 
@@ -260,6 +261,7 @@ class Dispatcher:
         loads = [load for engine in self._engines for load in engine.load()]
         status["uptime_s"] = round(time.time() - self._started_s, 1)
         status["draining"] = self.draining
+        status["client_socket"] = self.client_socket
         status["requests_open"] = len(self._tickets)
         if self.gate is not None:
             status["membership"] = gate_json(self.gate, self._node.peer_id, self._transport.machine.wall())

@@ -1,4 +1,4 @@
-"""Flags of `isochrone up` that belong together: who may call the gateway, and how; where the machine stands."""
+"""Flags of `isochrone up` that belong together: of the gateway, of the door for programs, of where the machine stands."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,17 @@ class GatewayFlags:
             help="Let other machines call the gateway without a key or without TLS: whoever reaches it uses it and reads along.",
             negative="",
         ),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class ClientFlags:
+    """The door for programs of the same user; each is a setting of the same name."""
+
+    client_socket: Annotated[
+        str | None,
+        Parameter(help="PATH of the unix socket for your own programs, or none (default: client.sock in the state directory)."),
     ] = None
 
 

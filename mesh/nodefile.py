@@ -40,6 +40,8 @@ def write_node_file(
     """Say that this process runs a node from `state_dir`, and how its gateway is opened; the key itself stays where it is."""
     content = {"pid": os.getpid(), "peer_id": ready.peer_id, "addresses": list(ready.addresses), "gateway": ready.gateway}
     files = {"gateway_key_file": key_file, "gateway_tls_cert": tls_cert}
+    if ready.client_socket:
+        content["client_socket"] = ready.client_socket
     content |= {name: str(path) for name, path in files.items() if path is not None}
     return replace_file(state_dir / NODE_FILE, json.dumps(content, indent=1) + "\n")
 
@@ -70,7 +72,8 @@ def find_node(state_dir: Path) -> RunningNode:
         content = None
     match content:
         case {"pid": int() as pid, "peer_id": str() as peer_id, "addresses": [*addresses], "gateway": str() as gateway}:
-            ready = Ready(peer_id, tuple(str(address) for address in addresses), gateway)
+            socket = content.get("client_socket")
+            ready = Ready(peer_id, tuple(map(str, addresses)), gateway, socket if isinstance(socket, str) else "")
             running = RunningNode(pid, ready, _path(content, "gateway_key_file"), _path(content, "gateway_tls_cert"))
         case _:
             raise NoNodeError(f"{path} is damaged: remove it, then {hint}")

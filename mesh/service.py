@@ -33,6 +33,8 @@ from mesh.floors import FloorKeeper
 from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig, server_context
 from mesh.inference import Served, ServeLimits, serve_stream
 from mesh.keyfile import open_key_file
+from mesh.local.door import LocalDoor
+from mesh.local.place import SOCKET_FILE, listen_at
 from mesh.machine import Machine
 from mesh.relay import Sealing
 from mesh.store import KnownPeer, Store
@@ -174,8 +176,7 @@ class Service:
             StartError: the QUIC engine asked for is not there.
         """
         self._config, self._gate = config, gate
-        self._store = store
-        self._engines = engines
+        self._store, self._engines = store, engines
         self._telemetry = telemetry
         self._limits, self._machine = limits or ServeLimits(), machine or Machine()
         self._gateway_ended = trio.Event()
@@ -217,6 +218,7 @@ class Service:
         self.transport.add_handler(SEALED_PROTOCOL, self._serve_sealed)
         self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
         self.gateway = Gateway(gateway_config(config), self.dispatcher, telemetry)
+        self.door = LocalDoor(self.dispatcher, telemetry)
 
     async def run(self, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
         """Runs until `shutdown` is set and everything under way has been brought to an end."""
@@ -241,14 +243,28 @@ class Service:
             for engine in self._engines:
                 nursery.start_soon(self._watch, engine)
             url: str = await nursery.start(self._serve_gateway)
+            client_socket = self._open_door(nursery)
             addresses = tuple(str(address.with_peer(self.node.peer_id)) for address in self.transport.addresses)
             # What stands now stands until the end: the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            ready(Ready(peer_id_text(self.node.peer_id), addresses, url))
+            ready(Ready(peer_id_text(self.node.peer_id), addresses, url, client_socket))
             await self._stopped(shutdown)
             await self._stop()
             nursery.cancel_scope.cancel()
+
+    def _open_door(self, nursery: trio.Nursery) -> str:
+        """Lets programs of the same user in, and says where; empty where the node was told to have no such door.
+
+        Raises:
+            StartError: the socket cannot be made.
+        """
+        if not self._config.client_door:
+            return ""
+        path = self._config.client_socket or self._config.state_dir / SOCKET_FILE
+        nursery.start_soon(self.door.serve, listen_at(path))
+        self.dispatcher.client_socket = str(path)
+        return str(path)
 
     async def _stopped(self, shutdown: trio.Event) -> None:
         """Waits for the stop, or for the node to become a member of another network."""
@@ -283,6 +299,7 @@ class Service:
         self.gateway.stop()
         with trio.move_on_after(self._config.grace_s) as grace:
             await self.dispatcher.idle()
+            await self.door.idle()
             await self._gateway_ended.wait()
             with trio.move_on_after(FAREWELL_S):
                 while self._n_serving:

@@ -243,8 +243,8 @@ class Telemetry:
         """A client's request was handed to the mesh."""
         self._requests_open.labels(outcome.feature.value).inc()
 
-    def request_ended(self, outcome: RequestOutcome) -> None:
-        """Its answer ended, whichever way."""
+    def request_ended(self, outcome: RequestOutcome, *, is_native: bool = False) -> None:
+        """Its answer ended, whichever way; for the native client only debugging logs it, since a line costs as much as a hop."""
         feature, model = outcome.feature.value, self._model_label(outcome.model)
         self._requests_open.labels(feature).dec()
         self._requests.labels(model, feature, outcome.result).inc()
@@ -258,7 +258,8 @@ class Telemetry:
                 self._prediction_error.observe(abs(outcome.measured_s - outcome.predicted_s))
                 if outcome.predicted_s > 0:
                     self._prediction_ratio.observe(outcome.measured_s / outcome.predicted_s)
-        self.log.info(
+        log = self.log.debug if is_native else self.log.info
+        log(
             "request ended",
             model=outcome.model,
             feature=feature,

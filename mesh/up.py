@@ -93,7 +93,9 @@ async def _up(config: NodeConfig, run_node: RunNode, as_json: bool) -> int:
 def announce_ready(ready: Ready, *, as_json: bool, console: Console, key_file: Path | None = None, is_open: bool = True) -> None:
     """Print how to use the node: one JSON line, or the same for people, who are told where the keys of its gateway are."""
     if as_json:
-        told = {"peer_id": ready.peer_id, "addresses": list(ready.addresses), "gateway": ready.gateway}
+        told: dict[str, object] = {"peer_id": ready.peer_id, "addresses": list(ready.addresses), "gateway": ready.gateway}
+        if ready.client_socket:
+            told["client_socket"] = ready.client_socket
         print(json.dumps(told), file=console.file, flush=True)
         return
     lines = [f"This node is  {ready.peer_id}"]

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any, assert_never
 
+from protocol.encoding import encode_uvarint
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.inference import (
     REQUEST_ID_BYTES,
@@ -36,7 +37,7 @@ from protocol.wire.generated.infer_tensor_generated import DataType
 from protocol.wire.generated.infer_tensor_generated import Feature as FeatureNumber
 from protocol.wire.generated.layouts import REPLY, REQUEST
 from protocol.wire.verifier import read_message
-from protocol.wire.writer import write_message
+from protocol.wire.writer import write_parts
 
 PROTOCOL_ID = "/isochrone/infer/1.0.0"
 """The name by which the stream is negotiated (docs/spec/06-inference.md)."""
@@ -64,6 +65,9 @@ MEMORY_BYTES_MAX = 2**50
 
 OUTPUT_TOKENS_MAX = 2**31
 """Largest number of tokens that a request can say it wants: what engines count in 32 bits with a sign, and one more."""
+
+PIECE_BYTES_MIN = 512
+"""Bytes from which data are a piece of their own: copying fewer costs less than one more piece of a vectored write."""
 
 _MESSAGE_BYTES_MAX = 1024
 """Longest error message in bytes, as the schema says; longer ones are cut."""
@@ -113,6 +117,19 @@ def encode_request(request: InferenceRequest) -> bytes:
     Raises:
         LocalProtocolError: MALFORMED, for a value out of its range; TOO_LARGE, past a limit.
     """
+    return b"".join(_request_parts(request)[0])
+
+
+def frame_request(request: InferenceRequest) -> list[bytes | memoryview]:
+    """Write a request as a frame in pieces, for one vectored write: large data are the caller's own buffers, not copies.
+
+    Raises:
+        LocalProtocolError: as `encode_request`.
+    """
+    return _framed(*_request_parts(request))
+
+
+def _request_parts(request: InferenceRequest) -> tuple[list[bytes | memoryview], int]:
     _require(len(request.request_id) == REQUEST_ID_BYTES, "a request id has 16 bytes")
     _require(_is_model(request.model), f"{request.model!r} is no model id")
     deadline_s = request.deadline_s
@@ -134,7 +151,7 @@ def encode_request(request: InferenceRequest) -> bytes:
         request.output_tokens,
         request.receipt,
     )
-    return _bounded(write_message(REQUEST, values), REQUEST_BYTES_MAX)
+    return _bounded(*write_parts(REQUEST, values), REQUEST_BYTES_MAX)
 
 
 def decode_request(buffer: bytes | bytearray | memoryview) -> InferenceRequest:
@@ -184,6 +201,19 @@ def encode_reply(reply: Reply) -> bytes:
     Raises:
         LocalProtocolError: MALFORMED, for a value out of its range; TOO_LARGE, past a limit.
     """
+    return b"".join(_reply_parts(reply)[0])
+
+
+def frame_reply(reply: Reply) -> list[bytes | memoryview]:
+    """Write one event as a frame in pieces, for one vectored write: large data are the engine's own buffers, not copies.
+
+    Raises:
+        LocalProtocolError: as `encode_reply`.
+    """
+    return _framed(*_reply_parts(reply))
+
+
+def _reply_parts(reply: Reply) -> tuple[list[bytes | memoryview], int]:
     event: tuple[int, tuple[Any, ...]]
     match reply:
         case TextDelta(text, index):
@@ -206,7 +236,7 @@ def encode_reply(reply: Reply) -> bytes:
             event = Event.Failed, (code, cut, _microseconds(retry_after_s) // 1000)
         case _:
             assert_never(reply)
-    return _bounded(write_message(REPLY, (event,)), REPLY_BYTES_MAX)
+    return _bounded(*write_parts(REPLY, (event,)), REPLY_BYTES_MAX)
 
 
 def decode_reply(buffer: bytes | bytearray | memoryview) -> Reply:
@@ -293,10 +323,26 @@ def _flat(data: bytes | memoryview) -> bytes | memoryview:
     return data
 
 
-def _bounded(message: bytes, bytes_max: int) -> bytes:
-    if len(message) > bytes_max:
-        raise LocalProtocolError(ErrorCode.TOO_LARGE, f"a message of {len(message)} bytes; the limit is {bytes_max}")
-    return message
+def _bounded(parts: list[bytes | memoryview], size_bytes: int, bytes_max: int) -> tuple[list[bytes | memoryview], int]:
+    if size_bytes > bytes_max:
+        raise LocalProtocolError(ErrorCode.TOO_LARGE, f"a message of {size_bytes} bytes; the limit is {bytes_max}")
+    return parts, size_bytes
+
+
+def _framed(parts: list[bytes | memoryview], size_bytes: int) -> list[bytes | memoryview]:
+    """Put the length before the parts of a message, and join neighbours that are small."""
+    pieces: list[bytes | memoryview] = []
+    small: list[bytes | memoryview] = [encode_uvarint(size_bytes)]
+    for part in parts:
+        if len(part) < PIECE_BYTES_MIN:
+            small.append(part)
+        else:
+            pieces.append(b"".join(small))
+            pieces.append(part)
+            small.clear()
+    if small:
+        pieces.append(b"".join(small))
+    return pieces
 
 
 def _tokens(count: int) -> int:

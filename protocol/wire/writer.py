@@ -1,9 +1,9 @@
-"""Writes a FlatBuffers message from plain values, front to back, with one copy of the data.
+"""Writes a FlatBuffers message from plain values, front to back, with one copy of the data or none.
 
 The values have the form in which `protocol.wire.verifier.read_message` returns them. FlatBuffers' own builder grows a message
 from its end, field by field, which in Python takes longer than the network; here every table has all its fields at fixed places,
-so a table is one `struct` call, and the parts are joined once. Readers of any language take the result: tests hold it against the
-code that flatc generates.
+so a table is one `struct` call, and the parts are joined once, or sent as they are. Readers of any language take the result:
+tests hold it against the code that flatc generates.
 
 Source: FlatBuffers, "FlatBuffer internals".
 Spec: docs/spec/06-inference.md, section "Messages".
@@ -26,11 +26,19 @@ _HEAD_BYTES = 8
 
 
 def write_message(layout: MessageLayout, values: Sequence[Any]) -> bytes:
-    """Write one message.
+    """Write one message, joined; arguments and errors are those of `write_parts`."""
+    return b"".join(write_parts(layout, values)[0])
+
+
+def write_parts(layout: MessageLayout, values: Sequence[Any]) -> tuple[list[bytes | memoryview], int]:
+    """Write one message as its parts in order, among them the data of `values` themselves: nothing of theirs is copied.
 
     Args:
         layout: what the message is.
         values: one value for each field of its root table, in the form that `read_message` returns.
+
+    Returns:
+        The parts, and how many bytes they have together.
 
     Raises:
         LocalProtocolError: TOO_LARGE, for a string or vector over its bound; MALFORMED, for text that UTF-8 cannot hold.
@@ -38,7 +46,7 @@ def write_message(layout: MessageLayout, values: Sequence[Any]) -> bytes:
     message = _Message(layout)
     root = message.table(layout.tables[layout.root], values)
     message.parts[0] = _U32.pack(root) + layout.identifier
-    return b"".join(message.parts)
+    return message.parts, message.size_bytes
 
 
 class _Message:
@@ -52,6 +60,11 @@ class _Message:
         self._vtables: dict[str, int] = {}
         # The head is filled in last.
         self.parts: list[bytes | memoryview] = [b""]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all parts."""
+        return self._at
 
     def table(self, layout: TableLayout, values: Sequence[Any]) -> int:
         """Append a table, and behind it what its fields hold; return its position."""

@@ -16,6 +16,7 @@ for folder in (ROOT, ROOT / "tests" / "protocol" / "quic", ROOT / "tests" / "fuz
         sys.path.insert(0, str(folder))
 
 import fuzz_admission  # noqa: E402
+import fuzz_door  # noqa: E402
 import fuzz_live  # noqa: E402
 import fuzz_sealing  # noqa: E402
 from fuzz_dear import DEAR  # noqa: E402
@@ -465,6 +466,7 @@ _HARNESSES: tuple[Harness, ...] = (
             "protocol.pubsub.messages:_Collector.take_control",
         ),
     ),
+    fuzz_door.HARNESS,
     Harness("gossip-pieces", gossip_pieces, (), of_gossip, ()),
     Harness(
         "pubsub-pieces",

@@ -1,0 +1,1 @@
+"""The parts of the native client; `mesh.client` is its face."""
