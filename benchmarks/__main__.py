@@ -4,10 +4,10 @@ import importlib
 import sys
 
 ALL = ("hop", "gateway", "relay", "lifecycle", "distances", "hostile")
-APART = ("interop",)
-"""Run only by name: they need more than the project installs."""
+APART = ("interop", "mesh_distances")
+"""Run only by name: they need more than the project installs, or take minutes on an idle machine."""
 
-FLAGGED = ("hostile",)
+FLAGGED = ("hostile", "mesh_distances")
 """Those that take flags."""
 
 

@@ -320,7 +320,11 @@ def start_testnet(
     *,
     preset: Annotated[str | None, Parameter(help="metro (1-8 ms round trips) or continents (10-250 ms).")] = None,
     topology: Annotated[Path | None, Parameter(help="TOML file with nodes and distances instead of a preset.")] = None,
-    nodes: Annotated[int | None, Parameter(help="How many nodes of the preset.")] = None,
+    matrix: Annotated[
+        Path | None, Parameter(help=".npz or .csv of round trips in ms instead, as `python -m sim coordinates` reads them.")
+    ] = None,
+    nodes: Annotated[int | None, Parameter(help="How many nodes of the preset, or of the matrix (12).")] = None,
+    seed: Annotated[int | None, Parameter(help="Which nodes of the matrix (1): as the simulator draws them.")] = None,
     engine: Annotated[list[str] | None, Parameter(help="Engine of every node, as for `up`; repeatable.", negative="")] = None,
     directory: Annotated[Path | None, Parameter(help="Where states and logs go (default: a temporary directory).")] = None,
     for_s: Annotated[float | None, Parameter(name="--for", help="Stop after so many seconds (default: at Ctrl-C).")] = None,
@@ -336,10 +340,11 @@ def start_testnet(
         isochrone testnet
         isochrone testnet --preset continents --nodes 8
         isochrone testnet --topology my-sites.toml --for 60 --json
+        isochrone testnet --matrix rtt.csv --nodes 12 --seed 2
     """
-    from mesh.testnet.command import choose_topology, run_testnet
+    from mesh.testnet.command import Wish, choose_topology, run_testnet
 
-    chosen = choose_topology(preset, topology, nodes, engine)
+    chosen = choose_topology(Wish(preset, topology, matrix, nodes, seed, engine))
     return run_testnet(chosen, directory=directory, for_s=for_s, as_json=as_json)
 
 

@@ -50,7 +50,6 @@ from protocol.node import AdmittedReader, Node
 from protocol.node import NodeConfig as CoreConfig
 from protocol.quic import choose_engine
 from protocol.records import Hardware, ModelOffer, Sequencer
-from protocol.routing import RoutingConfig
 from protocol.sealing import SEALED_PROTOCOL
 from protocol.wire.inference import PROTOCOL_ID
 
@@ -76,13 +75,16 @@ def version() -> str:
         return "0.2.0"
 
 
-async def run_node(config: NodeConfig, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
+async def run_node(
+    config: NodeConfig, ready: Callable[[Ready], None], shutdown: trio.Event, core: CoreConfig | None = None
+) -> None:
     """Runs one node until `shutdown` is set and everything under way has been brought to an end.
 
     Args:
         config: what the node was told.
         ready: called once with the addresses, when peers and clients can be served.
         shutdown: asks for an orderly stop; cancelling this call stops at once.
+        core: bounds and intervals of the core, for meshes that are tried with others; its own where None.
 
     Raises:
         StartError: the node cannot start; the text says what to do.
@@ -95,14 +97,19 @@ async def run_node(config: NodeConfig, ready: Callable[[Ready], None], shutdown:
         gate = make_gate(config, identity, telemetry)
         engines = await start_engines(config, telemetry)
         try:
-            await Service(config, store, identity, engines, telemetry, gate=gate).run(ready, shutdown)
+            await Service(config, store, identity, engines, telemetry, gate=gate, core=core).run(ready, shutdown)
             while gate is not None and gate.moved.is_set() and not shutdown.is_set():
                 gate = make_gate(config, identity, telemetry)
-                await Service(config, store, identity, engines, telemetry, gate=gate).run(ready, shutdown)
+                await Service(config, store, identity, engines, telemetry, gate=gate, core=core).run(ready, shutdown)
         finally:
             with trio.CancelScope(shield=True):
                 for engine in engines:
                     await engine.aclose()
+
+
+def core_config(core: CoreConfig, network: str, agent: str, *, is_open: bool) -> CoreConfig:
+    """What the core is told: its bounds and intervals, and what this node is part of."""
+    return replace(core, network_id=network, agent=agent, routing=replace(core.routing, slow_start=is_open))
 
 
 def make_gate(config: NodeConfig, identity: Identity, telemetry: Telemetry) -> Gate | None:
@@ -159,6 +166,7 @@ class Service:
         limits: ServeLimits | None = None,
         machine: Machine | None = None,
         gate: Gate | None = None,
+        core: CoreConfig | None = None,
     ) -> None:
         """Composes the parts; nothing runs before `run`.
 
@@ -171,6 +179,7 @@ class Service:
             limits: what a peer that asks may cost; defaults where None.
             machine: what it runs on; the one of this process where None.
             gate: who is let in; anybody where None.
+            core: bounds and intervals of the core; its own where None.
 
         Raises:
             StartError: the QUIC engine asked for is not there.
@@ -188,11 +197,8 @@ class Service:
             quic_engine = choose_engine(named, untrusted=config.is_open)
         except LocalProtocolError as error:
             raise StartError(error.detail) from error
-        core = CoreConfig(
-            network_id=config.network if gate is None else gate.network_id,
-            agent=agent,
-            routing=RoutingConfig(slow_start=config.is_open),
-        )
+        network = config.network if gate is None else gate.network_id
+        core = core_config(core or CoreConfig(), network, agent, is_open=config.is_open)
         self.node = Node(core, identity, self._machine.luck, Sequencer(store.reserved(self._machine.wall())))
         self.floors = FloorKeeper(self.node.table, store, self._machine, telemetry)
         self.transport = Transport(

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mesh.config import ConfigError, parse_engine
+from mesh.testnet.matrix import matrix_topology
 from mesh.testnet.runner import RunningNode, Testnet, testnet
 from mesh.testnet.topology import Topology, preset, read_topology
 
@@ -33,21 +34,52 @@ class _View:
     peers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
-def choose_topology(preset_name: str | None, file: Path | None, nodes: int | None, engines: Sequence[str] | None) -> Topology:
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the flags of `isochrone testnet` say of the mesh; None where they say nothing.
+
+    Attributes:
+        preset: the name of a preset.
+        file: a topology file.
+        matrix: a file of round trips.
+        nodes: how many nodes of the preset or of the matrix.
+        seed: which nodes of the matrix.
+        engines: of every node.
+    """
+
+    preset: str | None = None
+    file: Path | None = None
+    matrix: Path | None = None
+    nodes: int | None = None
+    seed: int | None = None
+    engines: Sequence[str] | None = None
+
+
+def choose_topology(wish: Wish) -> Topology:
     """Return the mesh that the flags describe.
 
     Raises:
         ConfigError: if they contradict one another or describe none.
     """
-    if file is not None and (preset_name is not None or nodes is not None):
-        raise ConfigError("--topology", str(file), "command line", "a file says it all; leave --preset and --nodes out")
-    topology = read_topology(file) if file is not None else preset(preset_name or DEFAULT_PRESET, nodes)
-    if engines is None:
+    if wish.file is not None and (wish.preset, wish.matrix, wish.nodes) != (None, None, None):
+        advice = "a file says it all; leave --preset, --matrix and --nodes out"
+        raise ConfigError("--topology", str(wish.file), "command line", advice)
+    if wish.matrix is not None and wish.preset is not None:
+        raise ConfigError("--matrix", str(wish.matrix), "command line", "a matrix says how far nodes are; leave --preset out")
+    if wish.seed is not None and wish.matrix is None:
+        raise ConfigError("--seed", wish.seed, "command line", "it says which nodes of a matrix are taken; give --matrix too")
+    if wish.matrix is not None:
+        topology = matrix_topology(wish.matrix, wish.nodes, 1 if wish.seed is None else wish.seed)
+    elif wish.file is not None:
+        topology = read_topology(wish.file)
+    else:
+        topology = preset(wish.preset or DEFAULT_PRESET, wish.nodes)
+    if wish.engines is None:
         return topology
     try:
-        return topology.with_engines([parse_engine(engine) for engine in engines])
+        return topology.with_engines([parse_engine(engine) for engine in wish.engines])
     except ValueError as error:
-        raise ConfigError("--engine", list(engines), "command line", str(error)) from error
+        raise ConfigError("--engine", list(wish.engines), "command line", str(error)) from error
 
 
 def run_testnet(topology: Topology, *, directory: Path | None, for_s: float | None, as_json: bool) -> int:

@@ -150,11 +150,11 @@ def test_children_die_with_a_starter_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_flags_that_contradict_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="leave --preset and --nodes out"):
-        command.choose_topology("metro", tmp_path / "x.toml", None, None)
+    with pytest.raises(ConfigError, match="leave --preset, --matrix and --nodes out"):
+        command.choose_topology(command.Wish(preset="metro", file=tmp_path / "x.toml"))
     with pytest.raises(ConfigError, match='did you mean "onnx"'):
-        command.choose_topology(None, None, None, ["onxx"])
-    assert command.choose_topology(None, None, 3, ["echo"]) == preset("metro", 3).with_engines(["echo"])
+        command.choose_topology(command.Wish(engines=["onxx"]))
+    assert command.choose_topology(command.Wish(nodes=3, engines=["echo"])) == preset("metro", 3).with_engines(["echo"])
 
 
 def test_command_prints_the_mesh_and_the_result_as_json_lines(tmp_path: Path) -> None:
