@@ -6,22 +6,21 @@ that it does not serve itself. The nodes are of three kinds, in turn: some serve
 some nothing.
 
 It is run twice: with the program as it is, where in a mesh so small everybody measures everybody, and with few connections
-(`benchmarks.few_links`), where most estimates rest on edges and coordinates. The simulator gets the same matrix, and so many
+(`benchmarks.mesh_node`), where most estimates rest on edges and coordinates. The simulator gets the same matrix, and so many
 pings that both ends together have measured about as large a share of the pairs. Its memory says nothing of pairs that no edges
 reach, so what rests on coordinates is held against its Vivaldi.
 
-In truth each node has a machine of its own. Where the system permits it, nodes and emulator are scheduled before all else once
-the mesh stands, so that what else this machine does is not taken for distance. How long a bare echo by UDP takes is told beside.
+Where the system permits it, nodes are scheduled before all else, so that what else this machine does is not taken for distance.
+How long a bare echo by UDP takes is told beside.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ import trio
 
 from benchmarks.echo_floor import floor_s
 from benchmarks.harness import FOLDER, Row, report
+from benchmarks.mesh_node import LINKS, prefer
 from benchmarks.mesh_score import (
     Answers,
     Asked,
@@ -67,8 +67,8 @@ SIM_S_MAX = 120.0
 REQUEST_S_MAX = 30.0
 """Seconds for an answer of a gateway."""
 
-PRIORITY = 1
-"""Real-time priority of nodes and emulator, the lowest there is: it is above everything that has none."""
+PROGRAM = (sys.executable, str(Path(__file__).with_name("mesh_node.py")))
+"""What runs a node."""
 
 KINDS = (("echo",), ("beside",), ("echo",), ("beside",), ("none",))
 """Engines of the nodes, in turn."""
@@ -118,14 +118,16 @@ def engine_beside() -> Iterator[str]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().strip()
+        url = process.stdout.readline().strip()
+        prefer(process.pid)
+        yield url
     finally:
         process.stdin.close()
         process.wait(REQUEST_S_MAX)
         process.stdout.close()
 
 
-async def run_mesh(name: str, topology: Topology, program: Sequence[str] | None, settle_s: float, requests: int) -> Mesh:
+async def run_mesh(name: str, topology: Topology, links: int, settle_s: float, requests: int) -> Mesh:
     """Starts the mesh, lets it settle, and asks it for distances and for answers."""
     count = len(topology.nodes)
     truth_s = np.array([[topology.rtt_ms(i, j) / 1e3 for j in range(count)] for i in range(count)])
@@ -135,23 +137,15 @@ async def run_mesh(name: str, topology: Topology, program: Sequence[str] | None,
             replace(node, engines=tuple(url if engine == "beside" else engine for engine in kind))
             for node, kind in zip(topology.nodes, kinds, strict=True)
         ]
-        flags = () if program is None else ("--network-dir", f"{folder}/network")
+        flags = ("--network-dir", f"{folder}/network", "--links", str(links))
         async with testnet(
-            replace(topology, nodes=tuple(nodes)), folder=Path(folder) / "nodes", program=program, flags=flags
+            replace(topology, nodes=tuple(nodes)), folder=Path(folder) / "nodes", program=PROGRAM, flags=flags
         ) as net:
-            prefer([node.pid for node in net.nodes] + ([] if net.emulator is None else [net.emulator.pid]))
             floor = await trio.to_thread.run_sync(floor_s)
             await trio.sleep(settle_s)
             answers = await gather(net)
             asked = await ask_all(net, kinds, requests, truth_s)
     return Mesh(name, truth_s, answers, asked, floor, net.links)
-
-
-def prefer(pids: Sequence[int]) -> None:
-    """Has the kernel run these processes before all others, where it lets us."""
-    for pid in pids:
-        with suppress(OSError):
-            os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(PRIORITY))
 
 
 async def gather(net: Testnet) -> Answers:
@@ -264,6 +258,11 @@ def rows_of_machine(mesh: Mesh, own_s: Seconds, source: Any) -> list[Row]:
     ] + [
         Row(f"{mesh.name}: the emulator's lateness each way, p50", mesh.links.get("late_p50_us", 0.0) / 1e3, "ms"),
         Row("  the same, p99", mesh.links.get("late_p99_us", 0.0) / 1e3, "ms"),
+        Row(
+            "  datagrams it dropped, of all",
+            1e3 * mesh.links.get("dropped", 0.0) / max(1.0, mesh.links.get("forwarded", 0.0)),
+            "‰",
+        ),
     ]
 
 
@@ -321,10 +320,9 @@ def main(argv: Sequence[str] = ()) -> None:
         path = choose_matrix(told.matrix, told.nodes, told.seed, Path(folder))
         matrix = read_matrix(path)
         topology = topology_of(matrix, range(len(matrix.names)), told.matrix)
-        few = (sys.executable, str(Path(__file__).with_name("few_links.py")))
-        for name, program in (("full", None), ("few", few)):
+        for name, links in (("full", 0), ("few", LINKS)):
             if told.only in (None, name):
-                mesh = trio.run(run_mesh, name, topology, program, told.settle, told.requests)
+                mesh = trio.run(run_mesh, name, topology, links, told.settle, told.requests)
                 share, wait_ms = mesh.answers.measured_share(), max(0.0, 1e3 * mesh.excess_s() / 2)
                 sim, waiting = (simulated(path, share, told.seed, each_ms) for each_ms in (0.0, wait_ms))
                 rows += rows_of(mesh, sim, waiting)

@@ -217,6 +217,8 @@ def main() -> int:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
+    with suppress(OSError):  # it waits nearly always, and a moment too late is distance to those whom it serves
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     try:
         emulator = Emulator(LinkSpec.from_json(sys.stdin.readline()))
     except OSError as error:

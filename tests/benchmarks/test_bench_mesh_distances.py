@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import mesh_distances
 from benchmarks.echo_floor import floor_s
-from benchmarks.few_links import LINKS, few
 from benchmarks.mesh_distances import choose_matrix, simulated
+from benchmarks.mesh_node import LINKS, few
 from benchmarks.mesh_score import Answers, Asked, cost_s, errors, excess_s, is_near_equal, is_nearest, missed_percent, percentiles
 from mesh.testnet.matrix import drawn, read_matrix
 from protocol.routing import RoutingConfig
@@ -75,7 +75,7 @@ def test_the_margin_is_the_rankings() -> None:
 
 
 def test_a_node_with_few_links_is_one_that_the_core_accepts() -> None:
-    assert few().membership.small_mesh == few().membership.near_max == LINKS
+    assert few(LINKS).membership.small_mesh == few(LINKS).membership.near_max == LINKS
 
 
 def test_mesh_and_simulator_are_given_the_same_nodes(tmp_path: Path) -> None:
