@@ -104,8 +104,8 @@ class Path:
     Attributes:
         source: where `rtt_s` comes from.
         rtt_s: the round trip in seconds; ignored for an unknown path.
-        jitter_s: of a measured path, as in RFC 3550.
-        loss: of a measured path, the share of probes without an echo, 0 to 1.
+        jitter_s: of a measured path, the usual difference between neighbouring samples.
+        loss: of a measured path, the share of probes without an echo, 0 to 1, single ones left out.
         error: of a path derived from coordinates, the larger relative error of the two.
         connected: whether a connection is open already.
     """

@@ -49,8 +49,7 @@ class DistanceConfig:
         rows_at_once: peers moved in one slice of work: some 2 ms.
         residual_rows_at_once: peers whose residuals are worked out in one slice: some 5 ms.
         samples_max: samples kept of each path.
-        sample_s: seconds that a sample of a steady path counts.
-        volatile_s: and of a path whose samples differ by half: there an old sample says less than a neighbouring path.
+        sample_s: seconds that a sample counts.
         measured_max: paths of this node that are kept; the one longest unmeasured makes room.
         paths_max: of these, as many as its place is worked out from.
         resolve_s: seconds between two looks for this node's own place.
@@ -88,7 +87,6 @@ class DistanceConfig:
     residual_rows_at_once: int = 16
     samples_max: int = 16
     sample_s: float = 3600.0
-    volatile_s: float = 120.0
     measured_max: int = 4096
     paths_max: int = 256
     resolve_s: float = 5.0

@@ -276,8 +276,8 @@ class Distances:
         self._width_of_one = float(np.quantile(np.concatenate([told, prior]), COVERAGE))
 
     def _width_of(self, path: PathSamples) -> float:
-        """Half the width of a measured path's interval: the median of more samples is surer."""
-        return self._width_of_one / math.sqrt(min(len(path), 4))
+        """Half the width of a measured path's interval: on a steady path the median of more samples is surer."""
+        return self._width_of_one / (1.0 + (math.sqrt(min(len(path), 4)) - 1.0) * path.steadiness)
 
     def _told(self, row: int, end: int) -> float | None:
         """The round trip of an edge in seconds, None where there is none."""

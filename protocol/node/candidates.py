@@ -44,7 +44,7 @@ def peer_candidate(facts: PeerFacts, own_error: float, in_flight: int) -> Candid
     """
     serving, quality = facts.serving, facts.quality
     if quality is not None:
-        path = Path(RttSource.MEASURED, quality.rtt_s, quality.jitter_s, quality.loss, connected=facts.connected)
+        path = Path(RttSource.MEASURED, quality.rtt_s, quality.usual_jitter_s, quality.usual_loss, connected=facts.connected)
     elif facts.coordinate_rtt_s is not None:
         error = max(facts.coordinate_error, own_error)
         path = Path(RttSource.COORDINATE, facts.coordinate_rtt_s, error=error, connected=facts.connected)

@@ -9,6 +9,7 @@ Spec: docs/spec/05-coordinates.md.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from protocol.probe.config import ProbeConfig
@@ -26,6 +27,9 @@ class PathQuality:
         rtt_s_min: smallest sample in the window: the path without queues.
         jitter_s: mean difference between neighbouring samples, smoothed as in RFC 3550.
         loss: share of the window's nonces that did not come back, 0 to 1, the ones still under way left out.
+        usual_jitter_s: the jitter, or the median difference between neighbouring samples of the window where that is less: one
+            stall of either machine does not move it.
+        usual_loss: the loss with one nonce fewer lost: a single one that is missing, of eight or of eighty, makes no rate.
         samples: how many samples the window holds.
         measured_at: monotonic time of the newest sample.
     """
@@ -36,6 +40,8 @@ class PathQuality:
     loss: float
     samples: int
     measured_at: float
+    usual_jitter_s: float = 0.0
+    usual_loss: float = 0.0
 
 
 class PathWindow:
@@ -101,6 +107,8 @@ class PathWindow:
             loss=unanswered / max(1, unanswered + answered),
             samples=len(samples),
             measured_at=self.measured_at,
+            usual_jitter_s=min(self.jitter_s, median([abs(later - rtt_s) for rtt_s, later in pairwise(samples)] or [0.0])),
+            usual_loss=max(0, unanswered - 1) / max(1, unanswered + answered),
         )
 
     def shortest_s(self) -> float | None:

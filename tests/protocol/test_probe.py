@@ -22,6 +22,7 @@ from protocol.probe import (
     SampleTaken,
     SendDatagram,
 )
+from protocol.probe.quality import PathWindow
 
 
 def test_a_probe_is_nine_bytes_and_unpredictable() -> None:
@@ -182,8 +183,20 @@ def test_quality_tells_median_minimum_jitter_and_loss() -> None:
     assert quality.loss == 0.0  # the missing echo may still come
     assert quality.measured_at == pytest.approx(2.02)
     assert machine.quality(A, now + 2.0).loss == pytest.approx(1 / 5)
+    assert machine.quality(A, now + 2.0).usual_loss == 0.0  # a single one
     assert machine.quality(A, now + 2.6).loss == pytest.approx(2 / 6)
+    assert machine.quality(A, now + 2.6).usual_loss == pytest.approx(1 / 6)
     assert machine.quality(B, now) is None
+
+
+def test_one_stall_leaves_the_usual_jitter_as_it_was() -> None:
+    path = PathWindow(CONFIG)
+    for nonce, rtt_s in enumerate([0.020, 0.021] * 10 + [0.5] + [0.020, 0.021] * 10):
+        path.send_probe(nonce, float(nonce))
+        path.take_echo(nonce, nonce + rtt_s)
+    quality = path.quality(41.0)
+    assert quality.jitter_s > 0.01
+    assert quality.usual_jitter_s == pytest.approx(0.001)
 
 
 def test_the_kernels_time_of_arrival_counts_and_not_ours() -> None:

@@ -1,7 +1,9 @@
 """The samples of one path."""
 
 import math
+from statistics import median
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,16 +34,18 @@ def test_a_small_change_makes_no_new_path():
     assert len(path_of([0.02] * 8 + [0.0205] * 3)) == 11
 
 
-def test_samples_count_for_longer_where_they_differ_less():
-    steady, volatile = path_of([0.02, 0.0201, 0.0199, 0.02]), path_of([0.02, 0.06, 0.01, 0.03])
-    assert steady.lasts_s(CONFIG) > 0.9 * CONFIG.sample_s
-    assert volatile.lasts_s(CONFIG) < 0.05 * CONFIG.sample_s
-    assert steady.is_fresh(1800.0)
-    assert not volatile.is_fresh(1800.0)
+def test_a_steady_path_takes_the_median_and_a_volatile_one_the_least():
+    steady, volatile = path_of([0.02, 0.0201, 0.0199, 0.0202]), path_of([0.02, 0.06, 0.01, 0.03])
+    assert steady.steadiness > 0.9
+    assert steady.rtt_s == pytest.approx(0.02005, rel=2e-3)
+    assert volatile.steadiness < 0.05
+    assert volatile.rtt_s == pytest.approx(0.01, rel=0.1)
 
 
 def test_old_samples_are_forgotten():
     path = path_of([0.02, 0.02])
+    assert path.is_fresh(CONFIG.sample_s)
+    assert not path.is_fresh(10.1 + CONFIG.sample_s)
     path.add(0.02, 2 * CONFIG.sample_s, CONFIG)
     assert len(path) == 1
 
@@ -51,5 +55,6 @@ def test_the_round_trip_is_within_the_samples(rtts):
     path = path_of(rtts)
     assert min(rtts) <= path.rtt_s <= max(rtts)
     assert 1 <= len(path) <= CONFIG.samples_max
-    assert CONFIG.volatile_s <= path.lasts_s(CONFIG) <= CONFIG.sample_s
+    assert 0.0 < path.steadiness <= 1.0
+    assert path.rtt_s <= (1.0 + 1e-12) * median(rtts[-len(path) :])
     assert math.isfinite(path.spread())
