@@ -244,10 +244,10 @@ class Endpoint:
                     self.counters.bytes_out += sum(len(data) for data, _ in sent)
                     self._outputs.append(Transmit(connection.local, sent))
                 if connection.closed is not None:
-                    if connection.closed.local and not sent:
-                        sent = connection.engine.transmits(now)
-                        if sent:
-                            self._outputs.append(Transmit(connection.local, sent))
+                    # What building the datagrams took may itself have closed it: the farewell is then in none of them.
+                    if connection.closed.local and (farewell := connection.engine.transmits(now)):
+                        sent = farewell
+                        self._outputs.append(Transmit(connection.local, sent))
                     self._remember_farewell(connection, sent, now)
                     self._remove(connection)
                 else:
