@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-ALL = ("hop", "gateway", "relay", "lifecycle", "distances", "hostile")
+ALL = ("hop", "native", "gateway", "relay", "lifecycle", "distances", "hostile")
 APART = ("interop", "mesh_distances")
 """Run only by name: they need more than the project installs, or take minutes on an idle machine."""
 

@@ -18,15 +18,17 @@ STOP_S_MAX = 20.0
 class NodeProcess:
     """`isochrone up --json` with the given flags; use as a context manager."""
 
-    def __init__(self, *flags: str, host: str = "127.0.0.1") -> None:
+    def __init__(self, *flags: str, host: str = "127.0.0.1", is_open: bool = True) -> None:
         """Prepares the command.
 
         Args:
             flags: for `isochrone up`, beside a fresh state directory, a free port and a free gateway port.
             host: where it listens for peers.
+            is_open: whether anybody may join.
         """
         self._flags = flags
         self._host = host
+        self._is_open = is_open
         self._folder = tempfile.TemporaryDirectory(prefix="isochrone-bench-")
         self.state_dir = Path(self._folder.name)
         self.started_s = 0.0
@@ -35,7 +37,7 @@ class NodeProcess:
     def __enter__(self) -> Self:
         """Starts the node and waits until it is ready."""
         command = [
-            sys.executable, "node.py", "up", "--json", "--open",
+            sys.executable, "node.py", "up", "--json", *(["--open"] if self._is_open else []),
             "--state-dir", self._folder.name,
             "--listen", f"/ip4/{self._host}/udp/0/quic-v1",
             "--gateway", "127.0.0.1:0",

@@ -11,13 +11,14 @@
         async for piece in mesh.generate("llama", [{"role": "user", "content": "What is time?"}]):
             print(piece, end="")
 
-`attach` goes to the node that runs on this machine, through a unix socket that only its own user can open. Every failure is a
+`attach` goes to the node that runs on this machine, through a unix socket that only its own user can open. `connect` joins the
+mesh as a light node of its own: an identity and a QUIC endpoint, no engine, nothing forwarded for others. Every failure is a
 `MeshError` that carries a code and says what to do next.
 
 Spec: docs/client.md.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -44,6 +45,7 @@ __all__ = [
     "Route",
     "Text",
     "attach",
+    "connect",
     "sync",
 ]
 
@@ -67,6 +69,34 @@ async def attach(socket: Path | str | None = None, *, state_dir: Path | str | No
             await way.aclose()
 
 
+@asynccontextmanager
+async def connect(
+    bootstrap: Sequence[str] = (),
+    *,
+    network: str | None = None,
+    state_dir: Path | str | None = None,
+    network_dir: Path | str | None = None,
+) -> AsyncIterator[AsyncMesh]:
+    """Join the mesh as a light node, and ask without a node on this machine; what is under way on leaving is cancelled.
+
+    Args:
+        bootstrap: addresses of nodes of the mesh; a member of a private network also asks those who issued its certificate.
+        network: id of an open network; None is the private network that the directories are of.
+        state_dir: holds the key and, after `isochrone join TOKEN --state-dir DIR`, the certificate; one program at a time. None
+            takes a new key, which in the user's own network is certified at once.
+        network_dir: the user's own private network; None takes the default one.
+
+    Raises:
+        BadInputError: an address is none.
+        NotConnectedError: nobody lets the program in; the text says what to do.
+    """
+    # Half a second of imports that only a light node needs.
+    from mesh.native.light import joined
+
+    async with joined(bootstrap, network, _path(state_dir), _path(network_dir)) as way:
+        yield AsyncMesh(way)
+
+
 class sync:  # noqa: N801  # read as the module it stands for
     """The same for programs without an event loop."""
 
@@ -74,6 +104,28 @@ class sync:  # noqa: N801  # read as the module it stands for
     def attach(socket: Path | str | None = None, *, state_dir: Path | str | None = None) -> AbstractContextManager[Mesh]:
         """Ask through the node that runs on this machine; arguments and errors are those of `attach`."""
         return _attached(socket, state_dir)
+
+    @staticmethod
+    def connect(
+        bootstrap: Sequence[str] = (),
+        *,
+        network: str | None = None,
+        state_dir: Path | str | None = None,
+        network_dir: Path | str | None = None,
+    ) -> AbstractContextManager[Mesh]:
+        """Join the mesh as a light node; arguments and errors are those of `connect`. A thread of its own runs it."""
+        return _connected(bootstrap, network, state_dir, network_dir)
+
+
+@contextmanager
+def _connected(
+    bootstrap: Sequence[str], network: str | None, state_dir: Path | str | None, network_dir: Path | str | None
+) -> Iterator[Mesh]:
+    from mesh.native.light import joined
+    from mesh.native.threaded import in_thread
+
+    with in_thread(joined(bootstrap, network, _path(state_dir), _path(network_dir))) as way:
+        yield Mesh(way)
 
 
 @contextmanager

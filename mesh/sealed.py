@@ -79,7 +79,7 @@ class AskingStream:
         """Enter while the relay is to finish what it began."""
         return self._stream.waiting()
 
-    def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
+    def tell(self, doing: Doing, *, sent: bool, data: bytes | memoryview = b"", code: int = 0) -> None:
         """What is sealed is not told to who watches the connection to the relay."""
 
     async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False) -> None:
@@ -166,7 +166,7 @@ class AnsweringStream:
         """Enter while the request is read, which has come already."""
         return nullcontext()
 
-    def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
+    def tell(self, doing: Doing, *, sent: bool, data: bytes | memoryview = b"", code: int = 0) -> None:
         """What is sealed is not told to who watches the connection to the relay."""
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:

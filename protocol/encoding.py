@@ -152,7 +152,8 @@ class FrameDecoder:
             raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a frame of {length} bytes; the limit is {self._frame_bytes_max}")
         if len(self._buffer) < start + length:
             return None
-        frame = bytes(self._buffer[start : start + length])
+        with memoryview(self._buffer) as view:  # a slice of the buffer itself would be one more copy
+            frame = bytes(view[start : start + length])
         del self._buffer[: start + length]
         return frame
 

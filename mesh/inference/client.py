@@ -17,10 +17,10 @@ import trio
 
 from mesh.inference.stream import ByteStream
 from mesh.transport import ConnectionLost, Doing, StreamReset
-from protocol.encoding import FrameDecoder, encode_frame
+from protocol.encoding import FrameDecoder, decode_uvarint
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.inference import AnswerOrder, Failed, InferenceRequest, Reply
-from protocol.wire.inference import REPLY_BYTES_MAX, decode_reply, encode_request
+from protocol.wire.inference import REPLY_BYTES_MAX, decode_reply, frame_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +105,14 @@ class Answer:
     async def ask(self, request: InferenceRequest) -> None:
         """Send the request; where that fails, the first reply says how."""
         try:
-            packed = encode_request(request)
+            frame = b"".join(frame_request(request))
         except LocalProtocolError as error:
             self._refusal = Failed(error.code, error.detail)
             return
         # A peer may refuse before it has read everything: its reason, or the lost connection, is found by reading.
         with trio.move_on_at(self._ends_at), suppress(StreamReset, ConnectionLost):
-            self._stream.tell(Doing.FRAME, sent=True, data=packed)
-            await self._stream.send_all(encode_frame(packed))
+            self._stream.tell(Doing.FRAME, sent=True, data=memoryview(frame)[decode_uvarint(frame)[1] :])
+            await self._stream.send_all(frame)
 
     async def _next(self) -> Reply:
         """Return the peer's next reply, or the `Failed` that stands for it."""

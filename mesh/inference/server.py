@@ -17,7 +17,7 @@ import trio
 
 from mesh.inference.stream import ByteStream
 from mesh.transport import ConnectionLost, Doing, StreamReset
-from protocol.encoding import FrameDecoder, encode_frame
+from protocol.encoding import FrameDecoder, decode_uvarint
 from protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.inference import (
@@ -31,7 +31,7 @@ from protocol.inference import (
     TensorsReady,
     TextDelta,
 )
-from protocol.wire.inference import REQUEST_BYTES_MAX, decode_request, encode_reply
+from protocol.wire.inference import REQUEST_BYTES_MAX, decode_request, frame_reply
 
 HELD_BYTES_MAX = 64 * 1024
 """Outputs held back of an answer that is not streamed, in bytes: a full answer of text mostly fits, and memory stays bounded."""
@@ -239,9 +239,9 @@ class _Serving:
         return "the engine's answer stopped without an end"
 
     def _framed(self, reply: Reply) -> bytes:
-        packed = encode_reply(reply)
-        self._stream.tell(Doing.FRAME, sent=True, data=packed)
-        return encode_frame(packed)
+        frame = b"".join(frame_reply(reply))
+        self._stream.tell(Doing.FRAME, sent=True, data=memoryview(frame)[decode_uvarint(frame)[1] :])
+        return frame
 
     async def _send(self, frames: bytes, *, end: bool = False, linger: bool = False) -> None:
         """Send whole frames; where a deadline cuts that short, `_sending` stays set."""

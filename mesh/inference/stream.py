@@ -17,7 +17,7 @@ class ByteStream(Protocol):
     def waiting(self) -> AbstractContextManager[None]:
         """Enter while the peer is to finish what it began."""
 
-    def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
+    def tell(self, doing: Doing, *, sent: bool, data: bytes | memoryview = b"", code: int = 0) -> None:
         """Tell those who watch what happened."""
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:

@@ -19,7 +19,7 @@ import trio
 
 from mesh.dispatch import Dispatcher
 from mesh.gateway.views import offer_json, route_json
-from mesh.local.frames import FrameReader, without
+from mesh.local.frames import MESSAGE_BYTES_MIN, FrameReader, without
 from mesh.local.place import BACKLOG_MAX, Listening, is_ours, peer_uid
 from mesh.local.questions import MODELS, STATUS, is_question, read_question
 from mesh.telemetry import ABORTED, RequestOutcome, Telemetry
@@ -177,7 +177,7 @@ class LocalDoor:
         else:
             route = self._dispatcher.explain(question.request_id.hex())
             answer = None if route is None else route_json(route)
-        return json.dumps(answer).encode()
+        return json.dumps(answer).encode().ljust(MESSAGE_BYTES_MIN)  # an empty list is shorter than a frame may be
 
     async def _answer(self, visit: "_Visit", request: InferenceRequest) -> None:
         """Answers one request; a client that does not take it all in time loses the connection."""

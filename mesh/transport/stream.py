@@ -66,10 +66,11 @@ class Stream:
         """Who is at the other end, proven by TLS."""
         return self.connection.peer_id
 
-    def tell(self, doing: Doing, *, sent: bool, data: bytes = b"", code: int = 0) -> None:
+    def tell(self, doing: Doing, *, sent: bool, data: bytes | memoryview = b"", code: int = 0) -> None:
         """Tell those who watch the connection what happened on this stream; who writes or reads a frame tells it whole."""
         if self.connection.watchers:
-            self.connection.tell(doing, sent=sent, stream_id=self._id, protocol_id=self.protocol_id, data=data, code=code)
+            told = bytes(data)
+            self.connection.tell(doing, sent=sent, stream_id=self._id, protocol_id=self.protocol_id, data=told, code=code)
 
     def waiting(self) -> AbstractContextManager[None]:
         """Enter while the peer is to finish what it began; a peer with too many such streams is cut off."""

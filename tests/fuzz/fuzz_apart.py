@@ -30,6 +30,8 @@ APART: dict[str, str] = {
     "mesh.inference.client:Answer._next": _CALLER,
     "mesh.inference.client:Answer._receive": _CALLER,
     "mesh.inference.client:Answer._take": _CALLER,
+    "mesh.inference.client:Answer.ask": _MADE,
+    "mesh.inference.server:_Serving._framed": _MADE,
     "mesh.inference.server:_Serving._read_request": _CALLER,
     "mesh.local.door:LocalDoor._take": _CALLER,
     "mesh.local.place:peer_uid": _OWN,  # what the kernel says

@@ -1,6 +1,7 @@
 """Varints, frames and the two text encodings."""
 
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -166,3 +167,22 @@ def test_seeded_random_serves_as_luck() -> None:
         ]
 
     assert draw(random.Random(7)) == draw(random.Random(7))
+
+
+def test_a_large_frame_is_copied_once_into_the_buffer_and_once_out_of_it() -> None:
+    piece, n_pieces = bytes(1200), 4000
+    size_bytes = len(piece) * n_pieces
+    decoder = FrameDecoder(size_bytes)
+    tracemalloc.start()
+    try:
+        decoder.receive(encode_uvarint(size_bytes))
+        for _ in range(n_pieces):
+            decoder.receive(piece)
+        frame = decoder.next_frame()
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert frame is not None
+    assert len(frame) == size_bytes
+    # The buffer grows ahead by an eighth; a third copy would be past this.
+    assert peak_bytes < 2.5 * size_bytes

@@ -234,6 +234,13 @@ async def test_a_door_that_is_sent_rubbish_refuses_it_and_goes_on(start: Start) 
 
 
 @ONE_ENGINE
+async def test_a_node_that_serves_nothing_has_an_empty_list_of_models(start: Start) -> None:
+    a = await start()
+    async with client.attach(door(a)) as mesh:
+        assert await mesh.models() == []
+
+
+@ONE_ENGINE
 async def test_connections_are_bounded_and_the_idle_make_room(start: Start) -> None:
     engine = PlannedEngine(Plan(hang, hang))
     a = await start(engine)
