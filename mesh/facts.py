@@ -5,6 +5,7 @@ Source: docs/architecture.md, "The core".
 
 from mesh.telemetry import Telemetry
 from protocol import conduct, gossip, membership, probe, pubsub, suspicion
+from protocol.edges import EdgeDisputed
 from protocol.errors import ErrorCode
 
 
@@ -44,6 +45,8 @@ def _observe_standing(telemetry: Telemetry, fact: object) -> None:
             telemetry.peer_state_changed(peer_id, "gone", reason)
         case membership.PeerForgotten(peer_id):
             telemetry.peer_forgotten(peer_id)
+        case EdgeDisputed(one, other, one_s, other_s):
+            telemetry.edge_disputed(one, other, one_s, other_s)
         case suspicion.Doubted(key):
             telemetry.peer_doubted(key)
         case suspicion.Refute():

@@ -212,6 +212,7 @@ class Telemetry:
         )
         self._stale_told: dict[ErrorCode, int] = {}
         self._doubts = Counter("isochrone_peers_doubted", "Peers that enough others held for silent", registry=registry)
+        self._disputes = Counter("isochrone_edges_disputed", "Paths of which both ends told what differs", registry=registry)
         self._refutations = Counter(
             "isochrone_refutations", "Times that others held this node for silent and it refuted", registry=registry
         )
@@ -321,6 +322,12 @@ class Telemetry:
         """Enough others hold the peer whose card has this key for silent."""
         self._doubts.inc()
         self.log.debug("peer doubted", key=key.hex())
+
+    def edge_disputed(self, one: PeerId, other: PeerId, rtt_s_of_one: float, rtt_s_of_other: float) -> None:
+        """Two peers tell of the path between them what cannot both be true."""
+        self._disputes.inc()
+        ends = {"one": peer_id_text(one), "other": peer_id_text(other)}
+        self.log.debug("edge disputed", **ends, one_ms=rtt_s_of_one * 1000.0, other_ms=rtt_s_of_other * 1000.0)
 
     def refuted(self) -> None:
         """Others held this node for silent, and it told them otherwise."""

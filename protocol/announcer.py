@@ -49,10 +49,25 @@ class AnnouncerConfig:
     load_changed_share: float = 0.2
     """A load is news when the wait that readers work out from it has changed by more of a service time, or a time by more of
     itself. How many of a node's free slots are taken changes no wait, so it does not matter to routing."""
-    edges_interval_s: float = 300.0
+    edges_first_s: float = 20.0
+    """Seconds from the start until edges are told first: by then a new connection has been measured four or five times."""
+    edges_second_s: float = 60.0
+    """And again after so long, when those are known that were met meanwhile."""
+    edges_interval_s: float = 600.0
+    """Seconds between two tellings later: a hundred neighbours cost 130 B/s so."""
+    edges_look_s: float = 60.0
+    """Seconds between two looks whether enough has changed to tell edges sooner."""
+    edges_changed_share: float = 0.5
+    """Share of the edges told of which, when they have changed or are new, all are told anew: a node that still meets others
+    tells three times until it has its 64, and not seven times, as with a quarter."""
+    edges_newcomer: int = 8
+    """Edges that count, below which a peer is new and is answered sooner: with three it has a place, with eight a good one."""
+    edges_changed_rtt: float = 0.25
+    edges_changed_s: float = 0.002
+    """A round trip has changed when it differs by a quarter and 2 ms: below that both ends would still agree."""
     edges_lifetime_s: float = 1800.0
-    edges_max: int = 16
-    """Measured paths told to neighbours, nearest first."""
+    edges_max: int = 64
+    """Measured paths told: with fewer than 48 places are worse, with more little better (docs/coordinates.md)."""
 
 
 class Announcer:
@@ -163,7 +178,7 @@ class Announcer:
         if not self._started:
             return float("inf")
         if self._due is None:
-            self._due = min(self._card_due(), self._beat_due(), self._edges_at + self._config.edges_interval_s)
+            self._due = min(self._card_due(), self._beat_due(), self._edges_at)
         return self._due
 
     def card(self, place: Coordinate, sequence: int, now: float) -> Card | None:
@@ -207,12 +222,16 @@ class Announcer:
         return Beat(self.draining, self.loads)
 
     def edges_due(self, now: float) -> bool:
-        """Whether edges are to be told now; they count as told then."""
-        if not self._started or now < self._edges_at + self._config.edges_interval_s:
+        """Whether edges are to be told now; they count as told then, and are due again as `plan_edges` says."""
+        if not self._started or now < self._edges_at:
             return False
         self._due = None
-        self._edges_at = now
+        self._edges_at = now + self._config.edges_interval_s
         return True
+
+    def plan_edges(self, at: float) -> None:
+        """Has edges due at another time than after an interval."""
+        self._due, self._edges_at = None, at
 
     # Helpers
 

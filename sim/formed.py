@@ -234,6 +234,7 @@ def _introduce(world: World, process: Process, records: list[Record]) -> None:
         if record.peer_id != process.peer_id and isinstance(record.payload, Card):
             membership.handle_card(record.peer_id, record.payload.addresses, world.now)
     process.node.announcer.settle()
+    process.node.telling.pace.settle(world.now)
     process.node.handle_timer(world.now)
     process.node.rank_nearest(world.now)
     world.settle(process)

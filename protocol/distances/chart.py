@@ -110,7 +110,7 @@ class Chart:
         return self._others[row, :degree].astype(np.int64), self._rtts_of(self._codes[row, :degree])
 
     def set_edges(self, peer: PeerId, edges: Sequence[tuple[PeerId, float]]) -> None:
-        """Takes over the edges of a peer that count, in place of those before; the other ends learn of new ones.
+        """Takes over the edges of a peer that count, in place of those before, at the other ends as well.
 
         Args:
             peer: whose they are.
@@ -126,6 +126,7 @@ class Chart:
                 longest[other] = max(rtt_s, longest.get(other, 0.0))
         kept = self._kept([(rtt_s, other) for other, rtt_s in longest.items()])
         before = int(self._degrees[row])
+        gone = dict.fromkeys(self._others[row, :before].tolist())
         said = dict(zip(self._others[row, :before].tolist(), self._alphas[row, :before].tolist(), strict=True))
         degree = 0
         for rtt_s, other in kept:
@@ -135,8 +136,11 @@ class Chart:
                 self._others[row, degree], self._codes[row, degree] = end, code
                 self._alphas[row, degree] = said.get(end, 0.0)
                 degree += 1
+                gone.pop(end, None)
                 self._note(end, row, code)
         self._degrees[row] = degree
+        for end in gone:
+            self._remove(end, row)
         self._stale[row] = self._changed = True
 
     def forget(self, peer: PeerId) -> None:

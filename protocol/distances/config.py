@@ -59,7 +59,6 @@ class DistanceConfig:
         chart_s_max: seconds between two looks for what has changed in the chart, at most; at first `resolve_s`, then ever longer.
         residuals_s: seconds between two looks for what the residuals of everybody's edges say: it is most of the work.
         slice_s: seconds between two slices of work, in which the node does what else there is to do.
-        told_s: seconds that edges told by a peer count; it tells them again every ten minutes.
         drawn_first: peers measured at random before any is chosen for being near.
         hops: nearest measured peers through whose edges other near ones are looked for.
     """
@@ -96,6 +95,5 @@ class DistanceConfig:
     chart_s_max: float = 20.0
     residuals_s: float = 300.0
     slice_s: float = 0.002
-    told_s: float = 1800.0
     drawn_first: int = 16
     hops: int = 4

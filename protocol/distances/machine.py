@@ -199,6 +199,11 @@ class Distances:
             fresh = near + [edge for edge in fresh if edge not in chosen][: count - len(near)]
         return [(peer, rtt_s) for rtt_s, peer in sorted(fresh)]
 
+    def measured_at(self, peer: PeerId) -> float:
+        """When a path was measured last, in monotonic seconds; minus infinity for one that is not known."""
+        path = self._paths.get(peer)
+        return float("-inf") if path is None else path.newest_at()
+
     def whom_to_measure(
         self, candidates: Sequence[PeerId], now: float, may: Callable[[PeerId], bool]
     ) -> tuple[PeerId, bool] | None:

@@ -52,6 +52,10 @@ class PathSamples:
         self.rtt_s = self._at(0.5 * self.steadiness)
         self.fresh_until = now + config.sample_s
 
+    def newest_at(self) -> float:
+        """When the newest sample was taken, in monotonic seconds."""
+        return self._samples[-2]
+
     def is_fresh(self, now: float) -> bool:
         """Whether the newest sample still counts."""
         return now <= self.fresh_until

@@ -83,6 +83,8 @@ class GossipConfig:
         beats_per_s: beats taken from one peer.
         beats_burst: how many at once.
         question_cost: exchanges that a scope or a search counts for: either has a whole table looked through.
+        edges_apart_s: seconds by which edges of one node are to be issued apart to be announced on, a third of what honest ones
+            wait at least: whoever tells them more often costs its neighbours, and nobody else.
         horizon: how much of a large mesh is held.
         scores: how much conduct weighs.
         audits: what is held back to see whether it comes.
@@ -134,6 +136,7 @@ class GossipConfig:
     beats_per_s: float = 5.0
     beats_burst: int = 20
     question_cost: int = 5
+    edges_apart_s: float = 20.0
     horizon: HorizonConfig = field(default_factory=HorizonConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     audits: AuditConfig = field(default_factory=AuditConfig)

@@ -23,7 +23,7 @@ from protocol.coordinates import Coordinate
 from protocol.encoding import Luck
 from protocol.gossip.messages import Seek
 from protocol.identity import PeerId
-from protocol.records import Card, Record, RecordKind, Verdict
+from protocol.records import Card, Edges, Record, RecordKind, Verdict
 from protocol.scope import RADIUS_S_MAX, Place, Scope, in_common, place_of, scope_of
 from protocol.table import BUCKETS, COMPARED, PeerTable, RecordKey, bucket_hash, record_key, root_hash
 
@@ -142,6 +142,10 @@ class Horizon:
                 assert record is not None
                 cards = [record_key(record.peer_id, RecordKind.CARD), *(RecordKey(item.subject) for item in accused)]
                 return tuple(place for place in map(self.table.place, cards) if place is not None)
+            case Edges():
+                assert record is not None
+                place = self.table.place(record_key(record.peer_id, RecordKind.CARD))
+                return () if place is None else (place,)
             case _:
                 return ()
 

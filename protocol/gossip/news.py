@@ -14,7 +14,7 @@ from protocol.gossip.horizon import Horizon
 from protocol.gossip.messages import stamped_messages
 from protocol.identity import PeerId
 from protocol.records import Record
-from protocol.table import RecordKey
+from protocol.table import COMPARED, RecordKey
 
 
 @dataclass(slots=True)
@@ -89,7 +89,8 @@ class Renewals:
     def add(self, renewal: Renewal, now: float) -> None:
         """Has a card announced, in place of an older one of the same node."""
         self._items[renewal.key] = renewal
-        self._added_at = now
+        if renewal.record.kind in COMPARED:  # others make no table differ
+            self._added_at = now
 
     def leave_out_round(self, now: float) -> bool:
         """Whether a round is no time to compare tables, for cards that are on their way make them differ; not many in a row."""

@@ -21,11 +21,16 @@ from protocol.gossip.news import News, Pushes, Renewal, Renewals, fresh_for
 from protocol.gossip.overlay import Overlay
 from protocol.gossip.score import PeerScores
 from protocol.identity import PeerId
-from protocol.records import Record, RecordKind
+from protocol.records import Edges, Record, RecordKind
 from protocol.table import COMPARED, Accepted, RecordKey, record_key
 
 Say = Callable[[PeerId, Iterable[bytes]], None]
 """Sends messages to a peer."""
+
+
+def is_spread_edges(record: Record) -> bool:
+    """Whether a record is of edges that go farther than to neighbours: those in the compact form."""
+    return isinstance(record.payload, Edges) and bool(record.payload.measured)
 
 
 class Spreading:
@@ -58,7 +63,7 @@ class Spreading:
     def publish(self, record: Record, outcome: Accepted, now: float) -> None:
         """Spreads this node's own record."""
         key = record_key(record.peer_id, record.kind)
-        if outcome.can_wait:
+        if outcome.can_wait or is_spread_edges(record):
             self.renewals.add(Renewal(key, record, outcome.replaced, set()), now)
             return
         self._tell(record, self._overlay.members, (), outcome.replaced)
@@ -67,9 +72,14 @@ class Spreading:
 
     def pass_on(self, record: Record, from_peer: PeerId, outcome: Accepted, now: float, *, asked: bool) -> None:
         """Spreads a record that was news here."""
+        key = record_key(record.peer_id, record.kind)
+        if is_spread_edges(record):
+            before = outcome.replaced
+            if before is None or record.issued_s - before.issued_s >= self._config.edges_apart_s:
+                self.renewals.add(Renewal(key, record, before, {from_peer}), now)
+            return
         if record.kind not in COMPARED:
             return
-        key = record_key(record.peer_id, record.kind)
         if outcome.can_wait:
             self.renewals.add(Renewal(key, record, outcome.replaced, {from_peer}), now)
             return

@@ -29,6 +29,11 @@ class AdmittedReader(GossipReader):
         """See `GossipReader`."""
         return self._inner.message(payload)
 
+    def owner(self, peer_id: PeerId, wall_s: float) -> bytes | None:
+        """See `GossipReader`."""
+        member = self._admission.member(peer_id, wall_s)
+        return None if member is None else f"{member.network_id}/{member.owner}".encode()
+
     def beat(self, payload: bytes) -> Beat:
         """See `GossipReader`."""
         return self._inner.beat(payload)

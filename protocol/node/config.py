@@ -6,6 +6,7 @@ from protocol import forwarding, gossip, membership, probe, suspicion
 from protocol.announcer import AnnouncerConfig
 from protocol.coordinates import CoordinateConfig
 from protocol.distances import DistanceConfig
+from protocol.edges import EdgeConfig, EdgeDisputed
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
@@ -69,6 +70,7 @@ class NodeConfig:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
     relays: RelayConfig = field(default_factory=RelayConfig)
+    edges: EdgeConfig = field(default_factory=EdgeConfig)
     searches: SearchConfig = field(default_factory=SearchConfig)
     strangers: StrangersConfig = field(default_factory=StrangersConfig)
 
@@ -133,5 +135,5 @@ MachineOutput = gossip.Output | membership.Output | probe.Output | suspicion.Out
 """What passes between the machines."""
 
 Output = (
-    MachineOutput | forwarding.Output | BridgeOutput | RecordSealed | ReserveSequences
+    MachineOutput | EdgeDisputed | forwarding.Output | BridgeOutput | RecordSealed | ReserveSequences
 )  # the commands and facts of every machine, as they are

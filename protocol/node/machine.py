@@ -42,6 +42,7 @@ from protocol.node.searches import Searches
 from protocol.node.signing import Signing
 from protocol.node.strangers import Strangers
 from protocol.node.survey import Survey
+from protocol.node.telling import EdgeTelling
 from protocol.node.views import Views
 from protocol.probe import THREE_LEGS, Liveness, Probe
 from protocol.records import (
@@ -112,7 +113,10 @@ class Node:
             lambda: self.vivaldi,
             self.survey.distances,
         )
-        self.relays = Relays(config, self.table, self.membership, self.probe, self.views, self.gossip, self.wall, self._settle)
+        told_by = (self.survey, self.gossip, self.announcer)
+        self.telling = EdgeTelling(config, self.table, self.probe, *told_by, luck, self.wall)
+        shared = (self.table, self.membership, self.probe, self.views, self.gossip, self.telling.store)
+        self.relays = Relays(config, *shared, self.wall, self._settle)
         self._ranking_at = float("inf")
         self._ranking_wait_s = config.ranking_min_s
         self._near_within_s = float("-inf")  # the round trip to the farthest of the nearest, when they were last looked for
@@ -421,21 +425,14 @@ class Node:
             self.signing.spread(card, self.config.announcer.card_lifetime_s, now)
         if not self.signing.sequencer.is_ready:  # the record before took the last number
             self.signing.unreserved_until = now + self.config.reserve_retry_s
-        elif self.announcer.edges_due(now):
-            self._publish_edges(now)
+        elif self.announcer.edges_due(now) and (edges := self.telling.turn(now)) is not None:
+            self.telling.handle_record(self.signing.spread(edges, self.config.announcer.edges_lifetime_s, now), now)
 
     def _publish_verdict(self, accused: Iterable[tuple[RecordKey, int]], now: float) -> None:
         """Tells whom this node holds for silent; where that cannot be signed now, others say it."""
         if self.signing.may_sign(now):
             named = tuple(Accusation(subject, incarnation) for subject, incarnation in accused)
             self.signing.spread(Verdict(named), self.config.verdict_lifetime_s, now)
-
-    def _publish_edges(self, now: float) -> None:
-        """Tells what this node has measured, the nearest half and the newest of the others."""
-        announcer = self.config.announcer
-        if edges := self.views.edges(announcer.edges_max, now):
-            record = self.signing.spread(Edges(edges), announcer.edges_lifetime_s, now)
-            self.survey.handle_record(record, now)
 
     # Cross-wiring
 
@@ -492,6 +489,8 @@ class Node:
             case gossip.RecordExpired(record) | gossip.RecordEvicted(record):
                 if record.kind is RecordKind.CARD or self.table.heard_at(record.peer_id) is None:
                     self.membership.forget(record.peer_id)
+                if record.kind is RecordKind.EDGES:
+                    self.telling.handle_forgotten(record.peer_id, now)
                 if record.kind is RecordKind.VERDICT:
                     self.suspicion.handle_expired(record_key(record.peer_id, RecordKind.CARD), now)
             case gossip.OwnRecordHeard(sequence):
@@ -560,7 +559,7 @@ class Node:
                 self.suspicion.handle_verdict(record_key(record.peer_id, RecordKind.CARD), named, now)
             case Edges():
                 self.relays.handle_edges(record.peer_id, record.payload, now)
-                self.survey.handle_record(record, now)
+                self._outputs.extend(self.telling.handle_record(record, now))
             case _:
                 assert_never(record.payload)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from protocol.coordinates import Coordinate, estimate_rtt
+from protocol.edges import EdgeStore
 from protocol.errors import RemoteProtocolError
 from protocol.gossip import Gossip
 from protocol.identity import PeerId
@@ -25,7 +26,7 @@ from protocol.node.candidates import peer_candidate
 from protocol.node.config import NodeConfig, PeerFacts
 from protocol.node.views import Views
 from protocol.probe import Probe
-from protocol.records import Card, Edge, Edges, RecordKind
+from protocol.records import Card, Edge, Edges, Measured, RecordKind
 from protocol.routing import CandidateInput, Path, RttSource
 from protocol.table import PeerTable
 
@@ -56,6 +57,7 @@ class Relays:
         probe: Probe,
         views: Views,
         gossip: Gossip,
+        told: EdgeStore,
         wall: Callable[[float], float],
         settle: Callable[[float], None],
     ) -> None:
@@ -68,6 +70,7 @@ class Relays:
             probe: measured paths.
             views: where peers are.
             gossip: takes cards that came with a refusal.
+            told: edges that others tell in the compact form.
             wall: the wall clock at a monotonic time.
             settle: drains the machines after something was given to one of them.
         """
@@ -78,6 +81,7 @@ class Relays:
         self._probe = probe
         self._views = views
         self._gossip = gossip
+        self._told = told
         self._wall = wall
         self._settle = settle
         self._edges: OrderedDict[PeerId, tuple[float, dict[PeerId, Edge]]] = OrderedDict()
@@ -87,8 +91,10 @@ class Relays:
     # What happened
 
     def handle_edges(self, peer_id: PeerId, edges: Edges, now: float) -> None:
-        """Takes over whom a peer says it is connected to."""
+        """Takes over whom a peer says it is connected to, where it says so in the form of version 0.1.0."""
         self._edges.pop(peer_id, None)
+        if not edges.edges:
+            return
         self._edges[peer_id] = (now, {edge.peer_id: edge for edge in edges.edges})
         if len(self._edges) > self._config.edges_max:
             self._edges.popitem(last=False)
@@ -176,7 +182,8 @@ class Relays:
         """The way through one relay: measured at both ends, or estimated from places, or of unknown length."""
         quality = self._probe.quality(relay, now)
         told_at, edges = self._edges.get(relay, (float("-inf"), {}))
-        edge = edges.get(executor) if now - told_at < self._config.edges_s else None
+        told = self._told.told(relay, executor, now) or edges.get(executor)
+        edge = told if isinstance(told, Measured) or now - told_at < self._config.edges_s else None
         if quality is not None and edge is not None:
             path = Path(RttSource.MEASURED, quality.rtt_s + edge.rtt_s, quality.jitter_s + edge.jitter_s, quality.loss)
             return Way(relay, path)

@@ -1,17 +1,16 @@
 """What a node knows of distances: its samples and the edges that peers tell, worked out from time to time.
 
-Every round trip that the probe takes is kept, also of peers that are connected no more. The edges that peers have signed make a
-chart of the mesh; in it this node finds its own place. With every look for the nearest it names a few peers to be measured next,
-half of them drawn at random, so that nobody can make itself invisible or everybody else seem far.
+Every round trip that the probe takes is kept, also of peers that are connected no more. The edges that both ends tell (`telling`)
+make a chart of the mesh; in it this node finds its own place. With every look for the nearest it names a few peers to be measured
+next, half of them drawn at random, so that nobody can make itself invisible or everybody else seem far.
 
 Source: docs/coordinates.md, section "How a node knows".
 """
 
 from collections.abc import Sequence
 
-from protocol.distances import Agreements, DistanceConfig, Distances, SeededDraws
+from protocol.distances import DistanceConfig, Distances, SeededDraws
 from protocol.identity import Identity, PeerId
-from protocol.records import Edges, Record
 
 _DOMAIN = b"isochrone-survey:"
 """What the node signs, and shows to nobody, for a secret of its draws."""
@@ -30,7 +29,6 @@ class Survey:
             config: bounds.
             identity: this node's key.
         """
-        self._agreements = Agreements(config)
         self._visits: dict[PeerId, bool] = {}  # who was named last, and whether it was drawn at random
         self.distances = Distances(config, identity.peer_id, SeededDraws(identity.sign(_DOMAIN)))
 
@@ -38,18 +36,9 @@ class Survey:
         """Keeps a round trip that this node has measured."""
         self.distances.handle_sample(peer, rtt_s, now, drawn=self._visits.pop(peer, False))
 
-    def handle_record(self, record: Record, now: float) -> None:
-        """Takes over the edges that a peer, or this node itself, has signed."""
-        if not isinstance(record.payload, Edges):
-            return
-        told = [(edge.peer_id, edge.rtt_s) for edge in record.payload.edges]
-        if self._agreements.handle_told(record.peer_id, record.sequence, told, now):
-            self.distances.handle_edges(record.peer_id, self._agreements.agreed(record.peer_id, now), now)
-
     def forget(self, peer: PeerId) -> None:
         """Drops a peer that is gone for good."""
         self.distances.forget(peer)
-        self._agreements.forget(peer)
 
     def visits(self, free: Sequence[PeerId], now: float) -> list[PeerId]:
         """Whom to measure next, besides those that are connected.

@@ -13,7 +13,7 @@ from protocol.load import Beat
 from protocol.membership import Membership, Standing
 from protocol.node.config import PeerFacts, PeerView
 from protocol.probe import Probe
-from protocol.records import Card, Edge, RecordKind
+from protocol.records import Card, RecordKind
 from protocol.table import PeerTable
 
 ESTIMATE_SLACK = 1.25
@@ -245,21 +245,6 @@ class Views:
             and not membership.is_shunned(peer_id, now)
             and membership.standing(peer_id, now)[0] is Standing.ALIVE
         ]
-
-    def edges(self, count: int, now: float) -> tuple[Edge, ...]:
-        """The measured paths to tell others of, shortest first; of those that are probed no more, jitter is not known.
-
-        Args:
-            count: how many at most.
-            now: monotonic seconds.
-        """
-        edges: list[Edge] = []
-        for peer_id, rtt_s in self._distances.edges(count, now):
-            quality = self._probe.quality(peer_id, now)
-            edges.append(
-                Edge(peer_id, rtt_s, 0.0, 1) if quality is None else Edge(peer_id, rtt_s, quality.jitter_s, quality.samples)
-            )
-        return tuple(edges)
 
 
 def _apart(one: Coordinate, other: Coordinate | None) -> Estimate:

@@ -62,6 +62,7 @@ class RecordConfig:
         gpus_max: GPUs of a card.
         nics_max: network interfaces of a card.
         edges_max: measured paths of an edges record.
+        measured_max: measured paths of an edges record in its compact form, of 9 bytes each.
         accused_max: accusations of a verdict; a node watches a dozen peers and hears of more only when a network is cut.
         features_max: features of one model; later versions know more than this one.
         extra_max: unknown fields of one map.
@@ -85,6 +86,7 @@ class RecordConfig:
     gpus_max: int = 32
     nics_max: int = 32
     edges_max: int = 128
+    measured_max: int = 128
     accused_max: int = 128
     features_max: int = 16
     extra_max: int = 32

@@ -8,6 +8,7 @@ from typing import TypeVar
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.records.config import DEFAULT_RECORD_CONFIG, RecordConfig
 from protocol.records.mapping import encode_payload, kind_of
+from protocol.records.measured import EDGE_BYTES
 from protocol.records.values import Card, Edges, Payload, Verdict
 
 _Item = TypeVar("_Item")
@@ -33,6 +34,7 @@ def fit(payload: Payload, config: RecordConfig = DEFAULT_RECORD_CONFIG) -> Paylo
             models = payload.models[: config.models_max]
             return _longest(models, lambda kept: replace(card, models=tuple(kept)), config)
         case Edges():
+            payload = replace(payload, measured=payload.measured[: EDGE_BYTES * config.measured_max])
             if len(payload.edges) <= config.edges_max and _packs(payload, config):
                 return payload
             nearest = sorted(payload.edges, key=lambda edge: edge.rtt_s)[: config.edges_max]

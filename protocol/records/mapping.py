@@ -16,6 +16,7 @@ from protocol.identity import SEALING_KEY_BYTES, peer_id_from_bytes
 from protocol.inference import Feature
 from protocol.multiaddr import MULTIADDR_BYTES_MAX, Multiaddr
 from protocol.records.config import COUNT_MAX, DIGEST_BYTES, SAMPLES_MAX, SEQUENCE_MAX, SIZE_MAX, SUBJECT_BYTES, RecordConfig
+from protocol.records.measured import EDGE_BYTES, check_measured
 from protocol.records.values import (
     Accusation,
     Card,
@@ -55,7 +56,11 @@ def encode_payload(payload: Payload, config: RecordConfig) -> bytes:
         case Card():
             value = _card_to_plain(payload)
         case Edges():
-            value = {**payload.extra, "edges": [_edge_to_plain(edge) for edge in payload.edges]}
+            value = {
+                **payload.extra,
+                "edges": [_edge_to_plain(edge) for edge in payload.edges],
+                **({"measured": payload.measured} if payload.measured else {}),
+            }
         case Verdict():
             value = {**payload.extra, "accused": [[item.subject, item.incarnation] for item in payload.accused]}
     return pack(value, config.payload_limits(kind_of(payload)))
@@ -73,7 +78,7 @@ def decode_payload(kind: RecordKind, packed: bytes, config: RecordConfig) -> Pay
             return _card_from_plain(fields, config)
         case RecordKind.EDGES:
             edges = tuple(_edge_from_plain(item, config) for item in fields.items("edges", config.edges_max))
-            return Edges(edges=edges, extra=fields.rest())
+            return Edges(edges=edges, measured=_measured_from_plain(fields.perhaps("measured"), config), extra=fields.rest())
         case RecordKind.VERDICT:
             accused = tuple(_accusation_from_plain(item) for item in fields.items("accused", config.accused_max))
             return Verdict(accused=accused, extra=fields.rest())
@@ -226,6 +231,12 @@ def _edge_from_plain(value: Plain, config: RecordConfig) -> Edge:
         jitter_s=_number(jitter_s, "jitter_s", 0.0, config.rtt_s_max),
         samples=_integer(samples, "samples", SAMPLES_MAX),
     )
+
+
+def _measured_from_plain(value: Plain, config: RecordConfig) -> bytes:
+    measured = _bytes(value, "edges.measured", EDGE_BYTES * config.measured_max)
+    check_measured(measured, config.measured_max)
+    return measured
 
 
 def _accusation_from_plain(value: Plain) -> Accusation:

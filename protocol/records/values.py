@@ -112,9 +112,14 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """The distances a node measured itself."""
+    """The distances a node measured itself.
 
-    edges: tuple[Edge, ...]
+    `measured` holds them in the compact form (`measured`), which its neighbours lay beside what the other ends tell; `edges` is
+    the form of version 0.1.0, for neighbours alone.
+    """
+
+    edges: tuple[Edge, ...] = ()
+    measured: bytes = b""
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 

@@ -1,38 +1,52 @@
 """The product's "Vivaldi with memory": `protocol.distances`, over the edges that nodes publish.
 
-Every node would work out the same chart of all others from the same edges. Here all nodes of a run share one, worked out as often
-as one node would; its processor time counts for every node in full. A liar can delay what it echoes and acknowledges, and can
-publish edges with other liars, which both ends sign; edges with honest nodes are what was measured.
+Edges are told in the product's form, by the product's choice and at its pace (`protocol.node.pace`), and an edge counts as the
+product's store says. Every node would work out the same chart of all others from the same edges. Here all nodes of a run share
+one store and one chart, worked out as often as one node would; their processor time counts for every node in full. A liar can
+delay what it echoes and acknowledges, and can publish edges with other liars, which both ends sign; edges with honest nodes are
+what was measured.
 
 Source: protocol/distances; docs/coordinates.md.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.distances import Agreements, Chart, DistanceConfig, Distances
+from protocol.announcer import AnnouncerConfig
+from protocol.distances import Chart, DistanceConfig, Distances
+from protocol.edges import EdgeConfig, EdgeStore
 from protocol.encoding import Luck
 from protocol.identity import PeerId
+from protocol.node.pace import Pace
 from protocol.places import PLACE_BYTES
+from protocol.records import Measured, decode_measured, edge_tag, encode_measured
 from sim.coordinates.method import Estimates, Kind, Seat, peer_id
-
-EDGES_TOLD = 128
-"""Edges that a node publishes, a count, unless set by `edges_told`."""
-
-EDGE_BYTES = 62
-"""Bytes of a published edge: `RecordConfig.edges_bytes_max` says how many take how much."""
 
 RECORD_BYTES = 164
 """Bytes of the record round the edges: a signature of 64 and a header of about 100 (arithmetic)."""
 
-Edges = tuple[tuple[PeerId, float], ...]
+SETTINGS = (
+    *(field.name for field in fields(DistanceConfig)),
+    *(f"edge_{field.name}" for field in fields(EdgeConfig)),
+    *(f"tell_{field.name}" for field in fields(AnnouncerConfig) if field.name.startswith("edges_")),
+)
+"""What `--set` can set: all of `DistanceConfig`, of `EdgeConfig` behind `edge_`, and of edges in `AnnouncerConfig` behind `tell_`."""
 
-SETTINGS = ("edges_told", *(field.name for field in fields(DistanceConfig)))
-"""What `--set` can set: the edges that are told, and everything in `DistanceConfig`."""
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Edges as they are published: whose, and in the compact form."""
+
+    peer: PeerId
+    measured: bytes
+
+
+_Config = TypeVar("_Config", DistanceConfig, EdgeConfig, AnnouncerConfig)
 
 
 class Atlas:
@@ -40,10 +54,9 @@ class Atlas:
 
     def __init__(self, nodes: int, luck: Luck, settings: dict[str, float]) -> None:
         """Nothing told yet."""
-        self.config = configured(settings)
-        self.edges_told = int(settings.get("edges_told", EDGES_TOLD))
-        self._agreements = Agreements(self.config)
-        self._sequence = 0
+        self.config = configured(DistanceConfig(), settings)
+        self.pace = configured(AnnouncerConfig(), settings, "tell_")
+        self.store = EdgeStore(configured(EdgeConfig(), settings, "edge_"))
         self.chart = Chart(self.config, luck)
         self.ids = [peer_id(index) for index in range(nodes)]
         self.number = {peer: index for index, peer in enumerate(self.ids)}
@@ -55,11 +68,12 @@ class Atlas:
 
     def handle_told(self, peer: int, told: object, now_s: float) -> None:
         """Takes in the edges that a node has published; those count that both ends tell."""
-        if isinstance(told, tuple):
+        if isinstance(told, Told):
             began = time.process_time()
-            self._sequence += 1
-            self._agreements.handle_told(self.ids[peer], self._sequence, told, now_s)
-            self.chart.set_edges(self.ids[peer], self._agreements.agreed(self.ids[peer], now_s))
+            self.store.handle_told(self.ids[peer], told.measured, now_s)
+            self.store.expire(now_s)
+            for changed in self.store.taken_changes():
+                self.chart.set_edges(changed, self.store.edges_of(changed, now_s))
             self.worked_s += time.process_time() - began
 
     def work(self, now_s: float) -> None:
@@ -87,6 +101,8 @@ class Memory:
         assert isinstance(seat.shared, Atlas)
         self._atlas = seat.shared
         self._distances = Distances(seat.shared.config, seat.shared.ids[seat.index], seat.luck, seat.shared.chart)
+        self._pace = Pace(seat.shared.pace, seat.luck)
+        self._turn_s = -np.inf
         self._index = seat.index
         self._measured_s: dict[int, float] = {}
         self._drawn: set[int] = set()  # whom the pings under way go to that were drawn at random
@@ -120,8 +136,18 @@ class Memory:
         """Edges to everybody; an echo has the place that Vivaldi has worked out, which is not used here."""
         if echoed:
             return None, PLACE_BYTES
-        edges: Edges = tuple(self._distances.edges(self._atlas.edges_told, now_s))
-        return edges, RECORD_BYTES + EDGE_BYTES * len(edges)
+        if now_s < self._turn_s:
+            return None
+        measured = self._distances.edges(self._atlas.config.measured_max, now_s)
+        chosen, wait_s = self._pace.turn(measured, self._named, now_s)
+        self._turn_s = now_s + wait_s
+        if not chosen:
+            return None
+        own = self._atlas.ids[self._index]
+        measured_at = self._distances.measured_at
+        edges = (Measured(edge_tag(own, peer), rtt_s, now_s - measured_at(peer)) for peer, rtt_s in chosen)
+        told = Told(own, encode_measured(edges))
+        return told, RECORD_BYTES + len(told.measured)
 
     def tick(self, now_s: float) -> None:
         """Works out the own place again when there is something new."""
@@ -134,21 +160,31 @@ class Memory:
         ids = self._atlas.ids
         return self._distances.estimates([ids[peer] for peer in peers.tolist()], now_s)
 
+    def _named(self, peer: PeerId) -> int | None:
+        store = self._atlas.store
+        return store.standing(peer)[0] if store.tells_of(peer, self._atlas.ids[self._index]) else None
 
-def configured(settings: dict[str, float]) -> DistanceConfig:
-    """The product's config with some numbers set."""
-    usual = DistanceConfig()
-    known = {field.name: type(getattr(usual, field.name)) for field in fields(usual)}
-    return replace(usual, **{name: known[name](value) for name, value in settings.items() if name in known})
+
+def configured(usual: _Config, settings: dict[str, float], prefix: str = "") -> _Config:
+    """One of the product's configs with some numbers set, by their names behind a prefix."""
+    known = {prefix + field.name: (field.name, type(getattr(usual, field.name))) for field in fields(usual)}
+    numbers = {known[name][0]: known[name][1](value) for name, value in settings.items() if name in known}
+    return replace(usual, **numbers)
 
 
 def conspired(told: object, liars: Sequence[int], edge_s: Callable[[], float]) -> object:
-    """Published edges in which those between liars are what `edge_s` says."""
-    if not isinstance(told, tuple):
+    """Published edges in which those between liars are what `edge_s` says, as many as half of a record holds.
+
+    Where there are more liars each is one of a pair that a hash chooses, so that both ends tell of the same pairs.
+    """
+    if not isinstance(told, Told):
         return told
-    others = [peer_id(index) for index in liars]
-    false = set(others)
-    return tuple([edge for edge in told if edge[0] not in false] + [(peer, edge_s()) for peer in others])
+    room = AnnouncerConfig().edges_max // 2
+    false = {edge_tag(told.peer, peer_id(index)) for index in liars}
+    true = [edge for edge in decode_measured(told.measured) if edge.tag not in false]
+    share = 256.0 * room / max(room, len(false))
+    signed = [Measured(tag, edge_s()) for tag in sorted(false) if tag[0] < share]
+    return Told(told.peer, encode_measured([*true, *signed]))
 
 
 KIND = Kind(

@@ -26,7 +26,20 @@ from protocol.load import ModelLoad
 from protocol.multiaddr import Multiaddr
 from protocol.node import Node, NodeConfig, Output
 from protocol.probe import KIND_ECHO, KIND_ECHO_THREE, KIND_THIRD_LEG, PROBE_BYTES
-from protocol.records import Accusation, Card, Hardware, ModelOffer, RecordKind, Sequencer, Verdict, seal
+from protocol.records import (
+    Accusation,
+    Card,
+    Edges,
+    Hardware,
+    Measured,
+    ModelOffer,
+    RecordKind,
+    Sequencer,
+    Verdict,
+    edge_tag,
+    encode_measured,
+    seal,
+)
 from protocol.table import record_key
 from protocol.wire import PackingLimits, pack
 from sim.faults.base import Fault, MakeFault
@@ -56,6 +69,9 @@ ECHO_LATE_S = 0.2
 
 FOREIGN_LEGS = 8
 """Peers to whom a nonce is said that was meant for one of them, a count: as many as half a small mesh."""
+
+EDGES_TOLD = 128
+"""Edges of one record, a count: as many as it may hold."""
 
 SLANDERERS = 3
 """Processes that slander together, a count: one more than the voices that make a peer doubted."""
@@ -151,9 +167,9 @@ class HostileNode(Node):
         return Card((), Hardware("virtual", 1, 1, 1), (), None, "")
 
     def sealed(
-        self, card: Card | Verdict, key: Identity | None = None, sequence: int | None = None, ahead_s: float = 0.0
+        self, card: Card | Edges | Verdict, key: Identity | None = None, sequence: int | None = None, ahead_s: float = 0.0
     ) -> bytes:
-        """An envelope round a card or a verdict, signed by its own key or another of which it has the private half."""
+        """An envelope round what is told, signed by its own key or another of which it has the private half."""
         issued_s = self.wall(self.now) + ahead_s
         number = next(self.numbers) if sequence is None else sequence
         lifetime_s = self.config.announcer.card_lifetime_s if isinstance(card, Card) else self.config.verdict_lifetime_s
@@ -247,6 +263,16 @@ def equivocate(node: HostileNode) -> None:
     two = [node.sealed(replace(node.card(), agent=agent), sequence=number) for agent in ("one", "other")]
     for place, peer_id in enumerate(node.membership.connected()):
         node.say(peer_id, *records_messages([two[place % 2]]))
+
+
+def shorten_edges(node: HostileNode) -> None:
+    """Edges to everybody that are as short as can be told, and the edges of others among one another as if they were its own."""
+    others = sorted(node.membership.connected())
+    tags = {edge_tag(node.peer_id, other) for other in others}
+    tags.update(edge_tag(one, other) for one in others[:FOREIGN_LEGS] for other in others[:FOREIGN_LEGS] if one < other)
+    told = encode_measured([Measured(tag, 1e-5, jitter_s=10.0) for tag in sorted(tags)][:EDGES_TOLD])
+    for peer_id in others:
+        node.say(peer_id, *records_messages([node.sealed(Edges((), told))]))
 
 
 def invent(node: HostileNode) -> None:
@@ -399,6 +425,7 @@ CONDUCTS: dict[str, Conduct] = {
     "hostile-mute": Conduct(says=keep_mute),
     "hostile-garbled": Conduct(says=garble),
     "hostile-rtt": Conduct(says=echo_late),
+    "hostile-edges": Conduct(shorten_edges),
     "hostile-legs": Conduct(says=repeat_legs),
     "hostile-coordinate": Conduct(coordinate=_NEAR),
     "hostile-load": Conduct(boast_of_load),

@@ -53,6 +53,7 @@ from mesh.gateway.failures import ApiError  # noqa: E402
 from mesh.gateway.sanitise import Call, parse_call  # noqa: E402
 from mesh.trace.frames import describe  # noqa: E402
 from protocol import encoding  # noqa: E402
+from protocol.edges import EdgeStore  # noqa: E402
 from protocol.errors import LocalProtocolError, RemoteProtocolError  # noqa: E402
 from protocol.gossip import GOSSIP_PROTOCOL  # noqa: E402
 from protocol.gossip.beats import decode_beat  # noqa: E402
@@ -73,7 +74,7 @@ from protocol.multiaddr import Multiaddr, parse_multiaddr  # noqa: E402
 from protocol.places import PLACE_BYTES, decode_place  # noqa: E402
 from protocol.pubsub.messages import decode_pubsub_message, decode_rpc  # noqa: E402
 from protocol.pubsub.messages import in_pieces as rpc_in_pieces  # noqa: E402
-from protocol.records import open_record, peek  # noqa: E402
+from protocol.records import Edges, decode_measured, find_measured, measured_at, open_record, peek  # noqa: E402
 from protocol.records.envelope import RECORD_DOMAIN  # noqa: E402
 from protocol.wire import PackingLimits, pack, unpack  # noqa: E402
 from protocol.wire.inference import PROTOCOL_ID, decode_reply, decode_request  # noqa: E402
@@ -209,7 +210,14 @@ def record(_state: None, data: bytes) -> object:
     issued = int(WALL_S * 1000)
     header = ["testnet", kind, bytes(AUTHOR.peer_id), 7, issued, issued + lasts_s * 1000, rest[:8192]]
     packed = pack(header, WIDE)
-    return open_record(AUTHOR.sign(RECORD_DOMAIN + packed) + packed, "testnet", WALL_S)
+    opened = open_record(AUTHOR.sign(RECORD_DOMAIN + packed) + packed, "testnet", WALL_S)
+    if isinstance(opened.payload, Edges):
+        measured = opened.payload.measured
+        told = decode_measured(measured)
+        assert [find_measured(measured, edge.tag) for edge in told] == list(told)
+        assert measured_at(measured, 0) == told[0] if told else measured == b""
+        EdgeStore().handle_told(AUTHOR.peer_id, measured, 0.0)
+    return opened
 
 
 def gossip(_state: None, data: bytes) -> object:
@@ -434,6 +442,9 @@ _HARNESSES: tuple[Harness, ...] = (
             "protocol.records.envelope:*",
             "protocol.records.mapping:decode_payload",
             "protocol.records.mapping:*",
+            "protocol.records.measured:decode_measured",
+            "protocol.records.measured:measured_at",
+            "protocol.records.measured:*",
         ),
     ),
     either(

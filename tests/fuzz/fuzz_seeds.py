@@ -9,7 +9,7 @@ from typing import Any
 from protocol import encoding
 from protocol.identity import Identity, make_certificate
 from protocol.libp2p.multistream import Initiator
-from protocol.wire import PackingLimits, unpack
+from protocol.wire import PackingLimits, pack, unpack
 
 WALL_S = 1_800_000_000.0
 AUTHOR = Identity.from_seed(bytes([7]) * 32)
@@ -37,7 +37,10 @@ def of_records() -> list[bytes]:
         assert isinstance(header, list)
         which = {"card": 1, "edges": 2, "verdict": 3}[row["kind"]]
         seeds.append(bytes([which]) + bytes(header[6]))  # type: ignore[arg-type]
-    return seeds
+    by_tag = {row["edge"][:10]: bytes.fromhex(row["edge"]) for row in vectors("coordinates")["edges"]}
+    measured = b"".join(edge for _, edge in sorted(by_tag.items()))
+    forms = (measured, measured[:9] * 2, measured[:-1], measured[:5] + bytes(4))
+    return seeds + [b"\x02" + pack({"edges": [], "measured": form}, WIDE) for form in forms]
 
 
 def of(name: str, *lists: str, field: str) -> Callable[[], list[bytes]]:

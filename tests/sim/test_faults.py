@@ -186,6 +186,25 @@ def test_nonces_that_are_returned_again_or_by_others_count_once() -> None:
     assert not [output for _, output in outputs if isinstance(output, probe.Misbehaved)]
 
 
+def test_edges_that_a_liar_tells_shorten_none_and_stand_against_it() -> None:
+    world = formed(5)
+    world.run(110.0)
+    fault = KINDS["hostile-edges"](Random(1), world)
+    before = world.processes[0].node.telling.store.pairs(world.now)
+    fault.begin(world)
+    world.run(world.now + 150.0)
+    liar = fault.processes[0].peer_id
+    store = world.processes[0].node.telling.store
+    pairs = {(one, other): rtt_s for one, other, rtt_s in store.pairs(world.now)}
+    assert len(before) == 10
+    assert not any(liar in ends for ends in pairs)
+    assert all(pairs[one, other] >= 0.7 * rtt_s for one, other, rtt_s in before)
+    agrees, disputes = store.standing(liar)
+    assert agrees == 0
+    assert disputes >= 3
+    assert max(store.standing(process.peer_id)[1] for process in world.processes[:5]) == 1
+
+
 def test_slanderers_are_refuted_and_then_not_believed() -> None:
     world, fault, facts = intruded("hostile-slander", 50.0)  # three who accuse four, each refuted within 2 s: 64 accusations
     refuted = sum(isinstance(output, suspicion.Refute) for _, output in facts)

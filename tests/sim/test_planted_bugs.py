@@ -14,6 +14,7 @@ from protocol import gossip, membership
 from protocol.announcer import AnnouncerConfig
 from protocol.coordinates import CoordinateConfig
 from protocol.distances import DistanceConfig
+from protocol.edges import EdgeConfig
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import ForwardingConfig
 from protocol.gossip import GossipConfig
@@ -75,6 +76,7 @@ SMALL = replace(
     forwarding=ForwardingConfig(requests_max=64, seen_max=64),
     routing=RoutingConfig(service=ServiceConfig(entries_max=64)),
     relays=RelayConfig(edges_max=64, failed_max=64),
+    edges=EdgeConfig(peers_max=16, edges_max=4),
     strangers=StrangersConfig(
         pubsub=PubsubConfig(
             history_max=64,

@@ -416,6 +416,16 @@ def _(service, patch):
     service.node.gossip.horizon.found = lambda _search, _scope: service.node.table.cards()
 
 
+@fault("announces no measured edges", "ISO-GOS-047")
+def _(service, patch):
+    patch.setattr("protocol.gossip.spreading.is_spread_edges", lambda _record: False)
+
+
+@fault("takes measured edges of any form", "ISO-REC-033")
+def _(service, patch):
+    patch.setattr("protocol.records.mapping.check_measured", lambda _packed, _count: None)
+
+
 # Probes and coordinates
 
 

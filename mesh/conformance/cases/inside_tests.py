@@ -189,6 +189,30 @@ inside(
     _LEGS + "test_a_third_leg_ends_a_suspicion_and_a_probe_does_not",
     _LEGS + "test_third_legs_feed_jitter_and_loss",
 )
+_EDGES = "tests/protocol/test_edges.py::"
+inside(
+    "ISO-EDGE-001",
+    "what counts shows in a node's choices alone",
+    _EDGES + "test_an_edge_counts_where_both_ends_tell_it_and_is_as_long_as_the_longer",
+    _EDGES + "test_nobody_shortens_an_edge",
+    _EDGES + "test_edges_told_of_others_count_for_nothing",
+    _EDGES + "test_two_ways_say_nothing_of_one_another",
+)
+inside(
+    "ISO-EDGE-002",
+    "as ISO-EDGE-001",
+    _EDGES + "test_ends_that_disagree_are_told_of_once_and_until_they_agree",
+    _EDGES + "test_what_jitter_explains_is_no_dispute_and_what_it_does_not_is",
+)
+inside(
+    "ISO-EDGE-003",
+    "what a node keeps is its own",
+    _EDGES + "test_the_store_is_bounded_and_the_longest_untold_goes",
+    _EDGES + "test_of_one_peers_edges_only_so_many_are_kept",
+    _EDGES + "test_a_crowd_of_one_place_or_owner_keeps_only_its_share_once_others_come",
+)
+inside("ISO-EDGE-004", "as ISO-EDGE-001", _EDGES + "test_edges_are_forgotten_after_their_time_and_with_their_record")
+inside("ISO-REC-034", "which edges share a tag nobody can arrange", _EDGES + "test_of_edges_that_share_a_tag_none_is_told")
 inside(
     "ISO-COORD-005",
     "what a node prefers shows in its choices alone",

@@ -26,7 +26,7 @@ from mesh.conformance.registry import case, expect
 from protocol.errors import ErrorCode
 from protocol.gossip.messages import Want
 from protocol.identity import Identity
-from protocol.records import Edge, Edges
+from protocol.records import Edge, Edges, Measured, edge_tag, encode_measured
 from protocol.wire import pack
 
 SKEW_S = 60.0
@@ -84,10 +84,10 @@ async def kept(gossip: Gossip, identity: Identity, envelope: bytes, what: str) -
     expect(await gossip.holds(envelope, record_key("card", identity.peer_id)), f"{what} is taken as it came", "it is not held")
 
 
-async def not_kept(gossip: Gossip, identity: Identity, envelope: bytes, what: str) -> None:
+async def not_kept(gossip: Gossip, identity: Identity, envelope: bytes, what: str, kind: str = "card") -> None:
     """Push a record and see that the node does not take it, and blames nobody."""
     gossip.send_records(envelope)
-    expect(not await gossip.holds(envelope, record_key("card", identity.peer_id)), f"{what} is not taken", "it is held")
+    expect(not await gossip.holds(envelope, record_key(kind, identity.peer_id)), f"{what} is not taken", "it is held")
 
 
 @case("ISO-REC-001", "ISO-GOS-014", "ISO-CONV-002")
@@ -337,7 +337,7 @@ async def numbers_outlive_their_records(peer: ScriptedPeer) -> None:
 
 @case("ISO-REC-026", "ISO-GOS-029", alone=True)
 async def edges_of_others_are_not_passed_on(peer: ScriptedPeer) -> None:
-    """What concerns neighbours goes one hop."""
+    """What concerns neighbours goes one hop: edges in the form of version 0.1.0."""
     gossip = await talk(peer)
     other = await joined(peer, peer.stranger())
     scribe = Scribe(gossip.identity, peer.subject)
@@ -347,6 +347,40 @@ async def edges_of_others_are_not_passed_on(peer: ScriptedPeer) -> None:
     await told_through(gossip, other)
     key = record_key("edges", gossip.identity.peer_id)
     expect(edges not in other.envelopes() and key not in other.entries(), "edges that are not passed on", "they were")
+
+
+@case("ISO-GOS-047", alone=True)
+async def measured_edges_are_announced_and_not_pushed(peer: ScriptedPeer) -> None:
+    """Over the links of the mesh, and sent to who asks."""
+    gossip = await talk(peer)
+    other = await joined(peer, peer.stranger())
+    scribe = Scribe(gossip.identity, peer.subject)
+    tag = edge_tag(gossip.identity.peer_id, other.identity.peer_id)
+    edges = scribe.seal(Edges((), encode_measured([Measured(tag, 0.01)])))
+    key = record_key("edges", gossip.identity.peer_id)
+    gossip.send_records(edges)
+    await other.until(lambda: key in other.entries(), "edges that are announced")
+    expect(edges not in other.envelopes(), "edges that are not pushed", "they were")
+
+
+@case("ISO-REC-033")
+async def measured_edges_out_of_form_are_refused(peer: ScriptedPeer) -> None:
+    """Out of order, of no length, without a round trip, too many: none is held, and whoever passed them on is not blamed."""
+    gossip = await talk(peer)
+    one, two = b"\0\0\0\0\1\1\0\0\0", b"\0\0\0\0\2\1\0\0\0"
+    many = b"".join(number.to_bytes(5, "big") + b"\1\0\0\0" for number in range(1, 130))
+    bad = {
+        "not ascending": two + one,
+        "one twice": one + one,
+        "no length": one[:-1],
+        "no round trip": one[:5] + bytes(4),
+        "129": many,
+    }
+    for what, measured in bad.items():
+        identity = peer.stranger()
+        scribe = Scribe(identity, peer.subject)
+        envelope = scribe.by_hand(pack({"edges": [], "measured": measured}, WIDE), "edges")
+        await not_kept(gossip, identity, envelope, what, "edges")
 
 
 @case("ISO-REC-012")

@@ -57,8 +57,9 @@ def test_a_peer_that_cannot_be_reached_is_a_candidate_through_one_that_can() -> 
 
 
 def test_without_edges_the_way_is_estimated_from_places() -> None:
-    world = apart(0.0, 0.02, 0.05, config=replace(CONFIG, announcer=AnnouncerConfig(edges_interval_s=1e6)), until=30.0)
-    world.members[0].node.relays._edges.clear()  # those of the start
+    world = apart(
+        0.0, 0.02, 0.05, config=replace(CONFIG, announcer=AnnouncerConfig(edges_first_s=1e5, edges_interval_s=1e6)), until=30.0
+    )
     candidate = asked(world)
     assert candidate.qualified
     assert candidate.rtt_source is RttSource.COORDINATE
@@ -128,6 +129,19 @@ def test_what_is_remembered_is_bounded() -> None:
 def test_edges_that_are_old_count_no_more() -> None:
     world = apart(0.0, 0.02, 0.05)
     node, relay, executor = world.members[0].node, world.members[1].peer_id, world.members[2].peer_id
+    (way,) = node.relays.ways(executor, world.now)
+    assert way.path.source is RttSource.MEASURED
+    assert node.telling.store.told(relay, executor, world.now) is not None
+    node.telling.store.remove(relay)
+    (way,) = node.relays.ways(executor, world.now)
+    assert way.path.source is not RttSource.MEASURED
+
+
+def test_edges_in_the_form_of_an_earlier_version_tell_of_ways_until_they_are_old() -> None:
+    config = replace(CONFIG, announcer=AnnouncerConfig(edges_first_s=1e5, edges_interval_s=1e6))
+    world = apart(0.0, 0.02, 0.05, config=config, until=30.0)
+    node, relay, executor = world.members[0].node, world.members[1].peer_id, world.members[2].peer_id
+    node.relays.handle_edges(relay, Edges((Edge(executor, 0.01, 0.001, 9),)), world.now)
     (way,) = node.relays.ways(executor, world.now)
     assert way.path.source is RttSource.MEASURED
     told_at, edges = node.relays._edges[relay]

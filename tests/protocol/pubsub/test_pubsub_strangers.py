@@ -162,7 +162,7 @@ def test_a_card_of_a_stranger_is_taken_spread_and_passed_on():
     assert Records((message.data,), (message.signature,)) in pushed
     assert messages_to(outputs, TWO) == (message,)
     assert messages_to(outputs, ONE) == ()
-    assert host.score(ONE) == 1.0
+    assert host.score(ONE) == pytest.approx(1.0, abs=0.001)  # and a second in the mesh, where a heartbeat has gone by
 
 
 def rejected():
