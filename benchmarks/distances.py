@@ -36,7 +36,7 @@ def mesh(count: int, edges: int, config: DistanceConfig) -> tuple[list[PeerId], 
         return [(peers[end], 0.002 + float(np.linalg.norm(places[row] - places[end]))) for end in ends if end != row]
 
     for row in range(count):
-        distances.handle_edges(peers[row], edges_of(row), 0.0)
+        distances.chart.set_edges(peers[row], edges_of(row))
     for peer, rtt_s in edges_of(0):
         distances.handle_sample(peer, rtt_s, 0.0, drawn=True)
     return peers, distances

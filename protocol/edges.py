@@ -132,11 +132,16 @@ class EdgeStore:
         self._origins: Counter[bytes] = Counter()
         self._tags: NDArray[np.uint64] = np.zeros(0, np.uint64)  # of all edges that are told, in order
         self._tellers: NDArray[np.uint16] = np.zeros(0, np.uint16)  # the slot of who tells each
+        self._oldest_at = float("inf")  # nothing was told before
         self._changed: dict[PeerId, None] = {}  # whose edges that count may be others than were read, the longest ago first
 
     def __len__(self) -> int:
         """How many peers have told edges."""
         return len(self._slots)
+
+    def peers(self) -> list[PeerId]:
+        """Whose edges are kept, the longest untold first."""
+        return list(self._slots)
 
     def __contains__(self, peer: PeerId) -> bool:
         """Whether edges of a peer are kept."""
@@ -150,7 +155,7 @@ class EdgeStore:
         Args:
             peer: whose signed record it is.
             measured: its edges, as `check_measured` has let pass.
-            now: monotonic seconds.
+            now: monotonic seconds when it told that, which may be a while before it came.
             owner: whose node it is, by a certificate that was verified; None where that is not known.
             origin: where it is in the network (a /24, a /48); None where peers that share it are to be expected.
 
@@ -176,6 +181,7 @@ class EdgeStore:
                 count[group] += 1
         found = self._compare(slot, row)
         self._slots[peer] = slot
+        self._oldest_at = min(self._oldest_at, now)
         self._index(slot, row)
         self._note_changed(peer)
         return [self._told_of(row, self._row(other)) for other in found if other not in disputed_before]
@@ -188,16 +194,11 @@ class EdgeStore:
     def expire(self, now: float) -> None:
         """Forget what was told too long ago."""
         since = now - self._config.lifetime_s
-        while self._slots:
-            peer = next(iter(self._slots))
-            if self._row(self._slots[peer]).told_at > since:
-                return
+        if since < self._oldest_at:
+            return
+        for peer in [peer for peer, slot in self._slots.items() if self._row(slot).told_at <= since]:
             self.remove(peer)
-
-    def next_timer(self) -> float | None:
-        """When `expire` has something to do next, or None."""
-        oldest = next(iter(self._slots.values()), None)
-        return None if oldest is None else self._row(oldest).told_at + self._config.lifetime_s
+        self._oldest_at = min((self._row(slot).told_at for slot in self._slots.values()), default=float("inf"))
 
     def told(self, peer: PeerId, other: PeerId, now: float) -> Measured | None:
         """What a peer told of the edge between it and another, whatever the other says; None where it told nothing of it."""

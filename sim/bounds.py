@@ -101,6 +101,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "relays._edges": lambda config: config.relays.edges_max,
     "telling.pace._told": lambda config: config.announcer.edges_max,
     "telling.pace._answered": lambda config: 4 * config.announcer.edges_max,
+    "telling.ring._keys": lambda config: config.table.peers_max,
     "telling.store._slots": lambda config: config.edges.peers_max,
     "telling.store._rows": lambda config: config.edges.peers_max,
     "telling.store._free": lambda config: config.edges.peers_max,

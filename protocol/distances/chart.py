@@ -109,13 +109,14 @@ class Chart:
         degree = int(self._degrees[row])
         return self._others[row, :degree].astype(np.int64), self._rtts_of(self._codes[row, :degree])
 
-    def set_edges(self, peer: PeerId, edges: Sequence[tuple[PeerId, float]]) -> None:
-        """Takes over the edges of a peer that count, in place of those before, at the other ends as well.
+    def set_edges(self, peer: PeerId, edges: Sequence[tuple[PeerId, float]], *, whole: bool = False) -> None:
+        """Takes over the edges of a peer that count, in place of those before; the other ends learn of new ones.
 
         Args:
             peer: whose they are.
             edges: other ends and round trips in seconds, in any order; where there are too many the nearest half of what has
                 room is kept, and of the others some that are spread evenly. Of one that is given twice the longer counts.
+            whole: whether these are all that lead to the peer, so that no other end has one that is not among them.
         """
         row = self._row_of(peer)
         if row is None:
@@ -139,7 +140,7 @@ class Chart:
                 gone.pop(end, None)
                 self._note(end, row, code)
         self._degrees[row] = degree
-        for end in gone:
+        for end in gone if whole else ():
             self._remove(end, row)
         self._stale[row] = self._changed = True
 

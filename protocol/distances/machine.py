@@ -88,8 +88,8 @@ class Distances:
         self.wake(now)
 
     def handle_edges(self, peer: PeerId, edges: Sequence[tuple[PeerId, float]], now: float) -> None:
-        """Takes in the edges of a peer that count: other ends and round trips in seconds."""
-        self.chart.set_edges(peer, edges)
+        """Takes in all edges of a peer that count, because both ends tell them: other ends and round trips in seconds."""
+        self.chart.set_edges(peer, edges, whole=True)
         self.wake(now)
 
     def wake(self, now: float) -> None:

@@ -115,6 +115,8 @@ class Horizon:
         """
         self.table = table
         self.scope: Scope | None = None
+        self.edges_beyond: frozenset[RecordKey] = frozenset()
+        """Keys of edges that are neither asked for nor taken where they are told of; who is far is known by its card."""
         self._config = config
         self._luck = luck
         self._place: Coordinate | None = None
@@ -165,8 +167,14 @@ class Horizon:
         place = place_of(own)
         return [peer for peer, scope in scopes if scope is not None and not scope.covers(place)]
 
+    def kept(self, entries: Iterable[tuple[RecordKey, int]]) -> list[tuple[RecordKey, int]]:
+        """What of that which somebody tells of may be asked for."""
+        return [entry for entry in entries if entry[0] not in self.edges_beyond]
+
     def takes(self, record: Record, connected: Collection[PeerId]) -> bool:
         """Whether a record that nobody asked for is to be held."""
+        if record.kind is RecordKind.EDGES:
+            return record_key(record.peer_id, RecordKind.EDGES) not in self.edges_beyond
         if self.scope is None or record.kind not in COMPARED or record.peer_id in connected:
             return True
         if self.table.get(record.peer_id, record.kind) is not None:

@@ -5,8 +5,7 @@ the one before said, issued anew so that it does not expire, or no more than whe
 the next heartbeat and asked for by who lacks it. What was news is announced to some peers outside the mesh. Now and then, and
 first of all when a connection begins, two nodes compare what they hold: one hash, the hashes of buckets where it differs, the
 entries of buckets that differ. Each asks for what it lacks, so what comes by comparison was asked for, and only what comes
-unasked counts against a peer's budget. Edges concern neighbours: they are pushed one hop and not compared. In a mesh of which a
-node holds only a part (`horizon`) all this is done with what concerns both ends of a link.
+unasked counts against a peer's budget. In a mesh of which a node holds a part (`horizon`) that is what concerns both ends.
 
 A record is checked from cheap to dear: known already, other network, other time, refused before, budget, and the signature
 last. Only verified records are passed on, so a bad signature is the fault of the peer that sent it, and that peer is dropped.
@@ -187,12 +186,13 @@ class Gossip:
         """Those whose cards are held though they are beyond the scope, in the order of their ids."""
         return self.horizon.beyond()
 
-    def seek(self, search: Seek, peers: Iterable[PeerId], now: float) -> None:
-        """Ask connected peers for cards beyond the scope; what comes is accepted as any record that was asked for."""
+    def seek(self, search: Seek | Want, peers: Iterable[PeerId], now: float) -> None:
+        """Ask peers for cards beyond the scope, or for what they may lack; what comes is taken like all that was asked for."""
+        count = search.count if isinstance(search, Seek) else len(search.keys)
         for peer_id in peers:
             peer = self._peers.get(peer_id)
             if peer is not None and not peer.misbehaved:
-                peer.sought, peer.sought_until = search.count, now + self._config.want_timeout_s
+                peer.sought, peer.sought_until = count, now + self._config.want_timeout_s
                 self._send(peer_id, [encode_message(search)])
 
     def in_mesh(self, peer_id: PeerId) -> bool:
@@ -543,7 +543,7 @@ class Gossip:
                 pass
             case Entries(entries=entries, buckets=buckets):
                 self._spreading.handle_told(peer_id, entries, now)
-                if asked := self._wants.ask(peer_id, wanted(self._table, entries, self._luck), now):
+                if asked := self._wants.ask(peer_id, wanted(self._table, self.horizon.kept(entries), self._luck), now):
                     self._send(peer_id, [encode_message(Want(asked))])
                 if buckets:
                     self._send(peer_id, newer(self._held(peer), self._table, message))

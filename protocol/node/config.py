@@ -13,6 +13,7 @@ from protocol.gossip import GossipConfig
 from protocol.identity import PeerId
 from protocol.load import Beat
 from protocol.membership import MembershipConfig, Standing
+from protocol.node.ring import RingConfig
 from protocol.node.searches import SearchConfig
 from protocol.node.strangers import BridgeOutput, StrangersConfig
 from protocol.probe import PathQuality, ProbeConfig
@@ -71,6 +72,7 @@ class NodeConfig:
     forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
     relays: RelayConfig = field(default_factory=RelayConfig)
     edges: EdgeConfig = field(default_factory=EdgeConfig)
+    ring: RingConfig = field(default_factory=RingConfig)
     searches: SearchConfig = field(default_factory=SearchConfig)
     strangers: StrangersConfig = field(default_factory=StrangersConfig)
 

@@ -114,7 +114,7 @@ class Node:
             self.survey.distances,
         )
         told_by = (self.survey, self.gossip, self.announcer)
-        self.telling = EdgeTelling(config, self.table, self.probe, *told_by, luck, self.wall)
+        self.telling = EdgeTelling(config, self.table, self.probe, *told_by, luck, self.wall, lambda: self.vivaldi.coordinate)
         shared = (self.table, self.membership, self.probe, self.views, self.gossip, self.telling.store)
         self.relays = Relays(config, *shared, self.wall, self._settle)
         self._ranking_at = float("inf")

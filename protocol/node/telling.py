@@ -1,8 +1,8 @@
 """What this node tells of its edges, and what it makes of those that others tell.
 
-When it tells them, and which, its `pace` says. What others tell goes into one store, in which an edge counts that both ends tell;
-edges in the form of version 0.1.0 are written in the compact form first, so that it makes no difference which form either end
-speaks. Whatever counts otherwise than before goes on to the chart.
+When it tells them, and which, its `pace` says; of whom it holds them, its `ring`. What others tell goes into one store, in which
+an edge counts that both ends tell; edges in the form of version 0.1.0 are written in the compact form first, so that it makes no
+difference which form either end speaks. Whatever counts otherwise than before goes on to the chart.
 
 Spec: docs/spec/05-coordinates.md, section "Edges"; docs/spec/03-records.md, section "When records are told".
 """
@@ -11,16 +11,19 @@ from collections.abc import Callable
 
 from protocol.announcer import Announcer
 from protocol.conduct.prefixes import prefix_of
+from protocol.coordinates import Coordinate
 from protocol.edges import EdgeDisputed, EdgeStore
 from protocol.encoding import Luck
 from protocol.gossip import Gossip
+from protocol.gossip.messages import Want
 from protocol.identity import PeerId
 from protocol.node.config import NodeConfig
 from protocol.node.pace import Pace
+from protocol.node.ring import EdgeRing
 from protocol.node.survey import Survey
 from protocol.probe import Probe
 from protocol.records import Card, Edges, Measured, Record, RecordKind, Way, edge_tag, encode_measured
-from protocol.table import PeerTable
+from protocol.table import PeerTable, record_key
 
 _IPV4_BYTES, _ORIGIN_IPV4_BYTES, _ORIGIN_IPV6_BYTES = 4, 3, 6  # of a prefix; of a /24; of a /48
 
@@ -38,6 +41,7 @@ class EdgeTelling:
         announcer: Announcer,
         luck: Luck,
         wall: Callable[[float], float],
+        place: Callable[[], Coordinate],
     ) -> None:
         """Has told and heard nothing.
 
@@ -50,9 +54,12 @@ class EdgeTelling:
             announcer: counts the time.
             luck: draws whom to tell of.
             wall: the wall clock at a monotonic time.
+            place: where this node is.
         """
         self.store = EdgeStore(config.edges)
         self.pace = Pace(config.announcer, luck)
+        self.ring = EdgeRing(config.ring, table, luck)
+        self._lifetime_s = config.edges.lifetime_s
         self._measured_max = config.distances.measured_max
         self._table = table
         self._probe = probe
@@ -60,10 +67,11 @@ class EdgeTelling:
         self._gossip = gossip
         self._announcer = announcer
         self._wall = wall
+        self._place = place
 
     def turn(self, now: float) -> Edges | None:
-        """What to tell now, for edges are due; plans the next turn."""
-        self.expire(now)
+        """What to tell now, for edges are due; plans the next turn, and sees of whom edges are held and which are missing."""
+        self._look(now)
         measured = self._survey.distances.edges(self._measured_max, now)
         told, wait_s = self.pace.turn(measured, self._named, now)
         self._announcer.plan_edges(now + wait_s)
@@ -74,8 +82,10 @@ class EdgeTelling:
         edges, peer_id = record.payload, record.peer_id
         if not isinstance(edges, Edges):
             return []
-        owner = self._gossip.reader.owner(peer_id, self._wall(now))
-        disputed = self.store.handle_told(peer_id, compact(peer_id, edges), now, owner, self._origin_of(peer_id))
+        wall_s = self._wall(now)
+        told_at = now - min(max(0.0, wall_s - record.issued_s), self._lifetime_s)
+        owner = self._gossip.reader.owner(peer_id, wall_s)
+        disputed = self.store.handle_told(peer_id, compact(peer_id, edges), told_at, owner, self._origin_of(peer_id))
         self.expire(now)
         return disputed
 
@@ -94,6 +104,19 @@ class EdgeTelling:
                 self._survey.distances.chart.forget(peer_id)
 
     # Helpers
+
+    def _look(self, now: float) -> None:
+        """Takes over who belongs to the ring now, and asks for the edges that are missing of them."""
+        self._gossip.horizon.edges_beyond = beyond = self.ring.look(self._place())
+        for peer_id in [peer_id for peer_id in self.store.peers() if record_key(peer_id, RecordKind.EDGES) in beyond]:
+            self.store.remove(peer_id)
+        self.expire(now)
+        for peer_id in self.ring.members:
+            if peer_id not in self.store and (record := self._table.get(peer_id, RecordKind.EDGES)) is not None:
+                self.handle_record(record, now)  # it is near again, or there is room again
+        connected = [peer_id for peer_id in self.ring.members if self._probe.quality(peer_id, now) is not None]
+        for peer_id, keys in self.ring.asked(self.ring.missing(self._wall(now)), connected):
+            self._gossip.seek(Want(keys), [peer_id], now)
 
     def _named(self, peer_id: PeerId) -> int | None:
         return self.store.standing(peer_id)[0] if self.store.tells_of(peer_id, self._table.own) else None

@@ -35,7 +35,8 @@ SETTINGS = (
     *(f"edge_{field.name}" for field in fields(EdgeConfig)),
     *(f"tell_{field.name}" for field in fields(AnnouncerConfig) if field.name.startswith("edges_")),
 )
-"""What `--set` can set: all of `DistanceConfig`, of `EdgeConfig` behind `edge_`, and of edges in `AnnouncerConfig` behind `tell_`."""
+"""What `--set` can set: all of `DistanceConfig`, of `EdgeConfig` behind `edge_`, and of edges in `AnnouncerConfig`
+behind `tell_`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Atlas:
             self.store.handle_told(self.ids[peer], told.measured, now_s)
             self.store.expire(now_s)
             for changed in self.store.taken_changes():
-                self.chart.set_edges(changed, self.store.edges_of(changed, now_s))
+                self.chart.set_edges(changed, self.store.edges_of(changed, now_s), whole=True)
             self.worked_s += time.process_time() - began
 
     def work(self, now_s: float) -> None:

@@ -24,6 +24,7 @@ from protocol.gossip.score import ScoreConfig as GossipScoreConfig
 from protocol.membership import Membership, MembershipConfig
 from protocol.node import Node, NodeConfig
 from protocol.node.config import RelayConfig
+from protocol.node.ring import RingConfig
 from protocol.node.strangers import StrangersConfig
 from protocol.probe import Probe, ProbeConfig
 from protocol.pubsub import PubsubConfig, ScoreConfig
@@ -77,6 +78,7 @@ SMALL = replace(
     routing=RoutingConfig(service=ServiceConfig(entries_max=64)),
     relays=RelayConfig(edges_max=64, failed_max=64),
     edges=EdgeConfig(peers_max=16, edges_max=4),
+    ring=RingConfig(peers_max=8, sample_max=2),
     strangers=StrangersConfig(
         pubsub=PubsubConfig(
             history_max=64,

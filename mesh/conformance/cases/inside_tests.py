@@ -211,6 +211,17 @@ inside(
     _EDGES + "test_of_one_peers_edges_only_so_many_are_kept",
     _EDGES + "test_a_crowd_of_one_place_or_owner_keeps_only_its_share_once_others_come",
 )
+inside(
+    "ISO-EDGE-005",
+    "as ISO-EDGE-001",
+    "tests/protocol/node/test_edges_of_a_mesh.py::test_edges_of_both_forms_mix",
+)
+inside(
+    "ISO-GOS-048",
+    "what a node keeps is its own",
+    "tests/protocol/node/test_edges_of_a_mesh.py::test_in_a_large_mesh_a_node_holds_the_edges_of_its_nearest_and_of_a_sample",
+    "tests/protocol/node/test_ring.py::test_what_is_missing_is_asked_of_a_few_near_peers_so_much_of_each",
+)
 inside("ISO-EDGE-004", "as ISO-EDGE-001", _EDGES + "test_edges_are_forgotten_after_their_time_and_with_their_record")
 inside("ISO-REC-034", "which edges share a tag nobody can arrange", _EDGES + "test_of_edges_that_share_a_tag_none_is_told")
 inside(

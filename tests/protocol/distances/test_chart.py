@@ -174,3 +174,13 @@ def test_whatever_is_told_the_chart_keeps_its_bounds(told):
         assert ((rtts > 0.0) & (rtts <= SMALL.rtt_s_max * 1.001)).all()
     assert np.isfinite(chart.places).all()
     assert np.isfinite(chart.heights).all()
+
+
+def test_an_edge_that_counts_no_more_is_gone_at_both_ends():
+    peers = peers_of(4)
+    chart = Chart(SMALL, random.Random(1))
+    chart.set_edges(peers[0], [(peer, 0.01) for peer in peers[1:]], whole=True)
+    chart.set_edges(peers[1], [(peers[2], 0.02), (peers[0], 0.01)], whole=True)
+    chart.set_edges(peers[0], [(peers[3], 0.03)], whole=True)
+    ends = {peer: {chart.peer(end) for end in chart.edges_of(chart.row(peer))[0].tolist()} for peer in peers}
+    assert ends == {peers[0]: {peers[3]}, peers[1]: {peers[2]}, peers[2]: {peers[1]}, peers[3]: {peers[0]}}

@@ -160,7 +160,7 @@ def test_the_work_of_a_timer_is_a_slice():
     distances = Distances(CONFIG, mesh.peers[0], luck)
     assert distances.next_timer() == math.inf
     for row in range(1, 60):
-        distances.handle_edges(mesh.peers[row], mesh.edges(row, some_ends(mesh, row, 16, luck)), 0.0)
+        distances.chart.set_edges(mesh.peers[row], mesh.edges(row, some_ends(mesh, row, 16, luck)))
         distances.handle_sample(mesh.peers[row], float(mesh.rtts[0, row]), 0.0)
     due, calls = distances.next_timer(), 0
     distances.handle_timer(due - 0.001)

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from protocol import gossip
+from protocol.announcer import AnnouncerConfig
 from protocol.edges import EdgeDisputed
 from protocol.node import NodeConfig
-from protocol.records import Edges, Measured, RecordKind, decode_measured, edge_tag, encode_measured
+from protocol.node.ring import RingConfig
+from protocol.records import Edge, Edges, Measured, RecordKind, decode_measured, edge_tag, encode_measured
 from sim.formed import Formation, formed
 from sim.world import World
 
@@ -50,42 +52,46 @@ def test_edges_are_first_told_after_twenty_seconds_and_are_small() -> None:
 
 def test_edges_are_announced_and_go_once_to_each() -> None:
     """Nobody is sent edges that it did not ask for, but for the first comparison of a connection."""
-    world = formed(Formation(30, seed=2))
+    often = AnnouncerConfig(edges_interval_s=100.0)
+    world = formed(Formation(16, seed=2, config=replace(NodeConfig(), announcer=often)))
     came: dict[tuple[int, bytes], int] = {}
     for process in world.processes:
         take = process.node.gossip._take
 
         def counted(peer_id, record, asked, sought, now, wall_s, take=take, index=process.index):
             if record.kind is RecordKind.EDGES:
-                assert asked
+                assert asked or sought
                 came[index, record.envelope] = came.get((index, record.envelope), 0) + 1
             take(peer_id, record, asked, sought, now, wall_s)
 
         process.node.gossip._take = counted
-    world.run(world.now + 650.0)
-    assert len(came) >= 29 * 30
+    world.run(world.now + 170.0)
+    assert len(came) >= 15 * 16
     assert sum(came.values()) <= 1.05 * len(came)
     counts = [len(process.node.telling.store.pairs(world.now)) for process in world.processes]
-    assert min(counts) >= 0.9 * 30 * 29 / 2
+    assert min(counts) >= 0.9 * 16 * 15 / 2
 
 
 @pytest.mark.parametrize("claimed_s", [1e-5, 10.0])
 def test_a_liar_shortens_no_edge_and_is_seen_to_disagree(claimed_s: float) -> None:
     world = mesh(seconds=50.0)
     liar = world.processes[-1]
-    told: list[EdgeDisputed] = []
+    delays, told = world.network.delays, list[EdgeDisputed]()
     world.watchers.append(lambda _process, output: told.append(output) if isinstance(output, EdgeDisputed) else None)
     honest = [process.peer_id for process in world.processes[:-1]]
     measured = encode_measured(Measured(edge_tag(liar.peer_id, peer), claimed_s) for peer in honest)
-    compose = liar.node.telling._composed
-    liar.node.telling._composed = lambda now: (edges := compose(now)) and replace(edges, measured=measured)
+    turn = liar.node.telling.turn
+    liar.node.telling.turn = lambda now: (edges := turn(now)) and replace(edges, measured=measured)
     world.run(130.0)
     assert told
     for process in world.processes[:-1]:
         store = process.node.telling.store
-        assert [pair for pair in store.pairs(world.now) if liar.peer_id in pair[:2]] == []
-        assert store.standing(liar.peer_id)[1] == 5
-        assert all(store.standing(peer) == (4, 1) for peer in honest)
+        agreed, disputed = store.standing(liar.peer_id)
+        assert agreed + disputed == 5
+        assert disputed >= 3
+        for one, other, rtt_s in store.pairs(world.now):
+            ends = world.by_id[one].index, world.by_id[other].index
+            assert rtt_s >= 0.999 * (delays.one_way_s(*ends) + delays.one_way_s(*reversed(ends)))
 
 
 def test_edges_that_come_too_often_are_not_announced_on() -> None:
@@ -125,3 +131,54 @@ def test_edges_of_the_earlier_form_go_one_hop_as_before() -> None:
     world.settle(teller)
     world.run(world.now + 5.0)
     assert {output.from_peer for output in sent} == {teller.peer_id}
+
+
+def test_edges_of_both_forms_mix() -> None:
+    """A node of version 0.1.0 tells its edges by id; where the other end tells them in the compact form they count."""
+    world = mesh(nodes=4, seconds=110.0)
+    old, other = world.processes[1], world.processes[2]
+    turn = old.node.telling.turn
+    old.node.telling.turn = lambda now: turn(now) and None
+    reader = world.processes[0].node.telling
+    agreed = dict(reader.store.edges_of(old.peer_id, world.now))
+    old.node.signing.spread(Edges((Edge(other.peer_id, agreed[other.peer_id] * 1.1, 0.0, 8),)), 1800.0, world.now)
+    world.settle(old)
+    world.run(world.now + 5.0)
+    ((peer, rtt_s),) = reader.store.edges_of(old.peer_id, world.now)
+    assert peer == other.peer_id
+    assert rtt_s == pytest.approx(agreed[other.peer_id] * 1.1, rel=0.01)
+    chart = world.processes[0].node.survey.distances.chart
+    ends, _ = chart.edges_of(chart.row(old.peer_id))
+    assert [chart.peer(end) for end in ends.tolist()] == [other.peer_id]
+
+
+def test_a_joiner_has_a_place_everywhere_and_the_whole_chart_within_two_minutes() -> None:
+    """Of what was told before it came it asks for, and who has met it tells of it sooner than in ten minutes."""
+    world = mesh(nodes=12, seconds=150.0)
+    told = [0]
+    world.seal_watchers.append(lambda _process, record: told.__setitem__(0, told[0] + (record.kind is RecordKind.EDGES)))
+    joiner = world.add(bootstrap=[world.processes[0].address])
+    world.run(world.now + 120.0)
+    for process in world.processes[:-1]:
+        assert len(process.node.telling.store.edges_of(joiner.peer_id, world.now)) >= 6
+        assert process.node.survey.distances.chart.row(joiner.peer_id) is not None
+    chart = joiner.node.survey.distances.chart
+    assert all(chart.placed[chart.row(process.peer_id)] for process in world.processes)
+    assert len(joiner.node.telling.store) == 13
+    assert told[0] <= 2 + 12  # the joiner twice, each of the others once at most
+
+
+def test_in_a_large_mesh_a_node_holds_the_edges_of_its_nearest_and_of_a_sample() -> None:
+    config = replace(NodeConfig(), ring=RingConfig(peers_max=10, sample_max=3), announcer=AnnouncerConfig(edges_interval_s=100.0))
+    world = formed(Formation(24, seed=3, config=config))
+    world.run(world.now + 200.0)
+    for process in world.processes:
+        telling, known = process.node.telling, process.node.table.known()
+        held = {peer for peer in telling.store.peers() if peer != process.peer_id}
+        assert len(telling.ring.members) == 10
+        assert held <= set(telling.ring.members)
+        assert len(held) >= 9
+        records = [peer for peer in known if peer != process.peer_id and process.node.table.get(peer, RecordKind.EDGES)]
+        assert len(records) <= 14  # those of the ring, and of who was in it a moment ago
+        placed = process.node.survey.distances.chart.placed
+        assert sum(placed) >= 8

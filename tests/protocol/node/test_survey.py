@@ -10,15 +10,9 @@ from protocol.errors import ErrorCode
 from protocol.estimate import Source
 from protocol.identity import Identity
 from protocol.node.survey import VISITS, Survey
-from protocol.records import Edge, Edges, Record, RecordKind
 from tests.protocol.distances.planted import planted, some_ends
 
 IDENTITY = Identity.from_seed((0).to_bytes(4, "big") * 8)
-
-
-def record_of(peer, sequence, edges) -> Record:
-    payload = Edges(tuple(Edge(end, rtt_s, 0.0, 1) for end, rtt_s in edges))
-    return Record(RecordKind.EDGES, peer, sequence, 0.0, 1800.0, payload, b"")
 
 
 def told_by_all(mesh, survey: Survey, degree: int = 16) -> None:
@@ -29,7 +23,7 @@ def told_by_all(mesh, survey: Survey, degree: int = 16) -> None:
             ends.add(end)
             edges[end].add(row)
     for row, ends in edges.items():
-        survey.handle_record(record_of(mesh.peers[row], 1, mesh.edges(row, sorted(ends))), 0.0)
+        survey.distances.handle_edges(mesh.peers[row], mesh.edges(row, sorted(ends)), 0.0)
 
 
 def run(survey: Survey, until: float) -> None:
