@@ -1,18 +1,18 @@
 """Of whom a node holds the edges: of everybody in a small mesh, of the nearest and of a few others in a large one.
 
 Edges are most of what is told of a peer that is no candidate for work. Up to some hundred known peers a node holds them all. Past
-that it holds those of its nearest, among whom it chooses, and of a sample that it draws itself and keeps as long as it can, so
-that its chart is anchored everywhere and nobody steers who is in it. Whoever else there is it knows by the coordinate on the
-card.
+that it holds those of its nearest, among whom it chooses, and of a sample that it draws itself, first among those that it has
+measured, and keeps as long as it can: so its chart is anchored everywhere, and nobody steers who is in it. Whoever else there is
+it knows by the coordinate on the card.
 
 What is announced of others is not asked for. What is missing, because this node came later or an announcement was lost, it asks
-the nearest connected peers for, who hold the edges of much the same peers.
+the nearest connected peers for, who hold the edges of much the same peers; and who is in the sample for its own, while connected.
 
 Source: docs/coordinates.md, section "How a node knows".
 Spec: docs/spec/04-gossip.md, section "Neighbours".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from protocol.coordinates import Coordinate, estimate_rtt_to
@@ -55,8 +55,16 @@ class EdgeRing:
         self.members: tuple[PeerId, ...] = ()
         """Whose edges are held, the nearest first."""
 
-    def look(self, place: Coordinate) -> frozenset[RecordKey]:
-        """Sees who belongs to it now; returns the keys of the edges of all others."""
+    def look(self, place: Coordinate, measured: Collection[PeerId] = ()) -> frozenset[RecordKey]:
+        """Sees who belongs to it now.
+
+        Args:
+            place: where this node is.
+            measured: to whom its paths lead that it has measured.
+
+        Returns:
+            The keys of the edges of all others.
+        """
         config = self._config
         known = [peer for peer in self._table.known() if peer != self._table.own]
         self._keys = {peer: self._keys.get(peer) or record_key(peer, RecordKind.EDGES) for peer in known}
@@ -68,29 +76,37 @@ class EdgeRing:
         near, others = order[: config.peers_max - config.sample_max], order[config.peers_max - config.sample_max :]
         kept = [peer for peer in others if peer in self._sample]
         kept = self._luck.sample(kept, min(len(kept), config.sample_max))
-        taken = set(kept)
-        left = [peer for peer in others if peer not in taken]
-        self._sample = frozenset([*kept, *self._luck.sample(left, config.sample_max - len(kept))])
+        for met in (True, False):
+            left = [peer for peer in others if (peer in measured) is met and peer not in kept]
+            kept += self._luck.sample(left, min(len(left), config.sample_max - len(kept)))
+        self._sample = frozenset(kept)
         self.members = (*near, *(peer for peer in others if peer in self._sample))
         return frozenset(self._keys[peer] for peer in others if peer not in self._sample)
 
-    def missing(self, now_wall_s: float) -> list[RecordKey]:
-        """The keys of the edges that are not held though they should be, or were not told anew for long, in random order.
+    def missing(self, now_wall_s: float) -> list[PeerId]:
+        """Whose edges are not held though they should be, or were not told anew for long, in random order.
 
         Args:
             now_wall_s: wall-clock seconds.
         """
-        keys = [self._keys[peer] for peer in self.members if self._is_missing(peer, now_wall_s)]
-        self._luck.shuffle(keys)
-        return keys
+        peers = [peer for peer in self.members if self._is_missing(peer, now_wall_s)]
+        self._luck.shuffle(peers)
+        return peers
 
-    def asked(self, keys: Sequence[RecordKey], connected: Iterable[PeerId]) -> list[tuple[PeerId, tuple[RecordKey, ...]]]:
-        """Whom to ask for which of the missing: of those that are connected, given the nearest first, some of the nearest."""
-        config = self._config
+    def asked(self, missing: Sequence[PeerId], connected: Sequence[PeerId]) -> list[tuple[PeerId, tuple[RecordKey, ...]]]:
+        """Whom to ask for what is missing.
+
+        Args:
+            missing: whose edges.
+            connected: who can be asked, the nearest first.
+        """
+        config, there = self._config, set(connected)
+        own = [peer for peer in missing if peer in self._sample and peer in there]
+        keys = [self._keys[peer] for peer in missing if not (peer in self._sample and peer in there)]
         near = list(connected)[: 4 * config.asked_max]
         parts = [tuple(keys[at : at + config.missing_max]) for at in range(0, len(keys), config.missing_max)]
         peers = self._luck.sample(near, min(len(near), len(parts), config.asked_max))
-        return list(zip(peers, parts, strict=False))
+        return [*((peer, (self._keys[peer],)) for peer in own), *zip(peers, parts, strict=False)]
 
     def _is_missing(self, peer: PeerId, now_wall_s: float) -> bool:
         record = self._table.get(peer, RecordKind.EDGES)

@@ -107,7 +107,9 @@ class EdgeTelling:
 
     def _look(self, now: float) -> None:
         """Takes over who belongs to the ring now, and asks for the edges that are missing of them."""
-        self._gossip.horizon.edges_beyond = beyond = self.ring.look(self._place())
+        self._gossip.horizon.edges_beyond = beyond = self.ring.look(
+            self._place(), dict(self._survey.distances.edges(self._measured_max, now))
+        )
         for peer_id in [peer_id for peer_id in self.store.peers() if record_key(peer_id, RecordKind.EDGES) in beyond]:
             self.store.remove(peer_id)
         self.expire(now)

@@ -179,6 +179,6 @@ def test_in_a_large_mesh_a_node_holds_the_edges_of_its_nearest_and_of_a_sample()
         assert held <= set(telling.ring.members)
         assert len(held) >= 9
         records = [peer for peer in known if peer != process.peer_id and process.node.table.get(peer, RecordKind.EDGES)]
-        assert len(records) <= 14  # those of the ring, and of who was in it a moment ago
+        assert len(records) <= 18  # those of the ring, and of who was in it or came before the first look
         placed = process.node.survey.distances.chart.placed
         assert sum(placed) >= 8

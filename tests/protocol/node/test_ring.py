@@ -47,7 +47,7 @@ def test_what_is_missing_is_asked_of_a_few_near_peers_so_much_of_each(node: Node
     ring = ring_of(node, missing_max=5)
     ring.look(node.vivaldi.coordinate)
     missing = ring.missing(0.0)
-    assert sorted(missing) == sorted(record_key(peer, RecordKind.EDGES) for peer in node.views.known())
+    assert sorted(missing) == node.views.known()
     asked = ring.asked(missing, ring.members)
     assert [len(keys) for _, keys in asked] == [5, 5]
     assert {peer for peer, _ in asked} <= set(ring.members[:8])
@@ -55,3 +55,16 @@ def test_what_is_missing_is_asked_of_a_few_near_peers_so_much_of_each(node: Node
     assert len({peer for peer, _ in asked}) == 2
     assert ring.asked([], ring.members) == []
     assert ring.asked(missing, []) == []
+
+
+def test_the_sample_is_drawn_from_who_was_measured_and_each_of_it_is_asked_for_its_own(node: Node) -> None:
+    ring, known = ring_of(node, peers_max=10, sample_max=3), node.views.known()
+    ring.look(node.vivaldi.coordinate)
+    others = [peer for peer in known if peer not in ring.members[:7]]
+    ring = ring_of(node, peers_max=10, sample_max=3)
+    ring.look(node.vivaldi.coordinate, others[:2])
+    sample = set(ring.members[7:])
+    assert set(others[:2]) < sample
+    asked = ring.asked(ring.missing(0.0), ring.members)
+    assert {(peer, (record_key(peer, RecordKind.EDGES),)) for peer in sample} <= set(asked)
+    assert sum(len(keys) for _, keys in asked) == 10
