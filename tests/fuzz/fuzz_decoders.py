@@ -445,6 +445,7 @@ _HARNESSES: tuple[Harness, ...] = (
             "protocol.records.measured:decode_measured",
             "protocol.records.measured:measured_at",
             "protocol.records.measured:*",
+            "protocol.edges:_tags_of",
         ),
     ),
     either(
