@@ -10,12 +10,11 @@ Spec: docs/spec/06-inference.md.
 
 import math
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Self
 
 import trio
 
@@ -23,21 +22,23 @@ from mesh.admission.gate import Gate
 from mesh.admission.views import gate_json, owner_json, owner_of
 from mesh.distances import Distances
 from mesh.driver import Driver
-from mesh.engines.base import Engine, refuse
+from mesh.engines.base import AtOnce, Engine, refuse
 from mesh.gateway.ports import CatalogueEntry
 from mesh.inference import request_over
+from mesh.inference.server import Handled
 from mesh.map.collect import MapCollector
-from mesh.receipts import Examination, ReceiptBook, SignedReplies
+from mesh.receipts import AnswerSigner, Examination, ReceiptBook, SignedReplies
 from mesh.relay import DIAL_S, Sealing
 from mesh.specification import protocols_json
 from mesh.telemetry import Telemetry
+from mesh.tickets import Answer, Attempt, Ticket, explained
 from mesh.trace import Trace, trace_peer
 from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
 from mesh.views import peer_json, status_json
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import CancelAttempt, Ended, Forward, Output, Refuse, RunLocally
-from protocol.identity import Identity, PeerId, peer_id_text
-from protocol.inference import Accepted, AnswerOrder, Failed, Finished, InferenceRequest, Reply
+from protocol.identity import Identity, PeerId
+from protocol.inference import Accepted, Failed, Finished, InferenceRequest, Reply
 from protocol.membership import Standing
 from protocol.node import Node
 from protocol.records import ModelOffer, peek
@@ -52,77 +53,8 @@ REPORTS_MAX = 1024
 MODELS_SEEN_MAX = 4096
 """Model ids whose first sight is remembered: more than any mesh serves, so that inventing names costs no memory."""
 
-NAME_CHARACTERS = 8
-"""Last characters of a peer id that a message names it by: as in the command line, and enough to tell nodes of a mesh apart."""
-
-
-@dataclass(slots=True)
-class _Ticket:
-    """One request under way: what the core wants done, and the scope of the attempt being made."""
-
-    request: InferenceRequest
-    report: RouteReport
-    submitted_at: float
-    from_peer: PeerId | None = None
-    commands: deque[RunLocally | Forward | Refuse] = field(default_factory=deque)
-    changed: trio.Event = field(default_factory=trio.Event)
-    attempt: trio.CancelScope | None = None
-    retry_after_s: float = 0.0
-    accepted: bool = False
-    answered: bool = False
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One attempt: who was asked, when, and how long its first output took."""
-
-    peer: PeerId
-    started_at: float
-    first_s: float | None = None
-    examination: Examination | None = None
-
-
-class _Replies:
-    """The events in a request's channel, taken without a task switch where they are there already."""
-
-    def __init__(self, channel: trio.MemoryReceiveChannel[Reply]) -> None:
-        self._channel = channel
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Reply:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            return self._channel.receive_nowait()
-        except trio.WouldBlock:
-            return await self._channel.__anext__()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
-
-
-class Answer:
-    """The events of one answer, with the route that led to it; `route` is complete once the first event has been received."""
-
-    def __init__(self, ticket: _Ticket, replies: trio.MemoryReceiveChannel[Reply]) -> None:
-        """Wraps the reading end of a request's channel."""
-        self._ticket = ticket
-        self._replies = _Replies(replies)
-
-    @property
-    def route(self) -> RouteReport:
-        """All candidates with their scores, who was chosen, predicted and measured times."""
-        return self._ticket.report
-
-    def replies(self) -> AsyncIterator[Reply]:
-        """All events, `Accepted` included; ends after `Finished` or `Failed`."""
-        return self._replies
-
-    async def __aiter__(self) -> AsyncIterator[Reply]:
-        """The outputs and then `Finished` or `Failed`."""
-        async for reply in self._replies:
-            if not isinstance(reply, Accepted):
-                yield reply
+UNFINISHED = "the engine's answer stopped without an end"
+"""How an attempt fails whose replies just stop."""
 
 
 class Dispatcher:
@@ -148,7 +80,7 @@ class Dispatcher:
         self._receipts = ReceiptBook()
         self._settle: Callable[[], None] = lambda: None
         self._sealing: Sealing | None = None
-        self._tickets: dict[bytes, _Ticket] = {}
+        self._tickets: dict[bytes, Ticket] = {}
         self._reports: OrderedDict[str, RouteReport] = OrderedDict()
         self._first_seen_s: dict[str, float] = {}
         self._traces: list[Trace] = []
@@ -173,12 +105,50 @@ class Dispatcher:
             request: what is asked for; `deadline_s` counts from now.
             from_peer: the peer that forwarded it, None when it comes from this node's own clients.
         """
+        ticket = self._ticket(request, from_peer)
+        try:
+            self._admit(ticket, from_peer, ticket.submitted_at)
+            async with self._carried(ticket) as answer:
+                yield answer
+        finally:
+            self._leave(ticket, from_peer)
+
+    def serve(self, request: InferenceRequest, from_peer: PeerId) -> Handled:
+        """Answers a request that a peer has forwarded, as `serve_stream` wants it.
+
+        One that goes no further, to an engine that need not wait, is answered within this call: it has the same outcomes, and
+        tells core, report and telemetry the same.
+        """
+        ticket = self._ticket(request, from_peer)
+        left = False
+        try:
+            self._admit(ticket, from_peer, ticket.submitted_at)
+            self._answer_at_once(ticket)
+            left = not ticket.answered
+        finally:
+            if not left:
+                self._leave(ticket, from_peer)
+        return self._served(ticket, from_peer) if left else tuple(ticket.at_hand)
+
+    @asynccontextmanager
+    async def _served(self, ticket: Ticket, from_peer: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:
+        """Answers a request that has begun."""
+        try:
+            async with self._carried(ticket) as answer:
+                yield answer.replies()
+        finally:
+            self._leave(ticket, from_peer)
+
+    def _ticket(self, request: InferenceRequest, from_peer: PeerId | None) -> Ticket:
         now = self._transport.now()
-        ticket = _Ticket(request, self._node.rank(request, now, from_peer), now, from_peer)
+        return Ticket(request, self._node.rank(request, now, from_peer), now, from_peer)
+
+    @asynccontextmanager
+    async def _carried(self, ticket: Ticket) -> AsyncIterator[Answer]:
+        """A task of its own carries a request out while its answer is read."""
         send, receive = trio.open_memory_channel[Reply](REPLIES_BUFFERED_MAX)
         failure: Exception | None = None
         try:
-            self._admit(ticket, from_peer, now)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._carry, ticket, send)
                 try:
@@ -188,15 +158,8 @@ class Dispatcher:
                 nursery.cancel_scope.cancel()
         finally:
             receive.close()
-            self._leave(ticket, from_peer)
         if failure is not None:
             raise failure
-
-    @asynccontextmanager
-    async def serve(self, request: InferenceRequest, from_peer: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:
-        """Answers a request that a peer has forwarded, as `serve_stream` wants it."""
-        async with self.submit(request, from_peer) as answer:
-            yield answer.replies()
 
     async def idle(self) -> None:
         """Returns once no request is under way."""
@@ -305,7 +268,7 @@ class Dispatcher:
 
     # Attempts
 
-    def _admit(self, ticket: _Ticket, from_peer: PeerId | None, now: float) -> None:
+    def _admit(self, ticket: Ticket, from_peer: PeerId | None, now: float) -> None:
         """Hands a request to the core, or refuses it before it has begun."""
         request = ticket.request
         refusal: Refuse | None
@@ -320,7 +283,7 @@ class Dispatcher:
         if refusal is not None:
             ticket.commands.append(refusal)
 
-    def _leave(self, ticket: _Ticket, from_peer: PeerId | None) -> None:
+    def _leave(self, ticket: Ticket, from_peer: PeerId | None) -> None:
         """Ends a request whose reader is gone, and keeps its report; not that of a peer's request that was refused at once."""
         request_id = ticket.request.request_id
         begun = self._tickets.get(request_id) is ticket
@@ -336,9 +299,65 @@ class Dispatcher:
         if not self._tickets:
             self._became_idle.set()
 
-    async def _carry(self, ticket: _Ticket, send: trio.MemorySendChannel[Reply]) -> None:
+    def _answer_at_once(self, ticket: Ticket) -> None:
+        """Answers a request of a peer as far as that needs no waiting; `answered` tells whether that was all.
+
+        What follows stays among the commands for `_carry`.
+        """
+        while not ticket.answered and ticket.commands:
+            match ticket.commands[0]:
+                case Refuse(_, code, message):
+                    ticket.answered = True
+                    ticket.at_hand.append(explained(ticket, code, message))
+                case RunLocally(_, deadline_s):
+                    if not self._run_at_once(ticket, replace(ticket.request, deadline_s=deadline_s)):
+                        return
+                case Forward():
+                    return
+
+    def _run_at_once(self, ticket: Ticket, request: InferenceRequest) -> bool:
+        """Makes the next attempt of a peer's request by an engine that does not wait; False where there is none."""
+        engine, offer = self._engine_for(request)
+        if engine is None or offer is None or not isinstance(engine, AtOnce):
+            return False
+        attempt = Attempt(self._node.peer_id, self._transport.now())
+        wall, requester = self._transport.machine.wall, ticket.from_peer or self._node.peer_id
+        try:
+            signer = AnswerSigner(request, requester, self._identity, offer.digest, wall) if request.receipt else None
+            replies = engine.answer_at_once(request)
+            if replies is None:
+                return False
+            ticket.commands.popleft()
+            for reply in replies if signer is None else map(signer.take, replies):
+                if (passed := self._take(ticket, attempt, reply)) is not None:
+                    ticket.at_hand.append(passed)
+                if attempt.is_over:
+                    break
+            else:
+                attempt.failed = Failed(ErrorCode.ENGINE_FAILED, UNFINISHED)
+        except Exception as error:  # noqa: BLE001 -- an engine is foreign code: what it raises ends this attempt alone
+            attempt.failed = self._crashed(request, error)
+        self._conclude(ticket, attempt)
+        return True
+
+    def _engine_for(self, request: InferenceRequest) -> tuple[Engine, ModelOffer] | tuple[None, None]:
+        """This node's own engine that serves the model, and its offer."""
+        for engine in self._engines:
+            for offer in engine.offers():
+                if offer.model == request.model and request.feature in offer.features:
+                    return engine, offer
+        return None, None
+
+    def _crashed(self, request: InferenceRequest, error: Exception) -> Failed:
+        """Tells that an engine has raised what it may not, and how that fails the attempt."""
+        self._telemetry.engine_crashed(request.model, error)
+        return Failed(ErrorCode.ENGINE_FAILED, f"{type(error).__name__} in the engine")
+
+    async def _carry(self, ticket: Ticket, send: trio.MemorySendChannel[Reply]) -> None:
         """Carries out what the core wants for one request until the answer has ended."""
         with send:
+            for reply in ticket.at_hand:
+                await _hand_on(send, reply)
             while not ticket.answered:
                 while not ticket.commands:
                     ticket.changed = trio.Event()
@@ -346,7 +365,7 @@ class Dispatcher:
                 match ticket.commands.popleft():
                     case Refuse(_, code, message):
                         ticket.answered = True
-                        await _hand_on(send, _explained(ticket, code, message))
+                        await _hand_on(send, explained(ticket, code, message))
                     case RunLocally(_, deadline_s):
                         request = replace(ticket.request, deadline_s=deadline_s)
                         source = self._run_locally(request, ticket.from_peer or self._node.peer_id)
@@ -357,23 +376,33 @@ class Dispatcher:
 
     async def _attempt(
         self,
-        ticket: _Ticket,
+        ticket: Ticket,
         peer: PeerId,
         source: AbstractAsyncContextManager[AsyncIterator[object]],
         send: trio.MemorySendChannel[Reply],
     ) -> None:
         """Makes one attempt and tells the core how it went; what the core wants next stands in the ticket afterwards."""
-        attempt = _Attempt(peer, self._transport.now(), examination=self._examination(ticket, peer))
-        failed: Failed | None = None
+        attempt = Attempt(peer, self._transport.now(), examination=self._examination(ticket, peer))
         with trio.CancelScope() as ticket.attempt:
             try:
-                failed = await self._relay(ticket, attempt, source, send)
+                async with source as replies:
+                    async for reply in replies:
+                        if (passed := self._take(ticket, attempt, reply)) is not None:
+                            await _hand_on(send, passed)
+                        if attempt.is_over:
+                            break
+                    else:
+                        attempt.failed = Failed(ErrorCode.ENGINE_FAILED, UNFINISHED)
             except Exception as error:  # noqa: BLE001 -- an engine is foreign code: what it raises ends this attempt alone
-                self._telemetry.engine_crashed(ticket.request.model, error)
-                failed = Failed(ErrorCode.ENGINE_FAILED, f"{type(error).__name__} in the engine")
+                attempt.failed = self._crashed(ticket.request, error)
         ticket.attempt = None
+        self._conclude(ticket, attempt)
+
+    def _conclude(self, ticket: Ticket, attempt: Attempt) -> None:
+        """Tells the core how an attempt ended that did not answer."""
         if ticket.answered:
             return
+        peer, failed = attempt.peer, attempt.failed
         if failed is not None:
             ticket.retry_after_s = failed.retry_after_s
             ticket.report = ticket.report.with_outcome(peer, f"{failed.code.name.lower()}: {failed.message}")
@@ -383,49 +412,46 @@ class Dispatcher:
             ticket.report = ticket.report.with_outcome(peer, "given up: no answer in time")
             self._node.handle_given_up(ticket.request, peer, self._transport.now())
 
-    async def _relay(
-        self,
-        ticket: _Ticket,
-        attempt: _Attempt,
-        source: AbstractAsyncContextManager[AsyncIterator[object]],
-        send: trio.MemorySendChannel[Reply],
-    ) -> Failed | None:
-        """Passes the replies of one attempt on, and holds them to their order.
+    def _take(self, ticket: Ticket, attempt: Attempt, reply: object) -> Reply | None:
+        """Takes one reply of an attempt, holds it to its order, and returns what the caller is to have of it.
 
-        Returns:
-            How the attempt failed; None when it was answered, or when the core has moved on to another candidate.
+        `is_over` of the attempt tells that nothing more is wanted of it, and `failed` how it failed; it stays None when the
+        request was answered, or when the core has moved on to another candidate.
         """
-        order = AnswerOrder()
-        async with source as replies:
-            async for reply in replies:
-                if not isinstance(reply, Reply):
-                    return Failed(ErrorCode.ENGINE_FAILED, f"the engine answered with a {type(reply).__name__}")
-                try:
-                    order.take(reply)
-                except RemoteProtocolError as error:
-                    return Failed(ErrorCode.ENGINE_FAILED, error.detail)
-                match reply:
-                    case Failed():
-                        return reply
-                    case Accepted():
-                        if not ticket.accepted:  # one answer has one, however many attempts it takes
-                            ticket.accepted = True
-                            await _hand_on(send, reply)
-                    case Finished():
-                        if self._deliver(ticket, attempt):
-                            self._finish(ticket, attempt, reply)
-                            self._examine(ticket, attempt, reply)
-                            await _hand_on(send, reply)
-                        return None
-                    case _:
-                        if not self._deliver(ticket, attempt):
-                            return None
-                        if attempt.examination is not None:
-                            attempt.examination.add(reply)
-                        await _hand_on(send, reply)
-        return Failed(ErrorCode.ENGINE_FAILED, "the engine's answer stopped without an end")
+        if not isinstance(reply, Reply):
+            attempt.failed = Failed(ErrorCode.ENGINE_FAILED, f"the engine answered with a {type(reply).__name__}")
+            attempt.is_over = True
+            return None
+        try:
+            attempt.order.take(reply)
+        except RemoteProtocolError as error:
+            attempt.failed = Failed(ErrorCode.ENGINE_FAILED, error.detail)
+            attempt.is_over = True
+            return None
+        match reply:
+            case Failed():
+                attempt.failed = reply
+                attempt.is_over = True
+                return None
+            case Accepted():
+                is_first, ticket.accepted = not ticket.accepted, True  # one answer has one, however many attempts it takes
+                return reply if is_first else None
+            case Finished():
+                attempt.is_over = True
+                if not self._deliver(ticket, attempt):
+                    return None
+                self._finish(ticket, attempt, reply)
+                self._examine(ticket, attempt, reply)
+                return reply
+            case _:
+                attempt.is_over = not self._deliver(ticket, attempt)
+                if attempt.is_over:
+                    return None
+                if attempt.examination is not None:
+                    attempt.examination.add(reply)
+                return reply
 
-    def _deliver(self, ticket: _Ticket, attempt: _Attempt) -> bool:
+    def _deliver(self, ticket: Ticket, attempt: Attempt) -> bool:
         """Whether an output is to reach the caller; the first one is told to the core and to the report."""
         if attempt.first_s is not None:
             # The core lets go of an attempt that has delivered only by ending the request, and then nothing more is sent.
@@ -439,7 +465,7 @@ class Dispatcher:
         ticket.report = ticket.report.with_first_output(attempt.peer, now - ticket.submitted_at, hops)
         return True
 
-    def _finish(self, ticket: _Ticket, attempt: _Attempt, end: Finished) -> None:
+    def _finish(self, ticket: Ticket, attempt: Attempt, end: Finished) -> None:
         """Tells the core and the report that the answer is complete."""
         now = self._transport.now()
         took_s = now - attempt.started_at
@@ -449,7 +475,7 @@ class Dispatcher:
         self._node.handle_finished(ticket.request, ticket.report, attempt.peer, end, took_s, first_s, now)
         self._settle()
 
-    def _examination(self, ticket: _Ticket, peer: PeerId) -> Examination | None:
+    def _examination(self, ticket: Ticket, peer: PeerId) -> Examination | None:
         """What follows an answer to one of this node's clients, and compares its receipt with it."""
         request = ticket.request
         if not request.receipt or ticket.from_peer is not None:
@@ -458,7 +484,7 @@ class Dispatcher:
         passed_on = request.hops_left > 1
         return Examination(request, (self._node.peer_id, peer), None if passed_on else peer)
 
-    def _examine(self, ticket: _Ticket, attempt: _Attempt, end: Finished) -> None:
+    def _examine(self, ticket: Ticket, attempt: Attempt, end: Finished) -> None:
         """Compares the receipt that ends an answer with the answer, and keeps it; a wrong one is the peer's fault."""
         examination = attempt.examination
         if examination is None or not end.receipt:  # an older version signs none
@@ -474,21 +500,20 @@ class Dispatcher:
     @asynccontextmanager
     async def _run_locally(self, request: InferenceRequest, requester: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:
         """Runs a request on this node's own engine that serves the model."""
-        for engine in self._engines:
-            serving = (o for o in engine.offers() if o.model == request.model and request.feature in o.features)
-            if (offer := next(serving, None)) is not None:
-                async with engine.run(request) as replies:
-                    if request.receipt:
-                        wall = self._transport.machine.wall
-                        yield SignedReplies(replies, request, requester, self._identity, offer.digest, wall)
-                    else:
-                        yield replies
-                return
+        engine, offer = self._engine_for(request)
+        if engine is not None and offer is not None:
+            async with engine.run(request) as replies:
+                if request.receipt:
+                    wall = self._transport.machine.wall
+                    yield SignedReplies(replies, AnswerSigner(request, requester, self._identity, offer.digest, wall))
+                else:
+                    yield replies
+            return
         async with refuse(ErrorCode.MODEL_NOT_FOUND, f"no engine here serves {request.model}") as refusal:
             yield refusal
 
     @asynccontextmanager
-    async def _forward(self, ticket: _Ticket, peer: PeerId, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
+    async def _forward(self, ticket: Ticket, peer: PeerId, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
         """Sends a request to a peer, dialling it when it is not connected; whom nothing reaches is asked through another."""
         now, failed, stream = self._transport.now(), "it cannot be reached", None
         may_relay = self._sealing is not None and ticket.from_peer is None and peer not in self._transport.connections
@@ -516,7 +541,7 @@ class Dispatcher:
             async with refuse(ErrorCode.UNREACHABLE, failed) as refusal:
                 yield refusal
 
-    def _note_via(self, ticket: _Ticket, peer: PeerId, relay: PeerId) -> None:
+    def _note_via(self, ticket: Ticket, peer: PeerId, relay: PeerId) -> None:
         """Notes through whom a peer is asked."""
         ticket.report = ticket.report.with_via(peer, relay)
 
@@ -549,33 +574,6 @@ class Dispatcher:
             except ConnectionLost as error:
                 lost = error
         raise lost
-
-
-def _explained(ticket: _Ticket, code: ErrorCode, message: str) -> Failed:
-    """The failure of a request; where nobody can be asked it says what stands in the way at each node that serves the model."""
-    if code is not ErrorCode.MODEL_NOT_FOUND or ticket.report.qualified:
-        return Failed(code, message, ticket.retry_after_s)
-    serving = [c for c in ticket.report.candidates if not c.qualified and c.refusal is not ErrorCode.MODEL_NOT_FOUND]
-    if not serving:
-        return Failed(code, f"no node of this mesh serves the model {ticket.request.model!r}")
-    refusals = {candidate.refusal for candidate in serving}
-    hopeful = next((refusal for refusal in _HOPEFUL if refusal in refusals), code)
-    nodes_by_reason: dict[str, list[str]] = {}
-    for candidate in serving:
-        nodes_by_reason.setdefault(candidate.reason, []).append(f"…{peer_id_text(candidate.peer_id)[-NAME_CHARACTERS:]}")
-    told = "; ".join(f"{reason} ({', '.join(nodes)})" for reason, nodes in nodes_by_reason.items())
-    return Failed(hopeful, f"{message}: {told}")
-
-
-_HOPEFUL = (
-    ErrorCode.OVERLOADED,
-    ErrorCode.UNREACHABLE,
-    ErrorCode.DRAINING,
-    ErrorCode.INSUFFICIENT_MEMORY,
-    ErrorCode.BAD_REQUEST,
-    ErrorCode.FEATURE_NOT_SUPPORTED,
-)
-"""What a caller is told when nodes stand back for several reasons: the one that passes soonest."""
 
 
 async def _hand_on(send: trio.MemorySendChannel[Reply], reply: Reply) -> None:

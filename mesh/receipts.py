@@ -29,20 +29,13 @@ FILE_FORMAT = "isochrone receipt 1"
 """What a receipt's file says that it is."""
 
 
-class SignedReplies:
-    """The replies of an engine, the end of which carries a receipt."""
+class AnswerSigner:
+    """Follows the replies of an engine, and puts a receipt into their end."""
 
     def __init__(
-        self,
-        replies: AsyncIterator[Reply],
-        request: InferenceRequest,
-        requester: PeerId,
-        identity: Identity,
-        model_digest: bytes,
-        wall: Callable[[], float],
+        self, request: InferenceRequest, requester: PeerId, identity: Identity, model_digest: bytes, wall: Callable[[], float]
     ) -> None:
-        """Wraps the replies; nothing is hashed before they come."""
-        self._replies = replies
+        """Begins now; nothing is hashed before the replies come."""
         self._request = request
         self._requester = requester
         self._identity = identity
@@ -51,11 +44,8 @@ class SignedReplies:
         self._began_ms = _milliseconds(wall())
         self._chain = AnswerChain()
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Reply:
-        reply = await anext(self._replies)
+    def take(self, reply: Reply) -> Reply:
+        """The same reply, the end with its receipt."""
         if isinstance(reply, TextDelta | JsonDelta | TensorsReady):
             self._chain.add(reply)
         elif isinstance(reply, Finished):
@@ -82,6 +72,21 @@ class SignedReplies:
             ended_ms=_milliseconds(self._wall()),
         )
         return sign_receipt(self._identity, receipt)
+
+
+class SignedReplies:
+    """The replies of an engine, the end of which carries a receipt."""
+
+    def __init__(self, replies: AsyncIterator[Reply], signer: AnswerSigner) -> None:
+        """Wraps the replies."""
+        self._replies = replies
+        self._signer = signer
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        return self._signer.take(await anext(self._replies))
 
 
 class Examination:

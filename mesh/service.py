@@ -12,8 +12,8 @@ import ipaddress
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -32,6 +32,7 @@ from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
 from mesh.floors import FloorKeeper
 from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig, server_context
 from mesh.inference import Served, ServeLimits, serve_stream
+from mesh.inference.server import Handled
 from mesh.keyfile import open_key_file
 from mesh.local.door import LocalDoor
 from mesh.local.place import SOCKET_FILE, listen_at
@@ -358,20 +359,34 @@ class Service:
             self.transport.answered(stream.peer_id)
         return served
 
-    @asynccontextmanager
-    async def _within_quota(self, request: InferenceRequest, from_peer: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:
+    def _within_quota(self, request: InferenceRequest, from_peer: PeerId) -> Handled:
         """Answers a request of a peer; one past the quota of a federated network is refused before any work."""
         counted = "" if self._gate is None else self._gate.begin_request(from_peer)
         if counted is None:
-            async with aclosing(refused("the quota of requests of the peer's network is used up")) as refusal:
-                yield refusal
-            return
+            return (Failed(ErrorCode.OVERLOADED, "the quota of requests of the peer's network is used up"),)
+        handled: Handled = ()
         try:
-            async with self.dispatcher.serve(request, from_peer) as replies:
+            handled = self.dispatcher.serve(request, from_peer)
+        finally:
+            if counted and isinstance(handled, tuple):
+                self._end_counted(counted)
+        return self._counted(handled, counted) if counted and not isinstance(handled, tuple) else handled
+
+    @asynccontextmanager
+    async def _counted(
+        self, handled: AbstractAsyncContextManager[AsyncIterator[Reply]], counted: str
+    ) -> AsyncIterator[AsyncIterator[Reply]]:
+        """The same answer, of which the quota is told when it is over."""
+        try:
+            async with handled as replies:
                 yield replies
         finally:
-            if counted and self._gate is not None:
-                self._gate.end_request(counted)
+            self._end_counted(counted)
+
+    def _end_counted(self, counted: str) -> None:
+        """Tells the quota that a request is over."""
+        if self._gate is not None:
+            self._gate.end_request(counted)
 
     def _offers(self) -> tuple[ModelOffer, ...]:
         """Everything this node's engines serve, each model once."""
@@ -464,11 +479,6 @@ def located(hardware: Hardware, config: NodeConfig) -> Hardware:
         return hardware
     place = {"latitude": round(config.latitude, PLACE_DIGITS), "longitude": round(config.longitude, PLACE_DIGITS)}
     return replace(hardware, extra={**hardware.extra, **place})
-
-
-async def refused(message: str) -> AsyncGenerator[Reply]:
-    """An answer that is a refusal."""
-    yield Failed(ErrorCode.OVERLOADED, message)
 
 
 def worth_telling(addresses: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:

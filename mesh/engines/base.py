@@ -8,10 +8,10 @@ answer has exactly one end. Leaving the context early closes the generator, whic
 Spec: docs/spec/06-inference.md, sections "Answer" and "Refusal".
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import trio
 
@@ -31,6 +31,9 @@ RETRY_AFTER_S_MIN = 0.1
 
 RETRY_AFTER_S_MAX = 30.0
 """Longest advised wait after a refusal, in seconds: past that the client does better to ask elsewhere."""
+
+UNFINISHED = "the engine ended the answer without finishing it"
+"""How an answer fails whose outputs just stop."""
 
 
 class Engine(Protocol):
@@ -58,6 +61,14 @@ class Engine(Protocol):
 
     async def aclose(self) -> None:
         """Free everything; a second call does nothing."""
+
+
+@runtime_checkable
+class AtOnce(Protocol):
+    """An engine that has some answers without waiting for anything, and is spared the tasks that waiting needs."""
+
+    def answer_at_once(self, request: InferenceRequest) -> Iterator[Reply] | None:
+        """The whole answer as `run` would give it, or None where it takes waiting or more than a millisecond: then it is run."""
 
 
 class EngineError(Exception):
@@ -119,6 +130,29 @@ class Slots:
         async with aclosing(self._replies(request, work)) as replies:
             yield replies
 
+    def answer_at_once(
+        self, work: Callable[[], Sequence[TextDelta | JsonDelta | TensorsReady | Finished]]
+    ) -> Iterator[Reply] | None:
+        """What `run` would answer by `work`, which waits for nothing and ends with `Finished`; None while no slot is free."""
+        return self._replies_at_once(work) if self._semaphore.value and not self._waiting else None
+
+    def _replies_at_once(self, work: Callable[[], Sequence[TextDelta | JsonDelta | TensorsReady | Finished]]) -> Iterator[Reply]:
+        yield Accepted(self.queue_s)
+        began_s = trio.current_time()
+        try:
+            outputs = work()
+        except EngineError as error:
+            yield Failed(error.code, error.message, error.retry_after_s)
+            return
+        for output in outputs:
+            if isinstance(output, Finished):
+                timing = Timing(0.0, trio.current_time() - began_s)
+                self._learn(timing.service_s, output.usage.completion_tokens)
+                yield replace(output, timing=timing)
+                return
+            yield output
+        yield Failed(ErrorCode.ENGINE_FAILED, f"{self._model}: {UNFINISHED}")
+
     async def _replies(self, request: InferenceRequest, work: Callable[[], Work]) -> AsyncGenerator[Reply, None]:
         came_s = trio.current_time()
         deadline_s = came_s + request.deadline_s
@@ -162,7 +196,7 @@ class Slots:
                 except EngineError as error:
                     output = Failed(error.code, error.message, error.retry_after_s)
                 except StopAsyncIteration:
-                    output = Failed(ErrorCode.ENGINE_FAILED, f"{self._model}: the engine ended the answer without finishing it")
+                    output = Failed(ErrorCode.ENGINE_FAILED, f"{self._model}: {UNFINISHED}")
                 if isinstance(output, Finished):
                     timing = Timing(queue_s, trio.current_time() - began_s)
                     self._learn(timing.service_s, output.usage.completion_tokens)

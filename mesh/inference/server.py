@@ -1,7 +1,8 @@
 """Answers one request of a peer over one stream.
 
 One request is read, handed to whoever answers it, and each reply of a streamed answer goes out before the next is taken, so
-that a requester who reads slowly slows the engine down and nothing piles up; the outputs of another go out together. Meanwhile
+that a requester who reads slowly slows the engine down and nothing piles up; the outputs of another go out together. An answer
+that is there without waiting for anything leaves in one write. Else
 a second task listens to the requester: its reset or the loss of the connection cancels the work at once, even while the engine
 is silent. The answer has exactly one end within the deadline; where the work fails without one, a `Failed` is sent in its
 place, and where that cannot be sent either the stream is reset.
@@ -10,8 +11,9 @@ Spec: docs/spec/06-inference.md, section "Answering".
 """
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Self
 
 import trio
 
@@ -36,8 +38,12 @@ from protocol.wire.inference import REQUEST_BYTES_MAX, decode_request, frame_rep
 HELD_BYTES_MAX = 64 * 1024
 """Outputs held back of an answer that is not streamed, in bytes: a full answer of text mostly fits, and memory stays bounded."""
 
-Handle = Callable[[InferenceRequest, PeerId], AbstractAsyncContextManager[AsyncIterator[Reply]]]
-"""Answers a request of a peer: at most one Accepted, outputs, then one Finished or Failed; leaving the context stops the work."""
+Handled = tuple[Reply, ...] | AbstractAsyncContextManager[AsyncIterator[Reply]]
+"""An answer: at most one Accepted, outputs, then one Finished or Failed; the whole of it where nothing has to be waited for,
+else a context whose leaving stops the work."""
+
+Handle = Callable[[InferenceRequest, PeerId], Handled]
+"""Answers a request of a peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +146,15 @@ class _Serving:
             self.fault = error
             await self._finish(Failed(error.code, error.detail))
             return
+        handled = self._handled(handle, self.request)
         failed: Failed | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen, nursery.cancel_scope)
-            failed = await self._answer(handle, self.request)
-            nursery.cancel_scope.cancel()
+        if isinstance(handled, tuple):
+            failed = await self._answer(nullcontext(_AtHand(handled)), self.request, at_hand=True)
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, nursery.cancel_scope)
+                failed = await self._answer(handled, self.request)
+                nursery.cancel_scope.cancel()
         if self.fault is not None and self.end is None:
             failed = Failed(self.fault.code, self.fault.detail)
         if self.gone:
@@ -190,41 +200,64 @@ class _Serving:
             self.gone = True
         work.cancel()
 
-    async def _answer(self, handle: Handle, request: InferenceRequest) -> Failed | None:
+    def _handled(self, handle: Handle, request: InferenceRequest) -> Handled:
+        """What `handle` answers; where it fails, the failure."""
+        try:
+            return handle(request, self._stream.peer_id)
+        except Exception as error:  # noqa: BLE001 -- what is not expected is raised again, once the requester knows
+            return (self._judge(error),)
+
+    def _judge(self, error: Exception) -> Failed:
+        """What the requester is told of a failure of whoever answers."""
+        if _is_expected(error):
+            return Failed(ErrorCode.ENGINE_FAILED, str(error))
+        self.bug = error
+        return Failed(ErrorCode.INTERNAL, f"{type(error).__name__} in the answering node")
+
+    async def _answer(
+        self,
+        handled: AbstractAsyncContextManager[AsyncIterator[Reply]],
+        request: InferenceRequest,
+        *,
+        at_hand: bool = False,
+    ) -> Failed | None:
         """Send the replies as they come; return the failure that is still to be sent, None when the answer has its end."""
         failed: Failed | None = Failed(ErrorCode.DEADLINE_EXCEEDED, f"no complete answer within {request.deadline_s:g} s")
         with trio.move_on_after(request.deadline_s):
             try:
-                async with handle(request, self._stream.peer_id) as replies:
-                    rubbish = await self._pass_on(replies, hold=not request.stream)
+                async with handled as replies:
+                    rubbish = await self._pass_on(replies, hold=at_hand or not request.stream, at_hand=at_hand)
                 failed = None if rubbish is None else Failed(ErrorCode.ENGINE_FAILED, rubbish)
             except Exception as error:  # noqa: BLE001 -- what is not expected is raised again, once the requester knows
-                if _is_expected(error):
-                    failed = Failed(ErrorCode.ENGINE_FAILED, str(error))
-                else:
-                    self.bug = error
-                    failed = Failed(ErrorCode.INTERNAL, f"{type(error).__name__} in the answering node")
+                failed = self._judge(error)
         return None if self.end is not None else failed
 
-    async def _pass_on(self, replies: AsyncIterator[Reply], *, hold: bool) -> str | None:
+    async def _pass_on(self, replies: AsyncIterator[Reply], *, hold: bool, at_hand: bool) -> str | None:
         """Send replies until the end; return what was wrong with them, None when nothing was or the requester has gone.
 
-        With `hold` outputs wait for the end, so that a caller who wants the whole anyway is not sent it in a thousand datagrams.
+        With `hold` outputs wait for the end, so that a caller who wants the whole anyway is not sent it in a thousand datagrams;
+        where the end is at hand, `Accepted` waits with them.
         Nothing is raised but what `replies` raises: an exception of ours would pass through the context of whoever answers.
         """
         held: list[bytes] = []
         held_bytes = 0
+        has_accepted = False
+        rubbish = "the engine's answer stopped without an end"
         async for reply in replies:
             try:
                 self._order.take(reply)
                 held.append(self._framed(reply))
             except ProtocolError as error:
-                return f"the engine's answer cannot be sent: {error}"
+                rubbish = f"the engine's answer cannot be sent: {error}"
+                break
             held_bytes += len(held[-1])
-            if hold and held_bytes < HELD_BYTES_MAX and isinstance(reply, TextDelta | JsonDelta | TensorsReady):
+            waits = isinstance(reply, TextDelta | JsonDelta | TensorsReady) or (at_hand and isinstance(reply, Accepted))
+            has_accepted = has_accepted or isinstance(reply, Accepted)
+            if hold and waits and held_bytes < HELD_BYTES_MAX:
                 continue
             data = held[0] if len(held) == 1 else b"".join(held)
             held.clear()
+            has_accepted = False
             held_bytes = 0
             end = reply if isinstance(reply, Finished | Failed) else None
             try:
@@ -236,7 +269,9 @@ class _Serving:
             except (StreamReset, ConnectionLost):
                 self.gone = True
                 return None
-        return "the engine's answer stopped without an end"
+        if held and has_accepted:  # what was accepted is told; outputs are not, so that another candidate may still be tried
+            await self._send(held[0], linger=True)
+        return rubbish
 
     def _framed(self, reply: Reply) -> bytes:
         frame = b"".join(frame_reply(reply))
@@ -257,6 +292,21 @@ class _Serving:
                 self.end = failed
                 return
         self.reset_code = failed.code
+
+
+class _AtHand:
+    """Replies that are there already, as those that come are read."""
+
+    def __init__(self, replies: tuple[Reply, ...]) -> None:
+        self._replies = iter(replies)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        for reply in self._replies:
+            return reply
+        raise StopAsyncIteration
 
 
 def _is_expected(error: Exception) -> bool:

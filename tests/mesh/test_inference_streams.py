@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import trio
 import trio.testing
-from inference_ends import BUFFER_BYTES, GOOD, REQUEST, Script, converse, read_all, says, speak, stream_pair
+from inference_ends import BUFFER_BYTES, GOOD, REQUEST, MemoryStream, Script, converse, read_all, says, speak, stream_pair
 
 from mesh.inference import Served, request_over, serve_stream
-from mesh.inference.server import HELD_BYTES_MAX
+from mesh.inference.server import HELD_BYTES_MAX, Handle
 from mesh.transport import ConnectionLost
 from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.inference import Accepted, Failed, Finished, JsonDelta, Reply, TextDelta
-from protocol.wire.inference import encode_request
+from protocol.wire.inference import REPLY_BYTES_MAX, encode_request
 
 # A request and its answer
 
@@ -267,3 +267,100 @@ async def test_a_node_that_stops_resets_its_streams() -> None:
     (last,) = heard
     assert isinstance(last, Failed)
     assert (last.code, last.retryable) == (ErrorCode.DRAINING, True)
+
+
+# Answers that are at hand
+
+
+AT_HAND = {
+    "good": GOOD,
+    "a refusal": (Failed(ErrorCode.OVERLOADED, "busy", 1.5),),
+    "a failure after outputs": (Accepted(), TextDelta("a"), Failed(ErrorCode.ENGINE_FAILED, "died")),
+    "no end": (Accepted(), TextDelta("a")),
+    "nothing": (),
+    "what cannot be sent": (Accepted(), TextDelta("a"), TextDelta("x" * (REPLY_BYTES_MAX + 1)), Finished()),
+    "the wrong order": (TextDelta("a"), Accepted(), Finished()),
+    "more than is held": (Accepted(), *(TextDelta(letter * HELD_BYTES_MAX) for letter in "abc"), Finished()),
+}
+
+
+@pytest.mark.parametrize("name", AT_HAND)
+async def test_an_answer_at_hand_is_sent_as_one_that_comes(name: str) -> None:
+    request = replace(REQUEST, stream=False)
+    came = await converse(says(*AT_HAND[name]).handle, request)
+    at_hand = await converse(lambda _request, _peer: AT_HAND[name], request)
+    assert (at_hand.replies, at_hand.served, at_hand.fault) == (came.replies, came.served, came.fault)
+
+
+async def test_an_answer_at_hand_leaves_in_one_write() -> None:
+    here, there = stream_pair()
+    writes: list[bytes] = []
+    send_all = there.send_all
+
+    async def noted(data: bytes, *, end: bool = False, linger: bool = False) -> None:
+        writes.append(data)
+        await send_all(data, end=end, linger=linger)
+
+    there.send_all = noted
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_stream, there, lambda _request, _peer: GOOD)
+        async with request_over(here, REQUEST) as answer:
+            assert [reply async for reply in answer] == list(GOOD)
+    assert len(writes) == 1
+
+
+async def test_an_answer_at_hand_that_nobody_takes_ends_with_its_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    replies = (JsonDelta(b"y" * (BUFFER_BYTES * 2)), Finished())
+    for handle in (says(*replies).handle, lambda _request, _peer: replies):
+        here, there = stream_pair()
+        began_s = trio.current_time()
+        await here.send_all(encode_frame(encode_request(replace(REQUEST, deadline_s=2.0, body=b""))))
+        served = await serve_stream(there, handle)
+        assert served.end is None
+        assert there.codes == [ErrorCode.DEADLINE_EXCEEDED]
+        assert trio.current_time() - began_s == 2.0
+
+
+async def test_a_requester_who_goes_before_an_answer_at_hand_is_gone(autojump_clock: trio.testing.MockClock) -> None:
+    replies = (JsonDelta(b"y" * (BUFFER_BYTES * 2)), Finished())
+    here, there = stream_pair()
+    await here.send_all(encode_frame(encode_request(replace(REQUEST, body=b""))))
+    async with trio.open_nursery() as nursery:
+        served: list[Served] = []
+
+        async def serve() -> None:
+            served.append(await serve_stream(there, lambda _request, _peer: replies))
+
+        nursery.start_soon(serve)
+        await trio.testing.wait_all_tasks_blocked()
+        here.reset(ErrorCode.CANCELLED)
+    assert served[0].end is None
+    assert there.codes == [ErrorCode.CANCELLED]
+
+
+@pytest.mark.parametrize("error", [OSError("died"), ZeroDivisionError()])
+async def test_a_handler_that_fails_at_once_fails_as_another(error: Exception) -> None:
+    def at_once(_request: object, _peer: object) -> tuple[Reply, ...]:
+        raise error
+
+    async def work() -> AsyncGenerator[Reply, None]:
+        raise error
+        yield
+
+    replies: list[list[Reply]] = []
+    for handle in (at_once, Script(work).handle):
+        here, there = stream_pair()
+        raised: list[BaseException] = []
+
+        async def serve(there: MemoryStream, handle: Handle, raised: list[BaseException]) -> None:
+            try:
+                await serve_stream(there, handle)
+            except ZeroDivisionError as bug:
+                raised.append(bug)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, there, handle, raised)
+            async with request_over(here, REQUEST) as answer:
+                replies.append([reply async for reply in answer])
+        assert raised == ([error] if isinstance(error, ZeroDivisionError) else [])
+    assert replies[0] == replies[1]

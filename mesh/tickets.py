@@ -1,0 +1,121 @@
+"""What the dispatcher keeps of one request: its ticket, its attempts, and the answer as who asked reads it.
+
+Spec: docs/spec/06-inference.md.
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Self
+
+import trio
+
+from mesh.receipts import Examination
+from protocol.errors import ErrorCode
+from protocol.forwarding import Forward, Refuse, RunLocally
+from protocol.identity import PeerId, peer_id_text
+from protocol.inference import Accepted, AnswerOrder, Failed, InferenceRequest, Reply
+from protocol.routing import RouteReport
+
+NAME_CHARACTERS = 8
+"""Last characters of a peer id that a message names it by: as in the command line, and enough to tell nodes of a mesh apart."""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One request under way: what the core wants done, and the scope of the attempt being made."""
+
+    request: InferenceRequest
+    report: RouteReport
+    submitted_at: float
+    from_peer: PeerId | None = None
+    commands: deque[RunLocally | Forward | Refuse] = field(default_factory=deque)
+    changed: trio.Event = field(default_factory=trio.Event)
+    attempt: trio.CancelScope | None = None
+    retry_after_s: float = 0.0
+    accepted: bool = False
+    answered: bool = False
+    at_hand: list[Reply] = field(default_factory=list)  # what was answered before anybody has read
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt: who was asked, when, and how long its first output took."""
+
+    peer: PeerId
+    started_at: float
+    first_s: float | None = None
+    examination: Examination | None = None
+    order: AnswerOrder = field(default_factory=AnswerOrder)
+    is_over: bool = False
+    failed: Failed | None = None
+
+
+class _Replies:
+    """The events in a request's channel, taken without a task switch where they are there already."""
+
+    def __init__(self, channel: trio.MemoryReceiveChannel[Reply]) -> None:
+        self._channel = channel
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            return self._channel.receive_nowait()
+        except trio.WouldBlock:
+            return await self._channel.__anext__()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+
+class Answer:
+    """The events of one answer, with the route that led to it; `route` is complete once the first event has been received."""
+
+    def __init__(self, ticket: Ticket, replies: trio.MemoryReceiveChannel[Reply]) -> None:
+        """Wraps the reading end of a request's channel."""
+        self._ticket = ticket
+        self._replies = _Replies(replies)
+
+    @property
+    def route(self) -> RouteReport:
+        """All candidates with their scores, who was chosen, predicted and measured times."""
+        return self._ticket.report
+
+    def replies(self) -> AsyncIterator[Reply]:
+        """All events, `Accepted` included; ends after `Finished` or `Failed`."""
+        return self._replies
+
+    async def __aiter__(self) -> AsyncIterator[Reply]:
+        """The outputs and then `Finished` or `Failed`."""
+        async for reply in self._replies:
+            if not isinstance(reply, Accepted):
+                yield reply
+
+
+def explained(ticket: Ticket, code: ErrorCode, message: str) -> Failed:
+    """The failure of a request; where nobody can be asked it says what stands in the way at each node that serves the model."""
+    if code is not ErrorCode.MODEL_NOT_FOUND or ticket.report.qualified:
+        return Failed(code, message, ticket.retry_after_s)
+    serving = [c for c in ticket.report.candidates if not c.qualified and c.refusal is not ErrorCode.MODEL_NOT_FOUND]
+    if not serving:
+        return Failed(code, f"no node of this mesh serves the model {ticket.request.model!r}")
+    refusals = {candidate.refusal for candidate in serving}
+    hopeful = next((refusal for refusal in _HOPEFUL if refusal in refusals), code)
+    nodes_by_reason: dict[str, list[str]] = {}
+    for candidate in serving:
+        nodes_by_reason.setdefault(candidate.reason, []).append(f"…{peer_id_text(candidate.peer_id)[-NAME_CHARACTERS:]}")
+    told = "; ".join(f"{reason} ({', '.join(nodes)})" for reason, nodes in nodes_by_reason.items())
+    return Failed(hopeful, f"{message}: {told}")
+
+
+_HOPEFUL = (
+    ErrorCode.OVERLOADED,
+    ErrorCode.UNREACHABLE,
+    ErrorCode.DRAINING,
+    ErrorCode.INSUFFICIENT_MEMORY,
+    ErrorCode.BAD_REQUEST,
+    ErrorCode.FEATURE_NOT_SUPPORTED,
+)
+"""What a caller is told when nodes stand back for several reasons: the one that passes soonest."""
