@@ -89,7 +89,10 @@ def squeezes(path: Path) -> bool:
 
 def test_nothing_that_others_send_is_decompressed() -> None:
     users = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py") if squeezes(path)}
-    assert users == {"protocol/records/packing.py"}, "records in this node's own memory"
+    assert users == {
+        "protocol/records/packing.py",  # records in this node's own memory
+        "mesh/testnet/matrix.py",  # a file that the owner names, on the owner's command line
+    }
     middleware = [path for path in (ROOT / "mesh" / "gateway").rglob("*.py") if "GZip" in path.read_text()]
     assert middleware == []
 
