@@ -310,7 +310,7 @@ def test_churn_replaces_nodes_and_requests_find_peers() -> None:
 def test_a_dead_peer_that_is_asked_first_counts_against_the_share() -> None:
     _, calm = churned(10_000.0)
     assert (calm.died + calm.left, calm.share) == (0, 1.0)
-    churn, result = churned(4.0)
+    churn, result = churned(2.0)
     assert result.first_failures["not able"] == result.requests - result.able_at_first > 0
     dead = [ask for ask in churn.requests.asks if ask.first_peer is not None and not ask.first_peer_able]
     assert all(not churn.world.by_id[ask.first_peer].works for ask in dead)
