@@ -75,6 +75,7 @@ class Dispatcher:
         self._node = node
         self._transport = transport
         self._engines = engines
+        self._engines_at_once = tuple(engine for engine in engines if isinstance(engine, AtOnce))
         self._telemetry = telemetry
         self._identity = identity
         self._receipts = ReceiptBook()
@@ -318,13 +319,14 @@ class Dispatcher:
     def _run_at_once(self, ticket: Ticket, request: InferenceRequest) -> bool:
         """Makes the next attempt of a peer's request by an engine that does not wait; False where there is none."""
         engine, offer = self._engine_for(request)
-        if engine is None or offer is None or not isinstance(engine, AtOnce):
+        at_once = next((other for other in self._engines_at_once if other is engine), None)
+        if at_once is None or offer is None:
             return False
         attempt = Attempt(self._node.peer_id, self._transport.now())
         wall, requester = self._transport.machine.wall, ticket.from_peer or self._node.peer_id
         try:
             signer = AnswerSigner(request, requester, self._identity, offer.digest, wall) if request.receipt else None
-            replies = engine.answer_at_once(request)
+            replies = at_once.answer_at_once(request)
             if replies is None:
                 return False
             ticket.commands.popleft()

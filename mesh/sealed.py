@@ -98,6 +98,10 @@ class AskingStream:
             self._stream.tell(Doing.FRAME, sent=True, data=frame)
         await self._stream.send_all(encode_frame(header) + encode_frame(sealed))
 
+    def at_hand(self) -> bytes:
+        """Nothing: an answer is waited for."""
+        return b""
+
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """The next opened piece of the answer, empty at its end.
 
@@ -168,6 +172,11 @@ class AnsweringStream:
 
     def tell(self, doing: Doing, *, sent: bool, data: bytes | memoryview = b"", code: int = 0) -> None:
         """What is sealed is not told to who watches the connection to the relay."""
+
+    def at_hand(self) -> bytes:
+        """The request, once."""
+        request, self._request = self._request, b""
+        return request
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """The request, and then whatever the requester still sends.

@@ -177,16 +177,24 @@ class _Serving:
     async def _read_request(self) -> InferenceRequest:
         """Read exactly one frame and decode it."""
         decoder = FrameDecoder(self._limits.request_bytes_max)
+        while (frame := decoder.next_frame()) is None and (data := self._stream.at_hand()):
+            decoder.receive(data)
+        if frame is None:
+            frame = await self._rest_of_request(decoder)
+        if decoder.buffered_bytes:
+            raise RemoteProtocolError(ErrorCode.MALFORMED, "data after the request")
+        self._stream.tell(Doing.FRAME, sent=False, data=frame)
+        return decode_request(frame)
+
+    async def _rest_of_request(self, decoder: FrameDecoder) -> bytes:
+        """Wait for what has not come yet of the request's frame."""
         with trio.move_on_after(self._limits.request_read_s), self._stream.waiting():
             while (frame := decoder.next_frame()) is None:
                 data = await self._stream.receive_some()
                 if not data:
                     raise RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended before its request did")
                 decoder.receive(data)
-            if decoder.buffered_bytes:
-                raise RemoteProtocolError(ErrorCode.MALFORMED, "data after the request")
-            self._stream.tell(Doing.FRAME, sent=False, data=frame)
-            return decode_request(frame)
+            return frame
         raise RemoteProtocolError(ErrorCode.IDLE, f"the request did not arrive within {self._limits.request_read_s:g} s")
 
     async def _listen(self, work: trio.CancelScope) -> None:

@@ -20,6 +20,9 @@ class ByteStream(Protocol):
     def tell(self, doing: Doing, *, sent: bool, data: bytes | memoryview = b"", code: int = 0) -> None:
         """Tell those who watch what happened."""
 
+    def at_hand(self) -> bytes:
+        """Bytes that have come already; empty where they would have to be waited for."""
+
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """Wait for bytes; empty when the peer has finished."""
 

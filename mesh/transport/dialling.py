@@ -14,6 +14,7 @@ from mesh.transport.udp import UdpSocket, local_address_towards
 from protocol.identity import PeerId
 from protocol.multiaddr import Multiaddr
 from protocol.quic.events import ConnectionHandle
+from protocol.quic.seam import Address
 
 WILDCARDS = {"0.0.0.0": ("127.0.0.1", "192.0.2.1"), "::": ("::1", "2001:db8::1")}  # noqa: S104
 """Addresses that stand for all of a family: its loopback, and a documentation address behind the default route (RFC 5737)."""
@@ -39,3 +40,8 @@ def reachable(sockets: Sequence[UdpSocket], own: PeerId) -> tuple[Multiaddr, ...
         for host in dict.fromkeys(host for host in hosts if host):
             found.append(Multiaddr(bound.protocol, host, bound.port, own))  # noqa: PERF401  (nested)
     return tuple(found)
+
+
+def multiaddr_of(address: Address, peer_id: PeerId) -> Multiaddr:
+    """Where a peer is reached, as a multiaddr with its peer id."""
+    return Multiaddr("ip6" if ":" in address[0] else "ip4", address[0], address[1], peer_id)

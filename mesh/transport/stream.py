@@ -49,6 +49,7 @@ class Stream:
         self._id = stream_id
         self._config = config
         self._initiator = Initiator([protocol_id], config) if protocol_id else None
+        self._listener: Listener | None = None
         self._unsent = self._initiator.data_to_send() if self._initiator is not None else b""
         self._chunks: deque[bytes] = deque()
         self._uncredited_bytes = 0
@@ -136,6 +137,10 @@ class Stream:
             await self._finish_negotiation(self._initiator)
         return await self._receive_raw(max_bytes)
 
+    def at_hand(self, max_bytes: int = 65536) -> bytes:
+        """At most `max_bytes` of what has come already, without waiting; empty where nothing has."""
+        return self._take_chunk(max_bytes) if self._chunks and self._initiator is None else b""
+
     async def confirmed(self) -> None:
         """Wait until the peer has agreed to the protocol of a stream that this node opened.
 
@@ -161,6 +166,9 @@ class Stream:
                 await self._send(b"", end=False, linger=self._initiator is None)
                 continue
             await self._readers.park()
+        return self._take_chunk(max_bytes)
+
+    def _take_chunk(self, max_bytes: int) -> bytes:
         chunk = self._chunks.popleft()
         if len(chunk) > max_bytes:
             self._chunks.appendleft(chunk[max_bytes:])
@@ -191,29 +199,39 @@ class Stream:
         self._initiator = None
         self._put_back(initiator.take_rest())
 
-    async def negotiate(self, speaks: Callable[[str], bool]) -> str:
-        """Agree on the protocol of a stream that the peer opened.
+    def agree(self, speaks: Callable[[str], bool]) -> bool:
+        """Agree on the protocol of a stream that the peer opened, by what has come already; False where more has to come.
 
         Raises:
             RemoteProtocolError: the peer breaks the negotiation or proposes nothing that this node speaks.
-            StreamReset: the peer abandoned the stream.
-            ConnectionLost: the connection is gone.
         """
-        listener = Listener(speaks, self._config)
-        while listener.agreed is None:
-            data = await self._receive_raw(self._config.message_bytes_max)
-            if data:
-                listener.receive_data(data)
-            else:
-                listener.receive_eof()
+        listener = self._listener = self._listener or Listener(speaks, self._config)
+        while listener.agreed is None and self._chunks:
+            listener.receive_data(self._take_chunk(self._config.message_bytes_max))
             self._unsent += listener.data_to_send()
-            if listener.agreed is None and self._unsent:
-                await self._send(b"", end=False)
+        if listener.agreed is None:
+            return False
         self.protocol_id = listener.agreed
         self.tell(Doing.OPENED, sent=False)
         self._put_back(listener.take_rest())
         # The agreement goes out with the handler's first bytes, or when the handler first waits.
-        return self.protocol_id
+        return True
+
+    async def negotiate(self, speaks: Callable[[str], bool]) -> None:
+        """The same, waiting for what has to come.
+
+        Raises:
+            RemoteProtocolError: as `agree`.
+            StreamReset: the peer abandoned the stream.
+            ConnectionLost: the connection is gone.
+        """
+        while not self.agree(speaks):
+            if self._unsent:
+                await self._send(b"", end=False)
+            data = await self._receive_raw(self._config.message_bytes_max)
+            self._put_back(data)
+            if not data and self._listener is not None:
+                self._listener.receive_eof()
 
     def _put_back(self, rest: bytes) -> None:
         if rest:

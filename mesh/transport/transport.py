@@ -21,7 +21,7 @@ from mesh.machine import Machine
 from mesh.transport import builtin
 from mesh.transport.config import TransportConfig
 from mesh.transport.connection import Connection
-from mesh.transport.dialling import WILDCARDS, Dial, reachable
+from mesh.transport.dialling import WILDCARDS, Dial, multiaddr_of, reachable
 from mesh.transport.door import Door, Entrance, see_guest_off
 from mesh.transport.errors import ConnectionLost, TransportError
 from mesh.transport.holds import Holds
@@ -211,7 +211,7 @@ class Transport:
     def remote_of(self, connection: Connection) -> Multiaddr:
         """Where a connection's peer is reached."""
         address = self.endpoint.address(connection.handle)
-        return connection.last_remote if address is None else _multiaddr(address, connection.peer_id)
+        return connection.last_remote if address is None else multiaddr_of(address, connection.peer_id)
 
     @contextmanager
     def watch(self, peer_id: PeerId, watcher: Watcher) -> Generator[None]:
@@ -463,7 +463,7 @@ class Transport:
     # Connections.
 
     def _established(self, output: quic.ConnectionEstablished) -> None:
-        remote = _multiaddr(output.address, output.peer_id)
+        remote = multiaddr_of(output.address, output.peer_id)
         connection = Connection(
             self, output.connection, remote, output.peer_id, is_dialled=output.is_client, incarnation=output.incarnation
         )
@@ -560,11 +560,13 @@ class Transport:
         """Agree on a protocol and run its handler; whatever goes wrong ends this stream alone."""
         code = ErrorCode.CANCELLED
         try:
-            with trio.move_on_after(self.config.negotiation_timeout_s) as patience, stream.waiting():
-                await stream.negotiate(self._entrance.speaks(stream.connection, self._handlers))
-            if patience.cancelled_caught:
-                code = ErrorCode.IDLE
-                return
+            speaks = self._entrance.speaks(stream.connection, self._handlers)
+            if not stream.agree(speaks):
+                with trio.move_on_after(self.config.negotiation_timeout_s) as patience, stream.waiting():
+                    await stream.negotiate(speaks)
+                if patience.cancelled_caught:
+                    code = ErrorCode.IDLE
+                    return
             await self._handle(stream)
             await stream.aclose()
             code = ErrorCode.NO_ERROR
@@ -594,7 +596,3 @@ class Transport:
             await self._handlers[protocol_id](stream)
         finally:
             serving[protocol_id] -= 1
-
-
-def _multiaddr(address: Address, peer_id: PeerId) -> Multiaddr:
-    return Multiaddr("ip6" if ":" in address[0] else "ip4", address[0], address[1], peer_id)

@@ -52,6 +52,15 @@ class MemoryStream:
     def waiting(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def at_hand(self) -> bytes:
+        if self.incoming.broken:
+            return b""
+        data = bytes(self.incoming.data)
+        self.incoming.data.clear()
+        if data:
+            trio.lowlevel.spawn_system_task(self.notify, self.incoming)
+        return data
+
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         async with self.incoming.changed:
             while not (self.incoming.data or self.incoming.ended or self.incoming.broken):
