@@ -59,17 +59,29 @@ def versions(*names: str) -> dict[str, str]:
     return found
 
 
-def alternate(runs: int, *contestants: Callable[[], list[float]]) -> list[list[float]]:
+def alternate(
+    runs: int, *contestants: Callable[[], list[float]], of: Callable[[list[float]], float] = statistics.median
+) -> list[list[float]]:
     """Lets the contestants run in turn and gathers what each one measured, run by run.
 
+    Args:
+        runs: of each.
+        contestants: each measures once per call.
+        of: what is taken of a run.
+
     Returns:
-        For each contestant the list of its runs' medians.
+        For each contestant what was taken of its runs, medians unless told otherwise.
     """
-    medians: list[list[float]] = [[] for _ in contestants]
+    taken: list[list[float]] = [[] for _ in contestants]
     for _ in range(runs):
         for place, contestant in enumerate(contestants):
-            medians[place].append(statistics.median(contestant()))
-    return medians
+            taken[place].append(of(contestant()))
+    return taken
+
+
+def worst_of_hundred(samples: list[float]) -> float:
+    """The 99th percentile."""
+    return sorted(samples)[int(len(samples) * 0.99)]
 
 
 def report(name: str, title: str, rows: Sequence[Row], packages: Sequence[str]) -> None:
