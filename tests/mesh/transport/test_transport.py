@@ -61,6 +61,25 @@ async def test_the_side_that_was_dialled_opens_streams_too(engines):
             assert await read_all(stream) == b"question"
 
 
+@pytest.mark.parametrize("cuts", [(3,), (20,), (1, 19, 22, 41)])
+async def test_a_negotiation_that_comes_in_pieces_is_waited_for(cuts):
+    """A proposal that nobody speaks, then one that is spoken, and what follows it; only whole does it lie at hand."""
+    said = [b"/multistream/1.0.0", b"/none", ECHO.encode()]
+    proposal = b"".join(bytes([len(text) + 1]) + text + b"\n" for text in said) + b"question"
+    a, b = pair_of(("qh3", "qh3"))
+    async with running(a, b):
+        connection = await a.transport.dial(b.address)
+        await until(lambda: b.connected)
+        stream = await connection.open_stream("")
+        for start, end in zip((0, *cuts), (*cuts, len(proposal)), strict=True):
+            await stream.send_all(proposal[start:end])
+            await connection.ping()  # it has come, and those who wait for it have had their turn
+            assert bool(b.connected[0].waits.since) == (end < len(proposal))
+        await stream.send_eof()
+        said[1] = b"na"
+        assert await read_all(stream) == b"".join(bytes([len(text) + 1]) + text + b"\n" for text in said) + b"question"
+
+
 async def test_half_close_lets_the_answer_come_after_the_question_ended(engines):
     async def count(stream):
         question = await read_all(stream)
