@@ -211,7 +211,7 @@ def explain(
     *,
     where: Where | None = None,
 ) -> int:
-    """Show why a request was answered where it was: every candidate with its score.
+    """Show why a request was answered where it was: every candidate with its score, and how many were measured for it first.
 
     For example:
 

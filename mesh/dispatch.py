@@ -40,7 +40,7 @@ from protocol.forwarding import CancelAttempt, Ended, Forward, Output, Refuse, R
 from protocol.identity import Identity, PeerId
 from protocol.inference import Accepted, Failed, Finished, InferenceRequest, Reply
 from protocol.membership import Standing
-from protocol.node import Node
+from protocol.node import Node, Reranked
 from protocol.records import ModelOffer, peek
 from protocol.routing import RouteReport
 from protocol.table import record_key
@@ -168,12 +168,14 @@ class Dispatcher:
             self._became_idle = trio.Event()
             await self._became_idle.wait()
 
-    def handle_output(self, output: Output) -> None:
-        """Takes one output of the core's forwarding machine."""
+    def handle_output(self, output: Output | Reranked) -> None:
+        """Takes what the core wants done with a request, or by which report it goes out after it has waited."""
         ticket = self._tickets.get(output.request_id)
         if ticket is None:
             return
         match output:
+            case Reranked(report=report):
+                ticket.report = report
             case CancelAttempt():
                 if ticket.commands:  # the attempt has not begun yet
                     ticket.commands.pop()

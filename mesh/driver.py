@@ -23,7 +23,8 @@ from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.gossip import GOSSIP_PROTOCOL
 from protocol.identity import PeerId, peer_id_text
 from protocol.multiaddr import Multiaddr
-from protocol.node import Node, Output, ReserveSequences
+from protocol.node import Node, Output, Reranked, ReserveSequences
+from protocol.shortlist import DIAL_ROUND_TRIPS
 
 OUTBOX_MESSAGES_MAX = 256
 """Gossip messages waiting for one peer: a few seconds of a busy mesh; past it the oldest go, for newer ones replace them."""
@@ -62,7 +63,7 @@ class Driver:
         transport: Transport,
         telemetry: Telemetry,
         reserve: Callable[[int], None],
-        on_forwarding: Callable[[forwarding.Output], None],
+        on_forwarding: Callable[[forwarding.Output | Reranked], None],
     ) -> None:
         """Connects the parts; nothing runs before `run`.
 
@@ -162,6 +163,9 @@ class Driver:
                 | forwarding.Ended()
             ):
                 self._on_forwarding(output)
+            case Reranked(_, report):
+                self._telemetry.request_probed(report.probed, report.probing_s)
+                self._on_forwarding(output)
             case probe.SampleTaken(peer_id, rtt_s):
                 quality = self._node.probe.quality(peer_id, self.now)
                 self._telemetry.sample_taken(peer_id, rtt_s, rtt_s if quality is None else quality.rtt_s)
@@ -190,6 +194,7 @@ class Driver:
         for known in addresses:
             # Who is dialled by its peer id must be who answers; addresses on cards do not name it.
             address = known if isinstance(target, str) else known.with_peer(target)
+            began_at, was_connected = self.now, address.peer_id in self._transport.connections
             try:
                 with trio.fail_after(DIAL_TIMEOUT_S):
                     connection = await self._transport.dial(address, afresh=afresh)
@@ -200,6 +205,9 @@ class Driver:
                 continue
             self._unreached.discard(str(address))
             if connection.peer_id in self._transport.connections:
+                if not was_connected:  # by this node's own clock: a peer can delay a handshake and cannot hasten it
+                    self._node.handle_reached(connection.peer_id, (self.now - began_at) / DIAL_ROUND_TRIPS, self.now)
+                    self.settle()
                 self._targets.setdefault(connection.peer_id, []).append(target)
                 self._attend(connection.peer_id)
                 return

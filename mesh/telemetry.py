@@ -189,6 +189,8 @@ class Telemetry:
             buckets=RATIO_BUCKETS,
             registry=registry,
         )
+        self._probed = Counter("isochrone_request_probes", "Peers measured for requests before they went out", registry=registry)
+        self._probing = Counter("isochrone_request_probing_seconds", "How long requests waited for that", registry=registry)
         self._tokens = Counter("isochrone_tokens", "Tokens of finished answers", ["model", "direction"], registry=registry)
         self._refusals = Counter(
             "isochrone_gateway_refusals", "Requests refused before the mesh was asked", ["code"], registry=registry
@@ -271,6 +273,11 @@ class Telemetry:
     def request_refused(self, code: str) -> None:
         """A client's request was refused before the mesh was asked; `code` is one of the gateway's own."""
         self._refusals.labels(code).inc()
+
+    def request_probed(self, peers: int, took_s: float) -> None:
+        """A request waited `took_s` before it went out, while so many peers were measured for it."""
+        self._probed.inc(peers)
+        self._probing.inc(took_s)
 
     def client_connected(self) -> None:
         """A client opened a connection to the gateway."""

@@ -15,8 +15,11 @@ Slow start, where it is on: peers that have not answered this node often enough 
 the requests, and a peer's measured speed counts for no more than it claims: what it shows while it is being tried may be more
 than it means to give.
 
-Path: a measured round trip wins over one derived from coordinates, whose own error is added as a margin. Jitter counts twice,
-and a lost packet costs one probe timeout of QUIC. A peer that is not connected costs one more round trip for the handshake.
+Path: a measured round trip wins over one derived from edges or coordinates, whose own error is added as a margin. Jitter counts
+twice, and a lost packet costs one probe timeout of QUIC. A peer that is not connected costs one more round trip for the
+handshake.
+
+Where somebody who was not measured may well be sooner than the best, the report says whom to measure first (`shortlist`).
 
 Queue: the wait of an M/M/c queue (`queues`). The requests before this one are those that the peer's beat tells or those that
 this node itself has in flight there, whichever are more, because the beat may be older than our last requests. The service time
@@ -44,6 +47,7 @@ from protocol.load import Beat, ModelLoad
 from protocol.queues import queue_time
 from protocol.records import ModelOffer
 from protocol.services import ServiceConfig, ServiceEstimate, ServiceEstimates
+from protocol.shortlist import Contender, Shortlist, ShortlistConfig, shortlist
 
 ACK_DELAY_S = 0.025
 """Seconds. QUIC's max_ack_delay, a part of its probe timeout: RFC 9002 section 6.2.1."""
@@ -72,6 +76,7 @@ class RoutingConfig:
         slow_start_successes: answers until a peer is such a one no longer.
         report_candidates_max: candidates kept in a report, the best and then the nearest.
         service: how service times are kept.
+        shortlist: who is measured before a request goes out.
     """
 
     jitter_margin: float = 2.0
@@ -86,6 +91,7 @@ class RoutingConfig:
     slow_start_successes: int = 20
     report_candidates_max: int = 64
     service: ServiceConfig = field(default_factory=ServiceConfig)
+    shortlist: ShortlistConfig = field(default_factory=ShortlistConfig)
 
 
 class RttSource(StrEnum):
@@ -106,7 +112,8 @@ class Path:
         rtt_s: the round trip in seconds; ignored for an unknown path.
         jitter_s: of a measured path, the usual difference between neighbouring samples.
         loss: of a measured path, the share of probes without an echo, 0 to 1, single ones left out.
-        error: of a path derived from coordinates, the larger relative error of the two.
+        error: by how much the round trip may be longer, relative to it; 0 of a path that is probed.
+        low_s: how short the round trip may be, in seconds, of a path that was not measured.
         connected: whether a connection is open already.
     """
 
@@ -115,7 +122,13 @@ class Path:
     jitter_s: float = 0.0
     loss: float = 0.0
     error: float = 0.0
+    low_s: float = 0.0
     connected: bool = True
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it was measured lately."""
+        return self.source is RttSource.MEASURED or self.source is RttSource.SELF
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +230,9 @@ class RouteReport:
         predicted_s: expected time to the chosen one's first output.
         measured_s: the time it took, None before.
         hops: how many nodes the request passed after this one; 0 when this node answers.
+        probed: how many peers were measured for it before it went out.
+        probing_s: seconds that it waited for that.
+        shortlist: who is to be measured before it goes out; None where nobody is, or where that is done.
     """
 
     request_id: str
@@ -227,6 +243,9 @@ class RouteReport:
     predicted_s: float | None = None
     measured_s: float | None = None
     hops: int = 0
+    probed: int = 0
+    probing_s: float = 0.0
+    shortlist: Shortlist | None = None
 
     @property
     def qualified(self) -> tuple[PeerId, ...]:
@@ -308,7 +327,8 @@ def rank(
         )
         for (facts, _), own, ahead in zip(able, estimates, others, strict=True)
     ]
-    ordered = [entry.told(held_back) for entry in _in_order(scored, config, luck)]
+    scored = _in_order(scored, config, luck)
+    ordered = [entry.told(held_back) for entry in scored]
     unable.sort(key=lambda candidate: (candidate.rtt_s is None, candidate.rtt_s or 0.0, candidate.peer_id))
     best = ordered[0] if ordered else None
     return RouteReport(
@@ -318,6 +338,7 @@ def rank(
         candidates=tuple((ordered + unable)[: config.report_candidates_max]),
         chosen=best.peer_id if best else None,
         predicted_s=best.predicted_s if best else None,
+        shortlist=_shortlist(scored, config, luck),
     )
 
 
@@ -335,7 +356,8 @@ def path_time(path: Path, config: RoutingConfig) -> float:
             under_way_s = path.rtt_s * (1.0 + config.coordinate_margin * path.error)
         case RttSource.MEASURED:
             timeout_s = path.rtt_s + max(4.0 * path.jitter_s, GRANULARITY_S) + ACK_DELAY_S
-            under_way_s = path.rtt_s + config.jitter_margin * path.jitter_s + path.loss * timeout_s
+            under_way_s = path.rtt_s * (1.0 + config.coordinate_margin * path.error)
+            under_way_s += config.jitter_margin * path.jitter_s + path.loss * timeout_s
     return under_way_s if path.connected else 2.0 * under_way_s
 
 
@@ -495,6 +517,32 @@ def _in_order(scored: list[_Scored], config: RoutingConfig, luck: Luck) -> list[
         )
     )
     return equal + rest
+
+
+def _shortlist(ordered: list[_Scored], config: RoutingConfig, luck: Luck) -> Shortlist | None:
+    """Who is to be measured before the first is asked: none of those that come after all others whatever their path."""
+    if len(ordered) < 2 or ordered[0].late[1]:
+        return None
+    others = [entry for entry in ordered if not entry.facts.path.fresh and entry.facts.via is None]
+    if not others:
+        return None
+    first = ordered[0]
+    best = min((entry for entry in ordered if entry.late == first.late), key=lambda entry: entry.candidate.total_s or 0.0)
+    if best.facts.via is not None:  # whoever is asked through another is not to be reached by dialling
+        return None
+    rivals = [_contender(entry, config) for entry in others if entry.late == first.late and entry is not best]
+    return shortlist(_contender(best, config), rivals, config.shortlist, luck.random)
+
+
+def _contender(entry: _Scored, config: RoutingConfig) -> Contender:
+    """A scored candidate with the bounds of its path."""
+    path, turns = entry.facts.path, 1 if entry.facts.path.connected else 2
+    path_s = path_time(path, config)
+    rest_s, high_s = (entry.candidate.total_s or 0.0) - path_s, path_s / turns
+    if path.fresh:
+        return Contender(entry.candidate.peer_id, rest_s, high_s, high_s, high_s, turns, fresh=True)
+    rtt_s = high_s if path.source is RttSource.UNKNOWN else path.rtt_s
+    return Contender(entry.candidate.peer_id, rest_s, min(path.low_s, rtt_s), rtt_s, high_s, turns)
 
 
 __all__ = [

@@ -18,6 +18,7 @@ from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import CancelAttempt, Ended, Forward, Output, Refuse, RunLocally
 from protocol.identity import PeerId
 from protocol.inference import Accepted, AnswerOrder, Failed, Finished, InferenceRequest, Reply
+from protocol.node import Reranked
 from protocol.routing import RouteReport
 from sim.asking import Asking
 from sim.engines import EngineConfig, VirtualEngine
@@ -147,12 +148,14 @@ class Dispatcher:
             self._go_on(ticket)
         return ticket
 
-    def handle_output(self, output: Output) -> None:
-        """Takes one output of the core's forwarding machine."""
+    def handle_output(self, output: Output | Reranked) -> None:
+        """Takes what the core wants done with a request, or by which report it goes out after it has waited."""
         ticket = self._tickets.get(output.request_id)
         if ticket is None:
             return
         match output:
+            case Reranked(report=report):
+                ticket.report = report
             case CancelAttempt():
                 if ticket.commands:  # the attempt has not begun yet
                     ticket.commands.pop()

@@ -20,7 +20,7 @@ from protocol import forwarding
 from protocol.identity import PeerId
 from protocol.inference import Accepted, Failed, Feature, Finished, InferenceRequest, Reply
 from protocol.multiaddr import Multiaddr
-from protocol.node import NodeConfig
+from protocol.node import NodeConfig, Reranked
 from sim.asking import Serving
 from sim.dispatch import AttemptBegan, AttemptEnded, Dispatcher, Note, Step, Ticket
 from sim.engines import EngineConfig, body_of
@@ -270,7 +270,7 @@ class Requests:
 
         Serving(self.world, stream, serve)
 
-    def _handle_output(self, process: Process, output: forwarding.Output) -> None:
+    def _handle_output(self, process: Process, output: forwarding.Output | Reranked) -> None:
         dispatcher = self._dispatchers.get(process.index)
         if dispatcher is not None:
             dispatcher.handle_output(output)

@@ -17,7 +17,7 @@ from protocol.errors import ErrorCode
 from protocol.identity import Identity, PeerId
 from protocol.inference import Feature
 from protocol.multiaddr import Multiaddr
-from protocol.node import Node, NodeConfig, Output, RecordSealed, ReserveSequences
+from protocol.node import Node, NodeConfig, Output, RecordSealed, Reranked, ReserveSequences
 from protocol.quic.events import EndpointConfig
 from protocol.records import Hardware, ModelOffer, Record, Sequencer
 from sim.agenda import Agenda
@@ -47,7 +47,7 @@ ECHO = ModelOffer("echo", frozenset({Feature.EMBEDDINGS}), engine="echo")
 Watcher = Callable[[Process, Output], None]
 """Who hears of every output that is a fact (everything but what is sent and sampled), after it was noted."""
 
-ForwardingTaker = Callable[[Process, forwarding.Output], None]
+ForwardingTaker = Callable[[Process, forwarding.Output | Reranked], None]
 """Who carries out what the cores want done with requests."""
 
 SealWatcher = Callable[[Process, Record], None]
@@ -328,6 +328,7 @@ class World:
                 | forwarding.CancelAttempt()
                 | forwarding.Refuse()
                 | forwarding.Ended()
+                | Reranked()
             ):
                 if self.on_forwarding is not None:
                     self.on_forwarding(process, output)
@@ -490,6 +491,9 @@ class World:
             end.connections[peer.peer_id] = link
             if old is not None:
                 self.enter(end, end.life, lambda end=end, peer=peer: self._replaced(end, peer))  # type: ignore[misc]
+        if target is not None:
+            process.node.handle_reached(other.peer_id, rtt_s, self.now)
+            self.settle(process)
         self._greet_later(link, process, other, rtt_s, target, self.now)
         self._greet_later(link, other, process, rtt_s * 1.5, None, self.now)
 

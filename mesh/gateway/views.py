@@ -45,6 +45,8 @@ def route_json(route: RouteReport) -> dict[str, object]:
         "predicted_s": route.predicted_s,
         "measured_s": route.measured_s,
         "hops": route.hops,
+        "probed": route.probed,
+        "probing_s": route.probing_s,
         "candidates": [
             {
                 "peer_id": peer_id_text(candidate.peer_id),

@@ -16,6 +16,7 @@ Spec: docs/spec/07-membership.md, ISO-MEMBER-033 to 035.
 
 from collections.abc import Collection, Iterable, Sequence
 
+from protocol.encoding import Luck
 from protocol.identity import PeerId
 from protocol.membership.events import MembershipConfig
 from protocol.membership.roster import Link, Peer
@@ -80,6 +81,12 @@ def is_refused(count: int, peer: Peer | None, config: MembershipConfig, now: flo
 def shunned_s(peer: Peer, config: MembershipConfig) -> float:
     """For how long a peer is left alone whose connection was closed as surplus, in seconds; longer where it never lasts."""
     return config.shunned_s * 2.0 ** min(max(peer.turned_away - 1, 0), config.shunned_doublings_max)
+
+
+def backoff_s(config: MembershipConfig, luck: Luck, failures: int) -> float:
+    """Until the next dial after so many that failed: exponential, with jitter so that peers do not dial in step."""
+    ceiling_s = min(config.backoff_max_s, config.backoff_min_s * 2.0 ** min(failures, 16))
+    return ceiling_s * luck.uniform(0.5, 1.0)
 
 
 def leavers(

@@ -10,8 +10,7 @@ tried again with exponential back-off; of a peer that was connected before, one 
 Of each peer the machine says whether work may be sent to it. What this node measures itself comes first: a connected peer is
 alive while it answers, suspected when it does not, and gone `gone_after_s` later; the connection is kept for `linger_s` more,
 so that a path that heals heals at once. A peer without a connection is alive while its card is known, nobody doubts it and it
-could be reached when it was last dialled. Who said goodbye is gone at once. Who has been gone for `forget_after_s` is
-forgotten.
+could be reached when last dialled. Who said goodbye is gone at once, who is gone for `forget_after_s` is forgotten.
 
 When two peers learn of each other at once, both would dial. The one with the smaller peer id dials first and the other waits
 `dial_polite_s`, so that in the common case only one connection is made. A peer whose connections do not last is dialled as
@@ -31,7 +30,7 @@ from protocol.encoding import Luck
 from protocol.errors import ErrorCode
 from protocol.identity import PeerId
 from protocol.membership.bootstrap import Bootstrap
-from protocol.membership.crowd import is_refused, knows_few, leavers, seats_for_near, shunned_s, superfluous
+from protocol.membership.crowd import backoff_s, is_refused, knows_few, leavers, seats_for_near, shunned_s, superfluous
 from protocol.membership.events import (
     Connect,
     Disconnect,
@@ -165,7 +164,7 @@ class Membership:
         if surplus:
             peer.shunned_until = now + shunned_s(peer, self._config)
             if self._bootstrap.leads_to(peer_id) and knows_few(self._here(), self._config):  # it has not told of enough others
-                self._wait(peer_id, now + self._backoff(peer.turned_away), 0)
+                self._wait(peer_id, now + backoff_s(self._config, self._luck, peer.turned_away), 0)
             self._judge(peer_id, peer, now)
             self._advance(now)
             return
@@ -179,9 +178,17 @@ class Membership:
             peer.failures = max(peer.failures, self._config.goodbye_failures)
         self._declining.set(peer_id, now + self._config.forget_after_s)
         if self._addresses(peer_id):
-            self._wait(peer_id, now + self._backoff(peer.failures), peer.failures)
+            self._wait(peer_id, now + backoff_s(self._config, self._luck, peer.failures), peer.failures)
         self._judge(peer_id, peer, now)
         self._advance(now)
+
+    def handle_sought(self, peer_id: PeerId, now: float) -> bool:
+        """Has a peer that may be dialled dialled at once, since a request may go to it; whether it is being dialled now."""
+        if peer_id not in self._under_way and self._may_be_chosen(peer_id, now) and self._may_dial() and self._addresses(peer_id):
+            self._peers[peer_id].wanted = True
+            self._wait(peer_id, now, 0)
+            self._advance(now)
+        return peer_id in self._under_way
 
     def handle_dial_failed(self, target: Target, now: float) -> None:
         """Notes a dial that led nowhere; the next try comes after the back-off."""
@@ -431,7 +438,7 @@ class Membership:
             self._outputs.append(PeerGone(peer_id, peer.gone_because))
             self._declining.set(peer_id, now + (config.linger_s if peer.connected else config.forget_after_s))
             if peer.connected and self._addresses(peer_id):  # it may have been started again, and know nothing of the connection
-                self._wait(peer_id, now + self._backoff(0), 0)
+                self._wait(peer_id, now + backoff_s(self._config, self._luck, 0), 0)
             self._judge(peer_id, peer, now)
         elif peer.connected:
             self._outputs.append(Disconnect(peer_id, ErrorCode.IDLE))
@@ -496,9 +503,8 @@ class Membership:
         if self._peers.is_plain(peer_id):
             return True
         peer = self._peers.get(peer_id)
-        if peer is None or peer.connected or peer_id in self._failures or now < peer.shunned_until:
-            return False
-        return self.standing(peer_id, now)[0] is Standing.ALIVE
+        may = peer is not None and not peer.connected and peer_id not in self._failures and now >= peer.shunned_until
+        return may and self.standing(peer_id, now)[0] is Standing.ALIVE
 
     def _judge(self, peer_id: PeerId, peer: Peer, now: float) -> None:
         """Says so when a peer comes into or falls out of the set that may be given work."""
@@ -511,11 +517,6 @@ class Membership:
             self._outputs.append(PeerLeft(peer_id, why))
         if alive and peer_id not in self._failures:
             self._peers.put_away(peer_id, peer)
-
-    def _backoff(self, failures: int) -> float:
-        """Exponential, with full jitter over its upper half so that peers do not dial in step."""
-        ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2.0 ** min(failures, 16))
-        return ceiling * self._luck.uniform(0.5, 1.0)
 
     def _wait(self, target: Target, until: float, failures: int) -> None:
         """Has a target dialled at a time, in place of whatever is under way."""
@@ -534,29 +535,28 @@ class Membership:
         failures, peer = self._failures[target] + 1, None if isinstance(target, str) else self._peers.get(target)
         if peer is not None and peer.may_be_missed and failures == 1:
             peer.missed = True
-            self._wait(target, now + self._backoff(0), 0)
+            self._wait(target, now + backoff_s(self._config, self._luck, 0), 0)
             return
-        self._wait(target, now + self._backoff(failures), failures)
+        self._wait(target, now + backoff_s(self._config, self._luck, failures), failures)
         if peer is not None and not isinstance(target, str):
             peer.failures, peer.missed = max(peer.failures, failures), False
             self._judge(target, peer, now)
         if isinstance(target, str) or failures < self._config.pinned_failures:
             return
         for text in self._bootstrap.unpin(target):
-            self._wait(text, now + self._backoff(failures), failures)
+            self._wait(text, now + backoff_s(self._config, self._luck, failures), failures)
 
     def _may_dial(self) -> bool:
         """Whether one more dial is within the bounds."""
         under_way = len(self._under_way)
-        if under_way >= self._config.dials_max or under_way + len(self._connected) >= self._config.open_max:
-            return False
-        return under_way + self._seats < self._config.connections_max
+        may = under_way < self._config.dials_max and under_way + len(self._connected) < self._config.open_max
+        return may and under_way + self._seats < self._config.connections_max
 
     def _is_proven(self, target: Target) -> bool:
         """Whether somebody is known to be, or to have been, where a dial leads."""
-        if isinstance(target, str) or ((peer := self._peers.get(target)) is not None and peer.proven):
+        if isinstance(target, str) or self._bootstrap.leads_to(target):
             return True
-        return self._bootstrap.leads_to(target)
+        return (peer := self._peers.get(target)) is not None and peer.proven
 
     def _line_of(self, target: Target) -> TimerQueue[Target]:
         return self._waiting if self._is_proven(target) else self._unproven

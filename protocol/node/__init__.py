@@ -2,6 +2,7 @@
 
 from protocol.node.admitted import AdmittedReader, expel
 from protocol.node.config import NodeConfig, Output, PeerFacts, PeerView, RecordSealed, ReserveSequences
+from protocol.node.inquiries import Reranked
 from protocol.node.machine import Node
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "PeerFacts",
     "PeerView",
     "RecordSealed",
+    "Reranked",
     "ReserveSequences",
     "expel",
 ]

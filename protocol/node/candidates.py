@@ -46,8 +46,11 @@ def peer_candidate(facts: PeerFacts, own_error: float, in_flight: int) -> Candid
     if quality is not None:
         path = Path(RttSource.MEASURED, quality.rtt_s, quality.usual_jitter_s, quality.usual_loss, connected=facts.connected)
     elif facts.coordinate_rtt_s is not None:
-        error = max(facts.coordinate_error, own_error)
-        path = Path(RttSource.COORDINATE, facts.coordinate_rtt_s, error=error, connected=facts.connected)
+        rtt_s, low_s = facts.coordinate_rtt_s, facts.coordinate_low_s
+        source = RttSource.MEASURED if facts.remembered else RttSource.COORDINATE
+        error = facts.coordinate_error if low_s is not None else max(facts.coordinate_error, own_error)
+        low_s = max(0.0, rtt_s * (1.0 - error)) if low_s is None else low_s
+        path = Path(source, rtt_s, error=error, low_s=low_s, connected=facts.connected)
     else:
         path = Path(RttSource.UNKNOWN, connected=facts.connected)
     return CandidateInput(

@@ -13,6 +13,7 @@ from protocol.gossip import GossipConfig
 from protocol.identity import PeerId
 from protocol.load import Beat
 from protocol.membership import MembershipConfig, Standing
+from protocol.node.inquiries import InquiryConfig, Reranked
 from protocol.node.ring import RingConfig
 from protocol.node.searches import SearchConfig
 from protocol.node.strangers import BridgeOutput, StrangersConfig
@@ -74,6 +75,7 @@ class NodeConfig:
     edges: EdgeConfig = field(default_factory=EdgeConfig)
     ring: RingConfig = field(default_factory=RingConfig)
     searches: SearchConfig = field(default_factory=SearchConfig)
+    inquiries: InquiryConfig = field(default_factory=InquiryConfig)
     strangers: StrangersConfig = field(default_factory=StrangersConfig)
 
     def __post_init__(self) -> None:
@@ -102,7 +104,8 @@ class PeerFacts:
     """What is asked of everybody, and known without reading a card.
 
     `serving` and the place come from the card, which a fresher beat of a connected peer overrules; a peer whose place is unknown
-    has no `coordinate_rtt_s`, and counts for as uncertain as can be.
+    has no `coordinate_rtt_s`, and counts for as uncertain as can be. `remembered` says that it is an own measurement, of before;
+    `coordinate_low_s` is how short it may be where edges tell it, None where the error says that too.
     """
 
     peer_id: PeerId
@@ -114,6 +117,8 @@ class PeerFacts:
     quality: PathQuality | None
     coordinate_rtt_s: float | None
     coordinate_error: float
+    coordinate_low_s: float | None = None
+    remembered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,5 +142,5 @@ MachineOutput = gossip.Output | membership.Output | probe.Output | suspicion.Out
 """What passes between the machines."""
 
 Output = (
-    MachineOutput | EdgeDisputed | forwarding.Output | BridgeOutput | RecordSealed | ReserveSequences
+    MachineOutput | EdgeDisputed | forwarding.Output | BridgeOutput | RecordSealed | ReserveSequences | Reranked
 )  # the commands and facts of every machine, as they are

@@ -29,14 +29,8 @@ from protocol.load import Beat, ModelLoad
 from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
 from protocol.node.candidates import own_candidate, requirement_of, served_in
-from protocol.node.config import (
-    FALLEN_SILENT,
-    MachineOutput,
-    NodeConfig,
-    Output,
-    PeerFacts,
-    PeerView,
-)
+from protocol.node.config import FALLEN_SILENT, MachineOutput, NodeConfig, Output, PeerFacts, PeerView
+from protocol.node.inquiries import Inquiries
 from protocol.node.relays import Relays
 from protocol.node.searches import Searches
 from protocol.node.signing import Signing
@@ -45,17 +39,7 @@ from protocol.node.survey import Survey
 from protocol.node.telling import EdgeTelling
 from protocol.node.views import Views
 from protocol.probe import THREE_LEGS, Liveness, Probe
-from protocol.records import (
-    Accusation,
-    Card,
-    Edges,
-    Hardware,
-    ModelOffer,
-    Record,
-    RecordKind,
-    Sequencer,
-    Verdict,
-)
+from protocol.records import Accusation, Card, Edges, Hardware, ModelOffer, Record, RecordKind, Sequencer, Verdict
 from protocol.routing import RouteReport, rank
 from protocol.services import ServiceEstimates
 from protocol.suspicion import Suspicion
@@ -89,9 +73,12 @@ class Node:
         self.announcer = Announcer(config.announcer, config.agent)
         self._own_key = record_key(identity.peer_id, RecordKind.CARD)
         self.suspicion = Suspicion(config.suspicion, self._own_key, luck, self._incarnation_of)
-        self.searches = Searches(config.searches, self.peer_id, self.gossip, self.membership, self.forwarding, self.rank, luck)
         self._outputs: deque[Output] = deque()
         act = self._outputs.append
+        self.searches = Searches(
+            config.searches, self.peer_id, self.gossip, self.membership, self.forwarding, self.rank, luck, act
+        )
+        self.inquiries = Inquiries(config.inquiries, self.peer_id, self.membership, self.probe, self.forwarding, self.rank, act)
         self.strangers = Strangers(
             config.strangers, identity, config.network_id, self.table, self.gossip, luck, act, self.wall, self._settle
         )
@@ -223,8 +210,14 @@ class Node:
         self.gossip.handle_disconnected(peer_id, now)
         self.probe.handle_disconnected(peer_id, now)
         self.membership.handle_disconnected(peer_id, code, now)
+        self.inquiries.handle_unanswered(peer_id, now)
         if not self.membership.connected():  # all were closed as surplus, and nobody is left to hear of others from
             self._ranking_at = min(self._ranking_at, now + self.config.ranking_min_s * self._luck.uniform(0.5, 1.5))
+        self._settle(now)
+
+    def handle_reached(self, peer_id: PeerId, rtt_s: float, now: float) -> None:
+        """Notes that a dial has ended on a connection: its handshake tells the round trip before anything is spoken."""
+        self.inquiries.handle_answer(peer_id, rtt_s, now, handshake=True)
         self._settle(now)
 
     def handle_replaced(self, peer_id: PeerId, now: float) -> None:
@@ -243,6 +236,8 @@ class Node:
     def handle_dial_failed(self, target: membership.Target, now: float) -> None:
         """Notes that a `Connect` led nowhere."""
         self.membership.handle_dial_failed(target, now)
+        if not isinstance(target, str):
+            self.inquiries.handle_unanswered(target, now)
         self._settle(now)
 
     def handle_message(self, peer_id: PeerId, payload: bytes, now: float) -> None:
@@ -264,7 +259,8 @@ class Node:
         if request.hops_left > 0:  # otherwise nobody else may be asked
             candidates.extend(self.relays.candidates(request, from_peer, self.facts(now), in_flight, own_error, now))
         requirement = requirement_of(request, from_peer)
-        return rank(request.request_id, requirement, candidates, self.services, self.config.routing, self._luck, now)
+        seen = self.inquiries.seen(candidates, now)
+        return rank(request.request_id, requirement, seen, self.services, self.config.routing, self._luck, now)
 
     def submit(
         self, request: InferenceRequest, report: RouteReport, from_peer: PeerId | None, now: float
@@ -279,6 +275,9 @@ class Node:
             return refusal
         self._due = None
         if from_peer is None and not report.qualified and self.searches.begin(request, now):
+            self._settle(now)
+            return None
+        if report.shortlist is not None and self.inquiries.begin(request, report.shortlist, from_peer, now):
             self._settle(now)
             return None
         peers, deadline_at = report.qualified, now + request.deadline_s
@@ -331,6 +330,7 @@ class Node:
         """Notes that the caller is gone; nothing happens when the request has ended already."""
         self._due = None
         self.searches.handle_cancelled(request.request_id)
+        self.inquiries.handle_cancelled(request.request_id, now)
         self.forwarding.handle_cancelled(request.request_id, now)
 
     def wall(self, now: float) -> float:
@@ -366,7 +366,7 @@ class Node:
         due = sooner(due, self.membership.next_timer())
         due = sooner(due, self.suspicion.next_timer())
         due = sooner(due, self.forwarding.next_timer())
-        due = min(due, self.survey.next_timer())
+        due = sooner(min(due, self.survey.next_timer()), self.inquiries.next_timer())
         return sooner(sooner(due, self.strangers.next_timer()), self.searches.next_timer())
 
     def handle_timer(self, now: float) -> None:
@@ -381,6 +381,7 @@ class Node:
         self.suspicion.handle_timer(now)
         self.forwarding.handle_timer(now)
         self.searches.handle_timer(now)
+        self.inquiries.handle_timer(now)
         self.strangers.handle_timer(now)
         self.survey.handle_timer(now)
         self._publish(now)
@@ -571,6 +572,7 @@ class Node:
     def _take_sample(self, peer: PeerId, rtt_s: float, told: Coordinate | None, now: float) -> None:
         """Moves the coordinate by a round trip and the place told with it, and keeps the connection of a peer that is near."""
         self.survey.handle_sample(peer, rtt_s, now)
+        self.inquiries.handle_answer(peer, rtt_s, now)
         if rtt_s <= self._near_within_s and self.table.has_card(peer):  # who has no card gets no work, and no seat
             self.membership.handle_near(peer)
         if told is not None and self.membership.is_connected(peer):

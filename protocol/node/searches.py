@@ -17,6 +17,7 @@ from protocol.gossip.messages import Seek
 from protocol.identity import PeerId
 from protocol.inference import InferenceRequest
 from protocol.membership import Membership
+from protocol.node.inquiries import Reranked
 from protocol.records import ModelOffer
 from protocol.routing import RouteReport
 
@@ -56,6 +57,7 @@ class Searches:
         forwarding: Forwarding,
         rank: Callable[[InferenceRequest, float], RouteReport],
         luck: Luck,
+        tell: Callable[[Reranked], None],
     ) -> None:
         """Nobody waits.
 
@@ -67,6 +69,7 @@ class Searches:
             forwarding: which is given the requests that can begin, or be refused.
             rank: ranks all nodes that may be asked now.
             luck: which near peers are asked.
+            tell: hears by which report a request goes out.
         """
         self._config = config
         self._own = own
@@ -75,6 +78,7 @@ class Searches:
         self._forwarding = forwarding
         self._rank = rank
         self._luck = luck
+        self._tell = tell
         self._waiting: dict[bytes, _Waiting] = {}  # by request id
 
     def begin(self, request: InferenceRequest, now: float) -> bool:
@@ -123,5 +127,6 @@ class Searches:
 
     def _submit(self, request_id: bytes, report: RouteReport, now: float) -> None:
         waiting = self._waiting.pop(request_id)
+        self._tell(Reranked(request_id, report))
         peers, hops_left = report.qualified, waiting.request.hops_left
         self._forwarding.submit(request_id, peers, self._own, waiting.deadline_at, hops_left, now, report.roundabout)

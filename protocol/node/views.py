@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from protocol.coordinates import Coordinate, Vivaldi, estimate_rtt, estimate_rtt_to
 from protocol.distances import Distances
-from protocol.estimate import ITSELF, UNKNOWN, Estimate, of_places, of_samples
+from protocol.estimate import ITSELF, UNKNOWN, Estimate, Source, of_places, of_samples
 from protocol.identity import PeerId
 from protocol.load import Beat
 from protocol.membership import Membership, Standing
@@ -92,13 +92,15 @@ class Views:
         """
         standing, why = self._membership.standing(peer_id, now)
         told, (serving, carded) = self._places.get(peer_id), self._table.serving(peer_id) or (None, None)
-        rtt_s, error, quality = None, self._error_max, self._probe.quality(peer_id, now)
+        rtt_s, low_s, error, quality = None, None, self._error_max, self._probe.quality(peer_id, now)
         known = None if quality is not None else self._distances.estimate(peer_id, now)
         if known is not None:
-            rtt_s, error = known.rtt_s, known.high_s / known.rtt_s - 1.0
+            rtt_s, low_s, error = known.rtt_s, known.low_s, known.high_s / known.rtt_s - 1.0
+        elif place.error >= self._error_max:
+            pass  # whoever has measured nobody is nowhere
         elif told is not None:
             rtt_s, error = estimate_rtt(place, told), told.error
-        elif carded is not None:
+        elif carded is not None and carded[-1] < self._error_max:
             rtt_s, error = estimate_rtt_to(place, carded), carded[-1]
         return PeerFacts(
             peer_id=peer_id,
@@ -110,6 +112,8 @@ class Views:
             quality=quality,
             coordinate_rtt_s=rtt_s,
             coordinate_error=error,
+            coordinate_low_s=low_s,
+            remembered=known is not None and known.source is Source.MEASURED,
         )
 
     def peer(self, peer_id: PeerId, place: Coordinate, now: float) -> PeerView:

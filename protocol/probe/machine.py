@@ -158,6 +158,16 @@ class Probe:
         if state is not None and legs >= THREE_LEGS:
             state.three_legs = True
 
+    def handle_sought(self, peer: PeerId, now: float) -> bool:
+        """Probe a connected peer at once, because a request may go to it; whether an echo of it is awaited now."""
+        state = self._peers.get(peer)
+        if state is None or state.liveness is not Liveness.ALIVE:
+            return False
+        if state.unanswered_at is None:
+            self._send_probe(peer, state, now)
+            self._schedule(peer, state)
+        return True
+
     def handle_doubt(self, peer: PeerId, now: float) -> None:
         """Probe a connected peer at once and often, because somebody else does not hear it."""
         state = self._peers.get(peer)

@@ -145,7 +145,8 @@ class _Run:
         fresh = world.measured_s >= world.now_s - self.plan.fresh_s if self.kind.keeps_rtt else np.zeros_like(measured)
         pairs = honest[:, None] & honest[None, :]
         figures = score.errors(asked[0], truth_s, honest, measured)
-        chosen, curves = score.choices(score.Scene(asked[0], truth_s, honest, self.ping_s, fresh), self.luck)
+        low_s, high_s = (asked[1], asked[2]) if self.kind.keeps_rtt and np.isfinite(asked[1]).any() else (None, None)
+        chosen, curves = score.choices(score.Scene(asked[0], truth_s, honest, self.ping_s, fresh, low_s, high_s), self.luck)
         figures |= chosen
         figures |= score.intervals(asked[1], asked[2], asked[0], truth_s, pairs)
         unmeasured = pairs & ~(measured | measured.T)

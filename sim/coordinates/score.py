@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.identity import PeerId
+from protocol.routing import RoutingConfig
+from protocol.shortlist import Contender, ShortlistConfig, shortlist
+
 Seconds = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
@@ -21,6 +25,9 @@ DRAWS = 8
 
 SHORTLIST = 8
 """Candidates that may be pinged at the time of a request, a count: the goal of the product's ranking."""
+
+UNKNOWN_S = RoutingConfig().rtt_unknown_s
+"""Seconds that somebody of whom nothing is known counts for, as in the product."""
 
 WITHIN = 1.1
 """A choice at most so many times as far as the best counts as right, unitless."""
@@ -39,6 +46,8 @@ class Scene:
         honest: nodes that are judged and that are candidates, shape (n,).
         ping_s: asks for one round trip at the time of a request: seconds, NaN when it is lost.
         fresh: pairs of which the judge has a fresh measurement that it keeps.
+        low_s: lower ends of the intervals, and
+        high_s: upper ends; None of a method without intervals, which pings all of the shortlist.
     """
 
     estimate_s: Seconds
@@ -46,6 +55,8 @@ class Scene:
     honest: Mask
     ping_s: Callable[[int, int], float]
     fresh: Mask
+    low_s: Seconds | None = None
+    high_s: Seconds | None = None
 
 
 def error_of(estimate_s: Seconds, truth_s: Seconds, chosen: Mask) -> Seconds:
@@ -117,6 +128,8 @@ def asked_choice(scene: Scene, judge: int, candidates: NDArray[np.int64]) -> tup
     Returns:
         The index of the chosen one among `candidates`, and how many pings that took.
     """
+    if scene.low_s is not None and scene.high_s is not None:
+        return _product_choice(scene, judge, candidates)
     estimate_s = scene.estimate_s[judge, candidates]
     order = np.argsort(np.where(np.isnan(estimate_s), np.inf, estimate_s), kind="stable")[:SHORTLIST]
     seen_s = []
@@ -130,6 +143,33 @@ def asked_choice(scene: Scene, judge: int, candidates: NDArray[np.int64]) -> tup
         seen_s.append(scene.ping_s(judge, peer))
     found = np.array(seen_s)
     return int(order[first_best(found)]), used
+
+
+def _product_choice(scene: Scene, judge: int, candidates: NDArray[np.int64]) -> tuple[int, int]:
+    """The same by the product's own decision whom to ping, which weighs intervals; nobody is connected, and all serve as fast."""
+    assert scene.low_s is not None
+    assert scene.high_s is not None
+    estimate_s = scene.estimate_s[judge, candidates]
+    known = np.isfinite(estimate_s)
+    rtts = np.where(known, estimate_s, UNKNOWN_S)
+    lows = np.where(known, scene.low_s[judge, candidates], 0.0)
+    highs = np.where(known, scene.high_s[judge, candidates], UNKNOWN_S)
+    fresh = scene.fresh[judge, candidates]
+    highs = np.where(fresh, rtts, highs)
+    order = np.argsort(highs, kind="stable").tolist()
+    contenders = [
+        Contender(PeerId(b"%d" % index), 0.0, float(lows[index]), float(rtts[index]), float(highs[index]), 2, bool(fresh[index]))
+        for index in order
+    ]
+    found = shortlist(contenders[0], contenders[1:], ShortlistConfig(probes_max=SHORTLIST), lambda: 0.0)
+    if found is None:
+        return order[0], 0
+    seen_s = dict(zip(order, (contender.high_s for contender in contenders), strict=True))
+    for contender in found.asked:
+        ping_s = scene.ping_s(judge, int(candidates[index := int(contender.peer_id)]))
+        if np.isfinite(ping_s):
+            seen_s[index] = ping_s
+    return min(seen_s, key=lambda index: (seen_s[index], order.index(index))), len(found.asked)
 
 
 def _cost(pairs: list[tuple[float, float]], name: str) -> dict[str, float | None]:

@@ -139,6 +139,9 @@ class Sybil:
             self._crowd.grafts += 1
             self._outputs.extend(gossip.Send(peer_id, message) for message in self._greeting)
 
+    def handle_reached(self, _peer_id: PeerId, _rtt_s: float, _now: float) -> None:
+        """Asks nobody anything."""
+
     def handle_disconnected(self, peer_id: PeerId, code: ErrorCode, now: float) -> None:
         """Tries elsewhere after a while."""
         self._dialling.discard(peer_id)

@@ -14,6 +14,7 @@ from protocol.multiaddr import Multiaddr
 from protocol.quic import QuicEngine
 from protocol.quic.events import EndpointConfig
 from protocol.quic.seam import Address
+from protocol.shortlist import DIAL_ROUND_TRIPS
 from sim.process import Process
 from sim.quic.speech import Hearing, Speech
 from sim.quic.transport import Connection, StreamUser, Transport
@@ -88,9 +89,13 @@ class Shell:
             if peer_id is None or peer_id not in self.transport.connections:
                 self.dial(target, addresses[1:], afresh=afresh)
             else:
+                if not was_connected:
+                    self._process.node.handle_reached(peer_id, (self.now - began_at) / DIAL_ROUND_TRIPS, self.now)
+                    self._world.settle(self._process)
                 self._targets.setdefault(peer_id, []).append(target)
                 self._attend(peer_id)
 
+        began_at, was_connected = self.now, addresses[0].peer_id in self.transport.connections
         self.transport.dial(addresses[0], ended, afresh=afresh)
 
     def lose_everything(self) -> None:

@@ -285,3 +285,17 @@ def test_distances_of_those_who_left_are_bounded() -> None:
         machine.handle_disconnected(peer, 0.01)
         drain(machine)
     assert list(machine.distances(0.01)) == peers[2:]
+
+
+def test_a_peer_that_is_sought_is_probed_at_once_unless_an_echo_is_awaited() -> None:
+    pair = Pair(rtt_s=0.02)
+    machine = pair.nodes[A]
+    assert machine.handle_sought(B, pair.now)  # its first probe is under way
+    assert drain(machine) == []
+    pair.run(103.0)
+    assert machine.handle_sought(B, pair.now)
+    (sent,) = drain(machine)
+    assert isinstance(sent, SendDatagram)
+    assert machine.handle_sought(B, pair.now)
+    assert drain(machine) == []
+    assert not machine.handle_sought(PeerId(b"nobody"), pair.now)

@@ -1,16 +1,18 @@
 """Requests on virtual time: answered, refused, moved on, cancelled; the promises hold under faults and planted bugs are found."""
 
+import numpy as np
 import pytest
 
 from protocol.errors import ErrorCode
 from protocol.forwarding import Ended, Forwarding, Outcome, State
 from protocol.inference import Failed
+from protocol.membership import MembershipConfig
 from protocol.node import Node, NodeConfig
 from protocol.routing import RoutingConfig
 from sim.checks import CheckFailedError
 from sim.engines import EngineConfig
 from sim.faults import install, names_of, plan, split
-from sim.network import Line
+from sim.network import Line, Matrix
 from sim.promises import Promises
 from sim.requests import Requests
 from sim.run import Run, Settings
@@ -363,3 +365,29 @@ def _ask_at(world, requests, process, at):
     asked = []
     world.at(at, lambda: asked.append(requests.ask(process, "m", 2)))
     return lambda: asked[0]
+
+
+def test_requests_of_a_mesh_where_few_are_connected_find_the_nearest_by_a_handshake() -> None:
+    """Packet by packet: all are connected to a hub alone, from which both that serve are as far; one of them is much nearer."""
+    rtt_ms = np.array([[0, 100, 100, 100], [100, 0, 60, 180], [100, 60, 0, 200], [100, 180, 200, 0]], dtype=float)
+    few = NodeConfig(membership=MembershipConfig(small_mesh=0), ranking_min_s=1e6)
+    found = []
+    for seed in range(4):
+        world = World(seed, Matrix(rtt_ms))
+        requests = Requests(world)
+        hub = requests.add(config=few)
+        asker, near, far = (requests.add(engines, bootstrap=[hub.address], config=few) for engines in ((), (MODEL,), (MODEL,)))
+        Promises(requests)
+        world.run(10.0)
+        assert list(asker.connections) == [hub.peer_id]
+        asks = [requests.ask(asker, "m", 5) for _ in range(2)]
+        world.run(15.0)
+        assert all(ask.answered and ask.attempts == 1 for ask in asks)
+        assert set(asker.connections) == {hub.peer_id, near.peer_id, far.peer_id}
+        found += [(ask.answered_by == near.peer_id, ask.first_s) for ask in asks]
+        again = requests.ask(asker, "m", 5)
+        world.run(20.0)
+        assert again.answered_by == near.peer_id
+        assert again.first_s == pytest.approx(0.06 + 0.1, abs=0.05)  # no handshake any more
+    assert [is_near for is_near, _ in found] == [True] * 8
+    assert all(first_s == pytest.approx(2 * 0.06 + 0.1, abs=0.05) for _, first_s in found)  # as if it had been known before

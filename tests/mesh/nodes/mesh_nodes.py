@@ -146,6 +146,7 @@ class MeshNode:
         announce: Sequence[Multiaddr] = (),
         relay: bool = True,
         place: tuple[float, float] | None = None,
+        tune: Callable[[Service], None] | None = None,
     ) -> None:
         self.config = NodeConfig(
             state_dir=state_dir,
@@ -165,6 +166,7 @@ class MeshNode:
         )
         self.engines = engines
         self.limits = limits
+        self.tune = tune
         self.log = StringIO()
         self.telemetry = Telemetry(make_logger("json", "debug", self.log))
         self.scope = trio.CancelScope()
@@ -180,6 +182,8 @@ class MeshNode:
 
         with self.scope, Store(self.config.state_dir) as store:
             self.service = Service(self.config, store, store.identity(), self.engines, self.telemetry, self.limits)
+            if self.tune is not None:
+                self.tune(self.service)
             await self.service.run(told, self.shutdown)
         self.ended.set()
 

@@ -327,6 +327,8 @@ class World:
             for end, peer in ((member, other), (other, member)):
                 link.open_at.add(end.peer_id)
                 end.connections[peer.peer_id] = link
+            member.node.handle_reached(other.peer_id, self.rtt_s(member, other), self.now)
+            self.settle(member)
             self._greet_later(link, member, other, self.rtt_s(member, other), target)
             self._greet_later(link, other, member, self.rtt_s(member, other) + self.delay_s(member, other), None)
         elif member.node.membership.is_connected(other.peer_id):

@@ -1,5 +1,7 @@
 """The metrics, against cases worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,25 @@ def test_shortlist_pings_only_what_is_not_fresh() -> None:
     chosen, used = score.asked_choice(scene(estimate, truth, ping_s=ping_s), 0, candidates)
     assert used == 8
     assert candidates[chosen] == 8  # the nearest of the eight but for the one whose ping was lost
+
+
+def test_with_intervals_the_product_decides_whom_to_ping() -> None:
+    truth = [[NAN, 30, 25, 60, 90]] + [[NAN] * 5] * 4
+    estimate = [[NAN, 20, 30, 70, 40]] + [[NAN] * 5] * 4
+    low, high = np.array(estimate) * 0.6e-3, np.array(estimate) * 1.6e-3
+    fresh = np.zeros((5, 5), dtype=bool)
+    candidates, pinged = np.arange(1, 5), []
+
+    def ping_s(judge: int, peer: int) -> float:
+        pinged.append(peer)
+        return truth[judge][peer] * 1e-3
+
+    seen = replace(scene(estimate, truth, ping_s=ping_s, fresh=fresh), low_s=low, high_s=high)
+    chosen, used = score.asked_choice(seen, 0, candidates)
+    assert (sorted(pinged), used) == ([1, 2], 2)  # the third may not be as near as the first, nor the fourth by enough
+    assert candidates[chosen] == 2
+    fresh[0, 1] = True  # measured to be 20 ms away, so that waiting for the second costs more than it is likely to save
+    assert score.asked_choice(seen, 0, candidates) == (0, 0)
 
 
 def test_intervals_that_hold() -> None:
