@@ -33,6 +33,7 @@ APART: dict[str, str] = {
     "mesh.inference.client:Answer.ask": _MADE,
     "mesh.inference.server:_Serving._framed": _MADE,
     "mesh.inference.server:_Serving._read_request": _CALLER,
+    "mesh.inference.server:_Serving._rest_of_request": _CALLER,
     "mesh.local.door:LocalDoor._take": _CALLER,
     "mesh.local.place:peer_uid": _OWN,  # what the kernel says
     "mesh.native.answers:text_of": _OWN,  # what the owner's own node sends
