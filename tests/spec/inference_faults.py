@@ -57,8 +57,8 @@ def _(service, patch):
 @fault("accepts twice", "ISO-INFER-009")
 def _(service, patch):
     twice = encode_frame(encode_reply(Accepted()))
-    frame = mesh.inference.server.encode_frame
-    patch.setattr(mesh.inference.server, "encode_frame", lambda reply: twice + twice + frame(reply))
+    frame = mesh.inference.server.frame_reply
+    patch.setattr(mesh.inference.server, "frame_reply", lambda reply: (twice, twice, *frame(reply)))
 
 
 @fault("does not end the stream behind an answer", "ISO-INFER-009", "ISO-INFER-015")
