@@ -146,14 +146,17 @@ class _Serving:
             self.fault = error
             await self._finish(Failed(error.code, error.detail))
             return
+        # From here on, and not from when the answer begins: whoever answers keeps the same deadline, and its word that time is
+        # over must not be cut short by ours in the moment it is sent.
+        until = trio.current_time() + self.request.deadline_s
         handled = self._handled(handle, self.request)
         failed: Failed | None = None
         if isinstance(handled, tuple):
-            failed = await self._answer(nullcontext(_AtHand(handled)), self.request, at_hand=True)
+            failed = await self._answer(nullcontext(_AtHand(handled)), self.request, until, at_hand=True)
         else:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, nursery.cancel_scope)
-                failed = await self._answer(handled, self.request)
+                failed = await self._answer(handled, self.request, until)
                 nursery.cancel_scope.cancel()
         if self.fault is not None and self.end is None:
             failed = Failed(self.fault.code, self.fault.detail)
@@ -226,12 +229,13 @@ class _Serving:
         self,
         handled: AbstractAsyncContextManager[AsyncIterator[Reply]],
         request: InferenceRequest,
+        until: float,
         *,
         at_hand: bool = False,
     ) -> Failed | None:
         """Send the replies as they come; return the failure that is still to be sent, None when the answer has its end."""
         failed: Failed | None = Failed(ErrorCode.DEADLINE_EXCEEDED, f"no complete answer within {request.deadline_s:g} s")
-        with trio.move_on_after(request.deadline_s):
+        with trio.move_on_at(until):
             try:
                 async with handled as replies:
                     rubbish = await self._pass_on(replies, hold=at_hand or not request.stream, at_hand=at_hand)
