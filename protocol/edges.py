@@ -65,29 +65,6 @@ class EdgeConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class AgreedEdge:
-    """An edge that both ends tell alike.
-
-    Attributes:
-        one: the end with the smaller id.
-        other: the other end.
-        rtt_s: the longer of what both measured, in seconds.
-        age_s: of the older of both measurements, in seconds.
-        jitter_s: the larger of both.
-        loss: the larger of both, 0 to 1.
-        way: which way it takes, where either says.
-    """
-
-    one: PeerId
-    other: PeerId
-    rtt_s: float
-    age_s: float
-    jitter_s: float
-    loss: float
-    way: Way
-
-
-@dataclass(frozen=True, slots=True)
 class EdgeDisputed:
     """Two peers tell of the edge between them what cannot both be true: it counts for nothing, and one at least is wrong."""
 
@@ -100,7 +77,7 @@ class EdgeDisputed:
 class _Row:
     """What one peer told, and with whom it agrees and does not; peers are named by their slots."""
 
-    __slots__ = ("agreed", "codes", "disputed", "is_believed", "measured", "numbers", "origin", "owner", "peer", "told_at")
+    __slots__ = ("agreed", "codes", "disputed", "is_believed", "measured", "origin", "owner", "peer", "told_at")
 
     def __init__(self, peer: PeerId, measured: bytes, told_at: float, owner: bytes | None, origin: bytes | None) -> None:
         self.peer = peer
@@ -110,7 +87,6 @@ class _Row:
         self.origin = origin
         self.agreed = array("H")  # slots of who agrees
         self.codes = array("H")  # the longer round trip with each, as records tell it
-        self.numbers = array("B")  # where this end's own edge with each stands in what it told
         self.disputed = array("H")  # slots of who tells otherwise
         self.is_believed = True  # it does not disagree with most of those whose edges it tells
 
@@ -122,7 +98,7 @@ class EdgeStore:
         """Knows nothing yet.
 
         Args:
-            config: at most 65,535 peers and 255 edges of each.
+            config: at most 65,535 peers.
         """
         self._config = config or EdgeConfig()
         self._rows: list[_Row | None] = []
@@ -243,29 +219,6 @@ class EdgeStore:
         ends = ((self._row(other), code) for other, code in zip(row.agreed, row.codes, strict=True))
         return sorted((other.peer, rtt_of(code)) for other, code in ends if other.is_believed)
 
-    def agreed(self, now: float) -> list[AgreedEdge]:
-        """Every edge that counts, in the order of the ends, with all that is told of it."""
-        return [edge for one, other, _ in self.pairs(now) if (edge := self.edge(one, other, now)) is not None]
-
-    def edge(self, one: PeerId, other: PeerId, now: float) -> AgreedEdge | None:
-        """The edge between two peers where it counts."""
-        one, other = min(one, other), max(one, other)
-        first, second = self._slots.get(one), self._slots.get(other)
-        if first is None or second is None or second not in self._row(first).agreed:
-            return None
-        here, there = self._row(first), self._row(second)
-        mine = measured_at(here.measured, here.numbers[here.agreed.index(second)])
-        theirs = measured_at(there.measured, there.numbers[there.agreed.index(first)])
-        return AgreedEdge(
-            one=one,
-            other=other,
-            rtt_s=max(mine.rtt_s, theirs.rtt_s),
-            age_s=now - min(here.told_at - mine.age_s, there.told_at - theirs.age_s),
-            jitter_s=max(mine.jitter_s, theirs.jitter_s),
-            loss=max(mine.loss, theirs.loss),
-            way=max(mine.way, theirs.way),
-        )
-
     def standing(self, peer: PeerId) -> tuple[int, int]:
         """With how many others a peer agrees, and how many it disputes an edge with."""
         slot = self._slots.get(peer)
@@ -327,10 +280,9 @@ class EdgeStore:
                 continue
             if self._agree(mine, theirs):
                 code = rtt_code(max(mine.rtt_s, theirs.rtt_s))
-                for end, with_slot, at in ((row, other_slot, number), (other, slot, theirs_at)):
+                for end, with_slot in ((row, other_slot), (other, slot)):
                     end.agreed.append(with_slot)
                     end.codes.append(code)
-                    end.numbers.append(at)
             elif abs((row.told_at - mine.age_s) - (other.told_at - theirs.age_s)) <= self._config.apart_s:
                 row.disputed.append(other_slot)
                 other.disputed.append(slot)
@@ -362,7 +314,7 @@ class EdgeStore:
         for other_slot in row.agreed:
             other = self._row(other_slot)
             at = other.agreed.index(slot)
-            del other.agreed[at], other.codes[at], other.numbers[at]
+            del other.agreed[at], other.codes[at]
         for other_slot in row.disputed:
             self._row(other_slot).disputed.remove(slot)
         for other_slot in (*row.agreed, *row.disputed):

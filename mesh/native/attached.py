@@ -6,7 +6,6 @@ connection is all it takes to cancel. Connections whose answers have ended are k
 Spec: docs/client.md, section "The door".
 """
 
-import json
 import socket
 from pathlib import Path
 from typing import Self
@@ -16,29 +15,26 @@ import trio
 from mesh.local.frames import without
 from mesh.local.place import connect_to
 from mesh.local.questions import Question, write_question
-from mesh.native.errors import NotConnectedError, request_error
+from mesh.native.errors import NotConnectedError
 from mesh.native.inbox import (
     CONNECT_S_MAX,
     GRACE_S,
     IDLE_MAX,
+    PIECES_MAX,
+    QUESTION_S_MAX,
     Inbox,
     ended_early,
     is_usable,
     no_answer,
     not_connected,
+    reply_of,
     silent,
+    value_of,
 )
 from mesh.native.requests import pieces_of
 from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.inference import Failed, Finished, InferenceRequest, Reply
-from protocol.wire.inference import decode_reply
-
-PIECES_MAX = 512
-"""Pieces of one vectored write: half of what Linux takes (IOV_MAX, 1024)."""
-
-QUESTION_S_MAX = 10.0
-"""How long the answer to a question may take, in seconds; the node answers from memory."""
 
 
 class AttachedWay:
@@ -74,16 +70,11 @@ class AttachedWay:
         """
         exchange = await self._begin([encode_frame(write_question(question))], QUESTION_S_MAX, text=False)
         try:
-            message = bytes(await exchange.next_message())
+            message = await exchange.next_message()
             exchange.ended = True
         finally:
             exchange.close()
-        try:
-            return json.loads(message)
-        except ValueError:
-            reply = decode_reply(message)
-            failed = reply if isinstance(reply, Failed) else Failed(ErrorCode.MALFORMED, "the node answered something else")
-            raise request_error(failed) from None
+        return value_of(message)
 
     async def aclose(self) -> None:
         """Close every connection; what is under way is cancelled at the node."""
@@ -176,11 +167,7 @@ class Exchange:
             NotConnectedError: the node is gone.
             RequestError: what came is no answer, or it is late.
         """
-        message = await self.next_message()
-        try:
-            reply = decode_reply(message)
-        except RemoteProtocolError as error:
-            raise no_answer(error) from error
+        reply = reply_of(await self.next_message())
         self.ended = isinstance(reply, Finished | Failed)
         return reply
 

@@ -6,7 +6,6 @@ kept and used again, each by one request at a time.
 Spec: docs/client.md, section "The door".
 """
 
-import json
 import socket
 import struct
 import time
@@ -16,24 +15,26 @@ from typing import Self
 from mesh.local.frames import without
 from mesh.local.place import connect_to
 from mesh.local.questions import Question, write_question
-from mesh.native.attached import PIECES_MAX, QUESTION_S_MAX
-from mesh.native.errors import NotConnectedError, request_error
+from mesh.native.errors import NotConnectedError
 from mesh.native.inbox import (
     CONNECT_S_MAX,
     GRACE_S,
     IDLE_MAX,
+    PIECES_MAX,
+    QUESTION_S_MAX,
     Inbox,
     ended_early,
     is_usable,
     no_answer,
     not_connected,
+    reply_of,
     silent,
+    value_of,
 )
 from mesh.native.requests import pieces_of
 from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.inference import Failed, Finished, InferenceRequest, Reply
-from protocol.wire.inference import decode_reply
 
 _TIMEVAL = struct.Struct("ll")
 """The kernel's `struct timeval`: seconds and microseconds (socket(7), SO_RCVTIMEO)."""
@@ -71,16 +72,11 @@ class BlockingWay:
         """
         exchange = self._begin([encode_frame(write_question(question))], QUESTION_S_MAX, text=False)
         try:
-            message = bytes(exchange.next_message())
+            message = exchange.next_message()
             exchange.ended = True
         finally:
             exchange.close()
-        try:
-            return json.loads(message)
-        except ValueError:
-            reply = decode_reply(message)
-            failed = reply if isinstance(reply, Failed) else Failed(ErrorCode.MALFORMED, "the node answered something else")
-            raise request_error(failed) from None
+        return value_of(message)
 
     def close(self) -> None:
         """Close the connections that are kept, and those of answers under way when they end."""
@@ -168,11 +164,7 @@ class BlockingExchange:
             NotConnectedError: the node is gone.
             RequestError: what came is no answer, or it is late.
         """
-        message = self.next_message()
-        try:
-            reply = decode_reply(message)
-        except RemoteProtocolError as error:
-            raise no_answer(error) from error
+        reply = reply_of(self.next_message())
         self.ended = isinstance(reply, Finished | Failed)
         return reply
 

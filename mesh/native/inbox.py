@@ -6,6 +6,7 @@ much as there is is taken at once and cut up.
 Spec: docs/client.md, section "The door".
 """
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -14,11 +15,12 @@ from mesh.config import default_state_dir
 from mesh.local.frames import FrameReader
 from mesh.local.place import SOCKET_FILE
 from mesh.local.questions import ANSWER_BYTES_MAX
-from mesh.native.errors import DeadlineError, NotConnectedError, RequestError
+from mesh.native.errors import DeadlineError, NotConnectedError, RequestError, request_error
 from mesh.nodefile import NoNodeError, find_node
 from protocol.encoding import FrameDecoder
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.wire.inference import REPLY_BYTES_MAX
+from protocol.inference import Failed, Reply
+from protocol.wire.inference import REPLY_BYTES_MAX, decode_reply
 
 CONNECT_S_MAX = 5.0
 """How long to wait, in seconds, while more clients than the node's queue holds want to be let in."""
@@ -28,6 +30,12 @@ GRACE_S = 3.0
 
 IDLE_MAX = 16
 """Connections kept for the next requests, a count; more are closed when their answers have ended."""
+
+PIECES_MAX = 512
+"""Pieces of one vectored write: half of what Linux takes (IOV_MAX, 1024)."""
+
+QUESTION_S_MAX = 10.0
+"""How long the answer to a question may take, in seconds; the node answers from memory."""
 
 _READ_BYTES = 64 * 1024
 """Bytes taken at once of text, which comes in frames of a hundred."""
@@ -80,6 +88,24 @@ class Inbox:
         if self._decoder is not None:
             return not self._decoder.buffered_bytes
         return self._reader is not None and not self._reader.begun and self._message is None
+
+
+def reply_of(message: memoryview | bytes) -> Reply:
+    """The event that a message holds; raises RequestError where it holds none."""
+    try:
+        return decode_reply(message)
+    except RemoteProtocolError as error:
+        raise no_answer(error) from error
+
+
+def value_of(message: memoryview | bytes) -> object:
+    """What the JSON of an answer to a question holds; raises RequestError where the node refuses, or answers something else."""
+    try:
+        return json.loads(bytes(message))
+    except ValueError:
+        reply = reply_of(message)
+    failed = reply if isinstance(reply, Failed) else Failed(ErrorCode.MALFORMED, "the node answered something else")
+    raise request_error(failed)
 
 
 def door_of(path: Path | None, state_dir: Path | None) -> Path:

@@ -37,11 +37,10 @@ APART: dict[str, str] = {
     "mesh.local.door:LocalDoor._take": _CALLER,
     "mesh.local.place:peer_uid": _OWN,  # what the kernel says
     "mesh.native.answers:text_of": _OWN,  # what the owner's own node sends
-    "mesh.native.attached:AttachedWay.look": _OWN,
-    "mesh.native.blocking:BlockingWay.look": _OWN,
     "mesh.native.faces:_route_question": _OWN,
     "mesh.native.inbox:Inbox.__init__": _CALLER,
     "mesh.native.inbox:Inbox.next_message": _CALLER,
+    "mesh.native.inbox:value_of": _OWN,
     "mesh.native.tensors:to_array": _CALLER,  # a tensor whose size was checked with its message
     "mesh.nodefile:find_node": _OWN,
     "mesh.outbox:read_frames": _CALLER,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from protocol.edges import AgreedEdge, EdgeConfig, EdgeDisputed, EdgeStore
+from protocol.edges import EdgeConfig, EdgeDisputed, EdgeStore
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.records import (
@@ -137,7 +137,10 @@ def test_an_edge_counts_where_both_ends_tell_it_and_is_as_long_as_the_longer() -
     ((one, other, rtt_s),) = store.pairs(10.0)
     assert (one, other) == (A, B)
     assert rtt_s == pytest.approx(0.053, rel=0.001)
-    assert store.agreed(12.0) == [AgreedEdge(A, B, rtt_s, 12.0, pytest.approx(0.0016), 0.05, Way.IPV4)]
+    theirs = store.told(B, A, 12.0)
+    assert theirs is not None
+    assert (theirs.age_s, theirs.way) == (pytest.approx(8.0, abs=4.0), Way.IPV4)
+    assert (theirs.jitter_s, theirs.loss) == (pytest.approx(0.0016), 0.05)
     assert store.edges_of(B, 12.0) == [(A, rtt_s)]
     assert (store.standing(A), store.standing(C)) == ((1, 0), (0, 0))
 
@@ -329,7 +332,7 @@ def test_what_comes_out_does_not_hang_on_the_order_in_which_it_came() -> None:
         luck.shuffle(order)
         for peer in order:
             store.handle_told(peer, records[peer], 0.0)
-        seen.add(tuple(store.agreed(0.0)))
+        seen.add(tuple(store.pairs(0.0)))
     assert len(seen) == 1
     assert len(next(iter(seen))) == 66
 
@@ -380,7 +383,6 @@ class AnyEdges(RuleBasedStateMachine):
                 if one < other and mine and theirs and abs(mine.rtt_s - theirs.rtt_s) < 0.01:
                     expected.append((one, other, max(mine.rtt_s, theirs.rtt_s)))
         assert pairs == sorted(expected)
-        assert [(edge.one, edge.other, edge.rtt_s) for edge in self.store.agreed(self.now)] == pairs
         counts = {peer: self.store.standing(peer)[1] for peer in self.peers}
         assert sum(counts.values()) % 2 == 0
 
