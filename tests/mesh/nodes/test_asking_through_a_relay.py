@@ -34,7 +34,7 @@ NOWHERE = parse_multiaddr("/ip4/127.0.0.1/udp/9/quic-v1")
 QH3 = pytest.mark.parametrize("quic_engines", [("qh3",)], indirect=True, ids="-".join)
 SECRETS = [
     TEXT.encode(),
-    *(word.strip().encode() for word in WORDS),
+    *(word.strip().encode() for word in WORDS if len(word) > 3),  # two given bytes stand in 2 KiB of ciphertext by chance
     MESSAGES[0]["content"].encode(),
     f'"model": "{MODEL}"'.encode(),
 ]
