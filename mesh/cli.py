@@ -5,11 +5,10 @@ same rules. Heavy parts (trio, the transport, the engines) are imported by the c
 exit code, and every failure a person can cause ends as one sentence on stderr.
 """
 
-import base64
+import gc
 import json
 import os
 import platform
-import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,25 +16,14 @@ from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 
-from mesh import advice
-from mesh.admission.commands import invite, join
-from mesh.admission.commands import network as network_commands
 from mesh.config import SETTINGS, ConfigError, NodeConfig, StartError, resolve
-from mesh.distancecommands import coordinates, distance, near
 from mesh.flags import ClientFlags, GatewayFlags, PlaceFlags
-from mesh.gatewayclient import ClientError, GatewayClient
-from mesh.map.command import draw_map
-from mesh.nodefile import NoNodeError
+from mesh.nodefile import ClientError, NoNodeError
 from mesh.plain import printable
-from mesh.receiptcommands import receipt_app
-from mesh.tables import CANDIDATE_COLUMNS, MODEL_COLUMNS, PEER_COLUMNS, facts_table, rows_of, rows_table
-from mesh.where import Where
-from mesh.wirecommands import spec, trace
 
 EXIT_FAILED = 1
 """Exit code: the node answered with an error, or a check of `demo` or `testnet` failed."""
@@ -47,9 +35,6 @@ EXIT_START = 4
 """Exit code: the node cannot start from what is on disk, or cannot have its addresses."""
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
-
-TEXT_TOKENS_DEFAULT = 128
-"""Tokens `ask` asks for unless told otherwise: an answer that fits a screen."""
 
 EPILOGUE = (
     "Exit codes: 0 done, 1 the answer is an error, 2 wrong flag or setting, 3 no node is running here, 4 the node cannot start, "
@@ -145,7 +130,7 @@ def up(
     given = locals() | asdict(door or GatewayFlags()) | asdict(client or ClientFlags()) | asdict(place or PlaceFlags())
     given["open"] = open_network
     settings = read_config({name: given[name] for name in SETTINGS}, config)
-    # After the settings are known to be right: these imports take most of a second.
+    gc.disable()  # imports leave nothing to collect and are most of a start; the service turns it on again
     from mesh.service import run_node
     from mesh.up import run_up
 
@@ -157,162 +142,17 @@ def read_config(flags: dict[str, object], config_file: Path | None) -> NodeConfi
     return resolve(flags, os.environ, config_file)
 
 
-@app.command
-def status(*, where: Where | None = None) -> int:
-    """Show how the node here is doing.
-
-    For example:
-
-        isochrone status --json
-    """
-    where = where or Where()
-    with where.client() as client:
-        answer = client.get("/mesh/status")
-    return where.show(answer, lambda: facts_table("This node", answer))
-
-
-@app.command
-def peers(*, where: Where | None = None) -> int:
-    """Show the peers this node knows, with their distances.
-
-    For example:
-
-        isochrone peers
-    """
-    where = where or Where()
-    with where.client() as client:
-        answer = client.get("/mesh/peers")
-        status = client.get("/mesh/status")
-    rows = rows_of(answer, "peers")
-    said = advice.of_peers(rows, status, where.state_dir)
-    return where.show(answer, lambda: rows_table("Peers", rows, PEER_COLUMNS) if rows else None, said)
-
-
-@app.command
-def models(*, where: Where | None = None) -> int:
-    """Show the models that can be asked for, here and at the peers.
-
-    For example:
-
-        isochrone models
-    """
-    where = where or Where()
-    with where.client() as client:
-        answer = client.get("/mesh/models")
-    rows = rows_of(answer, "models")
-    said = [] if rows else advice.no_models(where.state_dir)
-    return where.show(answer, lambda: rows_table("Models", rows, MODEL_COLUMNS) if rows else None, said)
-
-
-@app.command
-def explain(
-    request_id: Annotated[str, Parameter(help="The x-request-id of an answer; `ask` and `embed` print it.")],
-    /,
-    *,
-    where: Where | None = None,
-) -> int:
-    """Show why a request was answered where it was: every candidate with its score, and how many were measured for it first.
-
-    For example:
-
-        isochrone explain 4f1c…
-    """
-    where = where or Where()
-    if not request_id.replace("-", "").isalnum():
-        raise ClientError(f"{request_id!r} is no request id; take it from the x-request-id header of an answer")
-    with where.client() as client:
-        answer = client.get(f"/mesh/explain/{request_id}")
-
-    def _view() -> Any:
-        facts = {key: value for key, value in answer.items() if key != "candidates"}
-        Console().print(facts_table(f"Request {request_id}", facts))
-        return rows_table("Candidates", rows_of(answer, "candidates"), CANDIDATE_COLUMNS)
-
-    return where.show(answer, _view)
-
-
-@app.command
-def ask(
-    prompt: Annotated[str, Parameter(help='What to ask; "-" reads it from standard input.')],
-    /,
-    *,
-    model: Annotated[str | None, Parameter(help="Model id; the first that can chat if absent.")] = None,
-    max_tokens: Annotated[int, Parameter(help="Longest answer in tokens.")] = TEXT_TOKENS_DEFAULT,
-    where: Where | None = None,
-) -> int:
-    """Ask a model and print its text as it comes.
-
-    For example:
-
-        isochrone ask "Once upon a time"
-        git diff | isochrone ask - --model my-llm --max-tokens 500
-    """
-    where = where or Where()
-    text = sys.stdin.read() if prompt == "-" else prompt
-    with where.client() as client:
-        name, feature = choose_model(client, model, ("chat", "completions"))
-        body: dict[str, object] = {"model": name, "stream": True, "max_tokens": max_tokens}
-        chat = feature == "chat"
-        body |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
-        pieces = []
-        for event in client.events("/v1/chat/completions" if chat else "/v1/completions", body):
-            for choice in event.get("choices", [])[:1]:
-                piece = choice.get("delta", {}).get("content") if chat else choice.get("text")
-                pieces.append(piece or "")
-                if not where.as_json:
-                    print(printable(pieces[-1], keep="\n\t"), end="", flush=True)
-        answer = {"model": name, "text": "".join(pieces), **client.route.as_json()}
-    if where.as_json:
-        print(json.dumps(answer))
-    else:
-        print()
-        print_route(client)
-    return os.EX_OK
-
-
-@app.command
-def embed(
-    text: Annotated[str, Parameter(help='What to embed; "-" reads it from standard input.')],
-    /,
-    *,
-    model: Annotated[str | None, Parameter(help="Model id; the first that can embed if absent.")] = None,
-    where: Where | None = None,
-) -> int:
-    """Turn a text into an embedding vector.
-
-    For example:
-
-        isochrone embed "a cat on a mat" --json
-    """
-    where = where or Where()
-    text = sys.stdin.read() if text == "-" else text
-    with where.client() as client:
-        name, _ = choose_model(client, model, ("embeddings",))
-        answer = client.post("/v1/embeddings", {"model": name, "input": text, "encoding_format": "base64"})
-    try:
-        raw = base64.b64decode(answer["data"][0]["embedding"], validate=True)
-        vector = [value for (value,) in struct.iter_unpack("<f", raw)]
-    except (LookupError, TypeError, ValueError, struct.error) as error:
-        raise ClientError("the answer is no embedding") from error
-    if where.as_json:
-        print(json.dumps({"model": name, "embedding": vector, **client.route.as_json()}))
-    else:
-        shown = ", ".join(f"{value:.4f}" for value in vector[:8])
-        print(f"{len(vector)} dimensions: [{shown}{', …' if len(vector) > 8 else ''}]")
-        print_route(client)
-    return os.EX_OK
-
-
-app.command(distance)
-app.command(near)
-app.command(coordinates)
-app.command(draw_map, name="map")
-app.command(trace)
-app.command(receipt_app)
-app.command(spec)
-app.command(network_commands)
-app.command(invite)
-app.command(join)
+# By name: none of them is imported before it is asked for, or help is, so that a node starts without what only they need.
+for _name in ("status", "peers", "models", "explain", "ask", "embed"):
+    app.command(f"mesh.askcommands:{_name}", name=_name)
+for _name in ("distance", "near", "coordinates"):
+    app.command(f"mesh.distancecommands:{_name}", name=_name)
+app.command("mesh.map.command:draw_map", name="map")
+app.command("mesh.wirecommands:trace", name="trace")
+app.command("mesh.receiptcommands:receipt_app", name="receipt")
+app.command("mesh.wirecommands:spec", name="spec")
+for _name in ("network", "invite", "join"):
+    app.command(f"mesh.admission.commands:{_name}", name=_name)
 
 
 @app.command(name="testnet")
@@ -433,38 +273,11 @@ def version_text() -> str:
     return f"isochrone {installed('isochrone') or 'from a source tree'}"
 
 
-def choose_model(client: GatewayClient, wanted: str | None, features: tuple[str, ...]) -> tuple[str, str]:
-    """Return a model and the first of `features` it can be asked for.
-
-    A wanted model that nobody offers is returned all the same: refusing it is the gateway's part.
-
-    Raises:
-        ClientError: if no model has any of the features.
-    """
-    offers = [
-        (str(row.get("id") or row.get("model") or ""), row.get("features") or ())
-        for row in rows_of(client.get("/mesh/models"), "models")
-    ]
-    for feature in features:
-        for name, has in offers:
-            if name and feature in has and wanted in (None, name):
-                return name, feature
-    if wanted is not None:
-        return wanted, features[0]
-    raise ClientError(f"no model of the mesh offers {' or '.join(features)} now; `isochrone models` shows what there is")
-
-
-def print_route(client: GatewayClient) -> None:
-    """Print who answered, on stderr, so that stdout holds the answer alone."""
-    route = client.route
-    Console(stderr=True).print(
-        printable(f"answered by {route.node or 'an unnamed node'}  {route.route}  why: isochrone explain {route.request_id}"),
-        style="dim", markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
-
-
 def run(tokens: Sequence[str]) -> int:
     """Run one command line and return its exit code; failures become one sentence on stderr."""
+    if not tokens or tokens[0] in app.help_flags:
+        for name in app:
+            app[name]  # imports it: the overview says what each command does
     if not tokens:
         app.help_print([])
         return os.EX_OK

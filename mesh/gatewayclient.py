@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from mesh.nodefile import NoNodeError
+from mesh.nodefile import ClientError, NoNodeError
 
 CONNECT_TIMEOUT_S = 5.0
 """Seconds to reach a gateway on loopback; longer means that nobody accepts."""
@@ -26,10 +26,6 @@ BODY_BYTES_MAX = 64 << 20
 EVENT_BYTES_MAX = 1 << 20
 """Bytes of one streamed event."""
 _PEM_END = "-----END CERTIFICATE-----"
-
-
-class ClientError(Exception):
-    """The node answered, and the answer is an error."""
 
 
 @dataclass(slots=True)

@@ -2,8 +2,7 @@
 
 Processors and memory come from `/proc` and `/sys`, GPUs from NVIDIA's driver through NVML, interfaces from the kernel through
 rtnetlink. Nothing here is needed to serve, so nothing here fails: what cannot be read is left out, and a number that is not
-known is 0. Everything may block (a driver that wakes up takes seconds), so that it belongs in a worker thread, where pyroute2's
-own event loop is also at home.
+known is 0. Everything may block (a driver that wakes up takes seconds), so that it belongs in a worker thread.
 
 Source: proc(5); Documentation/ABI/testing/sysfs-class-net; the NVML API reference; rtnetlink(7).
 """
@@ -15,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh.links import read_links
 from protocol.records import Gpu, Hardware, Nic
 
 GPUS_MAX = 16
@@ -145,25 +145,16 @@ def speed_mbps(name: str, root: Path = Path("/")) -> int:
 
 
 def _interfaces_by_netlink() -> list[Interface] | None:
-    """List interfaces through rtnetlink; None where that is not allowed or pyroute2 does not work."""
+    """List interfaces through rtnetlink; None where that is not allowed."""
     try:
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
-    except ImportError:
+        links = read_links()
+    except OSError:
         return None
-    try:
-        with IPRoute() as netlink:
-            links = list(netlink.get_links())
-    except (OSError, NetlinkError):
-        return None
-    found = []
-    for item in links:
-        name, mtu, info = item.get_attr("IFLA_IFNAME"), item.get_attr("IFLA_MTU"), item.get_attr("IFLA_LINKINFO")
-        if not isinstance(name, str) or item["flags"] & _IFF_LOOPBACK or item["ifi_type"] not in {_ETHERNET, _INFINIBAND}:
-            continue
-        kind = info.get_attr("IFLA_INFO_KIND") if info else None
-        found.append(Interface(name, int(mtu or 0), bool(item["flags"] & _IFF_UP), kind is not None))
-    return found
+    return [
+        Interface(link.name, link.mtu_bytes, bool(link.flags & _IFF_UP), link.is_virtual)
+        for link in links
+        if link.name and not link.flags & _IFF_LOOPBACK and link.hardware in {_ETHERNET, _INFINIBAND}
+    ]
 
 
 def _interfaces_by_files(root: Path) -> list[Interface]:

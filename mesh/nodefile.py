@@ -30,6 +30,10 @@ class RunningNode:
     tls_cert: Path | None = None
 
 
+class ClientError(Exception):
+    """The node answered, and the answer is an error."""
+
+
 class NoNodeError(Exception):
     """There is no node to talk to; the text says where it was looked for and what to do."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from mesh.gatewayclient import ClientError
+from mesh.nodefile import ClientError
 from mesh.receipts import FILE_FORMAT, receipt_json
 from mesh.tables import facts_table
 from mesh.where import Where

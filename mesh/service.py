@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -26,11 +27,10 @@ from mesh.admission.gate import Gate
 from mesh.config import NodeConfig, Ready, StartError, default_cache_dir, default_network_dir
 from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
-from mesh.engines.base import Engine
+from mesh.engines.base import EmbeddedEngineUnavailableError, Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
-from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
 from mesh.floors import FloorKeeper
-from mesh.gateway import Gateway, GatewayAddressError, GatewayConfig, server_context
+from mesh.gateway import GatewayAddressError, GatewayConfig, server_context
 from mesh.inference import Served, ServeLimits, serve_stream
 from mesh.inference.server import Handled
 from mesh.keyfile import open_key_file
@@ -53,6 +53,9 @@ from protocol.quic import choose_engine
 from protocol.records import Hardware, ModelOffer, Sequencer
 from protocol.sealing import SEALED_PROTOCOL
 from protocol.wire.inference import PROTOCOL_ID
+
+if TYPE_CHECKING:
+    from mesh.gateway.server import Gateway
 
 LOAD_INTERVAL_S = 0.25
 """How often the engines are asked how busy they are; four times a beat, and asking costs microseconds."""
@@ -224,7 +227,7 @@ class Service:
             self.dispatcher.gate = gate
         self.transport.add_handler(SEALED_PROTOCOL, self._serve_sealed)
         self.transport.on_crash = lambda stream, error: telemetry.handler_crashed(stream.protocol_id, error)
-        self.gateway = Gateway(gateway_config(config), self.dispatcher, telemetry)
+        self._gateway_config = gateway_config(config)
         self.door = LocalDoor(self.dispatcher, telemetry)
 
     async def run(self, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
@@ -249,15 +252,20 @@ class Service:
                 nursery.start_soon(self._gate.run)
             for engine in self._engines:
                 nursery.start_soon(self._watch, engine)
-            url: str = await nursery.start(self._serve_gateway)
+            # Now and not above: the HTTP libraries take a tenth of a second, in which peers are heard already.
+            from mesh.gateway.server import Gateway
+
+            gateway = Gateway(self._gateway_config, self.dispatcher, self._telemetry)
+            url: str = await nursery.start(self._serve_gateway, gateway)
             client_socket = self._open_door(nursery)
             addresses = tuple(str(address.with_peer(self.node.peer_id)) for address in self.transport.addresses)
-            # What stands now stands until the end: the collector need not look at it again.
+            # What stands now stands until the end: the collector need not look at it again. It was off while the node was made.
             gc.collect()
             gc.freeze()
+            gc.enable()
             ready(Ready(peer_id_text(self.node.peer_id), addresses, url, client_socket))
             await self._stopped(shutdown)
-            await self._stop()
+            await self._stop(gateway)
             nursery.cancel_scope.cancel()
 
     def _open_door(self, nursery: trio.Nursery) -> str:
@@ -296,14 +304,14 @@ class Service:
             listened = ", ".join(str(address) for address in listen)
             raise StartError(f"cannot listen on {listened} ({error.strerror}): choose another address with --listen") from error
 
-    async def _stop(self) -> None:
+    async def _stop(self, gateway: "Gateway") -> None:
         """Refuses new work, lets what is under way finish within the grace period, and says goodbye."""
         self._telemetry.log.info("draining", grace_s=self._config.grace_s)
         self.dispatcher.draining = True
         self.node.drain(self.transport.now())
         self.driver.settle()
         # The gateway ends when the last byte of the last answer is out, which is after the dispatcher is done with it.
-        self.gateway.stop()
+        gateway.stop()
         with trio.move_on_after(self._config.grace_s) as grace:
             await self.dispatcher.idle()
             await self.door.idle()
@@ -318,14 +326,14 @@ class Service:
         await self.floors.keep()
         await self.transport.aclose()
 
-    async def _serve_gateway(self, *, task_status: trio.TaskStatus[str]) -> None:
+    async def _serve_gateway(self, gateway: "Gateway", *, task_status: trio.TaskStatus[str]) -> None:
         """Serves clients until the stop.
 
         Raises:
             StartError: the gateway cannot listen where it was told to.
         """
         try:
-            await self.gateway.serve(task_status=task_status)
+            await gateway.serve(task_status=task_status)
         except GatewayAddressError as error:
             raise StartError(f"{error}: choose another address with --gateway") from error
         finally:

@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from mesh.config import default_state_dir
-from mesh.gatewayclient import ClientError, GatewayClient
+from mesh.gatewayclient import GatewayClient
 from mesh.keyfile import KeyFileError, read_keys
-from mesh.nodefile import find_node
+from mesh.nodefile import ClientError, find_node
 from mesh.plain import printable
 
 

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from rich.console import Console, Group
 from rich.text import Text
 
-from mesh.gatewayclient import ClientError
+from mesh.nodefile import ClientError
 from mesh.tables import rows_of, rows_table
 from mesh.trace.lines import line_of
 from mesh.trace.qlog import QlogWriter

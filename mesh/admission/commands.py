@@ -22,8 +22,7 @@ from mesh.admission.joining import join_network
 from mesh.admission.views import notices_json, own_json
 from mesh.advice import typed
 from mesh.config import StartError, default_network_dir, default_state_dir
-from mesh.gatewayclient import ClientError
-from mesh.nodefile import NoNodeError, find_node
+from mesh.nodefile import ClientError, NoNodeError, find_node
 from mesh.store import KEY_FILE, Store, read_key
 from mesh.tables import facts_table, rows_table
 from protocol.admission import (

@@ -12,7 +12,7 @@ import trio
 
 from mesh.admission.asking import JOIN_TIMEOUT_S, ask_to_join
 from mesh.admission.files import Membership
-from mesh.gatewayclient import ClientError
+from mesh.nodefile import ClientError
 from mesh.transport import ConnectionLost, Door, StreamReset, Transport
 from protocol.admission import Admission, Granted, JoinRequest, Refused, Token, encode_guest, network_id_of, open_token
 from protocol.errors import ErrorCode, RemoteProtocolError

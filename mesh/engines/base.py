@@ -81,6 +81,10 @@ class EngineError(Exception):
         self.retry_after_s = retry_after_s
 
 
+class EmbeddedEngineUnavailableError(Exception):
+    """The embedded engine cannot be had on this installation; the message says what to install."""
+
+
 @dataclass(frozen=True, slots=True)
 class SlotsConfig:
     """How much at once.

@@ -1,15 +1,17 @@
-"""The node's front door: an OpenAI-compatible HTTP API on loopback, and the pages the command line reads."""
+"""The node's front door: an OpenAI-compatible HTTP API on loopback, and the pages the command line reads.
 
-from mesh.gateway.config import GatewayConfig
+The server itself, `mesh.gateway.server`, is not handed on here: it brings the HTTP libraries, which a node imports only when it
+already listens for peers.
+"""
+
+from mesh.gateway.config import GatewayAddressError, GatewayConfig
 from mesh.gateway.ports import Answer, CatalogueEntry, DispatcherPort
-from mesh.gateway.server import Gateway, GatewayAddressError
 from mesh.gateway.tls import server_context
 
 __all__ = [
     "Answer",
     "CatalogueEntry",
     "DispatcherPort",
-    "Gateway",
     "GatewayAddressError",
     "GatewayConfig",
     "server_context",

@@ -17,6 +17,10 @@ MIB = 1024 * KIB
 """Bytes in a mebibyte."""
 
 
+class GatewayAddressError(ValueError):
+    """The gateway cannot listen where it was told to."""
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """Address and limits of the gateway.

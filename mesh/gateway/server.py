@@ -27,7 +27,7 @@ from hypercorn.typing import ConnectionState
 from starlette.types import ASGIApp
 
 from mesh.gateway.app import Pages, build_app
-from mesh.gateway.config import GatewayConfig
+from mesh.gateway.config import GatewayAddressError, GatewayConfig
 from mesh.gateway.doorman import CONNECTION_KEY, Doorman
 from mesh.gateway.ports import DispatcherPort
 from mesh.gateway.strict import StrictServer
@@ -41,10 +41,6 @@ BACKLOG = 128
 
 _ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: closing discards what was not sent, so that the kernel keeps nothing for a client that never reads."""
-
-
-class GatewayAddressError(ValueError):
-    """The gateway cannot listen where it was told to."""
 
 
 class Gateway:

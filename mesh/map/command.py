@@ -10,8 +10,8 @@ from urllib.parse import quote
 from cyclopts import Parameter
 
 from mesh.config import ConfigError
-from mesh.gatewayclient import ClientError
 from mesh.map.facts import read_facts
+from mesh.nodefile import ClientError
 from mesh.where import Where
 
 SUFFIXES = (".html", ".svg")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mesh.gatewayclient import ClientError
+from mesh.nodefile import ClientError
 from mesh.tables import short_id
 
 NAME_CHARACTERS_MAX = 24

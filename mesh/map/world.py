@@ -16,11 +16,11 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
-from mesh.gatewayclient import ClientError
 from mesh.map.draw import LEGEND, TOP, WIDTH, Drawing, framed, head, layers, legend, mark_radius, title_of
 from mesh.map.facts import MapFacts
 from mesh.map.labels import Board, Box, width_of
 from mesh.map.scale import Scale, scale_for
+from mesh.nodefile import ClientError
 
 EARTH_KM = 6371.0
 """Mean radius of the Earth in kilometres."""

@@ -16,7 +16,7 @@ APART: dict[str, str] = {
     "mesh.admission.gate:Gate._renew": _MADE,
     "mesh.admission.gate:Gate._take_notice": _CALLER,
     "mesh.admission.gate:Gate._take_shown": _CALLER,
-    "mesh.cli:embed": _OWN,  # the answer of the owner's own node
+    "mesh.askcommands:embed": _OWN,  # the answer of the owner's own node
     "mesh.gatewayclient:_failure": _OWN,
     "mesh.gatewayclient:_json": _OWN,
     "mesh.engines.detect:_is_engine": _OWN,  # a server on this machine, at most 64 KiB of it

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mesh.engines.base import EmbeddedEngineUnavailableError
 from mesh.engines.body import bad_request
-from mesh.engines.onnx.runtime import INSTALL_HINT, EmbeddedEngineUnavailableError, Session, open_session, run_session
+from mesh.engines.onnx.runtime import INSTALL_HINT, Session, open_session, run_session
 
 EMBEDDING_MODEL = "all-minilm-l6-v2"
 EMBEDDING_DIMENSIONS = 384  # numbers per embedding: the model's hidden size

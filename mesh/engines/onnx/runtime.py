@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mesh.engines.base import EngineError
+from mesh.engines.base import EmbeddedEngineUnavailableError, EngineError
 from protocol.errors import ErrorCode
 
 INSTALL_HINT = "install the embedded engine with: pip install 'isochrone[onnx]'"
@@ -21,10 +21,6 @@ class Session(Protocol):
 
     def run(self, names: Sequence[str], feeds: dict[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.float32]]:
         """The named outputs for the given inputs."""
-
-
-class EmbeddedEngineUnavailableError(Exception):
-    """The embedded engine cannot be had on this installation; the message says what to install."""
 
 
 def open_session(path: Path, threads: int) -> Session:

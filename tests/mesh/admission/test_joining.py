@@ -9,7 +9,7 @@ from admitted_nodes import AdmittedNode, Owner, lone, running, until
 from mesh.admission import files
 from mesh.admission.asking import ask_to_join
 from mesh.admission.joining import join_network
-from mesh.gatewayclient import ClientError
+from mesh.nodefile import ClientError
 from mesh.transport import ConnectionLost, Door, StreamReset
 from protocol.admission import Admission, Granted, JoinRequest, Refused, Token, encode_guest, sign_token
 from protocol.errors import ErrorCode

@@ -9,7 +9,7 @@ import pytest
 from mesh import cli
 from mesh.admission import files
 from mesh.admission.commands import seconds_of
-from mesh.gatewayclient import ClientError
+from mesh.nodefile import ClientError
 from protocol.admission import open_token, parse_token
 from protocol.identity import Identity, peer_id_text
 

@@ -5,10 +5,11 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 
-from mesh.engines.detect import API_KEY_VARIABLE, UnknownEngineError, choose_specs, detect_engines, make_engines
+from mesh.engines.detect import API_KEY_VARIABLE, UnknownEngineError, choose_specs, make_engines
 from mesh.engines.echo import EchoEngine
 from mesh.engines.onnx import OnnxEngine
 from mesh.engines.openai import OpenAIEngine
+from mesh.engines.search import detect_engines
 
 
 async def test_each_spec_becomes_its_engine(tmp_path):

@@ -9,10 +9,9 @@ import pytest
 import trio
 from engine_server import chat, collect, make_request
 
-from mesh.engines.base import SlotsConfig
+from mesh.engines.base import EmbeddedEngineUnavailableError, SlotsConfig
 from mesh.engines.body import read_text_body
 from mesh.engines.onnx import OnnxConfig, OnnxEngine, embedding
-from mesh.engines.onnx.runtime import EmbeddedEngineUnavailableError
 from mesh.engines.onnx.text import END, TextModel, Writer
 from protocol.errors import ErrorCode
 from protocol.inference import Failed, Feature, Finished, TextDelta

@@ -9,7 +9,8 @@ import pytest
 import trio
 from gateway_node import LocalDispatcher, ModelEngine, Running, Start
 
-from mesh.gateway import Gateway, GatewayConfig
+from mesh.gateway import GatewayConfig
+from mesh.gateway.server import Gateway
 from mesh.telemetry import Telemetry, make_logger
 
 

@@ -15,7 +15,8 @@ import trio.testing
 
 from mesh.distances import Distances
 from mesh.engines.base import EngineError, Slots, SlotsConfig, Work, refuse
-from mesh.gateway import Answer, CatalogueEntry, Gateway
+from mesh.gateway import Answer, CatalogueEntry
+from mesh.gateway.server import Gateway
 from mesh.map.collect import MapCollector
 from mesh.telemetry import Telemetry
 from protocol.errors import ErrorCode

@@ -19,7 +19,8 @@ import trio
 from gateway_node import LocalDispatcher
 
 from mesh.engines.openai import OpenAIConfig, OpenAIEngine
-from mesh.gateway import Gateway, GatewayConfig
+from mesh.gateway import GatewayConfig
+from mesh.gateway.server import Gateway
 from mesh.telemetry import Telemetry, make_logger
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))

@@ -15,8 +15,8 @@ import trio
 import trio.testing
 from gateway_node import LocalDispatcher, ModelEngine, Running, Start, connect, post
 
-from mesh.gateway import Answer, Gateway, GatewayAddressError, GatewayConfig
-from mesh.gateway.server import listen
+from mesh.gateway import Answer, GatewayAddressError, GatewayConfig
+from mesh.gateway.server import Gateway, listen
 from mesh.telemetry import Telemetry, make_logger
 from protocol.inference import InferenceRequest, JsonDelta, Tensor, TensorsReady, TextDelta
 

@@ -19,9 +19,9 @@ from mesh import cli
 from mesh.config import ConfigError, Ready, StartError, resolve
 from mesh.gateway import GatewayAddressError, GatewayConfig, server_context
 from mesh.gateway.server import listen
-from mesh.gatewayclient import ClientError, GatewayClient
+from mesh.gatewayclient import GatewayClient
 from mesh.keyfile import KeyFileError, KeyRing, open_key_file, read_keys
-from mesh.nodefile import find_node, write_node_file
+from mesh.nodefile import ClientError, find_node, write_node_file
 from mesh.service import gateway_config
 
 KEY = "iso_3dGh5JqkN8wEr2Zx7"

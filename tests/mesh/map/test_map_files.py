@@ -12,13 +12,13 @@ from xml.etree import ElementTree as ET
 import pytest
 from known_maps import planar, scattered
 
-from mesh.gatewayclient import ClientError
 from mesh.map.draw import draw
 from mesh.map.facts import MapFacts, read_facts
 from mesh.map.labels import HEIGHT, Box, width_of
 from mesh.map.page import KEYS, page
 from mesh.map.style import DARK, DRAWING, LIGHT, PALETTE
 from mesh.map.world import crossings, draw_world, field, window
+from mesh.nodefile import ClientError
 
 SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "link", "br", "img", "input"}
