@@ -5,9 +5,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Other implementations of libp2p, whose dependencies are not ours.
 INTEROP ?= .venv-interop
+# Other proxies for OpenAI's API, of which that is true as well.
+PROXIES ?= .venv-proxies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop check bench bench-interop bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop check bench bench-others bench-interop bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -53,9 +55,15 @@ check: $(READY)-check ## Format, lint, types, import contracts, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-bench: $(READY)-run ## Measure, beside what a user would pick instead; writes build/bench
+# What is not installed of the others is left out of the tables, which say so.
+bench: $(READY)-run ## Measure, beside what a user would pick instead (25 min); writes build/bench
 	@$(BIN)/pip install --quiet -e '.[bench]'
-	@$(BIN)/python -m benchmarks
+	@INTEROP_VENV="$(INTEROP)" BENCH_PROXIES="$(PROXIES)" $(BIN)/python -m benchmarks
+
+$(PROXIES)/.ready: scripts/bench_proxies.sh
+	@PYTHON="$(PYTHON)" BENCH_PROXIES="$(PROXIES)" scripts/bench_proxies.sh
+
+bench-others: $(INTEROP)/.ready $(PROXIES)/.ready ## Install py-libp2p, LiteLLM's proxy and vllm-router, which `make bench` then meets
 
 bench-interop: $(READY)-run $(INTEROP)/.ready ## Connect time and ping with py-libp2p and js-libp2p; writes build/bench/interop.json
 	@INTEROP_VENV="$(INTEROP)" $(BIN)/python -m benchmarks interop
@@ -83,4 +91,4 @@ format: $(READY)-check ## Let ruff format and mend what it can
 	@$(BIN)/ruff check --fix .
 
 clean: ## Remove everything that was built
-	rm -rf $(VENV) $(INTEROP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) $(PROXIES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

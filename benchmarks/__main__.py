@@ -1,27 +1,58 @@
 """`python -m benchmarks [NAME …] [--FLAG …]`: runs all benchmarks, or the named ones; flags go to those that take some."""
 
+import ast
 import importlib
 import sys
+import time
+from pathlib import Path
 
-ALL = ("hop", "native", "gateway", "relay", "lifecycle", "distances", "hostile")
-APART = ("interop", "mesh_distances")
+ALL = (
+    "hop", "native", "bulk", "throughput", "gateway", "ping", "handshake", "lifecycle", "idle", "relay", "distances", "hostile",
+)  # fmt: skip
+"""Run where none is named; together some twenty minutes on two cores."""
+APART = ("interop", "mesh_distances", "flame")
 """Run only by name: they need more than the project installs, or take minutes on an idle machine."""
 
-FLAGGED = ("hostile", "mesh_distances")
+FLAGGED = ("hostile", "mesh_distances", "flame")
 """Those that take flags."""
+
+
+USAGE = """usage: python -m benchmarks [NAME ...] [--FLAG ...]
+
+Prints tables and writes build/bench/NAME.json; all are run where none is named.
+"""
+EXAMPLE = "\nFor example:\n\n  python -m benchmarks hop ping\n  python -m benchmarks hostile --help"
+
+
+def line_of(name: str) -> str:
+    """The first sentence of a benchmark's own description."""
+    text = ast.get_docstring(ast.parse((Path(__file__).parent / f"{name}.py").read_text())) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def overview() -> str:
+    """What there is, a line each, and an example."""
+    width = max(map(len, (*ALL, *APART)))
+    rows = [f"  {name.ljust(width)}  {line_of(name)}{'' if name in ALL else ' (only by name)'}" for name in (*ALL, *APART)]
+    return "\n".join([USAGE, *rows, EXAMPLE])
 
 
 def main() -> int:
     """Runs the benchmarks named on the command line."""
     at = next((at for at, word in enumerate(sys.argv) if word.startswith("-")), len(sys.argv))
     names, flags = sys.argv[1:at] or list(ALL), sys.argv[at:]
+    if at == 1 and flags and flags[0] in ("-h", "--help"):
+        print(overview())
+        return 0
     unknown = [name for name in names if name not in (*ALL, *APART)]
     if unknown:
         print(f"no benchmark called {', '.join(unknown)}; there are {', '.join((*ALL, *APART))}", file=sys.stderr)
         return 2
     for name in names:
+        began = time.perf_counter()
         run = importlib.import_module(f"benchmarks.{name}").main
         run(flags) if name in FLAGGED else run()
+        print(f"{name}: {time.perf_counter() - began:.0f} s\n", file=sys.stderr)
     return 0
 
 

@@ -1,9 +1,10 @@
 """What every benchmark shares: alternating runs, rows, the table and the JSON file."""
 
 import json
+import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ class Row:
         against: what a user would pick instead, or a budget; empty where there is nothing to compare with.
         theirs: its figure, in the same unit and run; None where nothing is compared.
         goal: the ratio aimed at (ours / theirs), or None.
+        is_more_better: whether the goal is the least ratio, as for throughput, and not the largest.
     """
 
     work: str
@@ -33,11 +35,25 @@ class Row:
     against: str = ""
     theirs: float | None = None
     goal: float | None = None
+    is_more_better: bool = False
 
     @property
     def ratio(self) -> float | None:
-        """Ours over theirs: below 1 is better for every unit used here."""
+        """Ours over theirs."""
         return None if not self.theirs else self.ours / self.theirs
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the goal is reached; None where there is none."""
+        if self.ratio is None or self.goal is None:
+            return None
+        return self.ratio >= self.goal if self.is_more_better else self.ratio <= self.goal
+
+    def goal_text(self) -> str:
+        """The goal as the table shows it."""
+        if self.goal is None:
+            return ""
+        return f"{'≥' if self.is_more_better else '≤'} {self.goal:g}" + {None: "", True: " met", False: " missed"}[self.is_met]
 
 
 def cpu_name() -> str:
@@ -84,26 +100,48 @@ def worst_of_hundred(samples: list[float]) -> float:
     return sorted(samples)[int(len(samples) * 0.99)]
 
 
-def report(name: str, title: str, rows: Sequence[Row], packages: Sequence[str]) -> None:
-    """Prints the table and writes the JSON file."""
+def cpu_s(pid: int) -> float:
+    """Seconds of a core that a process has used so far, all its threads, in steps of the kernel's clock (10 ms)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc(5)
+
+
+def told(value: float, unit: str) -> str:
+    """A figure with two digits behind the point where it is small, and one else."""
+    return f"{value:,.{2 if value < 10 else 1}f} {unit}"
+
+
+def report(
+    name: str, title: str, rows: Sequence[Row], packages: Sequence[str], notes: Sequence[str] = (), also: Mapping[str, str] = {}
+) -> None:
+    """Prints the table and writes the JSON file.
+
+    Args:
+        name: of the file.
+        title: of the table.
+        rows: what was measured.
+        packages: distributions whose versions are told.
+        notes: what was left out and why, a sentence each.
+        also: versions of what is installed elsewhere.
+    """
     console = Console(width=132)
     machine = f"{cpu_name()}, {platform.system()} {platform.release()}"
-    used = versions(*packages)
+    used = versions(*packages) | dict(also)
     table = Table(title=title, caption=f"{machine}; " + ", ".join(f"{k} {v}" for k, v in used.items()))
     for column in ("work", "ours", "against", "theirs", "ratio", "goal"):
         table.add_column(column, justify="left" if column in ("work", "against") else "right")
     for row in rows:
-        ratio, goal = row.ratio, row.goal
-        met = "" if ratio is None or goal is None else " met" if ratio <= goal else " missed"
         table.add_row(
             row.work,
-            f"{row.ours:,.1f} {row.unit}",
+            told(row.ours, row.unit),
             row.against,
-            "" if row.theirs is None else f"{row.theirs:,.1f} {row.unit}",
-            "" if ratio is None else f"{ratio:.2f}",
-            "" if goal is None else f"≤ {goal:g}{met}",
+            "" if row.theirs is None else told(row.theirs, row.unit),
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            row.goal_text(),
         )
     console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    body = {"cpu": machine, "versions": used, "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}
+    body = {"cpu": machine, "versions": used, "rows": [{**asdict(row), "ratio": row.ratio} for row in rows], "notes": list(notes)}
     (FOLDER / f"{name}.json").write_text(json.dumps(body, indent=2) + "\n")

@@ -1,10 +1,12 @@
 """A real node in another process, for benchmarks: started through the command line, stopped by SIGTERM."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,20 +17,27 @@ STOP_S_MAX = 20.0
 """Longest orderly stop in seconds before the process is killed."""
 
 
+def environment() -> dict[str, str]:
+    """This process's environment, but bytecode is kept: a program that was installed has it from its second start on."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 class NodeProcess:
     """`isochrone up --json` with the given flags; use as a context manager."""
 
-    def __init__(self, *flags: str, host: str = "127.0.0.1", is_open: bool = True) -> None:
+    def __init__(self, *flags: str, host: str = "127.0.0.1", is_open: bool = True, program: Sequence[str] = ("node.py",)) -> None:
         """Prepares the command.
 
         Args:
             flags: for `isochrone up`, beside a fresh state directory, a free port and a free gateway port.
             host: where it listens for peers.
             is_open: whether anybody may join.
+            program: what Python is told to run.
         """
         self._flags = flags
         self._host = host
         self._is_open = is_open
+        self._program = program
         self._folder = tempfile.TemporaryDirectory(prefix="isochrone-bench-")
         self.state_dir = Path(self._folder.name)
         self.started_s = 0.0
@@ -37,7 +46,7 @@ class NodeProcess:
     def __enter__(self) -> Self:
         """Starts the node and waits until it is ready."""
         command = [
-            sys.executable, "node.py", "up", "--json", *(["--open"] if self._is_open else []),
+            sys.executable, *self._program, "up", "--json", *(["--open"] if self._is_open else []),
             "--state-dir", self._folder.name,
             "--listen", f"/ip4/{self._host}/udp/0/quic-v1",
             "--gateway", "127.0.0.1:0",
@@ -46,7 +55,7 @@ class NodeProcess:
         self.log = Path(self._folder.name) / "log"
         started = time.perf_counter()
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment())
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         self.ready_s = time.perf_counter() - started

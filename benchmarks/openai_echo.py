@@ -27,6 +27,11 @@ async def models(_: Request) -> Response:
     return JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "bench"}]})
 
 
+async def health(_: Request) -> Response:
+    """It is well: routers ask."""
+    return Response()
+
+
 async def chat(request: Request) -> Response:
     """Answers with the last message, word by word when asked to stream."""
     body = await request.json()
@@ -56,7 +61,9 @@ def _event(value: object) -> bytes:
 
 async def serve() -> None:
     """Serves until standard input ends."""
-    app = Starlette(routes=[Route("/v1/models", models), Route("/v1/chat/completions", chat, methods=["POST"])])
+    app = Starlette(
+        routes=[Route("/v1/models", models), Route("/health", health), Route("/v1/chat/completions", chat, methods=["POST"])]
+    )
     listening = socket.create_server(("127.0.0.1", 0))
     port, descriptor = listening.getsockname()[1], listening.detach()  # hypercorn closes it
     config = Config()
