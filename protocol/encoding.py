@@ -18,6 +18,9 @@ from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 UVARINT_BYTES_MAX = 9
 """Longest varint in bytes: 63 bits of value, the bound of multiformats/unsigned-varint."""
 
+PIECE_JOINED_BYTES_MAX = 4096
+"""Pieces of a frame are joined up to this many bytes, so that a peer who sends byte by byte costs little more than its bytes."""
+
 UVARINT_MAX = (1 << 63) - 1
 """Largest value of a varint, unitless: what nine bytes of seven bits hold."""
 
@@ -125,18 +128,27 @@ class FrameDecoder:
     """Cuts a byte stream into length-prefixed frames.
 
     Bytes go in by `receive`, frames come out by `next_frame` until it returns None. What is buffered is bounded by the caller,
-    who drains after each `receive`: at most one unfinished frame and the bytes just received are held.
+    who drains after each `receive`: at most one unfinished frame and the bytes just received are held. They are kept in the
+    pieces in which they came, so that a frame is copied once.
     """
 
-    __slots__ = ("_buffer", "_frame_bytes_max")
+    __slots__ = ("_at", "_frame_bytes_max", "_pieces", "_size", "_wanted")
 
     def __init__(self, frame_bytes_max: int) -> None:
         self._frame_bytes_max = frame_bytes_max
-        self._buffer = bytearray()
+        self._pieces: list[bytes] = []
+        self._at = 0  # where in the first piece that begins which is not used yet
+        self._size = 0
+        self._wanted = 1  # bytes to have before it is worth to look again
 
     def receive(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes as they came from the stream."""
-        self._buffer += data
+        n_bytes, pieces = len(data), self._pieces
+        if pieces and len(pieces[-1]) + n_bytes <= PIECE_JOINED_BYTES_MAX:
+            pieces[-1] += data
+        elif n_bytes:
+            pieces.append(bytes(data))
+        self._size += n_bytes
 
     def next_frame(self) -> bytes | None:
         """Return the next frame without its length, or None when more bytes are needed.
@@ -144,28 +156,55 @@ class FrameDecoder:
         Raises:
             RemoteProtocolError: TOO_LARGE as soon as a length over the limit is read; MALFORMED for a bad varint.
         """
-        head = peek_uvarint(self._buffer)
+        if self._size < self._wanted:
+            return None
+        head = peek_uvarint(self._pieces[0], self._at)
+        if head is None and len(self._pieces) > 1:
+            self._pieces[:2] = [self._pieces[0][self._at :] + self._pieces[1]]
+            self._at = 0
+            head = peek_uvarint(self._pieces[0])
         if head is None:
             return None
         length, start = head
         if length > self._frame_bytes_max:
             raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a frame of {length} bytes; the limit is {self._frame_bytes_max}")
-        if len(self._buffer) < start + length:
+        end = start + length
+        if self._at + self._size < end:
+            self._wanted = end - self._at
             return None
-        with memoryview(self._buffer) as view:  # a slice of the buffer itself would be one more copy
-            frame = bytes(view[start : start + length])
-        del self._buffer[: start + length]
+        self._size -= end - self._at
+        self._wanted = 1
+        return self._cut(start, end)
+
+    def _cut(self, start: int, end: int) -> bytes:
+        """Take out the bytes from `start` to `end` of the pieces, which are there, and forget those before."""
+        pieces = self._pieces
+        if end <= len(pieces[0]):
+            frame, n_used, self._at = pieces[0][start:end], 0, end
+        else:
+            parts: list[bytes | memoryview] = [memoryview(pieces[0])[start:]]
+            left, n_used = end - len(pieces[0]), 1
+            while len(pieces[n_used]) < left:
+                parts.append(pieces[n_used])
+                left -= len(pieces[n_used])
+                n_used += 1
+            parts.append(memoryview(pieces[n_used])[:left])
+            frame, self._at = b"".join(parts), left
+        if self._at == len(pieces[n_used]):
+            n_used, self._at = n_used + 1, 0
+        del pieces[:n_used]
         return frame
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes received that no frame was made of yet."""
-        return len(self._buffer)
+        return self._size
 
     def take_rest(self) -> bytes:
         """Hand over the bytes not yet used and forget them."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
+        rest = b"".join(self._pieces)[self._at :]
+        self._pieces.clear()
+        self._at, self._size, self._wanted = 0, 0, 1
         return rest
 
     def finish(self) -> None:
@@ -174,7 +213,7 @@ class FrameDecoder:
         Raises:
             RemoteProtocolError: MALFORMED, when it ended inside a frame.
         """
-        if self._buffer:
+        if self._size:
             raise RemoteProtocolError(ErrorCode.MALFORMED, "the stream ends inside a frame")
 
 
