@@ -15,6 +15,7 @@ import trio
 from rich.console import Console
 
 from mesh.config import NodeConfig, Ready, StartError
+from mesh.memory import keep_freed_memory
 from mesh.nodefile import remove_node_file, write_node_file
 
 EXIT_SIGNAL_BASE = 128
@@ -36,6 +37,7 @@ def run_up(config: NodeConfig, run_node: RunNode, *, as_json: bool) -> int:
     Raises:
         StartError: if the node cannot start.
     """
+    keep_freed_memory()
     try:
         return trio.run(_up, config, run_node, as_json)
     except BaseExceptionGroup as errors:
