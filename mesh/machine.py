@@ -7,8 +7,10 @@ here, so that whole nodes also run on a virtual clock and a virtual network (doc
 import os
 import random
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,9 +19,19 @@ import trio
 from mesh.hardware import read_hardware
 from mesh.store import StoreFault
 from protocol.encoding import Luck
+from protocol.quic.seam import Address
 from protocol.records import Hardware
 
 T = TypeVar("T")
+
+IP_MTU = 14
+"""Option that tells the MTU of a connected socket's route (linux/in.h)."""
+
+IPV6_MTU = 24
+"""The same for IPv6 (linux/in6.h)."""
+
+HEADERS_BYTES = 48
+"""Headers of IPv6 and UDP in bytes (RFC 8200 section 3, RFC 768); those of IPv4 and UDP are shorter."""
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -41,6 +53,23 @@ def read_suspended_s() -> float:
     return boottime_s - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
+def read_path_bytes(address: Address) -> int:
+    """Return which UDP payload reaches an address for sure; 0 where the way leads out of this machine, or that is not known.
+
+    No datagram is sent. An address is this machine's own where it would talk to it from the same.
+
+    Source: Linux ip(7) and ipv6(7), IP_MTU and IPV6_MTU.
+    """
+    is_ip6 = ":" in address[0]
+    level, option = (socket.IPPROTO_IPV6, IPV6_MTU) if is_ip6 else (socket.IPPROTO_IP, IP_MTU)
+    with suppress(OSError), socket.socket(socket.AF_INET6 if is_ip6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)
+        is_here = address[0].startswith("127.") or probe.getsockname()[0] == address[0]
+        if is_here and sys.platform == "linux":
+            return probe.getsockopt(level, option) - HEADERS_BYTES
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """One machine.
@@ -55,6 +84,7 @@ class Machine:
         suspended_s: for how long the machine was ever suspended, in seconds, which `clock` does not count.
         cpu: how many seconds of a core this thread has used, None where that is not to be known.
         beside: does what may block, such as writing to a disk, beside everything else.
+        path_bytes: which UDP payload reaches an address for sure; 0 where that is not known.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -66,3 +96,4 @@ class Machine:
     suspended_s: Callable[[], float] = read_suspended_s
     cpu: Callable[[], float] | None = time.thread_time
     beside: Callable[[Callable[[], StoreFault | None]], Awaitable[StoreFault | None]] = in_thread
+    path_bytes: Callable[[Address], int] = read_path_bytes

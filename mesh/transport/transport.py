@@ -102,7 +102,8 @@ class Transport:
         self.on_ban: Callable[[conduct.Fact], None] | None = None
         self._entrance = entrance = Entrance(identity, machine, door)
         shown, verify = entrance.certificate(), entrance.verify
-        self.endpoint = Endpoint(self.engine, shown, identity.peer_id, verify, self.config.endpoint, machine.cpu)
+        own, bounds = identity.peer_id, self.config.endpoint
+        self.endpoint = Endpoint(self.engine, shown, own, verify, bounds, machine.cpu, machine.path_bytes)
         self._handlers: dict[str, Handler] = {
             PING_PROTOCOL: lambda stream: builtin.serve_ping(stream, self),
             IDENTIFY_PROTOCOL: lambda stream: builtin.serve_identify(stream, self),
@@ -340,8 +341,9 @@ class Transport:
             if batch:
                 self.holds.take(batch, self.endpoint.handle_datagrams)
                 self._lingering_datagrams += len(batch)
-                # A handshake is a conversation of which each side waits for the other.
-                if self._lingering_datagrams > LINGERING_DATAGRAMS_MAX or self._dial_of or self.endpoint.n_strangers:
+                # A handshake is a conversation of which each side waits for the other; so is a transfer in pieces.
+                is_prompt = self._dial_of or self.endpoint.n_strangers or self.endpoint.has_unsent
+                if is_prompt or self._lingering_datagrams > LINGERING_DATAGRAMS_MAX:
                     self.pump()
                 else:
                     self.pump_soon()

@@ -167,6 +167,12 @@ class GuardedConnection(QuicConnection):
         stream = self._streams.get(stream_id)
         return stream.sender._buffer_stop - stream.sender._buffer_start if stream is not None else 0
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether some stream bytes are not on their way yet."""
+        senders = [stream.sender for stream in self._streams.values()]
+        return sum(sender._buffer_stop - sender._buffer_start for sender in senders) > self._loss.bytes_in_flight
+
     def can_write(self, stream_id: int) -> bool:
         """Whether the library would take stream data now without raising."""
         stream = self._streams.get(stream_id)
@@ -386,6 +392,10 @@ class AioquicConnection:
     def buffered(self, stream_id: int) -> int:
         """See EngineConnection."""
         return self._quic.send_buffer_bytes(stream_id)
+
+    def has_unsent(self) -> bool:
+        """See EngineConnection."""
+        return self._quic.has_unsent
 
     def reset(self, stream_id: int, code: int) -> None:
         """See EngineConnection."""

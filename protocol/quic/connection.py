@@ -147,6 +147,11 @@ class Connection:
         """Streams that are not forgotten yet."""
         return len(self._streams)
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether stream bytes wait for credit or for the congestion window; cheap where nothing was written lately."""
+        return bool(self._held) and self.closed is None and self.engine.has_unsent()
+
     def next_output(self) -> Output | None:
         """Return the oldest output not yet taken."""
         return self._outputs.popleft() if self._outputs else None

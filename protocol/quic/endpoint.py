@@ -66,6 +66,7 @@ class Endpoint:
         verify: VerifyPeer,
         config: EndpointConfig | None = None,
         cpu_clock: Callable[[], float] | None = None,
+        path_bytes: Callable[[Address], int] | None = None,
     ) -> None:
         """Make an endpoint.
 
@@ -76,6 +77,7 @@ class Endpoint:
             verify: turns a peer's certificate into its peer id, usually `verify_certificate` with the wall clock.
             config: bounds and timers.
             cpu_clock: says how many seconds of a core this thread has used; without one no peer is charged for them.
+            path_bytes: says which UDP payload reaches an address for sure, 0 where that is not known; without one of none it is.
         """
         self.config = config or EndpointConfig()
         self.conduct = Conduct(self.config.conduct)
@@ -84,6 +86,7 @@ class Endpoint:
         self._setup = EngineSetup(certificate, self.config.engine, certificate.private_key_der)
         self._own = own
         self._verify = verify
+        self._path_bytes = path_bytes
         self._connections: dict[ConnectionHandle, Connection] = {}
         self._routes: dict[bytes, Connection] = {}
         self._strangers: dict[ConnectionHandle, Connection] = {}
@@ -106,6 +109,11 @@ class Endpoint:
     def n_strangers(self) -> int:
         """Accepted connections whose handshake is not over."""
         return len(self._strangers)
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether a connection that was touched since the last flush has stream bytes that may leave now."""
+        return any(connection.has_unsent for connection in self._touched.values())
 
     def rtt_s(self, handle: ConnectionHandle) -> float | None:
         """The library's smoothed round trip of a connection; good for timers, no measurement of distance."""
@@ -198,7 +206,9 @@ class Endpoint:
                 self._outputs.append(Transmit(received.local, [(judged.retry, received.address)]))
             return None
         verifier = _Verifier(self._verify, self._own, None)
-        engine = self._engine.accept(self._setup, judged.original_cid, verifier, judged.retry_cid)
+        # A path that has carried so much this way is taken to carry it back.
+        setup = self._setup_for(received.address, len(received.data))
+        engine = self._engine.accept(setup, judged.original_cid, verifier, judged.retry_cid)
         handle, conduct = self._next_handle(), self.conduct
         connection = Connection(handle, engine, self.config, now, received.address, conduct, is_client=False)
         connection.incarnation = verifier.incarnation
@@ -272,7 +282,7 @@ class Endpoint:
                 ErrorCode.OVERLOADED, f"{self.config.connections_max} connections are open, the most allowed"
             )
         verifier = _Verifier(self._verify, self._own, expected)
-        engine = self._engine.connect(self._setup, address, verifier, now)
+        engine = self._engine.connect(self._setup_for(address), address, verifier, now)
         connection = Connection(self._next_handle(), engine, self.config, now, address, self.conduct, is_client=True)
         connection.incarnation = verifier.incarnation
         connection.local = local
@@ -389,6 +399,14 @@ class Endpoint:
             raise LocalProtocolError(ErrorCode.UNREACHABLE, "the connection is closed")
         self._touched[handle] = connection
         return connection
+
+    def _setup_for(self, address: Address, seen_bytes: int | None = None) -> EngineSetup:
+        """What a connection begins with; `seen_bytes` is the largest datagram that came from there, where one has come."""
+        near_bytes = self.config.engine.near_datagram_bytes_max
+        if self._path_bytes is None or (seen_bytes is not None and seen_bytes < near_bytes):
+            return self._setup
+        path_bytes = self._path_bytes(address)
+        return replace(self._setup, path_bytes=path_bytes) if path_bytes >= near_bytes else self._setup
 
     def _next_handle(self) -> ConnectionHandle:
         self._last_handle += 1

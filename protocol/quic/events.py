@@ -88,7 +88,7 @@ class EndpointConfig:
     stalled_bytes_max: int = 1280 * 1024
     stalled_s: float = 2.5
     stalled_share: float = 1 / 128
-    stream_unread_bytes_max: int = 2 * 1024 * 1024
+    stream_unread_bytes_max: int = 2 * 1088 * 1024
     unread_bytes_max: int = 6 * 1024 * 1024
     farewells_max: int = 1024
     farewell_s: float = 60.0

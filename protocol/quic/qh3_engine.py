@@ -285,6 +285,8 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             n_small += len(transmit[0]) < SMALL_BYTES
             if len(transmit[0]) >= SMALL_BYTES or n_small <= SMALL_MAX:
                 sent.append((transmit[0], transmit[1]))
+        if sent and self._is_client and not self._handshake_complete and not core.received_authenticated_packet:
+            sent[0] = (sent[0][0].ljust(core.active_path[5], b"\0"), sent[0][1])  # RFC 9000 section 14.1: it shows what passes
         self._n_dropped += max(0, n_small - SMALL_MAX)
         if self._n_dropped > DROPPED_MAX and self.closed is None:
             self._refuse("too many path challenges")
@@ -353,7 +355,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             initial_dcid,
             self._is_client or self._retry_source_connection_id is not None,
             CONNECTION_IDS_MAX,
-            config.datagram_bytes_max,
+            self._configuration.max_datagram_size,
             True,
             config.idle_timeout_s,
             ACK_DELAY_EXPONENT,
@@ -516,6 +518,11 @@ class Qh3Connection:
         """See EngineConnection."""
         core = self._open
         return int(core.get_send_buffer_size(stream_id)) if core is not None else 0
+
+    def has_unsent(self) -> bool:
+        """See EngineConnection."""
+        core = self._open
+        return core is not None and core.get_send_buffer_size() > 0
 
     def reset(self, stream_id: int, code: int) -> None:
         """See EngineConnection."""

@@ -34,6 +34,12 @@ SIGNATURE_ALGORITHMS = (0x0403, 0x0503, 0x0603, 0x0804, 0x0805, 0x0806, 0x0807)
 CONNECTION_IDS_MAX = 8
 """Connection ids of the peer kept at once: as aioquic and the library's own servers."""
 
+UDP_PAYLOAD_BYTES_MAX = 65_527
+"""The largest UDP payload taken, in bytes: all that there are (RFC 9000 section 18.2). Saying it tells that it is meant."""
+
+UNSAID_PAYLOAD_BYTES_MAX = 1472
+"""The largest UDP payload for a peer that says nothing of it, in bytes: that of Ethernet, up to which the library probes."""
+
 _CERT_NONE = 0
 """ssl.CERT_NONE: no authority vouches for a peer; its certificate vouches for its own host key."""
 
@@ -156,6 +162,7 @@ class MutualBridge(QuicTlsBridge):  # type: ignore[misc]
         **named: Any,
     ) -> None:
         self._limits = config
+        self.datagram_bytes = configuration.max_datagram_size
         super().__init__(configuration, version_change_handler=on_version, **named)
         # The library makes the context itself; taking over its class leaves the forty settings as it made them.
         context: Any = self.tls
@@ -163,13 +170,24 @@ class MutualBridge(QuicTlsBridge):  # type: ignore[misc]
         context.verify = verify
 
     def serialize_transport_parameters(self) -> bytes:
-        """Announce the stream limits of the configuration in place of the library's fixed 100 and 103."""
+        """Announce the stream limits of the configuration in place of the library's fixed 100 and 103, and any UDP payload."""
         parameters = pull_quic_transport_parameters(Buffer(data=super().serialize_transport_parameters()))
         parameters.initial_max_streams_bidi = self._limits.streams_in_max
         parameters.initial_max_streams_uni = 0
+        parameters.max_udp_payload_size = UDP_PAYLOAD_BYTES_MAX
         buf = Buffer(capacity=3 * self.configuration.max_datagram_size)
         push_quic_transport_parameters(buf, parameters)
         return bytes(buf.data)
+
+    def parse_transport_parameters(self, data: bytes, *, from_session_ticket: bool = False) -> Any:
+        """Take what the peer announces; one that says nothing of its UDP payload is sent none beyond those of Ethernet.
+
+        By default any payload would do (RFC 9000 section 18.2), but aioquic says nothing and decrypts no packet over 1,500 bytes.
+        """
+        parameters = super().parse_transport_parameters(data, from_session_ticket=from_session_ticket)
+        if parameters.max_udp_payload_size is None:
+            parameters.max_udp_payload_size = UNSAID_PAYLOAD_BYTES_MAX
+        return parameters
 
 
 def configuration_of(setup: EngineSetup, *, is_client: bool) -> QuicConfiguration:
@@ -181,7 +199,7 @@ def configuration_of(setup: EngineSetup, *, is_client: bool) -> QuicConfiguratio
         idle_timeout=config.idle_timeout_s,
         is_client=is_client,
         max_data=config.connection_window_bytes,
-        max_datagram_size=config.datagram_bytes_max,
+        max_datagram_size=setup.datagram_bytes,
         max_stream_data=config.stream_window_bytes,
         initial_rtt=config.initial_rtt_s,
         max_datagram_frame_size=config.frame_bytes_max,

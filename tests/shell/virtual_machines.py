@@ -174,7 +174,16 @@ class VirtualMachine:
         self._stopped_at = 0.0
         luck = net.streams.of(f"machine {index}")
         self.machine = Machine(
-            self.clock, self.wall, luck.randbytes, luck, self.open_socket, self.hardware, lambda: 0.0, None, self.beside
+            self.clock,
+            self.wall,
+            luck.randbytes,
+            luck,
+            self.open_socket,
+            self.hardware,
+            lambda: 0.0,
+            None,
+            self.beside,
+            path_bytes=lambda _: 0,
         )
 
     @property

@@ -11,6 +11,7 @@ _KEYS = "tests/protocol/identity/test_keys.py::"
 _ADDRESS = "tests/protocol/test_multiaddr.py::"
 _TRANSPORT = "tests/mesh/transport/test_transport.py::"
 _ENDPOINT = "tests/protocol/quic/test_endpoint.py::"
+_NEAR = "tests/protocol/quic/test_near_peers.py::"
 _HOSTILE = "tests/protocol/quic/test_hostile.py::"
 
 # Chapter 1
@@ -64,6 +65,12 @@ inside(
     _DOORSTEP + "test_a_banned_peer_is_told_so_and_never_counts_as_connected",
     _DOORSTEP + "test_first_packets_of_a_banned_prefix_leave_no_state_and_get_no_answer",
     "tests/protocol/conduct/test_conduct.py::test_every_ban_ends",
+)
+inside(
+    "ISO-TRANSPORT-018",
+    "a case would have to run on the node's machine",
+    _NEAR + "test_no_large_datagram_goes_where_it_was_not_asked_for",
+    _NEAR + "test_a_path_that_carries_no_large_datagram_is_found_in_the_handshake",
 )
 inside("ISO-TRANSPORT-014", "how much is kept does not show", _HOSTILE + "test_gaps_in_the_handshake_are_bounded")
 inside(

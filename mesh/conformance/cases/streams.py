@@ -24,8 +24,8 @@ CREDIT_GIVEN_BYTES = 64 * 1024
 STALLED_S = 3.0
 """So long a peer may take nothing of much that waits for it, in seconds (docs/spec/02-transport.md, section "Limits")."""
 
-UNREAD_BYTES_MAX = 4 * 1024 * 1024 + CREDIT_GIVEN_BYTES + 192 * 1024
-"""What a node may take of a stream that it cannot answer, in bytes: 2 MiB unread, a send buffer of 1 MiB, and a window of 1 MiB
+UNREAD_BYTES_MAX = (2176 + 1024 + 1088) * 1024 + CREDIT_GIVEN_BYTES + 192 * 1024
+"""What a node may take of a stream that it cannot answer, in bytes: two windows unread, a send buffer of 1 MiB, and a window more
 that is granted behind what was handed out; what went back over our credit; and 192 KiB for the chunk that a handler holds in its
 hand (64 KiB) and a batch of datagrams that is taken from the socket before anything is looked at (64 of 1,350 bytes)."""
 

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from transport_nodes import COMBOS, ECHO, LOOPBACK, Node, read_all, relay_to, running, until
 
+from mesh.machine import read_path_bytes
 from mesh.transport import ConnectionLost, StreamReset, TransportConfig
 from protocol.errors import ErrorCode
 from protocol.identity import Identity
@@ -48,6 +49,24 @@ async def test_mebibytes_go_there_and_come_back(engines):
             assert await read_all(stream) == data
     assert a.disconnected == [(b.peer_id, ErrorCode.GOODBYE)]
     assert b.disconnected == [(a.peer_id, ErrorCode.GOODBYE)]
+
+
+async def test_a_message_within_one_machine_is_one_datagram_each_way():
+    if not read_path_bytes(("127.0.0.1", 1)):
+        pytest.skip("this kernel does not tell what its loopback carries")
+    one, two = Node(1, "qh3"), Node(2, "qh3")
+    async with running(one, two):
+        connection = await one.transport.dial(two.address)
+        await connection.ping()  # what follows the handshake is over
+        counters = two.transport.endpoint.counters
+        before = counters.bytes_in, counters.bytes_out, counters.datagrams_in, counters.datagrams_out
+        data = bytes(16 * 1024)
+        async with await connection.open_stream(ECHO) as stream:
+            await stream.send_all(data, end=True)
+            assert await read_all(stream) == data
+        assert counters.bytes_in - before[0] > len(data)
+        assert counters.bytes_out - before[1] > len(data)
+        assert counters.datagrams_in - before[2] + counters.datagrams_out - before[3] <= 6  # the rest acknowledges
 
 
 async def test_the_side_that_was_dialled_opens_streams_too(engines):

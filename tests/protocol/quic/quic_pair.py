@@ -80,6 +80,7 @@ class Pair:
         listener_certificate=None,
         verify=None,
         cpu_clock=None,
+        path_bytes=None,
     ):
         self.now = 1000.0
         self.delay_s = delay_s
@@ -87,6 +88,8 @@ class Pair:
         self.luck = random.Random(seed)
         self.sides = []
         self.cut = False
+        self.carries_bytes = 65_507
+        self.sizes = []
         self._wire = []
         self._n = 0
         self._steps_at_once = 0
@@ -100,6 +103,7 @@ class Pair:
                 verify or (lambda der: verify_certificate(der, WALL_S)),
                 config or EndpointConfig(),
                 cpu_clock if index else None,
+                path_bytes,
             )
             self.sides.append(Side(identity, endpoint, (DIALLER, LISTENER)[index]))
         self.dialler, self.listener = self.sides
@@ -157,7 +161,8 @@ class Pair:
 
     def send(self, data: bytes, source, destination) -> None:
         """Put a datagram on the wire."""
-        if self.cut or self.luck.random() < self.loss:
+        self.sizes.append(len(data))
+        if self.cut or len(data) > self.carries_bytes or self.luck.random() < self.loss:
             return
         self._n += 1
         heapq.heappush(self._wire, (self.now + self.delay_s, self._n, data, source, destination))

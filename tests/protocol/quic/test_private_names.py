@@ -196,3 +196,18 @@ class TestQh3:
             inspect.signature(QuicTlsBridge).parameters
         )
         assert "self.serialize_transport_parameters()" in inspect.getsource(QuicTlsBridge.__init__)
+        named = ["self", "data", "from_session_ticket"]
+        assert list(inspect.signature(QuicTlsBridge.parse_transport_parameters).parameters) == named
+        assert "self.parse_transport_parameters(" in inspect.getsource(QuicTlsBridge)
+
+    def test_what_is_sent_at_once_and_what_waits(self):
+        from quic_pair import Pair
+
+        pair = Pair("qq")
+        pair.connect()
+        core = pair.dialler.endpoint._connections[pair.dialler.established].engine._quic.core
+        assert 1350 <= core.active_path[5] <= 1472  # the largest UDP payload
+        core.send_stream(core.open_stream(False), bytes(1000), False)
+        assert core.get_send_buffer_size() == 1000
+        assert core.poll_transmit(pair.now) is not None
+        assert core.get_send_buffer_size() == 0
