@@ -6,6 +6,7 @@ command with `--replay` prints every event.
 
 import argparse
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         return crowd(arguments[1:])
     if arguments[:1] == ["coordinates"]:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the program does (node.py); read when numpy is imported
         from sim.coordinates.command import main as coordinates
 
         return coordinates(arguments[1:])
