@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from protocol.coordinates import DIMENSIONS
 from protocol.distances.config import NOISE, REACH_SHARE, DistanceConfig
 from protocol.distances.draws import Draws
-from protocol.distances.solver import Anchors, Fit, Floats, cheapest, solved, step
+from protocol.distances.solver import Anchors, Fit, Floats, cheapest, costs_of, solved, step
 from protocol.identity import PeerId
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -37,6 +37,9 @@ ROWS_MIN = 32
 
 _REACH_ROWS = 256
 """Peers whose pairs say how far residuals reach, a count."""
+
+_ALIKE_ROWS = 512
+"""Peers whose places are tried, a count: some 2 ms with 256 round trips."""
 
 _ORDINARY = 0.3
 """A residual, as a logarithm, that is always ordinary: a third longer than the places say."""
@@ -249,15 +252,15 @@ class Chart:
         return Anchors(self.places[others], self.heights[others], rtts, counts)
 
     def starts(self, others: Rows, rtts: Floats) -> tuple[Floats, Floats]:
-        """Places to try a peer from: round its nearest placed ends, and round some others."""
+        """Places to try a peer from, and heights: round its nearest placed ends, and where the peers are that would fit best."""
         config = self._config
         count = config.starts
-        ends = others[np.argsort(rtts, kind="stable")]
-        near = ends[: max(1, count // 2)]
-        chosen = np.concatenate([near, self._shaker.choice(ends, count - len(near))])
+        near = others[np.argsort(rtts, kind="stable")][: max(1, count // 2)]
         spread_s = max(float(np.median(rtts)), config.rtt_s_min) * 0.5
-        starts = self.places[chosen] + self._shaker.normal(0.0, spread_s, (count, DIMENSIONS))
-        return starts, np.full(count, max(config.height_s_min, 0.02 * self._typical_s))
+        beside = self.places[near] + self._shaker.normal(0.0, spread_s, (len(near), DIMENSIONS))
+        low = np.full(len(near), max(config.height_s_min, 0.02 * self._typical_s))
+        alike = self._alike(others, rtts, count - len(near))
+        return np.concatenate([beside, self.places[alike]]), np.concatenate([low, self.heights[alike]])
 
     # What residuals say
 
@@ -391,6 +394,14 @@ class Chart:
                 anchors = self.anchors(ends[None], rtts[None])
                 self.places[row], self.heights[row], _ = cheapest(starts, heights, anchors, self.fit, self._config.start_steps)
                 self.placed[row] = True
+
+    def _alike(self, others: Rows, rtts: Floats, count: int) -> Rows:
+        """The placed peers in whose places one with these round trips would fit best."""
+        rows = np.nonzero(self.placed)[0]
+        rows = rows[:: max(1, len(rows) // _ALIKE_ROWS)]
+        predicted = lengths_between(self.places[rows], self.places[others]) + self.heights[rows, None] + self.heights[others]
+        sizes = np.abs(predicted - rtts) / np.maximum(rtts, self.fit.relative_s)
+        return rows[np.argsort(costs_of(sizes, self.fit).mean(axis=1), kind="stable")[:count]]
 
     def _reach_s(self) -> float:
         """How far residuals reach: the distance within which a tenth of all pairs are."""

@@ -44,7 +44,7 @@ class DistanceConfig:
         settled_share: places that move less than this in a sweep, in typical round trips, have settled.
         shake_typical: how far they are shaken at first, in typical round trips.
         grown: a chart that has grown by this factor since it was shaken is shaken again.
-        starts: places from which a peer is tried that was never placed or fits badly.
+        starts: places from which a peer is tried that was never placed, and this node now and then.
         start_steps: steps from each of them.
         rows_at_once: peers moved in one slice of work: some 2 ms.
         residual_rows_at_once: peers whose residuals are worked out in one slice: some 5 ms.

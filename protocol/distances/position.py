@@ -105,9 +105,9 @@ class Position:
         chart, config = self._chart, self._config
         anchors = chart.anchors(paths.rows[None], paths.rtts[None])
         anew = self._shaken != chart.shaken
-        self.fit(paths, anchors, anew=anew)
-        self._paths = paths
         grown = len(paths.rows) >= config.field_grown * self._field_paths
+        self.fit(paths, anchors, anew=anew, widely=grown or now - self._field_at >= config.field_s)
+        self._paths = paths
         fits = len(self._field) == len(chart.placed) and not anew
         if not fits:
             self._field, self.widths = np.zeros(len(chart.placed)), np.full(len(chart.placed), PRIOR_WIDTH)
@@ -131,12 +131,22 @@ class Position:
             if len(self._field) == len(self._chart.placed):  # the chart has not grown meanwhile
                 self._follow()
 
-    def fit(self, paths: Paths, anchors: Anchors, *, anew: bool = False) -> None:
-        """Moves the place toward what was measured; anew from several places where the chart was made anew."""
+    def fit(self, paths: Paths, anchors: Anchors, *, anew: bool = False, widely: bool = False) -> None:
+        """Moves the place toward what was measured.
+
+        Args:
+            paths: what was measured.
+            anchors: the same, as what a place is worked out from.
+            anew: begins at several other places, where the chart was made anew.
+            widely: and at the present one besides: what pulls ever less when it is out of proportion holds a place where it is
+                right with a few and wrong with most, as among liars who agree.
+        """
         chart = self._chart
-        if anew:
+        if anew or widely:
             starts, heights = chart.starts(paths.rows, paths.rtts)
-            steps = 2 * self._config.start_steps
+            if not anew:
+                starts, heights = np.concatenate([starts, self._place[None]]), np.append(heights, self._height_s)
+            steps = 2 * self._config.start_steps if anew else self._config.start_steps
             self._place, self._height_s, _ = cheapest(starts, heights, anchors, chart.fit, steps)
             self._shaken = chart.shaken
             return

@@ -12,6 +12,7 @@ Algorithm for Least-Squares Estimation of Nonlinear Parameters", SIAM J. 11 (196
 (SIGCOMM 2004), section 5.4.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -109,13 +110,22 @@ def step(places: Floats, heights: Floats, anchors: Anchors, fit: Fit) -> tuple[F
     share = fit.gain * np.minimum(1.0, fit.step_s_max / lengths_moved)
     moved = places - moves[:, :dimensions] * share[:, None]
     risen = heights * np.exp(-fit.gain * np.clip(moves[:, dimensions], -_HEIGHT_STEP_MAX, _HEIGHT_STEP_MAX))
-    costs: Floats = np.where(sizes < fit.huber, errors * errors, fit.huber * (2.0 * sizes - fit.huber)) * anchors.weights
+    costs: Floats = costs_of(sizes, fit) * anchors.weights
     counts = np.maximum(anchors.weights.sum(axis=1), _TINY)
     return moved, np.maximum(risen, fit.height_s_min), costs.sum(axis=1) / counts
 
 
+def costs_of(sizes: Floats, fit: Fit) -> Floats:
+    """What errors of these sizes cost: that whose slope is the pull, so it is bounded where the pull falls."""
+    plain = np.minimum(sizes, max(fit.huber, fit.cut))
+    huber: Floats = np.where(plain < fit.huber, plain * plain, fit.huber * (2.0 * plain - fit.huber))
+    if fit.cut < math.inf:
+        huber += 2.0 * fit.huber * fit.cut**2 * (1.0 / fit.cut - 1.0 / np.maximum(sizes, fit.cut))
+    return huber
+
+
 def cheapest(starts: Floats, heights: Floats, anchors: Anchors, fit: Fit, steps: int) -> tuple[Floats, float, float]:
-    """Tries one peer from several places.
+    """Tries one peer from several places; a third of them, the cheapest by then, is followed to the end.
 
     Args:
         starts: (s, d) in seconds.
@@ -127,10 +137,17 @@ def cheapest(starts: Floats, heights: Floats, anchors: Anchors, fit: Fit, steps:
     Returns:
         The place, height and mean cost of the cheapest.
     """
-    count = len(starts)
-    many = Anchors(*(np.repeat(part, count, axis=0) for part in (anchors.places, anchors.heights, anchors.rtts, anchors.weights)))
-    for _ in range(steps):
-        starts, heights, _ = step(starts, heights, many, fit)
-    _, _, costs = step(starts, heights, many, fit)
-    best = int(np.argmin(costs))
-    return starts[best], float(heights[best]), float(costs[best])
+    first = steps // 3
+    for left, kept in ((first, max(2, len(starts) // 3)), (steps - first, 1)):
+        many = _repeated(anchors, len(starts))
+        for _ in range(left):
+            starts, heights, _ = step(starts, heights, many, fit)
+        _, _, costs = step(starts, heights, many, fit)
+        best = np.argsort(costs, kind="stable")[:kept]
+        starts, heights, costs = starts[best], heights[best], costs[best]
+    return starts[0], float(heights[0]), float(costs[0])
+
+
+def _repeated(anchors: Anchors, count: int) -> Anchors:
+    """The anchors of one peer, for several places of it."""
+    return Anchors(*(np.repeat(part, count, axis=0) for part in (anchors.places, anchors.heights, anchors.rtts, anchors.weights)))

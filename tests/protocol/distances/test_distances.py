@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,26 @@ def test_a_joiner_knows_everybody_after_a_few_measurements(row):
     rtts, low, high = distances.estimates([mesh.peers[number] for number in others], 0.0)
     assert np.median(np.abs(rtts - mesh.rtts[row, others]) / mesh.rtts[row, others]) < 0.03
     assert ((low <= rtts) & (rtts <= high)).all()
+
+
+@pytest.mark.parametrize("row", range(4, 60, 12))
+def test_who_met_liars_first_finds_out_of_their_midst(row):
+    """A third sign that they are together and delay everybody by a second: who has measured only them seems to be far away."""
+    mesh = planted(60)
+    liars = list(range(0, 60, 3))
+    said = mesh.rtts.copy()
+    said[liars, :] += 1.0
+    said[:, liars] += 1.0
+    said[np.ix_(liars, liars)] = 1e-4
+    misled = replace(mesh, rtts=said)
+    chart = charted(misled, 16)
+    distances = newcomer(misled, chart, row, [end for end in liars if end != row][:8])
+    honest = [end for end in range(60) if end not in liars and end != row]
+    for number, end in enumerate(honest[:24]):
+        distances.handle_sample(mesh.peers[end], float(mesh.rtts[row, end]), 1.0 + number, drawn=True)
+        distances.resolve(1.0 + number)
+    rtts, _, _ = distances.estimates([mesh.peers[end] for end in honest[24:]], 30.0)
+    assert np.median(np.abs(rtts - mesh.rtts[row, honest[24:]]) / mesh.rtts[row, honest[24:]]) < 0.1
 
 
 def test_an_own_fresh_measurement_wins_and_an_old_one_does_not():

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.distances.solver import Anchors, Fit, cheapest, step
+from protocol.distances.solver import Anchors, Fit, cheapest, costs_of, step
 
 FIT = Fit(relative_s=0.001, huber=0.3, cut=0.5, damping=0.3, gain=0.7, step_s_max=0.05, height_s_min=2e-5)
 
@@ -69,3 +69,16 @@ def test_a_step_costs_less_than_the_one_before():
         places, heights, cost = step(places, heights, anchors, FIT)
         assert cost[0] <= before * 1.001
         before = cost[0]
+
+
+@given(st.floats(0.01, 20.0))
+def test_what_an_error_costs_rises_as_steeply_as_it_pulls(size):
+    """An edge pulls by its error up to `huber`, as hard up to `cut`, and with the inverse square past that."""
+    by = 1e-5
+    slope = float(costs_of(np.array([size + by]), FIT)[0] - costs_of(np.array([size - by]), FIT)[0]) / (2.0 * by)
+    pull = min(size, FIT.huber) * min(1.0, FIT.cut / size) ** 2
+    assert abs(slope - 2.0 * pull) < 0.01 * pull + 2e-3
+
+
+def test_an_error_without_end_costs_no_more_than_some():
+    assert costs_of(np.array([1e9]), FIT)[0] < 4.0 * costs_of(np.array([FIT.cut]), FIT)[0]
