@@ -155,6 +155,8 @@ class Memory:
         self._atlas.work(now_s)
         if self._distances.next_timer() <= now_s:
             self._distances.handle_timer(now_s)
+            while self._distances.next_timer() <= now_s + self._atlas.config.slice_s:  # the rest, some milliseconds later
+                self._distances.handle_timer(now_s + self._atlas.config.slice_s)
 
     def estimate(self, peers: NDArray[np.int64], now_s: float) -> Estimates:
         """What `Distances` tells, with its intervals."""

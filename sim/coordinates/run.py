@@ -255,23 +255,31 @@ def _series(run: _Run) -> tuple[NDArray[np.float64], Figures, dict[str, list[tup
 
 
 def _joined(run: _Run, joiner: tuple[int, int]) -> Figures:
-    """Nodes join one after another, ping a few random peers a few times, and are asked about everybody else."""
+    """Nodes join, each pings a few random peers a few times, and each is asked about everybody else.
+
+    They join at one moment, as the others have measured their last: one after another would have what is known grow old
+    meanwhile, for nobody measures any more.
+    """
     world, conditions, (peers, pings) = run.world, run.plan.conditions, joiner
     luck = Streams(run.seed).of("whom joiners ping")
     truth_s = run.matrix.middle(max(0, run.matrix.slices - run.plan.ahead)) if run.plan.series else run.matrix.middle()
     asked = np.full((3, world.nodes, world.nodes), np.nan)
     every = np.arange(world.nodes)
+    there = min(peers, len(world.reachable))
+    chosen = {index: luck.sample(world.reachable, there) * pings for index in run.joiners}
     for index in run.joiners:
         world.join(index)
-        chosen = luck.sample(world.reachable, min(peers, len(world.reachable)))
-        for peer in chosen * pings:
-            world.ping(index, peer)
-            world.run(world.now_s + JOIN_GAP_S)
-        for _ in range(JOIN_TICKS):
-            world.run(world.now_s + conditions.tick_s)
-            if run.kind.ticks:
-                world.methods[index].tick(world.now_s)
+    for number in range(there * pings):
+        for index in run.joiners:
+            world.ping(index, chosen[index][number])
+        world.run(world.now_s + JOIN_GAP_S)
+    for _ in range(JOIN_TICKS):
+        world.run(world.now_s + conditions.tick_s)
+        for index in run.joiners if run.kind.ticks else ():
+            world.methods[index].tick(world.now_s)
+    for index in run.joiners:
         asked[:, index] = world.estimates(index, every)
+    for index in run.joiners:
         world.leave(index)
     run.hash.update(asked.tobytes())
     rows = np.zeros((world.nodes, 1), dtype=bool)
