@@ -9,7 +9,7 @@ INTEROP ?= .venv-interop
 PROXIES ?= .venv-proxies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop check bench bench-others bench-interop bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop test-soak check bench bench-others bench-interop bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ sim: $(READY)-run ## Twenty nodes on virtual time for a minute; a table and a pi
 
 soak: $(READY)-run $(READY)-check ## A hundred seeds with faults; fails if one failed
 	@$(BIN)/python scripts/compiled.py -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --requests 6 --json
+
+test-soak: $(READY)-test ## The tests that run for long (some minutes)
+	$(BIN)/python -m pytest -m soak
 
 schemas: $(READY)-run ## Regenerate the FlatBuffers code from protocol/schemas
 	@scripts/schemas.sh

@@ -36,3 +36,16 @@ def test_nine_of_ten_round_trips_lie_within_the_bounds(delays: str, nodes: int) 
     measured = list(held(world, Source.MEASURED))
     assert len(measured) > 100
     assert statistics.mean(measured) >= 0.85
+
+
+COVERED_S = 900.0
+"""Seconds within which everybody's chart has everybody of a hundred: edges are told every ten minutes, and sooner to newcomers."""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_everybody_places_a_hundred_nodes_within_a_quarter_of_an_hour() -> None:
+    world = formed(Formation(100, seed=5, delays="continents", start_within_s=60.0))
+    world.run(world.now + COVERED_S)
+    placed = [process.node.survey.distances.chart.placed.sum() for process in world.processes]
+    assert min(placed) >= 99  # everybody else, and itself where others tell of it
