@@ -27,6 +27,13 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as of all commands."""
 
+PING_EVERY_S = 30.0
+"""Seconds between two pings of a node unless told otherwise: a node that looks at one known peer after another does so twice
+a minute. In the 32 minutes that 64 pings take so edges are told five times, as in a mesh that has stood for a while."""
+
+SERIES_PING_EVERY_S = 10.0
+"""The same where slices follow one another: with one ping each they are as short as those of a volatile series (supposed)."""
+
 PINGS_MAX = 100_000
 """Pings of a node, a count: a day of one a second."""
 
@@ -109,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--nat", type=_share, default=0.0, metavar="SHARE", help="share of nodes that nobody can begin to measure (0)")
     add("--asymmetry", type=_share, default=0.0, metavar="A", help="one way takes 0.5 - A to 0.5 + A of a round trip (0)")
     add("--jitter", type=float, default=0.0, metavar="MS", help="mean of an exponential queueing delay per packet (0)")
-    add("--ping-every", type=float, default=1.0, metavar="SECONDS", help="between two pings of a node (1)")
+    add("--ping-every", type=float, default=None, metavar="SECONDS", help="between two pings of a node (30; 10 with --series)")
     add("--gossip-every", type=float, default=10.0, metavar="SECONDS", help="between two publications of a node (10)")
     add("--gossip-delay", type=float, default=1.0, metavar="SECONDS", help="until one has spread, beside the packets' way (1)")
     add("--tick-every", type=float, default=5.0, metavar="SECONDS", help="between two times a method works things out again (5)")
@@ -168,6 +175,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error(f"--asymmetry {options.asymmetry:g}: less than 0.5, so that each way takes some time")
     if options.seeds < 1 or options.ahead < 1:
         parser.error("--seeds and --ahead: at least 1")
+    if options.ping_every is None:
+        options.ping_every = SERIES_PING_EVERY_S if options.series else PING_EVERY_S
     for name in ("ping_every", "gossip_every", "tick_every"):
         if not 0.001 <= getattr(options, name) <= 3600.0:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name):g}: from 0.001 to 3600 seconds")

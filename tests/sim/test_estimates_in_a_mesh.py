@@ -39,7 +39,7 @@ def test_nine_of_ten_round_trips_lie_within_the_bounds(delays: str, nodes: int) 
 
 
 COVERED_S = 900.0
-"""Seconds within which everybody's chart has everybody of a hundred: edges are told every ten minutes, and sooner to newcomers."""
+"""Seconds within which everybody's chart has everybody of a hundred: edges are told every ten minutes, sooner to newcomers."""
 
 
 @pytest.mark.soak
