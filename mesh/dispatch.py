@@ -20,6 +20,7 @@ import trio
 
 from mesh.admission.gate import Gate
 from mesh.admission.views import gate_json, owner_json, owner_of
+from mesh.asking import InPlace
 from mesh.distances import Distances
 from mesh.driver import Driver
 from mesh.engines.base import AtOnce, Engine, refuse
@@ -30,10 +31,11 @@ from mesh.map.collect import MapCollector
 from mesh.receipts import AnswerSigner, Examination, ReceiptBook, SignedReplies
 from mesh.relay import DIAL_S, Sealing
 from mesh.specification import protocols_json
+from mesh.streams import stream_to
 from mesh.telemetry import Telemetry
-from mesh.tickets import Answer, Attempt, Ticket, explained
+from mesh.tickets import Answer, Attempt, ChannelReplies, Ticket, explained
 from mesh.trace import Trace, trace_peer
-from mesh.transport import Connection, ConnectionLost, Stream, StreamReset, Transport
+from mesh.transport import ConnectionLost, StreamReset, Transport
 from mesh.views import peer_json, status_json
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.forwarding import CancelAttempt, Ended, Forward, Output, Refuse, RunLocally
@@ -44,7 +46,6 @@ from protocol.node import Node, Reranked
 from protocol.records import ModelOffer, peek
 from protocol.routing import RouteReport
 from protocol.table import record_key
-from protocol.wire.inference import PROTOCOL_ID
 
 REPLIES_BUFFERED_MAX = 8
 """Replies between the attempt and its reader: enough that neither waits for a task switch per token, little memory."""
@@ -109,10 +110,44 @@ class Dispatcher:
         ticket = self._ticket(request, from_peer)
         try:
             self._admit(ticket, from_peer, ticket.submitted_at)
-            async with self._carried(ticket) as answer:
-                yield answer
+            replies = await self._ask_in_place(ticket)
+            if replies is None:
+                async with self._carried(ticket) as answer:
+                    yield answer
+                return
+            try:
+                yield Answer(ticket, replies)
+            finally:
+                await replies.aclose()
         finally:
             self._leave(ticket, from_peer)
+
+    async def _ask_in_place(self, ticket: Ticket) -> InPlace | None:
+        """Makes the first attempt of a request that is not streamed in the task of who asks, where it goes to a connected peer.
+
+        Returns its answer, whose first output has come, or None: what is to follow stands among the commands then.
+        """
+        match list(ticket.commands):
+            case [Forward(_, peer, deadline_s, hops_left) as command] if not ticket.request.stream:
+                connection = self._transport.connections.get(peer)
+            case _:
+                return None
+        if connection is None:
+            return None
+        ticket.commands.clear()
+        if ticket.report.via(peer) is not None:
+            ticket.report = ticket.report.with_via(peer, None)
+        attempt = Attempt(peer, self._transport.now(), examination=self._examination(ticket, peer))
+        in_place = InPlace(self, ticket, attempt, self._note_fault)
+        try:
+            request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
+            return in_place if await in_place.begin(connection, request) else None
+        except (StreamReset, ConnectionLost):
+            ticket.commands.append(command)  # it may be dialled, or asked through another
+            return None
+
+    def _note_fault(self, peer: PeerId, fault: RemoteProtocolError) -> None:
+        self._telemetry.peer_faulted(peer, fault.code, fault.detail)
 
     def serve(self, request: InferenceRequest, from_peer: PeerId) -> Handled:
         """Answers a request that a peer has forwarded, as `serve_stream` wants it.
@@ -153,7 +188,7 @@ class Dispatcher:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._carry, ticket, send)
                 try:
-                    yield Answer(ticket, receive)
+                    yield Answer(ticket, ChannelReplies(receive))
                 except Exception as error:  # noqa: BLE001 -- raised again below: the nursery would wrap it in a group
                     failure = error
                 nursery.cancel_scope.cancel()
@@ -333,7 +368,7 @@ class Dispatcher:
                 return False
             ticket.commands.popleft()
             for reply in replies if signer is None else map(signer.take, replies):
-                if (passed := self._take(ticket, attempt, reply)) is not None:
+                if (passed := self.take(ticket, attempt, reply)) is not None:
                     ticket.at_hand.append(passed)
                 if attempt.is_over:
                     break
@@ -341,7 +376,7 @@ class Dispatcher:
                 attempt.failed = Failed(ErrorCode.ENGINE_FAILED, UNFINISHED)
         except Exception as error:  # noqa: BLE001 -- an engine is foreign code: what it raises ends this attempt alone
             attempt.failed = self._crashed(request, error)
-        self._conclude(ticket, attempt)
+        self.conclude(ticket, attempt)
         return True
 
     def _engine_for(self, request: InferenceRequest) -> tuple[Engine, ModelOffer] | tuple[None, None]:
@@ -391,7 +426,7 @@ class Dispatcher:
             try:
                 async with source as replies:
                     async for reply in replies:
-                        if (passed := self._take(ticket, attempt, reply)) is not None:
+                        if (passed := self.take(ticket, attempt, reply)) is not None:
                             await _hand_on(send, passed)
                         if attempt.is_over:
                             break
@@ -400,9 +435,9 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 -- an engine is foreign code: what it raises ends this attempt alone
                 attempt.failed = self._crashed(ticket.request, error)
         ticket.attempt = None
-        self._conclude(ticket, attempt)
+        self.conclude(ticket, attempt)
 
-    def _conclude(self, ticket: Ticket, attempt: Attempt) -> None:
+    def conclude(self, ticket: Ticket, attempt: Attempt) -> None:
         """Tells the core how an attempt ended that did not answer."""
         if ticket.answered:
             return
@@ -416,7 +451,7 @@ class Dispatcher:
             ticket.report = ticket.report.with_outcome(peer, "given up: no answer in time")
             self._node.handle_given_up(ticket.request, peer, self._transport.now())
 
-    def _take(self, ticket: Ticket, attempt: Attempt, reply: object) -> Reply | None:
+    def take(self, ticket: Ticket, attempt: Attempt, reply: object) -> Reply | None:
         """Takes one reply of an attempt, holds it to its order, and returns what the caller is to have of it.
 
         `is_over` of the attempt tells that nothing more is wanted of it, and `failed` how it failed; it stays None when the
@@ -524,7 +559,7 @@ class Dispatcher:
         ways = self._node.relays.ways(peer, now) if may_relay else []
         if not ways or ticket.report.via(peer) is None:
             try:
-                stream = await self._stream_to(peer, DIAL_S if ways else math.inf)
+                stream = await stream_to(peer, self._node, self._transport, DIAL_S if ways else math.inf)
             except (StreamReset, ConnectionLost) as error:
                 failed = str(error)
                 self._node.relays.handle_unreached(peer, self._transport.now())
@@ -536,7 +571,7 @@ class Dispatcher:
                     yield answer
                 finally:
                     if answer.fault is not None:
-                        self._telemetry.peer_faulted(peer, answer.fault.code, answer.fault.detail)
+                        self._note_fault(peer, answer.fault)
         elif self._sealing is not None and ways:
             left = replace(request, deadline_s=max(0.001, request.deadline_s - (self._transport.now() - now)))
             async with self._sealing.ask(peer, left, partial(self._note_via, ticket, peer)) as replies:
@@ -548,36 +583,6 @@ class Dispatcher:
     def _note_via(self, ticket: Ticket, peer: PeerId, relay: PeerId) -> None:
         """Notes through whom a peer is asked."""
         ticket.report = ticket.report.with_via(peer, relay)
-
-    async def _stream_to(self, peer: PeerId, dial_s: float) -> Stream:
-        """A stream to a peer itself, which is dialled for so long where it is not connected.
-
-        Raises:
-            ConnectionLost: no connection could be had.
-            StreamReset: the peer opens no stream.
-        """
-        with trio.move_on_after(dial_s):
-            connection = await self._connection_to(peer)
-            return await connection.open_stream(PROTOCOL_ID)
-        raise ConnectionLost(ErrorCode.UNREACHABLE, f"no connection within {dial_s:g} s")
-
-    async def _connection_to(self, peer: PeerId) -> Connection:
-        """The connection to a peer; where there is none its addresses are dialled in turn.
-
-        Raises:
-            ConnectionLost: no connection could be had.
-        """
-        connection = self._transport.connections.get(peer)
-        if connection is not None:
-            return connection
-        card = self._node.peer(peer, self._transport.now()).card
-        lost = ConnectionLost(ErrorCode.UNREACHABLE, "no address of the peer is known")
-        for address in () if card is None else card.addresses:
-            try:
-                return await self._transport.dial(address.with_peer(peer))
-            except ConnectionLost as error:
-                lost = error
-        raise lost
 
 
 async def _hand_on(send: trio.MemorySendChannel[Reply], reply: Reply) -> None:

@@ -51,7 +51,7 @@ class Attempt:
     failed: Failed | None = None
 
 
-class _Replies:
+class ChannelReplies:
     """The events in a request's channel, taken without a task switch where they are there already."""
 
     def __init__(self, channel: trio.MemoryReceiveChannel[Reply]) -> None:
@@ -73,10 +73,10 @@ class _Replies:
 class Answer:
     """The events of one answer, with the route that led to it; `route` is complete once the first event has been received."""
 
-    def __init__(self, ticket: Ticket, replies: trio.MemoryReceiveChannel[Reply]) -> None:
-        """Wraps the reading end of a request's channel."""
+    def __init__(self, ticket: Ticket, replies: AsyncIterator[Reply]) -> None:
+        """Shows the events of a request as they come."""
         self._ticket = ticket
-        self._replies = _Replies(replies)
+        self._replies = replies
 
     @property
     def route(self) -> RouteReport:
@@ -92,6 +92,16 @@ class Answer:
         async for reply in self._replies:
             if not isinstance(reply, Accepted):
                 yield reply
+
+
+def refusal(ticket: Ticket) -> Failed | None:
+    """What the caller of an answer that has begun is told where the core has ended it; nobody else is asked then."""
+    if not ticket.commands:
+        return None
+    command = ticket.commands.popleft()
+    assert isinstance(command, Refuse), "another attempt after the first output"
+    ticket.answered = True
+    return explained(ticket, command.code, command.message)
 
 
 def explained(ticket: Ticket, code: ErrorCode, message: str) -> Failed:

@@ -56,12 +56,7 @@ async def request_over(
         await answer.ask(request)
         yield answer
     finally:
-        if answer.fault is not None:
-            stream.reset(answer.fault.code)
-        elif not answer.ended or answer.refused:
-            stream.reset(ErrorCode.CANCELLED)
-        with suppress(StreamReset, ConnectionLost):
-            await stream.aclose()
+        await answer.aclose()
 
 
 class Answer:
@@ -96,11 +91,40 @@ class Answer:
     async def __anext__(self) -> Reply:
         if self._order.ended:
             raise StopAsyncIteration
-        reply = await self._next()
+        reply = self.at_hand() or await self._next()
         if isinstance(reply, Failed) and not self._order.ended:
             # Said here in the peer's place.
             self._order.take(reply)
         return reply
+
+    def at_hand(self) -> Reply | None:
+        """The next reply where all of it has come already; an end that is not the peer's is left to be waited for."""
+        if self._order.ended or self._refusal is not None:
+            return None
+        try:
+            frame = self._decoder.next_frame()
+            while frame is None and (data := self._stream.at_hand()):
+                frame = self._receive_at_hand(data)
+            return None if frame is None else self._take(frame)
+        except RemoteProtocolError as error:
+            return self._blame(error)
+
+    def _blame(self, error: RemoteProtocolError) -> Failed:
+        """The end of an answer by which the peer broke the protocol."""
+        self.fault = error
+        failed = Failed(ErrorCode.ENGINE_FAILED, f"the peer broke the protocol: {error}")
+        if not self._order.ended:
+            self._order.take(failed)
+        return failed
+
+    async def aclose(self) -> None:
+        """Let go of the stream; an answer that has not ended is cancelled."""
+        if self.fault is not None:
+            self._stream.reset(self.fault.code)
+        elif not self.ended or self.refused:
+            self._stream.reset(ErrorCode.CANCELLED)
+        with suppress(StreamReset, ConnectionLost):
+            await self._stream.aclose()
 
     async def ask(self, request: InferenceRequest) -> None:
         """Send the request; where that fails, the first reply says how."""
@@ -119,15 +143,10 @@ class Answer:
         if self._refusal is not None:
             return self._refusal
         try:
-            frame = self._decoder.next_frame()
-            if frame is None:
-                with trio.move_on_at(self._ends_at):
-                    frame = await self._receive()
-            if frame is not None:
-                return self._take(frame)
+            with trio.move_on_at(self._ends_at):
+                return self._take(await self._receive())
         except RemoteProtocolError as error:
-            self.fault = error
-            return Failed(ErrorCode.ENGINE_FAILED, f"the peer broke the protocol: {error}")
+            return self._blame(error)
         except StreamReset as error:
             return Failed(_FAILURES.get(error.code, ErrorCode.INTERNAL), f"the answer broke off: {error}")
         except ConnectionLost as error:
@@ -141,12 +160,16 @@ class Answer:
             data = await self._stream.receive_some()
             if not data:
                 raise RemoteProtocolError(ErrorCode.MALFORMED, "the answer stopped without an end")
-            self._bytes += len(data)
-            if self._bytes > self._limits.answer_bytes_max:
-                raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"an answer of more than {self._limits.answer_bytes_max} bytes")
-            self._decoder.receive(data)
-            if (frame := self._decoder.next_frame()) is not None:
+            if (frame := self._receive_at_hand(data)) is not None:
                 return frame
+
+    def _receive_at_hand(self, data: bytes) -> bytes | None:
+        """Take bytes of the peer; the next whole frame, if there is one now."""
+        self._bytes += len(data)
+        if self._bytes > self._limits.answer_bytes_max:
+            raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"an answer of more than {self._limits.answer_bytes_max} bytes")
+        self._decoder.receive(data)
+        return self._decoder.next_frame()
 
     def _take(self, frame: bytes) -> Reply:
         self._stream.tell(Doing.FRAME, sent=False, data=frame)

@@ -28,6 +28,9 @@ from protocol.inference import (
 ANSWER_BYTES_MAX = 64 * 1024 * 1024 + 64 * 1024
 """Bytes of the tensors of one answer: as many as a requester takes (ISO-INFER-013), and what stands round them."""
 
+Take = Callable[[Reply], bool]
+"""Takes the next event of an answer, and returns whether it was the last."""
+
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 

@@ -15,6 +15,7 @@ import trio
 from mesh.local.frames import without
 from mesh.local.place import connect_to
 from mesh.local.questions import Question, write_question
+from mesh.native.answers import Take
 from mesh.native.errors import NotConnectedError
 from mesh.native.inbox import (
     CONNECT_S_MAX,
@@ -60,6 +61,15 @@ class AttachedWay:
             NotConnectedError: the node is not there.
         """
         return await self._begin(pieces_of(request), request.deadline_s + GRACE_S, text=text)
+
+    async def gather(self, request: InferenceRequest, take: Take) -> None:
+        """Send a request, and hand its events to `take` until the last; raises as `begin`, `next_reply` and `take` do."""
+        exchange = await self.begin(request, text=False)
+        try:
+            while not take(await exchange.next_reply()):
+                pass
+        finally:
+            exchange.close()
 
     async def look(self, question: Question) -> object:
         """Ask a question; return what the JSON of its answer holds.

@@ -15,6 +15,7 @@ from typing import Self
 from mesh.local.frames import without
 from mesh.local.place import connect_to
 from mesh.local.questions import Question, write_question
+from mesh.native.answers import Take
 from mesh.native.errors import NotConnectedError
 from mesh.native.inbox import (
     CONNECT_S_MAX,
@@ -62,6 +63,15 @@ class BlockingWay:
             NotConnectedError: the node is not there.
         """
         return self._begin(pieces_of(request), request.deadline_s + GRACE_S, text=text)
+
+    def gather(self, request: InferenceRequest, take: Take) -> None:
+        """Send a request, and hand its events to `take` until the last; raises as `begin`, `next_reply` and `take` do."""
+        exchange = self.begin(request, text=False)
+        try:
+            while not take(exchange.next_reply()):
+                pass
+        finally:
+            exchange.close()
 
     def look(self, question: Question) -> object:
         """Ask a question; return what the JSON of its answer holds.

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from mesh.local.questions import MODELS, ROUTE, STATUS, Question
-from mesh.native.answers import Answer, Gathering, Route, to_route
+from mesh.native.answers import Answer, Gathering, Route, Take, to_route
 from mesh.native.errors import RequestError
 from mesh.native.requests import DEADLINE_S, embedding_request, tensor_request, text_request
 from mesh.native.tensors import Array
@@ -28,6 +28,9 @@ class AsyncWay(Protocol):
     async def begin(self, request: InferenceRequest, *, text: bool) -> AsyncExchange:
         """Send a request; `text` says that its answer comes in many small pieces. Raises MeshError."""
 
+    async def gather(self, request: InferenceRequest, take: Take) -> None:
+        """Send a request and hand its events to `take` until that says it was the last. Raises MeshError."""
+
     async def look(self, question: Question) -> object:
         """Ask a question; what the JSON of its answer holds. Raises MeshError."""
 
@@ -37,6 +40,9 @@ class Way(Protocol):
 
     def begin(self, request: InferenceRequest, *, text: bool) -> Exchange:
         """Send a request; `text` says that its answer comes in many small pieces. Raises MeshError."""
+
+    def gather(self, request: InferenceRequest, take: Take) -> None:
+        """Send a request and hand its events to `take` until that says it was the last. Raises MeshError."""
 
     def look(self, question: Question) -> object:
         """Ask a question; what the JSON of its answer holds. Raises MeshError."""
@@ -135,12 +141,7 @@ class AsyncMesh:
     async def _whole(self, request: InferenceRequest) -> Answer[Awaitable[Route]]:
         began_s = time.perf_counter()
         gathering = Gathering(request)
-        exchange = await self._way.begin(request, text=False)
-        try:
-            while not gathering.take(await exchange.next_reply()):
-                pass
-        finally:
-            exchange.close()
+        await self._way.gather(request, gathering.take)
         return gathering.answer(time.perf_counter() - began_s, partial(self.route, request.request_id.hex()))
 
 
@@ -200,12 +201,7 @@ class Mesh:
     def _whole(self, request: InferenceRequest) -> Answer[Route]:
         began_s = time.perf_counter()
         gathering = Gathering(request)
-        exchange = self._way.begin(request, text=False)
-        try:
-            while not gathering.take(exchange.next_reply()):
-                pass
-        finally:
-            exchange.close()
+        self._way.gather(request, gathering.take)
         return gathering.answer(time.perf_counter() - began_s, partial(self.route, request.request_id.hex()))
 
 

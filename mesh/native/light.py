@@ -26,7 +26,8 @@ from mesh.gateway.views import offer_json, route_json
 from mesh.inference import ServeLimits
 from mesh.local.questions import MODELS, STATUS, Question
 from mesh.machine import Machine
-from mesh.native.errors import BadInputError, NotConnectedError
+from mesh.native.answers import Take
+from mesh.native.errors import BadInputError, MeshError, NotConnectedError
 from mesh.native.requests import pieces_of
 from mesh.relay import Sealing
 from mesh.service import can_bind
@@ -140,6 +141,8 @@ class LightWay:
     def __init__(self, light: LightNode, nursery: trio.Nursery) -> None:
         self._light = light
         self._nursery = nursery
+        self._asking: dict[trio.CancelScope, None] = {}
+        self._closed = False
 
     async def begin(self, request: InferenceRequest, *, text: bool) -> "LightExchange":
         """Hand a request to the mesh.
@@ -154,6 +157,43 @@ class LightWay:
         self._nursery.start_soon(exchange.carry, self._light.dispatcher, request, send)
         await trio.lowlevel.checkpoint()
         return exchange
+
+    async def gather(self, request: InferenceRequest, take: Take, scope: trio.CancelScope | None = None) -> None:
+        """Ask the mesh in the task of the caller, and hand the events to `take` until the last.
+
+        Args:
+            request: what to ask.
+            take: is handed each event; returns whether it was the last.
+            scope: cancelling it gives the answer up.
+
+        Raises:
+            BadInputError: the request cannot be sent.
+            RequestError: as `take` does.
+            NotConnectedError: the light node has ended.
+        """
+        pieces_of(request)  # so that what cannot be sent is told as by every way
+        failure: MeshError | None = None
+        with scope or trio.CancelScope() as scope:
+            if self._closed:
+                scope.cancel()
+            self._asking[scope] = None
+            try:
+                async with self._light.dispatcher.submit(request) as answer:
+                    try:
+                        async for reply in answer.replies():
+                            if take(reply):
+                                return
+                    except MeshError as error:  # raised below: a nursery of the dispatcher would wrap it in a group
+                        failure = error
+            finally:
+                del self._asking[scope]
+        raise failure or ended()
+
+    def close(self) -> None:
+        """Give up what is under way, and begin nothing more."""
+        self._closed = True
+        for scope in self._asking:
+            scope.cancel()
 
     async def look(self, question: Question) -> object:
         """Answer a question from what the light node knows."""
@@ -190,13 +230,16 @@ class LightExchange:
         try:
             return await self._replies.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
-            raise NotConnectedError(
-                ErrorCode.CANCELLED, "the answer was given up: this client, or the answer, was closed"
-            ) from None
+            raise ended() from None
 
     def close(self) -> None:
         """Cancel whatever is left."""
         self._scope.cancel()
+
+
+def ended() -> NotConnectedError:
+    """What is told of an answer that nobody brings any more."""
+    return NotConnectedError(ErrorCode.CANCELLED, "the answer was given up: this client, or the answer, was closed")
 
 
 @asynccontextmanager
@@ -216,11 +259,13 @@ async def joined(
             raise NotConnectedError(ErrorCode.UNREACHABLE, str(error)) from error
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
+            way = LightWay(light, nursery)
             try:
                 await nursery.start(light.run, addresses)
-                yield LightWay(light, nursery)
+                yield way
             except BaseException as error:  # noqa: BLE001 -- raised again below: the nursery would wrap it in a group
                 failure = error
+            way.close()
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise _single(failure)

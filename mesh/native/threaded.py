@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 import trio
 
 from mesh.local.questions import Question
+from mesh.native.answers import Take
 from mesh.native.errors import NotConnectedError
 from mesh.native.light import LightExchange, LightWay
 from protocol.errors import ErrorCode
@@ -34,6 +35,17 @@ class ThreadedWay:
             return ThreadedExchange(trio.from_thread.run(begin, trio_token=self._token), self._token)
         except (trio.RunFinishedError, trio.Cancelled):
             raise _ended() from None
+
+    def gather(self, request: InferenceRequest, take: Take) -> None:
+        """Send a request, and have its events handed to `take` in the other thread, until the last; raises MeshError."""
+        scope = trio.CancelScope()
+        try:
+            trio.from_thread.run(self._way.gather, request, take, scope, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise _ended() from None
+        except KeyboardInterrupt:  # this thread's alone: the other goes on
+            self._token.run_sync_soon(scope.cancel)
+            raise
 
     def look(self, question: Question) -> object:
         """Ask a question; raises MeshError."""

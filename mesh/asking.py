@@ -1,0 +1,127 @@
+"""Asks a connected peer in the task of whoever wants the answer: no task, no channel and no nursery for one request.
+
+What decides, judges, reports and counts is the dispatcher's, as for an attempt that has a task of its own; this is the way there
+and back alone. It goes as far as the first output, before which another candidate may have to be asked, and takes along
+what has come by then, mostly the whole answer. What follows is taken as it is read: once something was delivered nobody else
+is asked.
+
+Spec: docs/spec/06-inference.md, section "Asking".
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, Self
+
+import trio
+
+from mesh.inference.client import Answer, AnswerLimits
+from mesh.tickets import Attempt, Ticket, refusal
+from mesh.transport import Connection, Stream
+from protocol.errors import RemoteProtocolError
+from protocol.identity import PeerId
+from protocol.inference import InferenceRequest, Reply
+from protocol.wire.inference import PROTOCOL_ID
+
+LIMITS = AnswerLimits()
+"""What an answer may cost, as on the other way."""
+
+
+class Carrier(Protocol):
+    """What the dispatcher does for every attempt."""
+
+    def take(self, ticket: Ticket, attempt: Attempt, reply: object) -> Reply | None:
+        """Take one reply, and return what the caller is to have of it."""
+
+    def conclude(self, ticket: Ticket, attempt: Attempt) -> None:
+        """Tell the core how an attempt ended that did not answer."""
+
+
+class InPlace:
+    """The replies of one attempt, taken by who reads them."""
+
+    def __init__(
+        self, carrier: Carrier, ticket: Ticket, attempt: Attempt, on_fault: Callable[[PeerId, RemoteProtocolError], None]
+    ) -> None:
+        """Begin with nothing.
+
+        Args:
+            carrier: the dispatcher.
+            ticket: of the request.
+            attempt: the one that is made.
+            on_fault: hears of a peer that breaks the protocol.
+        """
+        self._carrier = carrier
+        self._ticket = ticket
+        self._attempt = attempt
+        self._on_fault = on_fault
+        self._replies: deque[Reply] = deque()
+        self._answer: Answer | None = None
+
+    async def begin(self, connection: Connection, request: InferenceRequest) -> bool:
+        """Ask, and take replies until the first output is there; whether it is.
+
+        Where it is not, the attempt is over, the ticket holds what the caller has been told by then, and its commands say what
+        the core wants next. Nothing has happened where `ConnectionLost` or `StreamReset` is raised: the peer opens no stream.
+        """
+        ticket, attempt = self._ticket, self._attempt
+        try:
+            with trio.CancelScope() as ticket.attempt:
+                stream = await connection.open_stream(PROTOCOL_ID)
+                await self._ask(stream, request)
+                while attempt.first_s is None and not attempt.is_over:
+                    await self._wait()
+        except BaseException:
+            await self.aclose()
+            raise
+        finally:
+            ticket.attempt = None
+        if attempt.is_over or attempt.first_s is None:
+            await self.aclose()
+        if attempt.first_s is not None:
+            return True
+        ticket.at_hand.extend(self._replies)
+        self._carrier.conclude(ticket, attempt)
+        return False
+
+    async def _ask(self, stream: Stream, request: InferenceRequest) -> None:
+        self._answer = Answer(stream, request, LIMITS)
+        await self._answer.ask(request)
+
+    async def _wait(self) -> None:
+        """Take the next reply, and those that have come with it."""
+        assert self._answer is not None, "nothing was asked"
+        reply: Reply | None = await anext(self._answer)
+        while reply is not None:
+            if (passed := self._carrier.take(self._ticket, self._attempt, reply)) is not None:
+                self._replies.append(passed)
+            reply = None if self._attempt.is_over else self._answer.at_hand()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        ticket, attempt = self._ticket, self._attempt
+        while not self._replies:
+            if ticket.answered:
+                raise StopAsyncIteration
+            with trio.CancelScope() as ticket.attempt:
+                while not self._replies and not attempt.is_over:
+                    await self._wait()
+            cancelled, ticket.attempt = ticket.attempt.cancelled_caught, None
+            if attempt.is_over or cancelled:
+                await self.aclose()
+                self._carrier.conclude(ticket, attempt)
+                if (failed := refusal(ticket)) is not None:
+                    self._replies.append(failed)
+        return self._replies.popleft()
+
+    async def aclose(self) -> None:
+        """Let go of the stream; an answer that has not ended is cancelled at the peer."""
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            try:
+                await answer.aclose()
+            finally:
+                if answer.fault is not None:
+                    self._on_fault(self._attempt.peer, answer.fault)
