@@ -31,7 +31,7 @@ from mesh.engines.base import EmbeddedEngineUnavailableError, Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
 from mesh.floors import FloorKeeper
 from mesh.gateway import GatewayAddressError, GatewayConfig, server_context
-from mesh.inference import Served, ServeLimits, serve_stream
+from mesh.inference import Rest, Served, ServeLimits, begin_stream, serve_stream
 from mesh.inference.server import Handled
 from mesh.keyfile import open_key_file
 from mesh.local.door import LocalDoor
@@ -40,7 +40,7 @@ from mesh.machine import Machine
 from mesh.relay import Sealing
 from mesh.store import KnownPeer, Store
 from mesh.telemetry import Telemetry, make_logger
-from mesh.transport import Stream, Transport, TransportConfig
+from mesh.transport import Handler, Stream, Transport, TransportConfig
 from protocol.budget import Verdict
 from protocol.conduct import STREAM_FAULT, Account
 from protocol.errors import ErrorCode, LocalProtocolError
@@ -220,7 +220,7 @@ class Service:
         self.sealing = Sealing(self.node, self.transport, telemetry, identity, self._limits, relays=config.relay)
         self.sealing.is_draining = lambda: self.dispatcher.draining
         self.dispatcher.attach(self.driver, self.sealing)
-        self.transport.add_handler(PROTOCOL_ID, self._serve)
+        self.transport.add_handler(PROTOCOL_ID, self._serve, self._begin_to_serve)
         if gate is not None:
             self.node.gossip.reader = AdmittedReader(gate.admission)
             gate.attach(self.node, self.transport, self.driver.settle)
@@ -339,24 +339,55 @@ class Service:
         finally:
             self._gateway_ended.set()
 
+    def _begin_to_serve(self, stream: Stream, over: Callable[[], None]) -> Handler | None:
+        """Answers one incoming inference stream where that goes without waiting; `over` is called once its peer has all."""
+        if not self._charged(stream):
+            over()
+            return None
+        begun = begin_stream(stream, self._within_quota, self._limits)
+        if not isinstance(begun, Served):
+            return partial(self._serve_on, begun)
+        self._n_serving += 1
+        stream.see_off(partial(self._seen_off, begun, stream, over))
+        return None
+
+    def _seen_off(self, served: Served, stream: Stream, over: Callable[[], None]) -> None:
+        """A stream that was answered without a task is over."""
+        self._n_serving -= 1
+        self._served.set()
+        if isinstance(served.end, Finished):
+            self.transport.answered(stream.peer_id)
+        over()
+
     async def _serve(self, stream: Stream) -> None:
         """Answers one incoming inference stream."""
-        served = await self._serve_by(partial(serve_stream, stream, self._within_quota, self._limits), stream)
+        if self._charged(stream):
+            await self._serve_on(partial(serve_stream, stream, self._within_quota, self._limits), stream)
+
+    async def _serve_on(self, rest: Rest, stream: Stream) -> None:
+        """Does what is left of an incoming inference stream."""
+        served = await self._counted_by(rest, stream)
         if served is not None and served.fault is not None:
             self._telemetry.peer_faulted(stream.peer_id, served.fault.code, served.fault.detail)
             self.transport.fault(stream.peer_id, served.fault.code, STREAM_FAULT)
 
     async def _serve_sealed(self, stream: Stream) -> None:
         """Answers a request that a relay has brought; what is wrong in it may be the requester's fault or the relay's."""
-        served = await self._serve_by(partial(self.sealing.answer, stream, self._within_quota), stream)
+        if not self._charged(stream):
+            return
+        served = await self._counted_by(partial(self.sealing.answer, stream, self._within_quota), stream)
         if served is not None and served.fault is not None:
             self._telemetry.peer_faulted(stream.peer_id, served.fault.code, f"through it as a relay: {served.fault.detail}")
 
-    async def _serve_by(self, work: Callable[[], Awaitable[Served | None]], stream: Stream) -> Served | None:
-        """Does the work of an incoming request, which its peer is charged for until it has taken the whole answer."""
-        if self.transport.charge(stream.peer_id, Account.WORK) is not Verdict.GRANTED:
-            stream.reset(ErrorCode.OVERLOADED)
-            return None
+    def _charged(self, stream: Stream) -> bool:
+        """Charges a peer for a request, until it has taken the whole answer; one that cannot pay is turned away."""
+        if self.transport.charge(stream.peer_id, Account.WORK) is Verdict.GRANTED:
+            return True
+        stream.reset(ErrorCode.OVERLOADED)
+        return False
+
+    async def _counted_by(self, work: Callable[[], Awaitable[Served | None]], stream: Stream) -> Served | None:
+        """Does the work of an incoming request, which was charged for."""
         self._n_serving += 1
         try:
             served = await work()

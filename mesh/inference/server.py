@@ -10,15 +10,16 @@ place, and where that cannot be sent either the stream is reset.
 Spec: docs/spec/06-inference.md, section "Answering".
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import trio
 
 from mesh.inference.stream import ByteStream
-from mesh.transport import ConnectionLost, Doing, StreamReset
+from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
 from protocol.encoding import FrameDecoder, decode_uvarint
 from protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from protocol.identity import PeerId
@@ -38,12 +39,18 @@ from protocol.wire.inference import REQUEST_BYTES_MAX, decode_request, frame_rep
 HELD_BYTES_MAX = 64 * 1024
 """Outputs held back of an answer that is not streamed, in bytes: a full answer of text mostly fits, and memory stays bounded."""
 
+AT_ONCE_BYTES_MAX = 128 * 1024
+"""Longest answer that is sent within the call that brings its request, in bytes: more than engines give at once."""
+
 Handled = tuple[Reply, ...] | AbstractAsyncContextManager[AsyncIterator[Reply]]
 """An answer: at most one Accepted, outputs, then one Finished or Failed; the whole of it where nothing has to be waited for,
 else a context whose leaving stops the work."""
 
 Handle = Callable[[InferenceRequest, PeerId], Handled]
 """Answers a request of a peer."""
+
+Rest = Callable[[], Awaitable["Served"]]
+"""Goes on serving a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,17 @@ _EXPECTED = (
 """What whoever answers may fail by when what it talks to fails: an engine that dies, a peer that goes."""
 
 
+def begin_stream(stream: Stream, handle: Handle, limits: ServeLimits | None = None) -> "Served | Rest":
+    """Do what `serve_stream` does, as far as that goes without waiting.
+
+    Returns:
+        How the stream went, where the request had come whole and its answer was there at once: the answer is sent, and the
+        stream is still to be seen off. Else what goes on from where it is.
+    """
+    serving = _Serving(stream, limits or ServeLimits())
+    return serving.answer_now(stream, handle) or partial(_serve, serving, handle)
+
+
 async def serve_stream(stream: ByteStream, handle: Handle, limits: ServeLimits | None = None) -> Served:
     """Read one request from `stream`, answer it by `handle`, and close the stream.
 
@@ -100,7 +118,12 @@ async def serve_stream(stream: ByteStream, handle: Handle, limits: ServeLimits |
             `Failed(INTERNAL)`, and it is raised again.
         limits: what the requester may cost.
     """
-    serving = _Serving(stream, limits or ServeLimits())
+    return await _serve(_Serving(stream, limits or ServeLimits()), handle)
+
+
+async def _serve(serving: "_Serving", handle: Handle) -> Served:
+    """Serve a stream from where it is."""
+    stream = serving.stream
     try:
         await serving.run(handle)
         await serving.see_off()
@@ -118,11 +141,30 @@ async def serve_stream(stream: ByteStream, handle: Handle, limits: ServeLimits |
 class _Serving:
     """One stream being served."""
 
-    __slots__ = ("_limits", "_order", "_sending", "_stream", "bug", "end", "fault", "gone", "request", "reset_code")
+    __slots__ = (
+        "_decoder",
+        "_frame",
+        "_handled",
+        "_limits",
+        "_order",
+        "_sending",
+        "_until",
+        "bug",
+        "end",
+        "fault",
+        "gone",
+        "request",
+        "reset_code",
+        "stream",
+    )
 
     def __init__(self, stream: ByteStream, limits: ServeLimits) -> None:
-        self._stream = stream
+        self.stream = stream
         self._limits = limits
+        self._decoder = FrameDecoder(limits.request_bytes_max)
+        self._frame: bytes | None = None
+        self._handled: Handled | None = None
+        self._until = 0.0
         self._order = AnswerOrder()
         self._sending = False
         self.request: InferenceRequest | None = None
@@ -140,23 +182,25 @@ class _Serving:
             StreamReset: the requester has gone.
             ConnectionLost: the requester has gone.
         """
-        try:
-            self.request = await self._read_request()
-        except RemoteProtocolError as error:
-            self.fault = error
-            await self._finish(Failed(error.code, error.detail))
-            return
-        # From here on, and not from when the answer begins: whoever answers keeps the same deadline, and its word that time is
-        # over must not be cut short by ours in the moment it is sent.
-        until = trio.current_time() + self.request.deadline_s
-        handled = self._handled(handle, self.request)
+        if self._handled is None:
+            try:
+                if not self._has_request():
+                    self._frame = await self._rest_of_request(self._decoder)
+                self._begin(handle)
+            except RemoteProtocolError as error:
+                self.fault = error
+                await self._finish(Failed(error.code, error.detail))
+                return
+        request, handled = self.request, self._handled
+        assert request is not None
+        assert handled is not None
         failed: Failed | None = None
         if isinstance(handled, tuple):
-            failed = await self._answer(nullcontext(_AtHand(handled)), self.request, until, at_hand=True)
+            failed = await self._answer(nullcontext(_AtHand(handled)), request, at_hand=True)
         else:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, nursery.cancel_scope)
-                failed = await self._answer(handled, self.request, until)
+                failed = await self._answer(handled, request)
                 nursery.cancel_scope.cancel()
         if self.fault is not None and self.end is None:
             failed = Failed(self.fault.code, self.fault.detail)
@@ -174,26 +218,69 @@ class _Serving:
         """
         if self.end is not None and self.fault is None:
             with trio.move_on_after(self._limits.farewell_s):
-                while await self._stream.receive_some():
+                while await self.stream.receive_some():
                     pass
 
-    async def _read_request(self) -> InferenceRequest:
-        """Read exactly one frame and decode it."""
-        decoder = FrameDecoder(self._limits.request_bytes_max)
-        while (frame := decoder.next_frame()) is None and (data := self._stream.at_hand()):
-            decoder.receive(data)
-        if frame is None:
-            frame = await self._rest_of_request(decoder)
-        if decoder.buffered_bytes:
+    def answer_now(self, stream: Stream, handle: Handle) -> Served | None:
+        """Read the request, answer it and close this side, all that without waiting; None where the rest is for `run`."""
+        try:
+            if not self._has_request():
+                return None
+            self._begin(handle)
+        except RemoteProtocolError:
+            return None  # `run` finds it again
+        replies, frames, order = self._handled, list[bytes](), AnswerOrder()
+        if not isinstance(replies, tuple) or not replies or self.bug is not None:
+            return None
+        try:
+            for reply in replies:
+                order.take(reply)
+                frames.append(b"".join(frame_reply(reply)))
+        except ProtocolError:
+            return None  # as well
+        data, end = b"".join(frames), replies[-1]
+        if not isinstance(end, Finished | Failed) or len(data) > AT_ONCE_BYTES_MAX or not stream.send_now(data, end=True):
+            return None
+        for frame in frames:
+            self._tell_sent(frame)
+        self.end = end
+        return Served(self.request, end, None)
+
+    def _has_request(self) -> bool:
+        """Whether the request's frame has come whole."""
+        while self._frame is None:
+            self._frame = self._decoder.next_frame()
+            if self._frame is None:
+                if not (data := self.stream.at_hand()):
+                    return False
+                self._decoder.receive(data)
+        return True
+
+    def _begin(self, handle: Handle) -> None:
+        """Decode the request, which is exactly one frame, and have it handled.
+
+        Raises:
+            RemoteProtocolError: it is none.
+        """
+        frame = self._frame
+        assert frame is not None
+        if self._decoder.buffered_bytes:
             raise RemoteProtocolError(ErrorCode.MALFORMED, "data after the request")
-        self._stream.tell(Doing.FRAME, sent=False, data=frame)
-        return decode_request(frame)
+        self.stream.tell(Doing.FRAME, sent=False, data=frame)
+        request = self.request = decode_request(frame)
+        # From here on, and not from when the answer begins: whoever answers keeps the same deadline, and its word that time is
+        # over must not be cut short by ours in the moment it is sent.
+        self._until = trio.current_time() + request.deadline_s
+        try:
+            self._handled = handle(request, self.stream.peer_id)
+        except Exception as error:  # noqa: BLE001 -- what is not expected is raised again, once the requester knows
+            self._handled = (self._judge(error),)
 
     async def _rest_of_request(self, decoder: FrameDecoder) -> bytes:
         """Wait for what has not come yet of the request's frame."""
-        with trio.move_on_after(self._limits.request_read_s), self._stream.waiting():
+        with trio.move_on_after(self._limits.request_read_s), self.stream.waiting():
             while (frame := decoder.next_frame()) is None:
-                data = await self._stream.receive_some()
+                data = await self.stream.receive_some()
                 if not data:
                     raise RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended before its request did")
                 decoder.receive(data)
@@ -203,20 +290,13 @@ class _Serving:
     async def _listen(self, work: trio.CancelScope) -> None:
         """Cancel `work` when the requester goes, or sends what it may not."""
         try:
-            if not await self._stream.receive_some():
+            if not await self.stream.receive_some():
                 # The requester has closed its side. It may still want the answer; if not, sending will tell.
                 return
             self.fault = RemoteProtocolError(ErrorCode.MALFORMED, "data after the request")
         except (StreamReset, ConnectionLost):
             self.gone = True
         work.cancel()
-
-    def _handled(self, handle: Handle, request: InferenceRequest) -> Handled:
-        """What `handle` answers; where it fails, the failure."""
-        try:
-            return handle(request, self._stream.peer_id)
-        except Exception as error:  # noqa: BLE001 -- what is not expected is raised again, once the requester knows
-            return (self._judge(error),)
 
     def _judge(self, error: Exception) -> Failed:
         """What the requester is told of a failure of whoever answers."""
@@ -229,13 +309,12 @@ class _Serving:
         self,
         handled: AbstractAsyncContextManager[AsyncIterator[Reply]],
         request: InferenceRequest,
-        until: float,
         *,
         at_hand: bool = False,
     ) -> Failed | None:
         """Send the replies as they come; return the failure that is still to be sent, None when the answer has its end."""
         failed: Failed | None = Failed(ErrorCode.DEADLINE_EXCEEDED, f"no complete answer within {request.deadline_s:g} s")
-        with trio.move_on_at(until):
+        with trio.move_on_at(self._until):
             try:
                 async with handled as replies:
                     rubbish = await self._pass_on(replies, hold=at_hand or not request.stream, at_hand=at_hand)
@@ -287,13 +366,16 @@ class _Serving:
 
     def _framed(self, reply: Reply) -> bytes:
         frame = b"".join(frame_reply(reply))
-        self._stream.tell(Doing.FRAME, sent=True, data=memoryview(frame)[decode_uvarint(frame)[1] :])
+        self._tell_sent(frame)
         return frame
+
+    def _tell_sent(self, frame: bytes) -> None:
+        self.stream.tell(Doing.FRAME, sent=True, data=memoryview(frame)[decode_uvarint(frame)[1] :])
 
     async def _send(self, frames: bytes, *, end: bool = False, linger: bool = False) -> None:
         """Send whole frames; where a deadline cuts that short, `_sending` stays set."""
         self._sending = True
-        await self._stream.send_all(frames, end=end, linger=linger)
+        await self.stream.send_all(frames, end=end, linger=linger)
         self._sending = False
 
     async def _finish(self, failed: Failed) -> None:

@@ -163,6 +163,10 @@ class Connection:
         for watcher in self.watchers:
             watcher(seen)
 
+    def room(self, stream_id: int) -> int:
+        """How many stream bytes would be taken now; none where the connection is gone."""
+        return self._transport.endpoint.room(self.handle, stream_id)
+
     def write(self, stream_id: int, data: memoryview, *, end: bool, linger: bool) -> int:
         """Queue stream bytes; return how many were taken. With `linger` they wait a moment for others to leave with."""
         try:

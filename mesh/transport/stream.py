@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import trio
 
-from mesh.transport.errors import ConnectionLost, StreamReset
+from mesh.transport.errors import ConnectionLost, StreamReset, TransportError
 from mesh.transport.watch import Doing
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import PeerId
@@ -59,6 +59,7 @@ class Stream:
         self._lost: ConnectionLost | None = None
         self._sent_eof = False
         self._writable = True
+        self._over: Callable[[], None] | None = None  # told when the peer has ended a stream that is answered
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
@@ -81,6 +82,13 @@ class Stream:
 
     def took(self, data: bytes, end: bool) -> None:
         """Take bytes from the network."""
+        if self._over is not None:
+            self._uncredited_bytes += len(data)
+            self._ended = self._ended or end
+            if end:
+                self.tell(Doing.ENDED, sent=False)
+            self._seen_off()
+            return
         if data:
             if self._chunks and len(self._chunks[-1]) + len(data) <= CHUNK_JOINED_BYTES_MAX:
                 self._chunks[-1] += data
@@ -98,6 +106,7 @@ class Stream:
         self._reset = StreamReset(code, reason)
         self.tell(Doing.RESET, sent=False, code=code)
         self._forget_if_over()
+        self._seen_off()
         self._readers.unpark_all()
 
     def was_stopped(self, code: int) -> None:
@@ -115,6 +124,7 @@ class Stream:
     def was_lost(self, lost: ConnectionLost) -> None:
         """The connection is gone."""
         self._lost = lost
+        self._seen_off()
         self._readers.unpark_all()
         self._writers.unpark_all()
 
@@ -205,6 +215,8 @@ class Stream:
         Raises:
             RemoteProtocolError: the peer breaks the negotiation or proposes nothing that this node speaks.
         """
+        if self.protocol_id:
+            return True
         listener = self._listener = self._listener or Listener(speaks, self._config)
         while listener.agreed is None and self._chunks:
             listener.receive_data(self._take_chunk(self._config.message_bytes_max))
@@ -255,6 +267,23 @@ class Stream:
         await trio.lowlevel.checkpoint_if_cancelled()
         await self._send(data, end=end, linger=linger)
 
+    def send_now(self, data: bytes, *, end: bool) -> bool:
+        """Send bytes without waiting, all of them or none; whether they were. Why they were not is found by `send_all`."""
+        if self._stopped is not None or self._lost is not None or self._sent_eof:
+            return False
+        whole = self._unsent + data
+        if len(whole) > min(WRITE_BYTES_MAX, self.connection.room(self._id)):
+            return False
+        try:
+            self.connection.write(self._id, memoryview(whole), end=end, linger=False)
+        except TransportError:
+            return False
+        self._unsent, self._sent_eof = b"", end
+        if end:
+            self.tell(Doing.ENDED, sent=True)
+            self._forget_if_over()
+        return True
+
     async def send_eof(self) -> None:
         """Finish this side; the peer reads an end after what was sent.
 
@@ -296,6 +325,28 @@ class Stream:
                 await self._writers.park()
 
     # Ending.
+
+    def see_off(self, over: Callable[[], None]) -> None:
+        """Read no more of a stream whose sending side is finished, and call `over` once the peer's is: all has arrived then.
+
+        A peer that sends more instead is asked to stop, and is not waited for.
+        """
+        self._over = over
+        if self._chunks or self._ended or self._reset is not None or self._lost is not None:
+            self._chunks.clear()
+            self._seen_off()
+
+    def _seen_off(self) -> None:
+        over, self._over = self._over, None
+        if over is None:
+            return
+        if not self._ended and self._reset is None and self._lost is None:
+            self._reset = StreamReset(ErrorCode.CANCELLED, "this node closed the stream")
+            self.connection.ignore(self._id, ErrorCode.NO_ERROR)
+        else:
+            self._grant()
+        self._forget_if_over()
+        over()
 
     def reset(self, code: int = ErrorCode.CANCELLED) -> None:
         """Abandon both sides at once; the peer sees `code`."""

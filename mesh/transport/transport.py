@@ -11,7 +11,7 @@ Spec: docs/spec/02-transport.md.
 
 import math
 import socket
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import assert_never
 
@@ -27,12 +27,13 @@ from mesh.transport.errors import ConnectionLost, TransportError
 from mesh.transport.holds import Holds
 from mesh.transport.names import resolve
 from mesh.transport.patience import cut_slow_writers
+from mesh.transport.reception import Begin, Handler, Reception
 from mesh.transport.stream import Stream
 from mesh.transport.udp import UdpSocket
 from mesh.transport.watch import Doing, Watcher
 from protocol import conduct
 from protocol.budget import Verdict
-from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import Identity, PeerId
 from protocol.libp2p.identify import IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL
 from protocol.libp2p.ping import PING_PROTOCOL
@@ -41,9 +42,6 @@ from protocol.quic import QuicEngine, choose_engine
 from protocol.quic import events as quic
 from protocol.quic.endpoint import Endpoint
 from protocol.quic.seam import Address
-
-Handler = Callable[[Stream], Awaitable[None]]
-"""Serves one stream that a peer opened; when it returns the stream is finished, when it raises it is reset."""
 
 LINGER_S = 0.001
 """Longest wait in seconds of what nobody waits for: far below the 25 ms that QUIC allows an acknowledgement (RFC 9000, 18.2)."""
@@ -124,7 +122,7 @@ class Transport:
         self._lingering_datagrams = 0
         self._wake_at = math.inf
         self._closing = False
-        self._serving: dict[PeerId, int] = {}
+        self._reception = Reception(self, entrance, self._handlers)
         self._sequence = 0
         self._pusher = builtin.Pusher(self)
 
@@ -183,9 +181,11 @@ class Transport:
             self.endpoint.close(handle, ErrorCode.GOODBYE, "the node leaves", self.now())
         self.pump()
 
-    def add_handler(self, protocol_id: str, handler: Handler) -> None:
-        """Serve a further protocol, and tell the peers so that asked before."""
+    def add_handler(self, protocol_id: str, handler: Handler, begin: Begin | None = None) -> None:
+        """Serve a further protocol, by `begin` where that goes without a task, and tell the peers so that asked before."""
         self._handlers[protocol_id] = handler
+        if begin is not None:
+            self._reception.add_at_once(protocol_id, begin)
         self._pusher.changed()
 
     @property
@@ -312,8 +312,8 @@ class Transport:
     # What peers may cost.
 
     def n_serving(self, peer_id: PeerId) -> int:
-        """How many handlers run for streams of a peer, over all its connections and those that it had."""
-        return self._serving.get(peer_id, 0)
+        """How many streams of a peer are served, over all its connections and those that it had."""
+        return self._reception.n_serving(peer_id)
 
     def charge(self, peer_id: PeerId, account: conduct.Account, amount: float = 1.0) -> Verdict:
         """Charge a peer for work that is about to be done for it; when it floods it is cut off."""
@@ -339,6 +339,7 @@ class Transport:
             await trio.lowlevel.wait_readable(udp.raw)
             batch = udp.receive_batch(self.config.datagrams_per_wake_max)
             if batch:
+                self._reception.turn()
                 self.holds.take(batch, self.endpoint.handle_datagrams)
                 self._lingering_datagrams += len(batch)
                 # A handshake is a conversation of which each side waits for the other; so is a transfer in pieces.
@@ -386,8 +387,7 @@ class Transport:
                 self._pump_again = False
                 self._linger_until, self._lingering_datagrams = math.inf, 0
                 self.endpoint.flush(self.now())
-                while (output := self.endpoint.next_output()) is not None:
-                    self._act(output)
+                self._take_outputs()
         finally:
             self._pumping = False
         self._set_timer()
@@ -400,14 +400,19 @@ class Transport:
             return  # its outputs are acted on before that ends
         self._pumping = True
         try:
-            while (output := self.endpoint.next_output()) is not None:
-                self._act(output)
+            self._take_outputs()
         finally:
             self._pumping = False
         if self._pump_again:
             self.pump()
         else:
             self._set_timer()
+
+    def _take_outputs(self) -> None:
+        while (output := self.endpoint.next_output()) is not None:
+            self._act(output)
+        if self._nursery is not None:
+            self._reception.begin(self._nursery)
 
     def _act(self, output: quic.Output) -> None:
         match output:
@@ -547,54 +552,10 @@ class Transport:
             dial.connection, dial.failure = connection, failure
             dial.done.set()
 
-    # Streams of peers.
-
     def _opened(self, connection: Connection, stream_id: int) -> None:
         stream = Stream(connection, stream_id, self.config.multistream)
         connection.streams[stream_id] = stream
-        if self._nursery is None or self._closing or self.n_serving(stream.peer_id) >= self.config.serving_max:
+        if self._nursery is None or self._closing:
             stream.reset(ErrorCode.OVERLOADED)
-            return
-        self._serving[stream.peer_id] = self.n_serving(stream.peer_id) + 1
-        self._nursery.start_soon(self._serve, stream)
-
-    async def _serve(self, stream: Stream) -> None:
-        """Agree on a protocol and run its handler; whatever goes wrong ends this stream alone."""
-        code = ErrorCode.CANCELLED
-        try:
-            speaks = self._entrance.speaks(stream.connection, self._handlers)
-            if not stream.agree(speaks):
-                with trio.move_on_after(self.config.negotiation_timeout_s) as patience, stream.waiting():
-                    await stream.negotiate(speaks)
-                if patience.cancelled_caught:
-                    code = ErrorCode.IDLE
-                    return
-            await self._handle(stream)
-            await stream.aclose()
-            code = ErrorCode.NO_ERROR
-        except RemoteProtocolError as fault:
-            code = fault.code
-            if code is not ErrorCode.FLOODING:  # what flooded was charged already
-                self.fault(stream.peer_id, code, conduct.STREAM_FAULT)
-        except TransportError:
-            code = ErrorCode.CANCELLED
-        except Exception as fault:  # noqa: BLE001  (a handler is foreign code: its crash ends its stream and nothing else)
-            code = ErrorCode.INTERNAL
-            if self.on_crash is not None:
-                self.on_crash(stream, fault)
-        finally:
-            self._serving[stream.peer_id] -= 1
-            if not self._serving[stream.peer_id]:
-                del self._serving[stream.peer_id]
-            if code is not ErrorCode.NO_ERROR:
-                stream.reset(code)
-
-    async def _handle(self, stream: Stream) -> None:
-        serving, protocol_id = stream.connection.serving, stream.protocol_id
-        if protocol_id == PING_PROTOCOL and serving.get(protocol_id, 0) >= self.config.ping.inbound_streams_max:
-            raise RemoteProtocolError(ErrorCode.FLOODING, "too many ping streams")
-        serving[protocol_id] = serving.get(protocol_id, 0) + 1
-        try:
-            await self._handlers[protocol_id](stream)
-        finally:
-            serving[protocol_id] -= 1
+        else:
+            self._reception.opened(stream)

@@ -404,6 +404,15 @@ class Connection:
         self._hurry(now)
         return stream_id
 
+    def room(self, stream_id: int) -> int:
+        """How many bytes of a stream `send` would take now."""
+        state, config = self._streams.get(stream_id), self._config
+        if state is None or not state.writable:
+            return 0
+        return max(
+            0, min(config.send_buffer_bytes_max - self.engine.buffered(stream_id), config.held_bytes_max - self._held_bytes)
+        )
+
     def send(self, stream_id: int, data: bytes | memoryview, end: bool) -> int:
         """Queue stream bytes and say how many were taken; when not all, `StreamWritable` follows."""
         state = self._streams.get(stream_id)

@@ -323,6 +323,10 @@ class Endpoint:
         """
         return self._touch(handle).send(stream, data, end)
 
+    def room(self, handle: ConnectionHandle, stream: int) -> int:
+        """How many bytes `send` would take of a stream now; 0 where the connection is closed."""
+        return self._touch(handle).room(stream) if self._is_open(handle) else 0
+
     def reset(self, handle: ConnectionHandle, stream: int, code: int) -> None:
         """Abandon this side of a stream."""
         if self._is_open(handle):

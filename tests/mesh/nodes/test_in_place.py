@@ -135,6 +135,7 @@ async def test_both_ways_of_asking_are_the_same_to_everybody(start: Start, name:
     seen, began = await outcome(start, name, in_place=True)
     expected, began_not = await outcome(start, name, in_place=False)
     assert seen == expected
+    assert (seen.receipt is not None) == (name == "with a receipt")
     assert seen.ended[-1]
     assert not any(seen.ended[:-1])
     answered_by_the_first = {"answered", "with a receipt", "with two hops", "an end and nothing else", "in pieces"}
