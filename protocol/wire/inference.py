@@ -130,14 +130,20 @@ def frame_request(request: InferenceRequest) -> list[bytes | memoryview]:
 
 
 def _request_parts(request: InferenceRequest) -> tuple[list[bytes | memoryview], int]:
-    _require(len(request.request_id) == REQUEST_ID_BYTES, "a request id has 16 bytes")
-    _require(_is_model(request.model), f"{request.model!r} is no model id")
+    if len(request.request_id) != REQUEST_ID_BYTES:
+        raise _unsendable("a request id has 16 bytes")
+    if not _is_model(request.model):
+        raise _unsendable(f"{request.model!r} is no model id")
     deadline_s = request.deadline_s
     # A comparison with something that is not a number is false.
-    _require(0 < deadline_s <= DEADLINE_MAX_S, f"a deadline of {deadline_s} s")
-    _require(0 <= request.hops_left <= HOPS_MAX, f"{request.hops_left} hops left")
-    _require(0 <= request.memory_bytes <= MEMORY_BYTES_MAX, f"a need of {request.memory_bytes} bytes of memory")
-    _require(0 <= request.output_tokens <= OUTPUT_TOKENS_MAX, f"a wish for {request.output_tokens} tokens")
+    if not 0 < deadline_s <= DEADLINE_MAX_S:
+        raise _unsendable(f"a deadline of {deadline_s} s")
+    if not 0 <= request.hops_left <= HOPS_MAX:
+        raise _unsendable(f"{request.hops_left} hops left")
+    if not 0 <= request.memory_bytes <= MEMORY_BYTES_MAX:
+        raise _unsendable(f"a need of {request.memory_bytes} bytes of memory")
+    if not 0 <= request.output_tokens <= OUTPUT_TOKENS_MAX:
+        raise _unsendable(f"a wish for {request.output_tokens} tokens")
     values = (
         request.request_id,
         _FEATURE_NUMBERS[request.feature],
@@ -217,7 +223,8 @@ def _reply_parts(reply: Reply) -> tuple[list[bytes | memoryview], int]:
     event: tuple[int, tuple[Any, ...]]
     match reply:
         case TextDelta(text, index):
-            _require(0 <= index <= _U16_MAX, f"choice {index}")
+            if not 0 <= index <= _U16_MAX:
+                raise _unsendable(f"choice {index}")
             event = Event.TextDelta, (text, index)
         case Accepted(queue_s):
             event = Event.Accepted, (_microseconds(queue_s),)
@@ -230,7 +237,8 @@ def _reply_parts(reply: Reply) -> tuple[list[bytes | memoryview], int]:
             took = _microseconds(timing.queue_s), _microseconds(timing.service_s)
             event = Event.Finished, (finish_reasons, *tokens, *took, receipt)
         case Failed(code, message, retry_after_s):
-            _require(code != ErrorCode.NO_ERROR, "a failure needs an error code")
+            if code == ErrorCode.NO_ERROR:
+                raise _unsendable("a failure needs an error code")
             # Cutting bytes may cut a character in two: what is left of it goes too.
             cut = message.encode(errors="replace")[:_MESSAGE_BYTES_MAX].decode(errors="ignore")
             event = Event.Failed, (code, cut, _microseconds(retry_after_s) // 1000)
@@ -308,11 +316,14 @@ def _read_tensor(name: str, dtype: int, shape: tuple[int, ...], data: memoryview
 
 
 def _tensor_values(tensor: Tensor) -> tuple[Any, ...]:
-    _require(tensor.dtype in _DATA_TYPE_NUMBERS, f"data type {tensor.dtype!r}")
+    if tensor.dtype not in _DATA_TYPE_NUMBERS:
+        raise _unsendable(f"data type {tensor.dtype!r}")
     number, item_bytes = _DATA_TYPE_NUMBERS[tensor.dtype]
     shape, length = tensor.shape, tensor.data.nbytes
-    _require(all(0 <= size <= _U32_MAX for size in shape), f"a shape of {shape}")
-    _require(prod(shape) * item_bytes == length, f"a tensor {tensor.dtype} of shape {shape} with {length} bytes")
+    if not all(0 <= size <= _U32_MAX for size in shape):
+        raise _unsendable(f"a shape of {shape}")
+    if prod(shape) * item_bytes != length:
+        raise _unsendable(f"a tensor {tensor.dtype} of shape {shape} with {length} bytes")
     return tensor.name, number, shape, _flat(tensor.data)
 
 
@@ -346,7 +357,8 @@ def _framed(parts: list[bytes | memoryview], size_bytes: int) -> list[bytes | me
 
 
 def _tokens(count: int) -> int:
-    _require(count >= 0, f"{count} tokens")
+    if count < 0:
+        raise _unsendable(f"{count} tokens")
     return min(count, _U32_MAX)
 
 
@@ -355,7 +367,8 @@ def _is_model(model: str) -> bool:
 
 
 def _microseconds(duration_s: float) -> int:
-    _require(duration_s >= 0, f"a duration of {duration_s} s")
+    if not duration_s >= 0:  # nor is what is no number
+        raise _unsendable(f"a duration of {duration_s} s")
     return round(min(duration_s, DURATION_MAX_S) * 1e6)
 
 
@@ -370,9 +383,8 @@ def _check_bytes(buffer: bytes | bytearray | memoryview, bytes_max: int) -> None
         raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a message of {len(buffer)} bytes; the limit is {bytes_max}")
 
 
-def _require(holds: bool, fault: str) -> None:
-    if not holds:
-        raise LocalProtocolError(ErrorCode.MALFORMED, f"cannot be sent: {fault}")
+def _unsendable(fault: str) -> LocalProtocolError:
+    return LocalProtocolError(ErrorCode.MALFORMED, f"cannot be sent: {fault}")
 
 
 def _malformed(detail: str) -> RemoteProtocolError:
