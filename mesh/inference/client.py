@@ -16,7 +16,7 @@ from typing import Self
 import trio
 
 from mesh.inference.stream import ByteStream
-from mesh.transport import ConnectionLost, Doing, StreamReset
+from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
 from protocol.encoding import FrameDecoder, decode_uvarint
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.inference import AnswerOrder, Failed, InferenceRequest, Reply
@@ -133,10 +133,13 @@ class Answer:
         except LocalProtocolError as error:
             self._refusal = Failed(error.code, error.detail)
             return
+        stream = self._stream
+        stream.tell(Doing.FRAME, sent=True, data=memoryview(frame)[decode_uvarint(frame)[1] :])
+        if isinstance(stream, Stream) and stream.send_now(frame, end=False):
+            return
         # A peer may refuse before it has read everything: its reason, or the lost connection, is found by reading.
         with trio.move_on_at(self._ends_at), suppress(StreamReset, ConnectionLost):
-            self._stream.tell(Doing.FRAME, sent=True, data=memoryview(frame)[decode_uvarint(frame)[1] :])
-            await self._stream.send_all(frame)
+            await stream.send_all(frame)
 
     async def _next(self) -> Reply:
         """Return the peer's next reply, or the `Failed` that stands for it."""
