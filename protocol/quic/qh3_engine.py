@@ -25,9 +25,10 @@ from qh3.quic.tls_bridge import QuicTlsBridgeError
 
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.identity import PeerId
-from protocol.quic.guards import Destinations, Guard, Traps
+from protocol.quic.guards import Destinations, Guard
 from protocol.quic.qh3_faults import is_contained, is_panic
 from protocol.quic.qh3_tls import CONNECTION_IDS_MAX, MutualBridge, configuration_of, tls
+from protocol.quic.qh3_traps import TRAP_UIDS, PacketTraps
 from protocol.quic.seam import (
     CONNECTION_ID_BYTES,
     QUIC_VERSION_1,
@@ -66,9 +67,6 @@ MAX_ACK_DELAY_S = 0.025
 REASSEMBLY_FACTOR = 1
 """Stream windows a stream may hold out of order: what its credit allows."""
 
-TRAP_UIDS = 1 << 62
-"""PINGs with numbers from here on are traps; the endpoint counts its own from 1."""
-
 PROTOCOL_VIOLATION = 0x0A
 """QUIC transport error (RFC 9000 section 20.1)."""
 
@@ -80,9 +78,6 @@ SMALL_MAX = 8
 
 DROPPED_MAX = 256
 """Answers to path challenges dropped until the connection ends: each is kept by the core until it is acknowledged or lost."""
-
-TRAP_RECEIPTS_MAX = 256
-"""Times of receiving after which a trap is forgotten: long after an honest peer's acknowledgements have passed it."""
 
 OUTSTANDING_MAX = 32_768
 """Packets that may wait to be acknowledged: the core keeps some 100 bytes of each, and a window of 8 MiB holds 6,200 full ones. A
@@ -104,7 +99,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
 
     _core: Any
     _tls: Any
-    _trap_is_set: bool = False
+    _now: float = 0.0
 
     def __init__(
         self,
@@ -124,12 +119,9 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         self.closed: Closed | None = None
         self._config = config
         self._verify = verify
-        self._traps = Traps(secret, self.host_cid)
-        self._trap: tuple[int, int] | None = None
+        self._traps = PacketTraps(secret, self.host_cid)
         self._n_sent = 0
-        self._n_traps = 0
         self._n_dropped = 0
-        self._trap_age = 0
         self._counted_at = 0
         self._destinations = Destinations()
 
@@ -157,10 +149,7 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
         """Take datagrams from one address."""
         if self.closed is not None and self._core is None:
             return
-        self._trap_is_set = False
-        if self._trap is not None:
-            self._trap_age += 1
-            self._trap_is_set = self._trap_age <= TRAP_RECEIPTS_MAX and self._is_outstanding(self._trap[0])
+        self._traps.handle_receipt(self._core)
         if self._handshake_complete and self._core is not None:
             self._core.receive_many_datagrams(list(datagrams), address, now)
             self.drain()
@@ -220,7 +209,8 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             case "datagram":
                 self.normal.append(FrameReceived(native[1]))
             case "ping_acknowledged" if native[1] >= TRAP_UIDS:
-                self._spring(native[1])
+                if self._traps.springs(native[1]):
+                    self._refuse("a packet that was never sent is acknowledged")
             case "ping_acknowledged":
                 self.normal.append(PingAnswered(native[1]))
             case "stream_reset":
@@ -270,15 +260,14 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             code = refusal.code if refusal is not None else transport_code(fault.error_code)
             self.closed = Closed(code, refusal.detail if refusal is not None else fault.reason_phrase, local=True)
 
-    # Traps for who acknowledges what it did not receive.
-
     def transmits(self, now: float) -> list[tuple[bytes, Address]]:
-        """Build what may be sent now; where a trap is due one packet more, a lone PING, is made and not sent.
+        """Build what may be sent now, and lay a trap where one is due.
 
         The core answers each of many path challenges by a datagram of its own. Beyond a few they are dropped, as a peer has to
         expect (RFC 9000 section 8.2.2): one datagram of challenges would cause a hundred system calls.
         """
         core: Any = self._core
+        self._now = now
         sent: list[tuple[bytes, Address]] = []
         n_small = 0
         while (transmit := core.poll_transmit(now)) is not None:
@@ -301,32 +290,16 @@ class GuardedConnection(QuicConnection):  # type: ignore[misc]
             and self._destinations.is_new(sent[-1][0], self._tls.remote_initial_source_connection_id)
         ):
             self.normal.append(CidReplaced())
-        if sent and self._n_sent >= self._traps.next and self.closed is None and self.handshake_confirmed:
-            self._n_traps += 1
-            uid = TRAP_UIDS + self._n_traps
-            core.send_ping(uid)
-            withheld = core.poll_transmit(now)
-            if withheld is not None and (outstanding := core.outstanding_application_packets):
-                self._trap = (outstanding[-1][0], uid)
-                self._n_sent += 1
-                self._trap_age = 0
-                self._traps.laid()
+        if sent and self.closed is None and self.handshake_confirmed and (behind := self._traps.lay(core, now, self._n_sent)):
+            self._n_sent += 1 + len(behind)
+            sent += behind
         return sent
 
-    def _is_outstanding(self, number: int) -> bool:
-        """Whether a packet is neither acknowledged nor given up for lost."""
-        return self._core is not None and any(packet[0] == number for packet in self._core.outstanding_application_packets)
-
-    def _spring(self, uid: int) -> None:
-        """The PING of a trap is acknowledged: if it was still outstanding then, it cannot have been received.
-
-        Once it is given up for lost the library sends the PING again, in a packet that does leave.
-        """
-        if self._trap is None or self._trap[1] != uid:
-            return
-        self._trap = None
-        if self._trap_is_set:
-            self._refuse("a packet that was never sent is acknowledged")
+    def ping(self, uid: int) -> None:
+        """Send a PING; the moment is quiet."""
+        if self.handshake_confirmed:
+            self._traps.prime(self._core, self._now)
+        self._core.send_ping(uid)
 
     def _refuse(self, reason: str) -> None:
         """End the connection for what the peer did."""
@@ -561,7 +534,7 @@ class Qh3Connection:
         """See EngineConnection."""
         core = self._open
         if core is not None:
-            core.send_ping(uid)
+            self._quic.ping(uid)
 
     def close(self, code: int, reason: str) -> None:
         """See EngineConnection."""
