@@ -239,10 +239,12 @@ class _Serving:
         except ProtocolError:
             return None  # as well
         data, end = b"".join(frames), replies[-1]
-        if not isinstance(end, Finished | Failed) or len(data) > AT_ONCE_BYTES_MAX or not stream.send_now(data, end=True):
+        if not isinstance(end, Finished | Failed) or len(data) > AT_ONCE_BYTES_MAX or not stream.takes_now(len(data)):
             return None
         for frame in frames:
             self._tell_sent(frame)
+        if not stream.send_now(data, end=True):
+            return None
         self.end = end
         return Served(self.request, end, None)
 

@@ -267,15 +267,18 @@ class Stream:
         await trio.lowlevel.checkpoint_if_cancelled()
         await self._send(data, end=end, linger=linger)
 
-    def send_now(self, data: bytes, *, end: bool) -> bool:
-        """Send bytes without waiting, all of them or none; whether they were. Why they were not is found by `send_all`."""
+    def takes_now(self, n_bytes: int) -> bool:
+        """Whether so many bytes would be sent without waiting."""
         if self._stopped is not None or self._lost is not None or self._sent_eof:
             return False
-        whole = self._unsent + data
-        if len(whole) > min(WRITE_BYTES_MAX, self.connection.room(self._id)):
+        return len(self._unsent) + n_bytes <= min(WRITE_BYTES_MAX, self.connection.room(self._id))
+
+    def send_now(self, data: bytes, *, end: bool) -> bool:
+        """Send bytes without waiting, all of them or none; whether they were. Why they were not is found by `send_all`."""
+        if not self.takes_now(len(data)):
             return False
         try:
-            self.connection.write(self._id, memoryview(whole), end=end, linger=False)
+            self.connection.write(self._id, memoryview(self._unsent + data), end=end, linger=False)
         except TransportError:
             return False
         self._unsent, self._sent_eof = b"", end
