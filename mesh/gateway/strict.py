@@ -15,6 +15,7 @@ from itertools import chain
 
 import h11
 from h11._receivebuffer import ReceiveBuffer
+from hypercorn.events import RawData
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
@@ -78,9 +79,27 @@ class StrictBuffer(ReceiveBuffer):
 
 
 class StrictProtocol(H11Protocol):  # type: ignore[misc]  # hypercorn is not typed
-    """Hypercorn's HTTP/1.1 with a strict buffer, and a reason in what it refuses."""
+    """Hypercorn's HTTP/1.1 with a strict buffer, and a reason in what it refuses.
+
+    The head of an answer waits for the first of its body and leaves in one write with it: each write wakes the client.
+    """
 
     refused: Callable[[str], None]
+    _head: bytes = b""
+
+    async def _send_h11_event(self, event: h11.Event) -> None:
+        try:
+            data = self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response):
+            self._head = data
+            return
+        head, self._head = self._head, b""
+        if head or data:
+            await self.send(RawData(data=head + data))
 
     async def _check_protocol(self, event: h11.Request) -> None:
         if event.method == b"PRI":  # from a client that took this for HTTP/2 and understands a refusal in no other

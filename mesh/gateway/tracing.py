@@ -58,6 +58,7 @@ class TraceStream(Response):
 
     async def _run(self, trace: TracePort, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await send({"type": "http.response.body", "body": b": begun\n\n", "more_body": True})  # the head waits for a first body
         n_quiet = 0
         ends_at = trio.current_time() + self._for_s
         while not self._is_draining() and (left_s := ends_at - trio.current_time()) > 0:
