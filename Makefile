@@ -56,7 +56,7 @@ check: $(READY)-check ## Format, lint, types, import contracts, spelling
 	$(BIN)/codespell
 
 # What is not installed of the others is left out of the tables, which say so.
-bench: $(READY)-run ## Measure, beside what a user would pick instead (25 min); writes build/bench
+bench: $(READY)-run ## Measure, beside what a user would pick instead (10 to 20 min); writes build/bench
 	@$(BIN)/pip install --quiet -e '.[bench]'
 	@INTEROP_VENV="$(INTEROP)" BENCH_PROXIES="$(PROXIES)" $(BIN)/python -m benchmarks
 

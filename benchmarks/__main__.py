@@ -13,11 +13,11 @@ from pathlib import Path
 from benchmarks.mesh_node import prefer
 
 ALL = (
-    "hop", "native", "bulk", "throughput", "gateway", "ping", "handshake", "lifecycle", "idle", "relay", "distances", "hostile",
+    "hop", "native", "bulk", "throughput", "gateway", "ping", "handshake", "lifecycle", "idle", "relay", "distances",
 )  # fmt: skip
-"""Run where none is named; together some twenty minutes on two cores."""
-APART = ("interop", "mesh_distances", "flame")
-"""Run only by name: they need more than the project installs, or take minutes on an idle machine."""
+"""Run where none is named: some ten minutes on two cores, and twice that where other programs are busy."""
+APART = ("flame", "interop", "mesh_distances", "hostile")
+"""Run only by name: they need more than the project installs, or take long: `hostile` most of an hour without --quick."""
 
 FLAGGED = ("hostile", "mesh_distances", "flame")
 """Those that take flags."""

@@ -7,6 +7,7 @@ part of the Python function that calls them.
 
 import argparse
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -29,8 +30,8 @@ RATE_HZ = 200
 """Looks a second: each stops the process for some 0.1 ms, so that a fiftieth of the time is lost to them."""
 WARM_UP_S = 2.0
 FLOOR_CALLS = 5000
-WAITING = ("get_events", "recv_into", "_work", "wait", "poll")
-"""Innermost functions of a thread that waits for something."""
+WAITING = frozenset({"get_events", "_work", "wait", "poll"})
+"""Innermost functions of a thread that waits for something, without their classes."""
 LAYERS_SHOWN = 14
 LOOP = "trio's own loop"
 """What is done between two tasks, and in threads that belong to none."""
@@ -79,11 +80,22 @@ async def ask(address: str, for_s: float) -> None:
         print(statistics.median(took), len(took), time.process_time() - used, flush=True)
 
 
+def py_spy() -> str:
+    """Where the sampler is.
+
+    Raises:
+        SystemExit: it is not installed.
+    """
+    beside = Path(sys.executable).with_name("py-spy")
+    found = str(beside) if beside.exists() else shutil.which("py-spy")
+    if found is None:
+        raise SystemExit("py-spy is not installed: pip install 'isochrone[bench]' (`make bench` does)")
+    return found
+
+
 def record(pid: int, for_s: float, out: Path) -> subprocess.Popen[bytes]:
     """Begins to look at a process."""
-    command = ["py-spy", "record", "--format", "raw", "--rate", str(RATE_HZ), "--duration", str(int(for_s))]
-    program = Path(sys.executable).with_name("py-spy")
-    command[0] = str(program) if program.exists() else "py-spy"
+    command = [py_spy(), "record", "--format", "raw", "--rate", str(RATE_HZ), "--duration", str(int(for_s))]
     return subprocess.Popen(
         [*command, "--pid", str(pid), "--output", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -95,17 +107,25 @@ def read_stacks(raw: str) -> Stacks:
     for line in raw.splitlines():
         text, _, count = line.rpartition(" ")
         frames = tuple(frame.rpartition(":")[0].removesuffix(")") for frame in text.split(";"))
-        if not frames[-1].startswith(WAITING):
+        if frames[-1].partition(" (")[0].rpartition(".")[2] not in WAITING:
             stacks[frames] += int(count)
     return stacks
+
+
+def within_turns(stacks: Stacks) -> Stacks:
+    """The stacks from where the event loop runs a task; whatever else there is becomes one function of the loop."""
+    found: Stacks = Counter()
+    for frames, count in stacks.items():
+        turn = max((at for at, frame in enumerate(frames) if frame.startswith("unrolled_run ")), default=len(frames))
+        found[frames[turn + 1 :] or (f"{LOOP} (trio/",)] += count
+    return found
 
 
 def layers(stacks: Stacks) -> list[tuple[str, float]]:
     """The share of each module in which the time was spent, itself or in libraries it calls, the largest first."""
     shares: Counter[str] = Counter()
-    for frames, count in stacks.items():
-        turn = max((at for at, frame in enumerate(frames) if frame.startswith("unrolled_run ")), default=-1)
-        files = [frame.partition(" (")[2] for frame in frames[turn + 1 :]]
+    for frames, count in within_turns(stacks).items():
+        files = [frame.partition(" (")[2] for frame in frames]
         own = [file for file in files if file.startswith(("mesh/", "protocol/"))]
         shares[own[-1] if own else LOOP] += count
     total = sum(shares.values())
@@ -114,6 +134,7 @@ def layers(stacks: Stacks) -> list[tuple[str, float]]:
 
 def measure(for_s: float) -> tuple[dict[str, Stacks], list[Row]]:
     """Runs the hop under load and looks at both ends."""
+    py_spy()
     with tempfile.TemporaryDirectory() as folder, NodeProcess("--engine", "echo", "--quic-engine", "qh3") as node:
         command = [sys.executable, "-m", "benchmarks.flame", "ask", node.address, str(for_s + 2 * WARM_UP_S)]
         asking = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -151,7 +172,7 @@ def main(flags: list[str]) -> None:
     told = parser.parse_args(flags)
     stacks, rows = measure(told.seconds)
     told.out.parent.mkdir(parents=True, exist_ok=True)
-    told.out.write_text(draw({f"{name} process": found for name, found in stacks.items()}))
+    told.out.write_text(draw({f"{name} process": within_turns(found) for name, found in stacks.items()}))
     report("flame", "One hop of 1 KiB under load", rows, ("trio", "qh3", "py-spy"), [f"The picture is {told.out}."])
 
 

@@ -68,7 +68,7 @@ def main() -> None:
     """Runs the benchmark."""
     true_address = f"/ip4/127.0.0.1/udp/{free_port()}/quic-v1"
     with (
-        NodeProcess("--engine", "none") as relay,
+        NodeProcess("--engine", "none", "--relay") as relay,
         NodeProcess("--engine", "echo", "--listen", true_address, "--announce", NOWHERE, "--bootstrap", relay.address) as far,
         NodeProcess("--engine", "none", "--announce", NOWHERE, "--bootstrap", f"{true_address}/p2p/{far.peer_id}") as near,
         NodeProcess("--engine", "none", "--announce", NOWHERE, "--bootstrap", relay.address) as asking,

@@ -82,14 +82,15 @@ async def test_ticker_makes_as_many_tokens_as_are_asked_for_in_steps(autojump_cl
 RAW = """main (node.py:9);unrolled_run (trio/_core/_run.py:2);pump (mesh/transport/udp.py:7);send (mesh/transport/udp.py:8) 6
 main (node.py:9);unrolled_run (trio/_core/_run.py:2);encode (protocol/wire/writer.py:3);tobytes (numpy/core.py:3) 3
 main (node.py:9);unrolled_run (trio/_core/_run.py:5) 1
-main (node.py:9);unrolled_run (trio/_core/_run.py:2);get_events (trio/_core/_io_epoll.py:2) 50
+main (node.py:9);run_up (mesh/up.py:5);run (trio/_core/_run.py:7) 2
+main (node.py:9);unrolled_run (trio/_core/_run.py:2);EpollIOManager.get_events (trio/_core/_io_epoll.py:2) 50
 """
 
 
 def test_time_belongs_to_the_innermost_module_of_ours_and_waiting_to_none() -> None:
     stacks = read_stacks(RAW)
-    assert sum(stacks.values()) == 10
-    assert layers(stacks) == [("mesh/transport/udp.py", 0.6), ("protocol/wire/writer.py", 0.3), (LOOP, 0.1)]
+    assert sum(stacks.values()) == 12
+    assert layers(stacks) == [("mesh/transport/udp.py", 6 / 12), ("protocol/wire/writer.py", 3 / 12), (LOOP, 3 / 12)]
 
 
 def test_picture_is_as_wide_as_the_time_and_leaves_out_what_is_too_small(tmp_path: Path) -> None:
