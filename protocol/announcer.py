@@ -85,6 +85,7 @@ class Announcer:
         self._seal_key, self._relays = b"", False
         self._incarnation = 0
         self._membership = b""
+        self._fabric = b""
         self._card_changed = self._beat_changed = self._reborn = False
         self._moved_at: float | None = None  # since when the place is another than the last card tells
         self._card_at = self._beat_at = self._edges_at = float("-inf")
@@ -124,6 +125,12 @@ class Announcer:
         self._due = None
         self._card_changed = self._card_changed or membership != self._membership
         self._membership = membership
+
+    def handle_fabric(self, advert: bytes) -> None:
+        """Takes over which fabrics this node has, as its advert says."""
+        self._due = None
+        self._card_changed = self._card_changed or advert != self._fabric
+        self._fabric = advert
 
     def handle_offers(self, offers: tuple[ModelOffer, ...]) -> None:
         """Takes over which models this node serves."""
@@ -206,6 +213,7 @@ class Announcer:
             membership=self._membership,
             seal_key=self._seal_key,
             relays=self._relays,
+            fabric=self._fabric,
         )
 
     def beat(self, now: float) -> Beat | None:

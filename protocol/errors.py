@@ -38,6 +38,10 @@ class ErrorCode(IntEnum):
     REPLAYED = 0x14  # a statement that is known already, as it is
     OLD_SEQUENCE = 0x15  # a statement whose number is not greater than the one known
     BANNED = 0x18  # the peer is turned away for a while, for what it did before
+    STALE_LEASE = 0x19  # a lease of a region that is not there, or of an epoch that is over
+    OUT_OF_BOUNDS = 0x1A  # what does not lie inside its lease or its region, or is not allowed by it
+    FABRIC_FAILED = 0x1B  # a fabric does not carry, or is closed for a while; the stream does
+    CORRUPTED = 0x1C  # bytes that a fabric carried are not those that were given
 
     CANCELLED = 0x100  # the caller no longer wants the answer
     DEADLINE_EXCEEDED = 0x101

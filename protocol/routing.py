@@ -4,9 +4,10 @@
 with the feature, has the memory and the context length, takes work and has room in its queue. The qualified are ordered by
 predicted time to the whole answer,
 
-    path (round trip, margin for jitter and loss) + queue + service,
+    path (round trip, margin for jitter and loss) + transfer + queue + service,
 
-where a streamed answer counts only until its first output, plus what it is generated slower than it is read. Among those whose
+where the transfer is that of the request's tensors, by a fabric to the peers that this node has one with (`fabric`), and a
+streamed answer counts only until its first output, plus what it is generated slower than it is read. Among those whose
 predictions differ by less than predictions are worth, this node itself comes first and the others in random order, weighted
 against those this node has given work already: if everybody sent everything to the nearest, the nearest would be the slowest.
 Those that failed a moment ago come last. The others stay in the report with a plain reason.
@@ -41,6 +42,7 @@ from statistics import median
 
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
+from protocol.fabric import STREAM, Way
 from protocol.identity import PeerId
 from protocol.inference import Feature
 from protocol.load import Beat, ModelLoad
@@ -142,6 +144,7 @@ class Requirement:
         context_tokens: input and output together, 0 when unknown.
         output_tokens: most tokens that are wanted, 0 when unknown.
         stream: whether the answer is read as it comes.
+        payload_bytes: of the tensors that go with it.
         excluded: peers that must not be asked: the one the request came from.
     """
 
@@ -151,6 +154,7 @@ class Requirement:
     context_tokens: int = 0
     output_tokens: int = 0
     stream: bool = False
+    payload_bytes: int = 0
     excluded: frozenset[PeerId] = frozenset()
 
 
@@ -167,6 +171,7 @@ class CandidateInput:
         memory_bytes: its largest accelerator's memory, or its host memory where it has none; 0 when unknown.
         in_flight: requests of this node that it has not finished yet.
         via: through whom it is asked, None where it is asked itself; `path` is then the whole way.
+        way: the fabric that this node has open with it, None where there is none.
     """
 
     peer_id: PeerId
@@ -177,6 +182,7 @@ class CandidateInput:
     memory_bytes: int = 0
     in_flight: int = 0
     via: PeerId | None = None
+    way: Way | None = None
 
     @property
     def is_self(self) -> bool:
@@ -199,6 +205,7 @@ class Candidate:
         predicted_s: expected time until the first output is here: what `RouteReport.measured_s` measures.
         total_s: what the ranking is by: expected time until the answer is here.
         outcome: what came of asking it; empty when it was not asked.
+        fabric: by which fabric its tensors went ("shm"), or that they fell back from it; empty where they took the stream.
         refusal: why it is not qualified, as a code; NO_ERROR for the qualified.
         via: through whom it is asked, None where it is asked itself.
     """
@@ -213,6 +220,7 @@ class Candidate:
     predicted_s: float | None = None
     total_s: float | None = None
     outcome: str = ""
+    fabric: str = ""
     refusal: ErrorCode = ErrorCode.NO_ERROR
     via: PeerId | None = None
 
@@ -276,6 +284,15 @@ class RouteReport:
             self,
             candidates=tuple(
                 replace(candidate, via=relay) if candidate.peer_id == peer else candidate for candidate in self.candidates
+            ),
+        )
+
+    def with_fabric(self, peer: PeerId, fabric: str) -> "RouteReport":
+        """The report once it is known by which fabric the tensors of `peer` go."""
+        return replace(
+            self,
+            candidates=tuple(
+                replace(candidate, fabric=fabric) if candidate.peer_id == peer else candidate for candidate in self.candidates
             ),
         )
 
@@ -359,6 +376,14 @@ def path_time(path: Path, config: RoutingConfig) -> float:
             under_way_s = path.rtt_s * (1.0 + config.coordinate_margin * path.error)
             under_way_s += config.jitter_margin * path.jitter_s + path.loss * timeout_s
     return under_way_s if path.connected else 2.0 * under_way_s
+
+
+def transfer_time(facts: CandidateInput, payload_bytes: int) -> float:
+    """The time in which a request's tensors reach a candidate, in seconds: by the fabric or the stream, whichever is quicker."""
+    if payload_bytes == 0 or facts.is_self:
+        return 0.0
+    by_stream_s = STREAM.transfer_s(payload_bytes)
+    return by_stream_s if facts.way is None else min(by_stream_s, facts.way.transfer_s(payload_bytes))
 
 
 def _offer_of(facts: CandidateInput, requirement: Requirement) -> ModelOffer | None:
@@ -458,7 +483,7 @@ def _score(
     failed_ago_s: float | None,
 ) -> Candidate:
     """Predict one able candidate's time to answer; `service` is that of this request, `ahead` that of those before it."""
-    path_s = path_time(facts.path, config)
+    path_s = path_time(facts.path, config) + transfer_time(facts, requirement.payload_bytes)
     queue_s = queue_time(_load_of(facts, requirement.model), facts.in_flight, ahead.service_s)
     predicted_s = path_s + queue_s + service.first_output_s
     total_s = path_s + queue_s + service.service_s
@@ -559,4 +584,5 @@ __all__ = [
     "path_time",
     "queue_time",
     "rank",
+    "transfer_time",
 ]

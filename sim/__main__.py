@@ -33,6 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
         from sim.crowd.command import main as crowd
 
         return crowd(arguments[1:])
+    if arguments[:1] == ["fabric"]:
+        from sim.fabric.command import main as fabric
+
+        return fabric(arguments[1:])
     if arguments[:1] == ["coordinates"]:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the program does (node.py); read when numpy is imported
         from sim.coordinates.command import main as coordinates

@@ -59,6 +59,7 @@ def route_json(route: RouteReport) -> dict[str, object]:
                 "service_s": candidate.service_s,
                 "predicted_s": candidate.predicted_s,
                 "outcome": candidate.outcome,
+                "fabric": candidate.fabric,
             }
             for candidate in route.candidates
         ],

@@ -1,6 +1,10 @@
 """Nodes as candidates for a request: what routing is told of this node and of its peers."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from protocol.announcer import Announcer
+from protocol.fabric import Way
 from protocol.identity import PeerId
 from protocol.inference import Finished, InferenceRequest
 from protocol.load import Beat
@@ -30,8 +34,16 @@ def requirement_of(request: InferenceRequest, from_peer: PeerId | None) -> Requi
         memory_bytes=request.memory_bytes,
         output_tokens=request.output_tokens,
         stream=request.stream,
+        payload_bytes=sum(tensor.data.nbytes for tensor in request.tensors),
         excluded=frozenset() if from_peer is None else frozenset({from_peer}),
     )
+
+
+def with_ways(candidates: list[CandidateInput], ways: Mapping[PeerId, Way]) -> list[CandidateInput]:
+    """The candidates with the fabrics that are open to them."""
+    return [
+        candidate if (way := ways.get(candidate.peer_id)) is None else replace(candidate, way=way) for candidate in candidates
+    ]
 
 
 def peer_candidate(facts: PeerFacts, own_error: float, in_flight: int) -> CandidateInput:

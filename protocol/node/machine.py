@@ -21,6 +21,7 @@ from protocol.announcer import Announcer
 from protocol.coordinates import Coordinate, Vivaldi
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
+from protocol.fabric import Way
 from protocol.forwarding import Forwarding
 from protocol.gossip import Gossip
 from protocol.identity import Identity, PeerId
@@ -28,7 +29,7 @@ from protocol.inference import Failed, Finished, InferenceRequest
 from protocol.load import Beat, ModelLoad
 from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
-from protocol.node.candidates import own_candidate, requirement_of, served_in
+from protocol.node.candidates import own_candidate, requirement_of, served_in, with_ways
 from protocol.node.config import FALLEN_SILENT, MachineOutput, NodeConfig, Output, PeerFacts, PeerView
 from protocol.node.inquiries import Inquiries
 from protocol.node.relays import Relays
@@ -103,6 +104,7 @@ class Node:
         told_by = (self.survey, self.gossip, self.announcer)
         self.telling = EdgeTelling(config, self.table, self.probe, *told_by, luck, self.wall, lambda: self.vivaldi.coordinate)
         shared = (self.table, self.membership, self.probe, self.views, self.gossip, self.telling.store)
+        self.ways: dict[PeerId, Way] = {}  # the fabrics that are open; the shell bounds them
         self.relays = Relays(config, *shared, self.wall, self._settle)
         self._ranking_at = float("inf")
         self._ranking_wait_s = config.ranking_min_s
@@ -259,7 +261,7 @@ class Node:
         if request.hops_left > 0:  # otherwise nobody else may be asked
             candidates.extend(self.relays.candidates(request, from_peer, self.facts(now), in_flight, own_error, now))
         requirement = requirement_of(request, from_peer)
-        seen = self.inquiries.seen(candidates, now)
+        seen = self.inquiries.seen(candidates if not self.ways else with_ways(candidates, self.ways), now)
         return rank(request.request_id, requirement, seen, self.services, self.config.routing, self._luck, now)
 
     def submit(

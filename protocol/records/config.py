@@ -68,6 +68,7 @@ class RecordConfig:
         extra_max: unknown fields of one map.
         name_bytes_max: text that names something: a model, a CPU, a GPU, an interface, an engine, an agent.
         membership_bytes_max: what a card shows of its node's network (chapter 9): two statements and what is round them.
+        fabric_bytes_max: the advert of a card's fabrics (chapter 11).
         rtt_s_max: longest round trip, jitter, height, and farthest component of a coordinate, in seconds.
         error_max: largest relative error of a coordinate.
     """
@@ -92,6 +93,7 @@ class RecordConfig:
     extra_max: int = 32
     name_bytes_max: int = 256
     membership_bytes_max: int = 1600
+    fabric_bytes_max: int = 768
     rtt_s_max: float = 60.0
     error_max: float = 1.5
 

@@ -119,6 +119,7 @@ def _card_to_plain(card: Card) -> dict[str, object]:
         **({"membership": card.membership} if card.membership else {}),
         **({"seal_key": card.seal_key} if card.seal_key else {}),
         **({"relays": True} if card.relays else {}),
+        **({"fabric": card.fabric} if card.fabric else {}),
     }
 
 
@@ -135,6 +136,7 @@ def _card_from_plain(fields: "_Fields", config: RecordConfig) -> Card:
         membership=_bytes(fields.perhaps("membership"), "card.membership", config.membership_bytes_max),
         seal_key=fields.key("seal_key", SEALING_KEY_BYTES),
         relays=fields.flag("relays"),
+        fabric=_bytes(fields.perhaps("fabric"), "card.fabric", config.fabric_bytes_max),
         extra=fields.rest(),
     )
 

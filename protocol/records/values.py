@@ -86,6 +86,7 @@ class Card:
     `incarnation` grows when the node starts and when it refutes that it is gone; what was said against an earlier one is void.
     `membership` is what the node shows of its network, unverified here; empty where it shows nothing.
     `seal_key` is what requests to it are sealed to, empty where it opens none; `relays`: whether it passes on those of others.
+    `fabric` is its advert of fabrics (chapter 11), unread here; empty where it has none.
     """
 
     addresses: tuple[Multiaddr, ...]
@@ -97,6 +98,7 @@ class Card:
     membership: bytes = b""
     seal_key: bytes = b""
     relays: bool = False
+    fabric: bytes = b""
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 

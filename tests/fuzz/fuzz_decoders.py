@@ -17,6 +17,7 @@ for folder in (ROOT, ROOT / "tests" / "protocol" / "quic", ROOT / "tests" / "fuz
 
 import fuzz_admission  # noqa: E402
 import fuzz_door  # noqa: E402
+import fuzz_fabric  # noqa: E402
 import fuzz_live  # noqa: E402
 import fuzz_sealing  # noqa: E402
 from fuzz_dear import DEAR  # noqa: E402
@@ -493,6 +494,7 @@ _HARNESSES: tuple[Harness, ...] = (
     ),
     fuzz_admission.HARNESS,
     fuzz_sealing.HARNESS,
+    fuzz_fabric.HARNESS,
     *fuzz_live.HARNESSES,
 )
 

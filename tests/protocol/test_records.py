@@ -200,7 +200,7 @@ def test_later_versions_may_add_to_the_header_and_to_every_array():
 def test_unknown_fields_are_kept_and_sealed_again():
     later = replace(
         CARD,
-        extra={"fabric": {"host": b"\x01", "gids": [b"a", b"b"]}},
+        extra={"later": {"host": b"\x01", "gids": [b"a", b"b"]}},
         hardware=replace(HARDWARE, extra={"cxl": True}),
     )
     opened = open_record(sealed(later).envelope, NETWORK, WALL_S)

@@ -9,6 +9,7 @@ import pytest
 
 from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.fabric.transfer import Action, Giver, Gives, Giving, Receiver, Takes, Taking
 from protocol.gossip.events import GossipConfig
 from protocol.gossip.overlay import Overlay
 from protocol.gossip.score import PeerScores
@@ -371,3 +372,28 @@ def test_member(state: str, event: str, following: str) -> None:
     assert member.state() == state.removesuffix(", by its silence")
     member.do(event)
     assert member.state() in (following, f"{following}, connected", f"{following}, not connected")
+
+
+# The two ends of a transfer.
+
+ACTIONS = {action.value: action for action in Action}
+
+
+def actions_of(text: str) -> tuple[Action, ...]:
+    return () if text == "nothing" else tuple(ACTIONS[word.strip()] for word in text.split(","))
+
+
+@pytest.mark.parametrize(("state", "event", "following", "done"), cases("11-fabric.md", "States of a giver"))
+def test_giver(state: str, event: str, following: str, done: str) -> None:
+    giving = Giving(writes=event == "leased")
+    giving.state = Giver(state)
+    assert giving.handle(Gives(event)) == actions_of(done)
+    assert giving.state is Giver(following)
+
+
+@pytest.mark.parametrize(("state", "event", "following", "done"), cases("11-fabric.md", "States of a receiver"))
+def test_receiver(state: str, event: str, following: str, done: str) -> None:
+    taking = Taking(grants=False)
+    taking.state = Receiver(state)
+    assert taking.handle(Takes(event)) == actions_of(done)
+    assert taking.state is Receiver(following)

@@ -466,3 +466,74 @@ inside(
     "tests/protocol/test_receipts.py::test_what_differs_is_named",
 )
 inside("ISO-ADM-015", _NO_MEMBER, _GATE + "test_federated_members_meet_within_their_quota_of_requests")
+
+# Chapter 11
+
+_LEASES = "tests/protocol/fabric/test_leases.py::"
+_TRANSFER = "tests/protocol/fabric/test_transfer.py::"
+_ADVERTS = "tests/protocol/fabric/test_adverts.py::"
+_FABRIC_MESSAGES = "tests/protocol/fabric/test_fabric_messages.py::"
+_FABRIC_PEERS = "tests/protocol/fabric/test_fabric_peers.py::"
+_FABRIC_SIM = "tests/sim/test_fabric.py::"
+_HARDWARE = "a fabric is open only to who shares memory or a network with the node"
+
+inside(
+    "ISO-FAB-001",
+    "what a machine is called is not known outside",
+    _ADVERTS + "test_a_host_has_another_tag_in_every_network_and_after_every_boot",
+)
+inside(
+    "ISO-FAB-002",
+    "what a node makes of an advert is its own",
+    _ADVERTS + "test_what_a_later_version_says_is_passed_over",
+    _ADVERTS + "test_a_card_carries_an_advert_and_does_without",
+)
+inside(
+    "ISO-FAB-007",
+    _HARDWARE,
+    _LEASES + "test_a_region_has_one_lease_at_a_time_and_each_in_a_greater_epoch",
+    _LEASES + "test_an_owner_leases_nothing_outside_a_region",
+    _FABRIC_SIM + "test_every_request_is_answered_whatever_the_fabric_does",
+)
+inside(
+    "ISO-FAB-009",
+    _HARDWARE,
+    _LEASES + "test_a_lease_that_nobody_gives_back_runs_out_and_its_region_is_retired",
+    _TRANSFER + "test_a_region_whose_receiver_says_nothing_is_retired",
+    _FABRIC_SIM + "test_the_checks_catch_a_planted_bug",
+)
+inside(
+    "ISO-FAB-010",
+    _HARDWARE,
+    _LEASES + "test_an_epoch_is_taken_once",
+    _LEASES + "test_a_lease_of_a_region_that_was_not_shown_is_stale",
+    _LEASES + "test_a_lease_past_its_region_or_for_something_else_is_out_of_bounds",
+    _FABRIC_SIM + "test_the_checks_catch_a_table_of_regions_without_epochs",
+)
+inside("ISO-FAB-011", _HARDWARE, _FABRIC_SIM + "test_the_checks_catch_a_planted_bug")
+inside(
+    "ISO-FAB-014",
+    _HARDWARE,
+    _FABRIC_MESSAGES + "test_what_is_no_message_is_refused",
+    _FABRIC_MESSAGES + "test_what_a_later_version_says_is_passed_over",
+    "tests/spec/test_fabric_vectors.py::test_what_is_refused",
+)
+inside(
+    "ISO-FAB-015",
+    _HARDWARE,
+    _TRANSFER + "test_a_giver_does_what_the_table_says_and_blames_who_is_to_blame",
+    _TRANSFER + "test_a_receiver_does_what_the_table_says_and_blames_who_is_to_blame",
+)
+inside("ISO-FAB-016", _HARDWARE, _FABRIC_SIM + "test_every_request_is_answered_whatever_the_fabric_does")
+inside("ISO-FAB-018", _HARDWARE, _FABRIC_SIM + "test_every_request_is_answered_whatever_the_fabric_does")
+inside(
+    "ISO-FAB-021",
+    _HARDWARE,
+    _FABRIC_PEERS + "test_offers_are_charged_before_anything_is_done_for_them",
+    _LEASES + "test_a_user_maps_so_much_of_a_peer_and_no_more",
+)
+inside(
+    "ISO-FAB-022",
+    _HARDWARE,
+    _FABRIC_PEERS + "test_the_first_error_closes_a_fabric_for_a_while_and_each_further_one_for_longer",
+)

@@ -1,0 +1,76 @@
+"""How long a transfer takes by a fabric and by a stream, and from which size on the fabric is quicker.
+
+A way is a chain of links. Its time is what it costs to begin, the latency of all links, and the bytes over the narrowest of them:
+
+    setup + registration + sum(latency) + bytes / min(bytes_per_s) + bytes * (registration + copies) per byte
+
+Registration is what the hardware takes to learn of memory that it has not seen; a ring that is used again has none. Copies are
+those that the sender has to make where the tensor does not lie in a region yet.
+
+Source: the alpha-beta model (Hockney, "The communication challenge for MPP", 1994), with the costs of registration apart (Frey
+and Alonso, "Minimizing the Hidden Cost of RDMA", ICDCS 2009). Spec: docs/spec/11-fabric.md, section "When a fabric is used".
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One piece of a way: how long a byte is under way, in seconds, and how many pass in a second."""
+
+    latency_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way that bytes can take.
+
+    Attributes:
+        links: from one end to the other; at least one.
+        setup_s: what each transfer costs whatever its size: messages, wake-ups.
+        registration_s: what it costs to register memory, whatever its size; 0 where it is registered.
+        per_byte_s: what each byte costs besides the links: registering its page, copying it.
+    """
+
+    links: tuple[Link, ...]
+    setup_s: float = 0.0
+    registration_s: float = 0.0
+    per_byte_s: float = 0.0
+
+    def transfer_s(self, size_bytes: int) -> float:
+        """The predicted time of a transfer in seconds."""
+        return self.fixed_s + size_bytes * self.each_s
+
+    @property
+    def fixed_s(self) -> float:
+        """What every transfer costs, in seconds."""
+        return self.setup_s + self.registration_s + sum(link.latency_s for link in self.links)
+
+    @property
+    def each_s(self) -> float:
+        """What every byte costs, in seconds."""
+        return 1.0 / min(link.bytes_per_s for link in self.links) + self.per_byte_s
+
+
+def crossover_bytes(fabric: Way, stream: Way) -> float:
+    """The size from which on the fabric is as quick as the stream; infinity where large tensors are quicker by the stream.
+
+    Both times are straight lines over the size, so there is one place at most where they cross.
+    """
+    dearer_s, gained_s = fabric.fixed_s - stream.fixed_s, stream.each_s - fabric.each_s
+    if gained_s <= 0.0:
+        return 0.0 if gained_s == 0.0 and dearer_s <= 0.0 else math.inf
+    return max(0.0, dearer_s / gained_s)
+
+
+COPY = Link(0.0, 4e9)
+"""One pass over memory, in bytes per second: what one core of a plain server copies at the least."""
+
+SHM = Way((COPY,), setup_s=0.00025)
+"""Shared memory, copied in once by the sender: setup in seconds is two frames on the stream and the tasks they wake.
+Measured by `python -m benchmarks fabric` on two cores; a tensor that lies in a region already costs the setup alone."""
+
+STREAM = Way((Link(0.0, 60e6),))
+"""A QUIC stream between two processes of one host, in bytes per second: encrypted, in datagrams, by one core of Python."""

@@ -1,0 +1,57 @@
+"""Which fabrics two nodes share, by their adverts, and whose GPU is near which port.
+
+Spec: docs/spec/11-fabric.md, section "Matching".
+"""
+
+from dataclasses import dataclass
+
+from protocol.fabric.adverts import Advert, Port
+from protocol.fabric.values import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A fabric that two nodes share.
+
+    Attributes:
+        kind: which.
+        pool: of CXL memory, its id.
+        own_port: of RDMA, the place of this node's port in its advert.
+        their_port: and of the other's.
+        speed_mbps: of RDMA, the speed of the slower port, 0 where neither says.
+    """
+
+    kind: Kind
+    pool: bytes = b""
+    own_port: int = 0
+    their_port: int = 0
+    speed_mbps: int = 0
+
+
+def matches(own: Advert, other: Advert) -> tuple[Match, ...]:
+    """The fabrics that two nodes share, the preferred first; of RDMA the fastest pair of ports comes first.
+
+    Both nodes find the same ones, with ports and order turned round.
+    """
+    found: list[Match] = []
+    if own.host and own.host == other.host:
+        found.append(Match(Kind.SHM))
+    found += [Match(Kind.CXL, pool=pool) for pool in sorted(set(own.pools) & set(other.pools))]
+    pairs = [
+        Match(Kind.RDMA, own_port=here, their_port=there, speed_mbps=_slower(port, far))
+        for here, port in enumerate(own.ports)
+        for there, far in enumerate(other.ports)
+        if port.subnet == far.subnet and port.gid != far.gid
+    ]
+    return (*found, *sorted(pairs, key=lambda match: (-match.speed_mbps, match.own_port + match.their_port, match.own_port)))
+
+
+def port_for(advert: Advert, gpu: int, match_ports: tuple[int, ...]) -> int | None:
+    """Of the ports at hand the one nearest to a GPU, None where nothing is said of any."""
+    near = [(path.closeness, path.port) for path in advert.gpu_paths if path.gpu == gpu and path.port in match_ports]
+    return min(near)[1] if near else None
+
+
+def _slower(one: Port, other: Port) -> int:
+    """The speed of the slower of two ports; one that does not say is taken for no slower."""
+    return min((port.speed_mbps for port in (one, other) if port.speed_mbps > 0), default=0)
