@@ -55,6 +55,9 @@ OTHER_VARIABLES = ("ISOCHRONE_ENGINE_API_KEY",)
 """Variables with our prefix that are no settings: what is secret stands in no file of settings and is not told in messages."""
 ENGINE_KINDS = ("onnx", "echo", "none")
 """Engines of our own; `onnx:text` and `onnx:embeddings` serve one model each of the two that `onnx` has."""
+FABRICS: Final = ("auto", "none")
+"""What the setting `fabric` can be."""
+
 QUIC_ENGINES = ("auto", "aioquic", "qh3")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -118,6 +121,7 @@ class NodeConfig:
         gateway_tls_key: the certificate's key in PEM.
         gateway_hosts: names in `Host` and `Origin` that are the gateway's, besides those of the loopback and its own address.
         gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
+        fabric: `auto` lets tensors take fabrics to peers on this host, `none` lets all of them take the stream.
         client_socket: where the socket for this user's own programs stands; None takes `client.sock` in `state_dir`.
         client_door: whether there is one.
         is_open: anybody may join; otherwise the node belongs to a private network.
@@ -147,6 +151,7 @@ class NodeConfig:
     is_open: bool = False
     network_dir: Path | None = None
     relay: bool = True
+    fabric: str = "auto"
     latitude: float | None = None
     longitude: float | None = None
 
@@ -328,6 +333,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "quic_engine": _Setting(_one_of(QUIC_ENGINES)),
     "grace_s": _Setting(_seconds, numeric=True),
     "relay": _Setting(_flag, boolean=True),
+    "fabric": _Setting(_one_of(FABRICS)),
     "log_level": _Setting(_one_of(LOG_LEVELS)),
     "gateway_key_file": _Setting(_path),
     "gateway_tls_cert": _Setting(_path),
@@ -393,6 +399,7 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         is_open=_typed(values.get("open", False), bool),
         network_dir=_typed(values.get("network_dir", default_network_dir(environment)), Path),
         relay=_typed(values.get("relay", not values.get("open", False)), bool),
+        fabric=_typed(values.get("fabric", "auto"), str),
         latitude=_degrees_or_none(values.get("latitude")),
         longitude=_degrees_or_none(values.get("longitude")),
     )

@@ -24,6 +24,7 @@ from mesh.asking import InPlace
 from mesh.distances import Distances
 from mesh.driver import Driver
 from mesh.engines.base import AtOnce, Engine, refuse
+from mesh.fabric import Fabrics
 from mesh.gateway.ports import CatalogueEntry
 from mesh.inference import request_over
 from mesh.inference.server import Handled
@@ -90,6 +91,7 @@ class Dispatcher:
         self._became_idle = trio.Event()
         self.draining = False
         self.gate: Gate | None = None
+        self.fabrics: Fabrics | None = None
         self.client_socket: str | None = None  # where the door for programs of the same user is
         self.distances = Distances(node, transport.now, self._own_models, self._owner)
         self.map = MapCollector(node, self.distances)
@@ -132,7 +134,7 @@ class Dispatcher:
                 connection = self._transport.connections.get(peer)
             case _:
                 return None
-        if connection is None:
+        if connection is None or (self.fabrics is not None and self.fabrics.wants(peer, ticket.request)):
             return None
         ticket.commands.clear()
         if ticket.report.via(peer) is not None:
@@ -263,6 +265,7 @@ class Dispatcher:
         status["uptime_s"] = round(time.time() - self._started_s, 1)
         status["draining"] = self.draining
         status["client_socket"] = self.client_socket
+        status["fabrics"] = None if self.fabrics is None else self.fabrics.status()
         status["requests_open"] = len(self._tickets)
         if self.gate is not None:
             status["membership"] = gate_json(self.gate, self._node.peer_id, self._transport.machine.wall())
@@ -554,6 +557,14 @@ class Dispatcher:
     @asynccontextmanager
     async def _forward(self, ticket: Ticket, peer: PeerId, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Reply]]:
         """Sends a request to a peer, dialling it when it is not connected; whom nothing reaches is asked through another."""
+        if self.fabrics is not None and (way := await self.fabrics.way_to(peer, request)) is not None:
+            async with self.fabrics.request_over(*way, request, partial(ticket.note_fabric, peer)) as filled:
+                try:
+                    yield filled
+                finally:
+                    if filled.fault is not None:
+                        self._note_fault(peer, filled.fault)
+            return
         now, failed, stream = self._transport.now(), "it cannot be reached", None
         may_relay = self._sealing is not None and ticket.from_peer is None and peer not in self._transport.connections
         ways = self._node.relays.ways(peer, now) if may_relay else []
@@ -574,15 +585,11 @@ class Dispatcher:
                         self._note_fault(peer, answer.fault)
         elif self._sealing is not None and ways:
             left = replace(request, deadline_s=max(0.001, request.deadline_s - (self._transport.now() - now)))
-            async with self._sealing.ask(peer, left, partial(self._note_via, ticket, peer)) as replies:
+            async with self._sealing.ask(peer, left, partial(ticket.note_via, peer)) as replies:
                 yield replies
         else:
             async with refuse(ErrorCode.UNREACHABLE, failed) as refusal:
                 yield refusal
-
-    def _note_via(self, ticket: Ticket, peer: PeerId, relay: PeerId) -> None:
-        """Notes through whom a peer is asked."""
-        ticket.report = ticket.report.with_via(peer, relay)
 
 
 async def _hand_on(send: trio.MemorySendChannel[Reply], reply: Reply) -> None:

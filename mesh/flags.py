@@ -38,11 +38,14 @@ class GatewayFlags:
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class ClientFlags:
-    """The door for programs of the same user; each is a setting of the same name."""
+    """What is offered to programs of this machine; each is a setting of the same name."""
 
     client_socket: Annotated[
         str | None,
         Parameter(help="PATH of the unix socket for your own programs, or none (default: client.sock in the state directory)."),
+    ] = None
+    fabric: Annotated[
+        str | None, Parameter(help="auto: large tensors go to nodes of this host by shared memory; none: never (docs/fabric.md).")
     ] = None
 
 

@@ -29,6 +29,7 @@ from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
 from mesh.engines.base import EmbeddedEngineUnavailableError, Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
+from mesh.fabric import Fabrics, host_secret
 from mesh.floors import FloorKeeper
 from mesh.gateway import GatewayAddressError, GatewayConfig, server_context
 from mesh.inference import Rest, Served, ServeLimits, begin_stream, serve_stream
@@ -221,6 +222,7 @@ class Service:
         self.sealing.is_draining = lambda: self.dispatcher.draining
         self.dispatcher.attach(self.driver, self.sealing)
         self.transport.add_handler(PROTOCOL_ID, self._serve, self._begin_to_serve)
+        self.fabrics = self._add_fabrics()
         if gate is not None:
             self.node.gossip.reader = AdmittedReader(gate.admission)
             gate.attach(self.node, self.transport, self.driver.settle)
@@ -230,11 +232,19 @@ class Service:
         self._gateway_config = gateway_config(config)
         self.door = LocalDoor(self.dispatcher, telemetry)
 
+    def _add_fabrics(self) -> Fabrics:
+        """Lets tensors take fabrics, where the node was not told to use none."""
+        secret = host_secret() if self._config.fabric == "auto" else b""
+        self.dispatcher.fabrics = fabrics = Fabrics(self.node, self.transport, self._telemetry, secret=secret)
+        fabrics.add_handler(self._serve_by_fabric)
+        return fabrics
+
     async def run(self, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:
         """Runs until `shutdown` is set and everything under way has been brought to an end."""
         async with trio.open_nursery() as nursery:
             # The driver first: the transport tells it of peers as soon as it listens.
             await nursery.start(self.driver.run)
+            await nursery.start(self.fabrics.run)
             self.transport.endpoint.rehearse(self.transport.now())
             await self._listen(nursery)
             hardware = located(await self._machine.hardware(), self._config)
@@ -363,6 +373,11 @@ class Service:
         """Answers one incoming inference stream."""
         if self._charged(stream):
             await self._serve_on(partial(serve_stream, stream, self._within_quota, self._limits), stream)
+
+    async def _serve_by_fabric(self, stream: Stream) -> None:
+        """Answers one incoming inference stream whose tensors may take a fabric."""
+        if self._charged(stream):
+            await self._serve_on(partial(self.fabrics.serve, stream, self._within_quota, self._limits), stream)
 
     async def _serve_on(self, rest: Rest, stream: Stream) -> None:
         """Does what is left of an incoming inference stream."""

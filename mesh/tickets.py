@@ -37,6 +37,14 @@ class Ticket:
     answered: bool = False
     at_hand: list[Reply] = field(default_factory=list)  # what was answered before anybody has read
 
+    def note_via(self, peer: PeerId, relay: PeerId) -> None:
+        """Notes through whom a peer is asked."""
+        self.report = self.report.with_via(peer, relay)
+
+    def note_fabric(self, peer: PeerId, fabric: str) -> None:
+        """Notes by which fabric the tensors of a request go."""
+        self.report = self.report.with_fabric(peer, fabric)
+
 
 @dataclass(slots=True)
 class Attempt:

@@ -11,6 +11,7 @@ Spec: docs/client.md, section "A light node".
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,7 @@ from mesh.admission.gate import Gate
 from mesh.config import DEFAULT_NETWORK, StartError, default_network_dir
 from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
+from mesh.fabric import Fabrics, host_secret
 from mesh.gateway.views import offer_json, route_json
 from mesh.inference import ServeLimits
 from mesh.local.questions import MODELS, STATUS, Question
@@ -89,6 +91,8 @@ class LightNode:
         self.dispatcher = Dispatcher(self.node, self.transport, (), telemetry, identity)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.driver.counts_origins = gate is None
+        self.fabrics = Fabrics(self.node, self.transport, telemetry, secret=host_secret())
+        self.dispatcher.fabrics = self.fabrics
         self.dispatcher.attach(self.driver, Sealing(self.node, self.transport, telemetry, identity, ServeLimits(), relays=False))
         if gate is not None:
             self.node.gossip.reader = AdmittedReader(gate.admission)
@@ -103,6 +107,7 @@ class LightNode:
         """
         async with trio.open_nursery() as nursery:
             await nursery.start(self.driver.run)
+            await nursery.start(self.fabrics.run)
             await nursery.start(self.transport.run, [at for at in map(parse_multiaddr, LISTEN) if can_bind(at)])
             now = self.transport.now()
             self.node.start((), Hardware("", 1, 0, 0), (), self._machine.wall(), now)
@@ -151,7 +156,9 @@ class LightWay:
             BadInputError: it cannot be sent.
         """
         del text
-        pieces_of(request)  # so that what cannot be sent is told as by every way
+        # So that what cannot be sent is told as by every way; a fabric carries tensors that no message holds.
+        has_fabric = self._light.fabrics.wants_large
+        pieces_of(replace(request, tensors=()) if has_fabric else request)
         send, receive = trio.open_memory_channel[Reply](REPLIES_HELD_MAX)
         exchange = LightExchange(receive)
         self._nursery.start_soon(exchange.carry, self._light.dispatcher, request, send)

@@ -17,9 +17,16 @@ APART: dict[str, str] = {
     "mesh.admission.gate:Gate._take_notice": _CALLER,
     "mesh.admission.gate:Gate._take_shown": _CALLER,
     "mesh.askcommands:embed": _OWN,  # the answer of the owner's own node
+    "mesh.fabric.fabrics:_one_frame": _CALLER,
+    "mesh.fabric.lane:Lane.__init__": _CALLER,
+    "mesh.fabric.lane:Lane._feed": _CALLER,
+    "mesh.fabric.memory:address_of": _OWN,
+    "mesh.fabric.session:ShmSession.allocate": _OWN,
+    "mesh.fabric.session:ShmSession._take_packet": _CALLER,
+    "mesh.fabric.session:ShmSession.take": _CALLER,  # views memory where the core's table of regions has checked that it lies
     "mesh.gatewayclient:_failure": _OWN,
     "mesh.gatewayclient:_json": _OWN,
-    "mesh.engines.detect:_is_engine": _OWN,  # a server on this machine, at most 64 KiB of it
+    "mesh.engines.search:_is_engine": _OWN,  # a server on this machine, at most 64 KiB of it
     "mesh.engines.onnx.minilm_graph:build_minilm": _OWN,
     "mesh.engines.onnx.engine:OnnxEngine.offers": _OWN,
     "mesh.engines.openai:OpenAIEngine._open": _OWN,
@@ -34,6 +41,10 @@ APART: dict[str, str] = {
     "mesh.inference.server:_Serving._framed": _MADE,
     "mesh.inference.server:_Serving._read_request": _CALLER,
     "mesh.inference.server:_Serving._rest_of_request": _CALLER,
+    "mesh.links:_attributes": _OWN,  # what the kernel says of its interfaces
+    "mesh.links:_link": _OWN,
+    "mesh.links:_messages": _OWN,
+    "mesh.links:parse": _OWN,
     "mesh.local.door:LocalDoor._take": _CALLER,
     "mesh.local.place:peer_uid": _OWN,  # what the kernel says
     "mesh.native.answers:text_of": _OWN,  # what the owner's own node sends

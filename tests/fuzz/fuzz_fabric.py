@@ -1,11 +1,15 @@
-"""The harness of fabrics: adverts, messages about transfers, and how a fabric is opened."""
+"""The harness of fabrics: adverts, messages about transfers, how a fabric is opened, rings and packets of the local socket."""
 
 import json
+import struct
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fuzz_oracle import Harness, either
 
+from mesh.fabric.ring import Inbox, Outbox
+from mesh.fabric.session import read_packet
 from protocol.errors import RemoteProtocolError
 from protocol.fabric.adverts import decode_advert
 from protocol.fabric.matching import matches
@@ -39,6 +43,25 @@ def _opening(_state: None, data: bytes) -> object:
     return results
 
 
+def _ring(_state: None, data: bytes) -> object:
+    """Both counters and the first entries of a ring, as whoever owns it has written them."""
+    outbox = Outbox(-1)
+    outbox.region.map[: len(data[:4096])] = data[:4096]
+    inbox = Inbox(outbox.region.descriptor)
+    outbox.region.close()
+    results: list[object] = []
+    for read in (lambda: inbox.acknowledged(5), lambda: [entry.word for entry in islice(inbox.entries(), 64)]):
+        try:
+            results.append(read())
+        except RemoteProtocolError as error:
+            results.append(error)
+    return results
+
+
+def _packet(_state: None, data: bytes) -> object:
+    return read_packet(data[1:], data[0] % 3 if data else 0)
+
+
 HARNESS = either(
     "fabric",
     Harness(
@@ -61,5 +84,19 @@ HARNESS = either(
         _REMOTE,
         lambda: _bytes("adverts", "invalid_adverts"),
         ("protocol.fabric.adverts:decode_advert", "protocol.fabric.adverts:Port.subnet"),
+    ),
+    Harness(
+        "ring",
+        _ring,
+        (),
+        lambda: [bytes(16), struct.pack("<QQ", 3, 2) + bytes(112) + bytes(range(64)) * 3, b"\xff" * 16],
+        ("mesh.fabric.ring:Inbox.acknowledged", "mesh.fabric.ring:Inbox.entries"),
+    ),
+    Harness(
+        "packet",
+        _packet,
+        _REMOTE,
+        lambda: [b"\x01" + struct.pack("<cIQ", b"S", 1, 4096), b"\x00" + struct.pack("<cIQ", b"H", 1, 0), b"\x02x"],
+        ("mesh.fabric.session:read_packet",),
     ),
 )

@@ -537,3 +537,35 @@ inside(
     _HARDWARE,
     _FABRIC_PEERS + "test_the_first_error_closes_a_fabric_for_a_while_and_each_further_one_for_longer",
 )
+
+_SHM = "tests/mesh/test_shm.py::"
+_NODES = "tests/mesh/nodes/test_fabric_of_nodes.py::"
+
+inside("ISO-FAB-003", _HARDWARE, _NODES + "test_a_peer_that_claims_our_host_gains_nothing")
+inside(
+    "ISO-FAB-004",
+    _HARDWARE,
+    _SHM + "test_whoever_does_not_know_the_secret_is_turned_away_and_the_peer_is_let_in_after_it",
+    _SHM + "test_a_door_is_open_for_so_long_and_for_so_many",
+    _SHM + "test_a_proof_is_good_for_its_role_alone",
+)
+inside("ISO-FAB-005", _HARDWARE, _SHM + "test_a_process_of_another_user_is_turned_away")
+inside("ISO-FAB-006", _HARDWARE, _NODES + "test_a_peer_that_claims_our_host_gains_nothing")
+inside("ISO-FAB-008", _HARDWARE, _NODES + "test_a_region_that_one_peer_was_shown_is_shown_to_nobody_else")
+inside(
+    "ISO-FAB-012",
+    _HARDWARE,
+    _SHM + "test_a_region_can_neither_be_resized_nor_written_nor_unsealed_by_whoever_is_passed_it",
+    _SHM + "test_memory_that_lacks_a_seal_is_not_mapped",
+    _SHM + "test_what_is_no_memory_is_not_mapped",
+)
+inside("ISO-FAB-013", _HARDWARE, _SHM + "test_whole_numbers_are_private_to_whoever_checks_them")
+inside("ISO-FAB-017", _HARDWARE, _NODES + "test_what_the_stream_brings_past_its_offer_ends_the_request_and_the_fabric")
+inside("ISO-FAB-019", _HARDWARE, _NODES + "test_a_lease_that_is_taken_back_in_use_does_not_count")
+inside("ISO-FAB-020", _HARDWARE, _NODES + "test_a_sealed_request_takes_no_fabric")
+inside(
+    "ISO-FAB-023",
+    _HARDWARE,
+    _SHM + "test_a_ring_with_counters_that_cannot_be_ends_the_session",
+    _SHM + "test_a_packet_that_no_peer_sends_ends_the_session",
+)

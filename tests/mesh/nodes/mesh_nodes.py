@@ -145,6 +145,7 @@ class MeshNode:
         listen: Multiaddr = LOOPBACK,
         announce: Sequence[Multiaddr] = (),
         relay: bool = True,
+        fabric: str = "auto",
         place: tuple[float, float] | None = None,
         tune: Callable[[Service], None] | None = None,
     ) -> None:
@@ -161,6 +162,7 @@ class MeshNode:
             grace_s=grace_s,
             log_level="debug",
             relay=relay,
+            fabric=fabric,
             latitude=None if place is None else place[0],
             longitude=None if place is None else place[1],
         )

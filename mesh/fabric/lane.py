@@ -1,0 +1,481 @@
+"""A stream whose tensors take a fabric: to whoever asks or answers over it, it reads and writes as any stream of chapter 6.
+
+The messages of chapter 6 pass as they are. Messages about transfers, and bytes that the fabric did not carry, are taken out on
+the way in, and offers are put in on the way out. An inference message is handed on only when the tensors that were offered before
+it are there, so nobody has to wait for them apart.
+
+Spec: docs/spec/11-fabric.md, section "Messages".
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from mesh.fabric.session import Given, ShmSession
+from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
+from protocol.encoding import FrameDecoder, encode_frame
+from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.fabric import Action, Giver, Gives, Giving, Kind, Receiver, Takes, Taking
+from protocol.fabric.messages import (
+    HEAD_BYTES,
+    FrameKind,
+    Leased,
+    Message,
+    Offer,
+    Placed,
+    Refused,
+    Released,
+    Revoked,
+    Streamed,
+    Taken,
+    bulk_head,
+    decode_message,
+    encode_message,
+    kind_of_frame,
+)
+from protocol.identity import PeerId
+from protocol.inference import Tensor
+from protocol.wire.inference import REPLY_BYTES_MAX
+
+if TYPE_CHECKING:
+    from mesh.fabric.fabrics import Fabrics
+
+TRANSFERS_MAX = 4096
+"""Transfers of one stream and direction, a count: an answer of so many outputs with large tensors goes on by the stream."""
+
+
+@dataclass(eq=False, slots=True)
+class _Gift:
+    """A transfer that this side gives."""
+
+    given: Given
+    giving: Giving = field(default_factory=lambda: Giving(writes=False))
+    streaming: bool = False
+    timed: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the stream is still needed for it."""
+        return self.giving.awaits_taking or self.streaming
+
+
+@dataclass(eq=False, slots=True)
+class _Receipt:
+    """A transfer that this side takes."""
+
+    offer: Offer
+    taking: Taking
+    tensors: tuple[Tensor, ...] = ()
+    collects: bool = False
+    arrived: bytearray = field(default_factory=bytearray)
+
+
+class Lane:
+    """Both directions of a stream, with a fabric beside it; see the module's docstring."""
+
+    def __init__(
+        self, stream: Stream, session: ShmSession | None, fabrics: "Fabrics", deadline_s: float, *, serves: bool
+    ) -> None:
+        """Begins.
+
+        Args:
+            stream: negotiated for requests with a fabric; it is the lane's from now on.
+            session: the fabric with the peer, None where it is closed by now: everything then takes the stream.
+            fabrics: bounds, budgets, and who hears of faults.
+            deadline_s: of the request; a lease lasts as long.
+            serves: whether this side answers.
+        """
+        self._stream = stream
+        self._session = session
+        self._fabrics = fabrics
+        self._lifetime_s = deadline_s + fabrics.config.lease_slack_s
+        self._serves = serves
+        self._decoder = FrameDecoder(REPLY_BYTES_MAX + HEAD_BYTES)
+        self._ready: deque[bytes] = deque()
+        self._unsaid: list[bytes] = []
+        self._gifts: list[_Gift] = []
+        self._receipts: list[_Receipt] = []
+        self._consumed = 0
+        self._run: _Receipt | None = None
+        self._reading = False
+        self._fell_back = False
+        self._is_reset = False
+        self._sending = trio.Lock()
+        self._settled = trio.Event()
+        self.fault: RemoteProtocolError | None = None
+        self.on_way: Callable[[str], None] = lambda _way: None
+
+    # What a stream is
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who is at the other end."""
+        return self._stream.peer_id
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Enter while the peer is to finish what it began."""
+        return self._stream.waiting()
+
+    def tell(self, doing: Doing, *, sent: bool, data: bytes | memoryview = b"", code: int = 0) -> None:
+        """Tell those who watch what happened."""
+        self._stream.tell(doing, sent=sent, data=data, code=code)
+
+    def at_hand(self) -> bytes:
+        """Inference messages that have come already; empty where they would have to be waited for."""
+        while not self._deliverable and (data := self._stream.at_hand()):
+            self._feed(data)
+        return self._ready.popleft() if self._deliverable else b""
+
+    async def receive_some(self, max_bytes: int = 65536) -> bytes:
+        """Wait for an inference message with all its tensors; empty when the peer has finished.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol, on the side that asks.
+            StreamReset: as the stream, and for that on the side that answers.
+            ConnectionLost: as the stream.
+        """
+        del max_bytes  # whole messages, which are bounded
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._deliverable:
+            if not await self._read():
+                if self._ready or self._awaits_bytes:
+                    self._broke(RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended before the tensors came"))
+                return b""
+        return self._ready.popleft()
+
+    async def send_all(self, data: bytes | bytearray | memoryview, *, end: bool = False, linger: bool = False) -> None:
+        """Send inference messages, behind what is to be said of transfers; an end waits until all transfers are settled.
+
+        Raises:
+            StreamReset: as the stream.
+            ConnectionLost: as the stream.
+        """
+        is_open = any(gift.is_open for gift in self._gifts)
+        async with self._sending:
+            await self._stream.send_all(self._said() + data, end=end and not is_open, linger=linger)
+        self._sent_offers()
+        if end and is_open:
+            await self._settle()
+            async with self._sending:
+                await self._stream.send_all(self._said(), end=True)
+
+    def reset(self, code: int) -> None:
+        """Abandon both sides; the first code is what the peer sees."""
+        if not self._is_reset:
+            self._is_reset = True
+            self._over()
+            self._stream.reset(code)
+
+    async def aclose(self) -> None:
+        """Finish this side, and read no more."""
+        try:
+            if self._unsaid:
+                async with self._sending:
+                    await self._stream.send_all(self._said())
+        finally:
+            self._over()
+            await self._stream.aclose()
+
+    # Tensors
+
+    def offer(self, tensors: Sequence[Tensor]) -> bool:
+        """Let tensors take the fabric: their offer leaves with the next message. False where they cannot."""
+        session = self._session
+        if session is None or session.closed or len(self._gifts) >= TRANSFERS_MAX:
+            return False
+        try:
+            given = session.give(tensors, self._lifetime_s, self._fabrics.now())
+        except OSError as error:
+            self._fabrics.fault(session, f"no memory for a region: {error.strerror}")
+            return False
+        if given is None:
+            return False
+        self._unsaid.append(encode_frame(encode_message(Offer(len(self._gifts), Kind.SHM, given.places, given.lease))))
+        self._gifts.append(_Gift(given))
+        self.on_way("shm")
+        return True
+
+    def next_tensors(self) -> tuple[Tensor, ...] | None:
+        """The tensors of the next transfer of the peer, which are there; None where it has offered no more."""
+        if self._consumed >= len(self._receipts):
+            return None
+        receipt = self._receipts[self._consumed]
+        assert receipt.taking.has_tensors
+        self._consumed += 1
+        tensors, receipt.tensors = receipt.tensors, ()
+        return tensors
+
+    def lives(self, deadline_s: float) -> None:
+        """The request is known, and with it how long the answer may take."""
+        self._lifetime_s = deadline_s + self._fabrics.config.lease_slack_s
+
+    def late(self, number: int) -> None:
+        """The time is over in which a transfer was to be taken."""
+        gift = self._gifts[number]
+        if gift.giving.awaits_taking and gift.given.size_bytes <= self._fabrics.config.bulk_bytes_max:
+            self._give(number, Gives.LATE, "what was offered was not taken in time")
+
+    # Reading
+
+    @property
+    def _awaits_bytes(self) -> bool:
+        return any(not receipt.taking.has_tensors for receipt in self._receipts[self._consumed :])
+
+    @property
+    def _deliverable(self) -> bool:
+        return bool(self._ready) and not self._awaits_bytes
+
+    async def _read(self) -> bool:
+        """Read once, and take what it brings; False at the end."""
+        self._reading = True
+        try:
+            if self._unsaid:
+                async with self._sending:  # it may leave with what is said next
+                    await self._stream.send_all(self._said(), linger=True)
+            data = await self._stream.receive_some()
+        finally:
+            self._reading = False
+        self._feed(data)
+        return bool(data)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._decoder.receive(data)
+            while (frame := self._decoder.next_frame()) is not None:
+                match kind_of_frame(frame):
+                    case FrameKind.INFERENCE:
+                        self._ready.append(encode_frame(frame))
+                    case FrameKind.BULK:
+                        self._collect(memoryview(frame)[HEAD_BYTES:])
+                    case FrameKind.TRANSFER:
+                        self.tell(Doing.FRAME, sent=False, data=frame)
+                        if (message := decode_message(frame)) is not None:
+                            self._hear(message)
+        except RemoteProtocolError as error:
+            self._broke(error)
+
+    def _broke(self, error: RemoteProtocolError) -> None:
+        """The peer broke the protocol.
+
+        Raises:
+            RemoteProtocolError: on the side that asks.
+            StreamReset: on the side that answers, where a fault past the request ends the stream.
+        """
+        self.fault = error
+        if self._session is not None:
+            self._fabrics.fault(self._session, error.detail)
+        if not self._serves:
+            raise error
+        self.reset(error.code)
+        raise StreamReset(error.code, error.detail) from error
+
+    def _hear(self, message: Message) -> None:
+        match message:
+            case Offer():
+                self._take_offer(message)
+            case Taken(number):
+                self._give(number, Gives.TAKEN)
+            case Refused(number, code, detail):
+                self._give(number, Gives.REFUSED, f"refused: {code.name.lower()}: {detail}")
+            case Released(number):
+                self._give(number, Gives.RELEASED)
+            case Leased(number):
+                self._give(number, Gives.LEASED)
+            case Placed(number):
+                self._take(self._receipt(number), Takes.PLACED)
+            case Revoked(number):
+                self._take(self._receipt(number), Takes.REVOKED)
+            case Streamed(number):
+                self._run = self._receipt(number)
+                self._take(self._run, Takes.STREAMED)
+                self._look_at_run(self._run)
+
+    # Giving
+
+    def _give(self, number: int, event: Gives, why: str = "") -> None:
+        if number >= len(self._gifts):
+            raise RemoteProtocolError(ErrorCode.MALFORMED, f"{event.value} of transfer {number}, which was not offered")
+        gift = self._gifts[number]
+        actions = gift.giving.handle(event)
+        # The bytes are read from the region: it must not be used again before they are.
+        for action in sorted(actions, key=lambda action: action is not Action.STREAM):
+            self._do_give(gift, number, action)
+        if event is Gives.TAKEN and self._session is not None:
+            self._fabrics.succeeded(self._session)
+        if why and self._session is not None:
+            if not self._fell_back:
+                self.on_way(f"shm, then the stream: {why}")
+            self._fell_back = True
+            if event is Gives.LATE:
+                self._fabrics.was_late(self._session, why)
+            else:
+                self._fabrics.fault(self._session, why)
+        self._settled.set()
+
+    def _do_give(self, gift: _Gift, number: int, action: Action) -> None:
+        session, lease = self._session, gift.given.lease
+        assert session is not None
+        match action:
+            case Action.REUSE:
+                session.reuse(lease)
+            case Action.RETIRE:
+                session.retire(lease)
+            case Action.STREAM:
+                gift.streaming = True
+                gift.given.hold()
+                self._fabrics.spawn(self._stream_bytes, gift, number)
+            case Action.SAY_REVOKED:
+                self._say(Revoked(number))
+            case _:
+                raise RemoteProtocolError(ErrorCode.MALFORMED, "a lease to write to, which nobody asked for")
+
+    async def _stream_bytes(self, gift: _Gift, number: int) -> None:
+        """Sends the bytes of a transfer by the stream; where they are too many for that, the stream ends."""
+        config = self._fabrics.config
+        try:
+            if gift.given.size_bytes > config.bulk_bytes_max:
+                self.reset(ErrorCode.FABRIC_FAILED)
+                return
+            self._say(Streamed(number))
+            async with self._sending:
+                await self._stream.send_all(self._said())
+            for piece in gift.given.pieces(config.bulk_frame_bytes_max - HEAD_BYTES):
+                if gift.giving.state is Giver.TAKEN:  # the receiver drops what comes
+                    break
+                async with self._sending:
+                    await self._stream.send_all(encode_frame(bulk_head() + piece))
+        except (StreamReset, ConnectionLost):
+            pass  # whoever reads the stream learns of it
+        finally:
+            gift.streaming = False
+            gift.given.let_go()
+            self._settled.set()
+
+    async def _settle(self) -> None:
+        """Wait until no transfer of this side needs the stream any more."""
+        while any(gift.is_open for gift in self._gifts):
+            self._settled = trio.Event()
+            if self._reading:
+                await self._settled.wait()
+            elif any(gift.giving.awaits_taking for gift in self._gifts):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read_until_settled, nursery.cancel_scope)
+                    await self._settled.wait()
+                    nursery.cancel_scope.cancel()
+            else:
+                await self._settled.wait()
+
+    async def _read_until_settled(self, scope: trio.CancelScope) -> None:
+        try:
+            while await self._read():
+                pass
+        except (StreamReset, ConnectionLost):
+            pass
+        self._over()
+        scope.cancel()
+
+    def _over(self) -> None:
+        """The stream is over: what the peer has not taken it may be looking at for all we know."""
+        for number, gift in enumerate(self._gifts):
+            if gift.giving.awaits_taking or gift.giving.state is Giver.DOUBTED:
+                self._give(number, Gives.BROKEN)
+        for receipt in self._receipts:
+            if not receipt.taking.has_tensors and receipt.taking.state is not Receiver.OVER:
+                self._take(receipt, Takes.BROKEN)
+        self._settled.set()
+
+    # Taking
+
+    def _receipt(self, number: int) -> _Receipt:
+        if number >= len(self._receipts):
+            raise RemoteProtocolError(ErrorCode.MALFORMED, f"a word about transfer {number}, which was not offered")
+        return self._receipts[number]
+
+    def _take_offer(self, offer: Offer) -> None:
+        if offer.transfer != len(self._receipts) or offer.transfer >= TRANSFERS_MAX:
+            raise RemoteProtocolError(ErrorCode.MALFORMED, f"transfer {offer.transfer} is offered after {len(self._receipts)}")
+        refused = self._fabrics.charge_offer(self.peer_id)
+        receipt = _Receipt(offer, Taking(grants=offer.lease is None))
+        self._receipts.append(receipt)
+        if refused is ErrorCode.FLOODING:
+            raise RemoteProtocolError(ErrorCode.FLOODING, "more transfers are offered than anybody takes")
+        session, lease = self._session, offer.lease
+        if refused is not None or session is None or session.closed or lease is None or offer.kind is not Kind.SHM:
+            self._take(receipt, Takes.FAILED, refused or ErrorCode.FABRIC_FAILED, "this fabric is closed here")
+            return
+        try:
+            receipt.tensors = session.take(lease, offer.places)
+        except RemoteProtocolError as error:
+            self._take(receipt, Takes.FAILED, error.code, error.detail)
+            self._fabrics.fault(session, error.detail)
+            return
+        self._take(receipt, Takes.READY)
+
+    def _take(
+        self, receipt: _Receipt, event: Takes, code: ErrorCode = ErrorCode.FABRIC_FAILED, detail: str = "taken back"
+    ) -> None:
+        for action in receipt.taking.handle(event):
+            number = receipt.offer.transfer
+            match action:
+                case Action.SAY_TAKEN:
+                    self._say(Taken(number))
+                case Action.SAY_REFUSED:
+                    self._say(Refused(number, code, detail))
+                case Action.LET_GO:
+                    receipt.tensors = ()
+                case Action.COLLECT:
+                    receipt.collects = True
+                    receipt.arrived = bytearray()
+                case Action.DROP:
+                    receipt.collects = False
+                case Action.VOID if self._consumed > number:
+                    # They are in use already, and whoever uses them cannot begin again (ISO-FAB-019).
+                    raise RemoteProtocolError(ErrorCode.FABRIC_FAILED, "a lease was taken back while its tensors were used")
+                case _:
+                    assert action in (Action.HAND_OUT, Action.INVALIDATE, Action.VOID)
+
+    def _collect(self, data: memoryview) -> None:
+        """Take bytes that the fabric did not carry."""
+        receipt = self._run
+        if receipt is None:
+            raise RemoteProtocolError(ErrorCode.MALFORMED, "bytes of no transfer")
+        if not receipt.collects:
+            return
+        size = receipt.offer.size_bytes
+        if len(receipt.arrived) + len(data) > min(size, self._fabrics.config.bulk_bytes_max):
+            raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"more bytes than the {size} of the transfer, or than are taken")
+        receipt.arrived += data
+        self._look_at_run(receipt)
+
+    def _look_at_run(self, receipt: _Receipt) -> None:
+        """Hand the tensors out once all of their bytes are there."""
+        if not receipt.collects or len(receipt.arrived) != receipt.offer.size_bytes:
+            return
+        receipt.collects = False
+        view, tensors, at = memoryview(receipt.arrived).toreadonly(), [], 0
+        for place in receipt.offer.places:
+            tensors.append(Tensor(place.name, place.dtype, place.shape, view[at : at + place.length]))
+            at += place.length
+        receipt.tensors = tuple(tensors)
+        self._take(receipt, Takes.ARRIVED)
+
+    # Saying
+
+    def _say(self, message: Message) -> None:
+        self._unsaid.append(encode_frame(encode_message(message)))
+
+    def _said(self) -> bytes:
+        said = b"".join(self._unsaid)
+        self._unsaid.clear()
+        return said
+
+    def _sent_offers(self) -> None:
+        """The time to take what was offered begins when the offer has left."""
+        for number, gift in enumerate(self._gifts):
+            if gift.giving.awaits_taking and not gift.timed:
+                gift.timed = True
+                self._fabrics.expect(self, number)
