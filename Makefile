@@ -9,7 +9,7 @@ INTEROP ?= .venv-interop
 PROXIES ?= .venv-proxies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop test-soak check bench bench-others bench-interop bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop test-soak check bench bench-others bench-fabric bench-interop bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -64,6 +64,10 @@ $(PROXIES)/.ready: scripts/bench_proxies.sh
 	@PYTHON="$(PYTHON)" BENCH_PROXIES="$(PROXIES)" scripts/bench_proxies.sh
 
 bench-others: $(INTEROP)/.ready $(PROXIES)/.ready ## Install py-libp2p, LiteLLM's proxy and vllm-router, which `make bench` then meets
+
+bench-fabric: $(READY)-run ## Shared memory beside sockets, grpcio and QUIC; NIXL where it is installed; writes build/bench/fabric.json
+	@$(BIN)/pip install --quiet -e '.[bench]'
+	@$(BIN)/python -m benchmarks fabric --nixl
 
 bench-interop: $(READY)-run $(INTEROP)/.ready ## Connect time and ping with py-libp2p and js-libp2p; writes build/bench/interop.json
 	@INTEROP_VENV="$(INTEROP)" $(BIN)/python -m benchmarks interop

@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+BYTES_MAX = 1 << 27
+"""Largest message in bytes: a tensor of 64 MiB, as the benchmark of fabrics sends, and room."""
 METHOD = "/bench.Echo/Unary"
 
 
@@ -50,7 +52,7 @@ def serve() -> None:
     handler = grpc.method_handlers_generic_handler(
         "bench.Echo", {"Unary": grpc.unary_unary_rpc_method_handler(lambda data, _: data)}
     )
-    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 1 << 24)])
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", BYTES_MAX)])
     server.add_generic_rpc_handlers((handler,))
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)]))
     server.start()
@@ -73,7 +75,7 @@ class GrpcEcho:
         assert self._process.stdout is not None
         port, path = self._process.stdout.readline().split()
         credentials = grpc.ssl_channel_credentials(Path(path).read_bytes())
-        options = [("grpc.max_receive_message_length", 1 << 24), ("grpc.max_send_message_length", 1 << 24)]
+        options = [("grpc.max_receive_message_length", BYTES_MAX), ("grpc.max_send_message_length", BYTES_MAX)]
         self._channel = grpc.secure_channel(f"127.0.0.1:{port}", credentials, options)
         self._call = self._channel.unary_unary(METHOD)
         self._call(b"warm")

@@ -148,8 +148,9 @@ class Dispatcher:
             ticket.commands.append(command)  # it may be dialled, or asked through another
             return None
 
-    def _note_fault(self, peer: PeerId, fault: RemoteProtocolError) -> None:
-        self._telemetry.peer_faulted(peer, fault.code, fault.detail)
+    def _note_fault(self, peer: PeerId, fault: RemoteProtocolError | None) -> None:
+        if fault is not None:
+            self._telemetry.peer_faulted(peer, fault.code, fault.detail)
 
     def serve(self, request: InferenceRequest, from_peer: PeerId) -> Handled:
         """Answers a request that a peer has forwarded, as `serve_stream` wants it.
@@ -562,8 +563,7 @@ class Dispatcher:
                 try:
                     yield filled
                 finally:
-                    if filled.fault is not None:
-                        self._note_fault(peer, filled.fault)
+                    self._note_fault(peer, filled.fault)
             return
         now, failed, stream = self._transport.now(), "it cannot be reached", None
         may_relay = self._sealing is not None and ticket.from_peer is None and peer not in self._transport.connections
@@ -581,8 +581,7 @@ class Dispatcher:
                 try:
                     yield answer
                 finally:
-                    if answer.fault is not None:
-                        self._note_fault(peer, answer.fault)
+                    self._note_fault(peer, answer.fault)
         elif self._sealing is not None and ways:
             left = replace(request, deadline_s=max(0.001, request.deadline_s - (self._transport.now() - now)))
             async with self._sealing.ask(peer, left, partial(ticket.note_via, peer)) as replies:
