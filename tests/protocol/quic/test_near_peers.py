@@ -100,3 +100,18 @@ def test_stream_bytes_that_wait_for_the_peer_are_known_to_wait(engines: str) -> 
     pair.run(5.0)
     endpoint.send(pair.dialler.established, stream, b"")
     assert not endpoint.has_unsent
+
+
+def test_small_messages_wait_for_no_pace_that_is_meant_for_large_datagrams() -> None:
+    """Each there and back takes what the path does, from the first on."""
+    pair = Pair("qq", path_bytes=near)
+    pair.connect()
+    stream = pair.open()
+    pair.run(1.0)
+    for number in range(1, 21):
+        began = pair.now
+        for sender, receiver in ((pair.dialler, pair.listener), (pair.listener, pair.dialler)):
+            pair.write(sender, stream, bytes(32))
+            pair.run(1.0, until=lambda receiver=receiver, number=number: len(receiver.received.get(stream, b"")) >= 32 * number)
+        assert pair.now - began < 2 * pair.delay_s + 0.003, number
+        pair.run(0.002)
