@@ -156,9 +156,7 @@ class LightWay:
             BadInputError: it cannot be sent.
         """
         del text
-        # So that what cannot be sent is told as by every way; a fabric carries tensors that no message holds.
-        has_fabric = self._light.fabrics.wants_large
-        pieces_of(replace(request, tensors=()) if has_fabric else request)
+        self._check(request)
         send, receive = trio.open_memory_channel[Reply](REPLIES_HELD_MAX)
         exchange = LightExchange(receive)
         self._nursery.start_soon(exchange.carry, self._light.dispatcher, request, send)
@@ -178,7 +176,7 @@ class LightWay:
             RequestError: as `take` does.
             NotConnectedError: the light node has ended.
         """
-        pieces_of(request)  # so that what cannot be sent is told as by every way
+        self._check(request)
         failure: MeshError | None = None
         with scope or trio.CancelScope() as scope:
             if self._closed:
@@ -195,6 +193,14 @@ class LightWay:
             finally:
                 del self._asking[scope]
         raise failure or ended()
+
+    def _check(self, request: InferenceRequest) -> None:
+        """Have what cannot be sent told as by every way; a fabric carries tensors that no message holds.
+
+        Raises:
+            BadInputError: it cannot be sent.
+        """
+        pieces_of(replace(request, tensors=()) if self._light.fabrics.wants_large else request)
 
     def close(self) -> None:
         """Give up what is under way, and begin nothing more."""

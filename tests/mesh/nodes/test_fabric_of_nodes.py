@@ -12,6 +12,7 @@ import pytest
 import trio
 from mesh_nodes import MeshNode, Plan, PlannedEngine, Start, eventually, hang, introduced, request
 
+from mesh import client
 from mesh.engines.echo import EchoEngine
 from mesh.gateway.views import route_json
 from mesh.inference import request_over
@@ -376,3 +377,11 @@ async def test_a_sealed_request_takes_no_fabric(start: Start) -> None:
     await eventually(lambda: b.peer_id not in a.service.transport.connections)
     assert not a.service.fabrics.wants(b.peer_id, asking(1 << 20))
     assert await a.service.fabrics.way_to(b.peer_id, asking(1 << 20)) is None
+
+
+async def test_a_light_node_sends_and_receives_what_no_message_could_hold(start: Start) -> None:
+    b = await start(EchoEngine(), tune=patient)
+    array = np.arange(5 << 20, dtype="f4")
+    async with client.connect([str(b.address)], network="test") as mesh:
+        answer = await mesh.infer("echo", {"x": array})
+        assert np.array_equal(answer["x"], array)

@@ -23,7 +23,7 @@ def told(x, mesh) -> list[object]:
 
 @pytest.mark.parametrize("quic_engines", [("qh3",), ("aioquic",)], ids="-".join, indirect=True)
 async def test_a_light_node_asks_and_is_not_asked(start: Start) -> None:
-    a = await start(EchoEngine(), PlannedEngine(Plan(say_and_hang)))
+    a = await start(EchoEngine(), PlannedEngine(Plan(say_and_hang)), fabric="none")  # a fabric holds more than a message
     x = np.arange(5000.0)
     async with client.connect([str(a.address)], network="test") as mesh:
         text = mesh.generate(MODEL, MESSAGES)
