@@ -68,10 +68,10 @@ def crossover_bytes(fabric: Way, stream: Way) -> float:
 COPY = Link(0.0, 4e9)
 """One pass over memory, in bytes per second: what one core of a plain server copies at the least."""
 
-SHM = Way((COPY,), setup_s=0.0034)
+SHM = Way((COPY,), setup_s=0.0067)
 """Shared memory, copied in once by the sender. The setup in seconds is what offering and taking cost a request more than a stream
-does: on two cores that did much else at the time both were as quick for about half a MiB (`python -m benchmarks fabric`), and a
-quiet machine is quicker at both. The hand-over itself takes some 60 us, whatever the size."""
+does: on two cores that did much else then both were as quick for about half a MiB (`python -m benchmarks fabric`), and it is
+set to twice that, so that no size takes the slower way. The hand-over itself takes some 60 us, whatever the size."""
 
 STREAM = Way((Link(0.0, 150e6),))
 """A QUIC stream between two processes of one host, in bytes per second: encrypted, in large datagrams, by one core of Python;

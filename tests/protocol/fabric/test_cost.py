@@ -41,8 +41,8 @@ def test_a_fabric_that_is_worse_in_both_is_never_chosen():
     assert crossover_bytes(Way((Link(0.0, 100.0),)), Way((Link(0.1, 10.0),))) == 0.0
 
 
-def test_memory_of_one_host_is_worth_its_setup_from_half_a_mebibyte_on():
-    assert 400 * 1024 < crossover_bytes(SHM, STREAM) < 600 * 1024
+def test_memory_of_one_host_is_worth_its_setup_from_a_mebibyte_on():
+    assert 900 * 1024 < crossover_bytes(SHM, STREAM) < 1024 * 1024
 
 
 def candidate(name: bytes, rtt_s: float, way: Way | None = None) -> CandidateInput:
