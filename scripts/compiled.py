@@ -39,6 +39,7 @@ COMPILED = (
 """What is compiled of it: the core, and what every event of a world passes through."""
 
 LEFT = (
+    "protocol/fabric",
     "protocol/quic",
     "protocol/identity",
     "protocol/libp2p",
