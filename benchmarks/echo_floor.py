@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mesh.testnet import link
 from mesh.testnet.link import LinkSpec
@@ -33,21 +35,36 @@ while True:
 """
 
 
+@contextmanager
+def echoing() -> Iterator[tuple[str, int]]:
+    """The address of a process that sends back whatever comes."""
+    echo = subprocess.Popen([sys.executable, "-I", "-S", "-c", _ECHO], stdout=subprocess.PIPE, text=True)
+    try:
+        assert echo.stdout is not None
+        yield "127.0.0.1", int(echo.stdout.readline())
+    finally:
+        echo.kill()
+        echo.communicate()
+
+
 def floor_s(samples: int = SAMPLES) -> list[float]:
     """Round trips in seconds, the lost ones left out, of processes that are scheduled like any other."""
+    with echoing() as address:
+        return _through_emulator(address, samples)
+
+
+def _through_emulator(address: tuple[str, int], samples: int) -> list[float]:
     found = []
-    echo = subprocess.Popen([sys.executable, "-I", "-S", "-c", _ECHO], stdout=subprocess.PIPE, text=True)
     emulator = subprocess.Popen(
         [sys.executable, "-I", "-S", str(link.__file__)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        assert echo.stdout is not None
         assert emulator.stdin is not None
         assert emulator.stdout is not None
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
             opened.bind(("127.0.0.1", 0))
             opened.settimeout(LOST_S)
-            real = [opened.getsockname(), ("127.0.0.1", int(echo.stdout.readline()))]
+            real = [opened.getsockname(), address]
             announced = [("127.0.0.1", port) for port in _free_ports(2)]
             still = [[(0.0, 0.0, 0.0)] * 2] * 2
             emulator.stdin.write(LinkSpec(announced, real, still).to_json() + "\n")
@@ -64,8 +81,6 @@ def floor_s(samples: int = SAMPLES) -> list[float]:
                 found.append(time.perf_counter() - sent)
                 time.sleep(PAUSE_S)
     finally:
-        echo.kill()
-        echo.communicate()
         emulator.communicate()
     return found
 

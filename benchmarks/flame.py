@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import trio
 
+from benchmarks.echo_floor import echoing
 from benchmarks.harness import Row, cpu_s, report
 from benchmarks.icicle import Stacks, draw
 from benchmarks.node_process import NodeProcess
@@ -36,34 +37,18 @@ LAYERS_SHOWN = 14
 LOOP = "trio's own loop"
 """What is done between two tasks, and in threads that belong to none."""
 
-_ECHO = """
-import socket
-opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-opened.bind(("127.0.0.1", 0))
-print(opened.getsockname()[1], flush=True)
-while True:
-    data, sender = opened.recvfrom(2048)
-    opened.sendto(data, sender)
-"""
-
 
 def floor_s() -> float:
     """The median round trip in seconds of 1 KiB between two processes by blocking sockets, without encryption."""
-    echo = subprocess.Popen([sys.executable, "-I", "-S", "-c", _ECHO], stdout=subprocess.PIPE, text=True)
-    try:
-        assert echo.stdout is not None
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
-            opened.connect(("127.0.0.1", int(echo.stdout.readline())))
-            opened.settimeout(5.0)
-            payload, took = os.urandom(PAYLOAD_BYTES), []
-            for _ in range(FLOOR_CALLS):
-                began = time.perf_counter()
-                opened.send(payload)
-                opened.recv(2048)
-                took.append(time.perf_counter() - began)
-    finally:
-        echo.kill()
-        echo.communicate()
+    with echoing() as address, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        opened.connect(address)
+        opened.settimeout(5.0)
+        payload, took = os.urandom(PAYLOAD_BYTES), []
+        for _ in range(FLOOR_CALLS):
+            began = time.perf_counter()
+            opened.send(payload)
+            opened.recv(2048)
+            took.append(time.perf_counter() - began)
     return statistics.median(took)
 
 

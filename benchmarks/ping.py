@@ -3,7 +3,6 @@
 import os
 import statistics
 import sys
-import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,10 @@ import trio
 
 from benchmarks.bulk import ABSENT, interop_versions
 from benchmarks.harness import Row, alternate, report
+from benchmarks.interop import PINGS, echoes
 from benchmarks.node_process import NodeProcess
 from mesh.transport import Transport
 from protocol.identity import Identity
-from protocol.libp2p.ping import PING_BYTES, PING_PROTOCOL
 from protocol.multiaddr import parse_multiaddr
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "interop"))
@@ -23,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "interop"))
 from foreign import PY, Foreign
 
 RUNS = 5
-PINGS = 200
 GOAL = 0.1
 
 
@@ -37,17 +35,7 @@ async def _ours(node: NodeProcess) -> list[float]:
     async with trio.open_nursery() as nursery:
         await nursery.start(transport.run, (parse_multiaddr("/ip4/127.0.0.1/udp/0/quic-v1"),))
         connection = await transport.dial(parse_multiaddr(node.address))
-        times = []
-        async with await connection.open_stream(PING_PROTOCOL) as stream:
-            for number in range(PINGS):
-                sent = number.to_bytes(PING_BYTES, "big")
-                began = time.perf_counter()
-                await stream.send_all(sent)
-                heard = b""
-                while len(heard) < PING_BYTES:
-                    heard += await stream.receive_some()
-                times.append(time.perf_counter() - began)
-                assert heard == sent
+        times = await echoes(connection)
         await transport.aclose()
         nursery.cancel_scope.cancel()
     return times
