@@ -55,9 +55,12 @@ class Reception:
         self._fresh: deque[Stream] = deque()
         self._left = AT_ONCE_MAX
 
-    def add_at_once(self, protocol_id: str, begin: Begin) -> None:
-        """Have streams of a protocol begun without a task."""
-        self._at_once[protocol_id] = begin
+    def set_at_once(self, protocol_id: str, begin: Begin | None) -> None:
+        """Have streams of a protocol begun without a task, or none of it any more."""
+        if begin is None:
+            self._at_once.pop(protocol_id, None)
+        else:
+            self._at_once[protocol_id] = begin
 
     def n_serving(self, peer_id: PeerId) -> int:
         """How many streams of a peer are served, over all its connections and those that it had."""

@@ -184,8 +184,7 @@ class Transport:
     def add_handler(self, protocol_id: str, handler: Handler, begin: Begin | None = None) -> None:
         """Serve a further protocol, by `begin` where that goes without a task, and tell the peers so that asked before."""
         self._handlers[protocol_id] = handler
-        if begin is not None:
-            self._reception.add_at_once(protocol_id, begin)
+        self._reception.set_at_once(protocol_id, begin)
         self._pusher.changed()
 
     @property

@@ -8,8 +8,11 @@ from mesh_nodes import MeshNode, Plan, PlannedEngine, Start, eventually, hang, i
 from test_at_once import comparable, counted
 
 from mesh.asking import InPlace
+from mesh.transport import Stream
+from protocol.encoding import encode_frame
 from protocol.errors import ErrorCode
 from protocol.inference import Accepted, Failed, Finished, InferenceRequest, Reply, TextDelta
+from protocol.wire.inference import PROTOCOL_ID
 
 QH3 = pytest.mark.parametrize("quic_engines", [("qh3",)], indirect=True, ids="-".join)
 HELD_BYTES = 70_000
@@ -191,3 +194,23 @@ async def test_a_peer_that_vanishes_in_the_middle_fails_the_answer_once(start: S
     assert isinstance(replies[-1], Failed)
     assert replies[-1].code in {ErrorCode.UNREACHABLE, ErrorCode.ENGINE_FAILED, ErrorCode.DRAINING}
     assert sum(isinstance(reply, Failed | Finished) for reply in replies) == 1
+
+
+@QH3
+@pytest.mark.parametrize("in_place", [True, False])
+async def test_a_peer_that_answers_rubbish_is_blamed(start: Start, in_place: bool) -> None:
+    b = await start(PlannedEngine(Plan()))
+    a = await start(join=(b,))
+    await introduced(a, b)
+    await answered(a, request())
+    before = counted(a)
+
+    async def babble(stream: Stream) -> None:
+        await stream.send_all(encode_frame(b"no reply at all"), end=True)
+
+    b.service.transport.add_handler(PROTOCOL_ID, babble)
+    asks_in_place(a, allowed=in_place)
+    replies = await answered(a, request())
+    assert [type(reply) for reply in replies] == [Failed]
+    blamed = {key: value - before.get(key, 0.0) for key, value in counted(a).items() if "fault" in key}
+    assert sum(blamed.values()) == 1.0, blamed
