@@ -8,7 +8,6 @@ Source: OpenAI API reference, "Create chat completion", "Create completion", "Cr
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -201,7 +200,7 @@ def _number(fields: Json, name: str, low: float, high: float) -> float | None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise bad_request(f"Invalid type for '{name}': expected a number, but got {_type_of(value)} instead.")
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:  # NaN is not either; an integer of any length can be compared, not always converted
         raise bad_request(f"Invalid '{name}': expected a value from {low} to {high}, but got {value}.")
     return float(value)
 

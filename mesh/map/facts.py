@@ -6,6 +6,7 @@ Spec: docs/gateway.md, section "The map".
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -160,6 +161,6 @@ def _place(row: Mapping[str, Any]) -> Place:
 def _number(value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{value!r} is no number")
     return float(value)

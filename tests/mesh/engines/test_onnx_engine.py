@@ -9,7 +9,7 @@ import pytest
 import trio
 from engine_server import chat, collect, make_request
 
-from mesh.engines.base import EmbeddedEngineUnavailableError, SlotsConfig
+from mesh.engines.base import EmbeddedEngineUnavailableError, EngineError, SlotsConfig
 from mesh.engines.body import read_text_body
 from mesh.engines.onnx import OnnxConfig, OnnxEngine, embedding
 from mesh.engines.onnx.text import END, TextModel, Writer
@@ -184,6 +184,12 @@ def written(tokens: bytes, **options) -> list[str]:
         pieces.append(piece.text)
         reason = piece.finish_reason
     return pieces
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "-1e999", "NaN", "2.5"])
+def test_a_number_out_of_range_is_a_bad_request(value):
+    with pytest.raises(EngineError, match="temperature"):
+        read_text_body(Feature.COMPLETIONS, f'{{"prompt": "x", "temperature": {value}}}'.encode())
 
 
 def test_characters_are_never_cut():
