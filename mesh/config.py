@@ -55,8 +55,10 @@ OTHER_VARIABLES = ("ISOCHRONE_ENGINE_API_KEY",)
 """Variables with our prefix that are no settings: what is secret stands in no file of settings and is not told in messages."""
 ENGINE_KINDS = ("onnx", "echo", "none")
 """Engines of our own; `onnx:text` and `onnx:embeddings` serve one model each of the two that `onnx` has."""
-FABRICS: Final = ("auto", "none")
-"""What the setting `fabric` can be."""
+FABRIC_KINDS: Final = ("shm", "cxl", "rdma")
+"""The kinds of fabric by the names of `protocol.fabric.Kind`, which the command line does not wait for."""
+FABRIC_WORDS: Final = ("auto", "none")
+"""All kinds that are there, and none."""
 
 QUIC_ENGINES = ("auto", "aioquic", "qh3")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -121,7 +123,8 @@ class NodeConfig:
         gateway_tls_key: the certificate's key in PEM.
         gateway_hosts: names in `Host` and `Origin` that are the gateway's, besides those of the loopback and its own address.
         gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
-        fabric: `auto` lets tensors take fabrics to peers on this host, `none` lets all of them take the stream.
+        fabric: `auto` lets tensors take every kind of fabric that is there, `none` lets all of them take the stream; or the
+            kinds that may be used, with commas between them.
         client_socket: where the socket for this user's own programs stands; None takes `client.sock` in `state_dir`.
         client_door: whether there is one.
         is_open: anybody may join; otherwise the node belongs to a private network.
@@ -311,6 +314,12 @@ def _degrees(limit: float) -> Callable[[str], float]:
     return _parse
 
 
+def _fabric(text: str) -> str:
+    if text not in FABRIC_WORDS and (unknown := [name for name in text.split(",") if name not in FABRIC_KINDS]):
+        raise ValueError(f"write auto, none, or some of {','.join(FABRIC_KINDS)} with commas; {unknown[0]!r} is none of them")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
     """How one setting is read: `count_max` is None for a single value, otherwise the bound of a list."""
@@ -333,7 +342,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "quic_engine": _Setting(_one_of(QUIC_ENGINES)),
     "grace_s": _Setting(_seconds, numeric=True),
     "relay": _Setting(_flag, boolean=True),
-    "fabric": _Setting(_one_of(FABRICS)),
+    "fabric": _Setting(_fabric),
     "log_level": _Setting(_one_of(LOG_LEVELS)),
     "gateway_key_file": _Setting(_path),
     "gateway_tls_cert": _Setting(_path),

@@ -45,7 +45,8 @@ class ClientFlags:
         Parameter(help="PATH of the unix socket for your own programs, or none (default: client.sock in the state directory)."),
     ] = None
     fabric: Annotated[
-        str | None, Parameter(help="auto: large tensors go to nodes of this host by shared memory; none: never (docs/fabric.md).")
+        str | None,
+        Parameter(help="By which fabrics large tensors go: auto, none, or some of shm,cxl,rdma with commas (docs/fabric.md)."),
     ] = None
 
 

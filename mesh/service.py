@@ -29,7 +29,7 @@ from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
 from mesh.engines.base import EmbeddedEngineUnavailableError, Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
-from mesh.fabric import Fabrics, host_secret
+from mesh.fabric import Fabrics, find_kinds, parse_kinds
 from mesh.floors import FloorKeeper
 from mesh.gateway import GatewayAddressError, GatewayConfig, server_context
 from mesh.inference import Rest, Served, ServeLimits, begin_stream, serve_stream
@@ -233,9 +233,9 @@ class Service:
         self.door = LocalDoor(self.dispatcher, telemetry)
 
     def _add_fabrics(self) -> Fabrics:
-        """Lets tensors take fabrics, where the node was not told to use none."""
-        secret = host_secret() if self._config.fabric == "auto" else b""
-        self.dispatcher.fabrics = fabrics = Fabrics(self.node, self.transport, self._telemetry, secret=secret)
+        """Lets tensors take fabrics, of the kinds that the node may use."""
+        kinds = find_kinds(parse_kinds(self._config.fabric), self.node.config.network_id)
+        self.dispatcher.fabrics = fabrics = Fabrics(self.node, self.transport, self._telemetry, kinds)
         fabrics.add_handler(self._serve_by_fabric)
         return fabrics
 

@@ -1,53 +1,47 @@
 """The fabrics of one node: with whom one is open, who may have one, and requests that use it.
 
-A fabric with a peer is opened when the first request with large tensors goes to it, if both cards have the same host tag; that
-takes a round trip, and where it does not work out the request goes as any other. What breaks closes the fabric for a while.
-Ranking counts a fabric only while it is open.
+A fabric with a peer is opened when the first request with large tensors goes to it, if both cards say that there may be one;
+that takes a round trip or two, and where it does not work out with one kind the next is tried, and with none the request goes as
+any other. What breaks closes the fabric for a while. Ranking counts a fabric only while it is open.
 
 Spec: docs/spec/11-fabric.md.
 """
 
-import hashlib
-import os
-import socket
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Self
 
 import trio
 
-from mesh.fabric.door import DOOR, Terms, bind_door, close_all, enter, let_in, send_packet
+from mesh.fabric.answers import FilledAnswer, GivenReplies
+from mesh.fabric.base import Opener, Opening, Session
+from mesh.fabric.control import Control
+from mesh.fabric.kinds import Kinds
 from mesh.fabric.lane import Lane
-from mesh.fabric.ring import Inbox, Outbox, check_bell, make_bell
-from mesh.fabric.session import ShmSession
-from mesh.inference import Answer, Served, ServeLimits, request_over, serve_stream
+from mesh.inference import Served, ServeLimits, request_over, serve_stream
 from mesh.inference.server import Handle, Handled
 from mesh.telemetry import Telemetry
 from mesh.transport import ConnectionLost, Stream, StreamReset, Transport
-from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import (
     FABRIC_PROTOCOL,
     INFER_FABRIC_PROTOCOL,
-    SHM,
     STREAM,
     Advert,
     FabricConfig,
     FabricPeers,
     Kind,
+    Match,
+    Way,
     crossover_bytes,
     decode_advert,
     encode_advert,
-    host_tag,
+    join_adverts,
     matches,
 )
 from protocol.fabric.messages import (
     NONCE_BYTES,
-    SECRET_BYTES,
-    Door,
     Hello,
     Shut,
     decode_hello,
@@ -80,31 +74,12 @@ MATCHED_S = 5.0
 TICK_S = 1.0
 """How often leases are looked at that have run out, in seconds: they are measured in minutes."""
 
-Closed = Callable[[ShmSession, str], None]
-"""Hears once that a session is over, and why; nothing where nothing is wrong."""
-
-OPENING_BYTES_MAX = 1024
-"""Longest frame of an opening in bytes."""
-
-
-def host_secret(root: Path = Path("/")) -> bytes:
-    """What the processes of this host, start and network namespace share; empty where the system does not tell.
-
-    Source: random(4), "boot_id"; network_namespaces(7).
-    """
-    try:
-        boot_id = (root / "proc/sys/kernel/random/boot_id").read_bytes().strip()
-        namespace = str((root / "proc/self/ns/net").readlink()).encode()
-    except OSError:
-        return b""
-    return hashlib.sha256(b"isochrone-host-secret:" + boot_id + b":" + namespace).digest() if boot_id else b""
-
 
 class Fabrics:
     """The fabrics of one node; `run` it in a nursery."""
 
     def __init__(
-        self, node: Node, transport: Transport, telemetry: Telemetry, *, secret: bytes, config: FabricConfig | None = None
+        self, node: Node, transport: Transport, telemetry: Telemetry, kinds: Kinds, config: FabricConfig | None = None
     ) -> None:
         """Tells which fabrics this node has on its card.
 
@@ -112,29 +87,38 @@ class Fabrics:
             node: the core.
             transport: for the streams by which fabrics are opened.
             telemetry: hears of what breaks.
-            secret: of the host; empty for no fabrics.
+            kinds: what there is.
             config: bounds.
         """
         self.config = config or FabricConfig()
-        self.threshold_bytes = crossover_bytes(SHM, STREAM)
         self.now = transport.now
         self._node, self._transport, self._telemetry = node, transport, telemetry
         self._peers = FabricPeers(self.config)
-        self._advert = Advert(host_tag(secret, node.config.network_id)) if secret else Advert()
-        self._sessions: dict[PeerId, ShmSession] = {}
+        self._kinds = FabricPeers(self.config)  # the same of each kind with each peer, by `_key`: where it cannot be opened
+        self._openers: dict[Kind, Opener] = {opener.kind: opener for opener in kinds.openers}
+        self._absent = kinds.absent
+        self._advert = Advert()
+        self._sessions: dict[PeerId, Session] = {}
+        self._n_late: dict[PeerId, int] = {}
         self._opening: dict[PeerId, trio.Event] = {}
         self._n_doors = 0
-        self._matched: OrderedDict[PeerId, tuple[float, bool]] = OrderedDict()
+        self._matched: OrderedDict[PeerId, tuple[float, tuple[Match, ...]]] = OrderedDict()
         self._expected: deque[tuple[float, Lane, int]] = deque()
         self._has_expected = trio.Event()
         self._nursery: trio.Nursery | None = None
-        node.announcer.handle_fabric(encode_advert(self._advert))
-        if secret:
+        self._tell()
+        if self._openers:
             transport.add_handler(FABRIC_PROTOCOL, self._serve_opening)
 
+    def _tell(self) -> None:
+        """Tells on the card which kinds are there now."""
+        self._advert = join_adverts([opener.advert() for opener in self._openers.values() if not opener.absent])
+        self._matched.clear()
+        self._node.announcer.handle_fabric(encode_advert(self._advert))
+
     def add_handler(self, serve: Callable[[Stream], Awaitable[None]]) -> None:
-        """Have streams with a fabric served, where this node has any."""
-        if self._advert.host:
+        """Have streams with a fabric served, where this node may have any."""
+        if self._openers:
             self._transport.add_handler(INFER_FABRIC_PROTOCOL, serve)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -142,6 +126,8 @@ class Fabrics:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._watch_expected)
             self._nursery.start_soon(self._watch_leases)
+            for opener in self._openers.values():
+                self._nursery.start_soon(opener.run, self._tell)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -153,29 +139,32 @@ class Fabrics:
     @property
     def wants_large(self) -> bool:
         """Whether there is any peer to which tensors could go that no message holds."""
-        peers = self._transport.connections if self._advert.host else ()
-        return any(peer in self._sessions or self._may_share(peer) for peer in peers)
+        return any(peer in self._sessions or self._shared(peer) for peer in self._transport.connections)
 
     # Asking
 
     def wants(self, peer: PeerId, request: InferenceRequest) -> bool:
         """Whether a request to a peer is worth a fabric, and there may be one."""
-        if not request.tensors or not self._advert.host or self._nursery is None:
+        if not request.tensors or not self._openers or self._nursery is None:
             return False
-        if sum(tensor.data.nbytes for tensor in request.tensors) < self.threshold_bytes:
+        size = sum(tensor.data.nbytes for tensor in request.tensors)
+        session = self._sessions.get(peer)
+        if session is not None:
+            return size >= crossover_bytes(session.way, STREAM)
+        if peer not in self._transport.connections:
             return False
-        return peer in self._sessions or (peer in self._transport.connections and self._may_share(peer))
+        return any(size >= crossover_bytes(self._way(match), STREAM) for match in self._shared(peer))
 
-    async def session(self, peer: PeerId) -> ShmSession | None:
+    async def session(self, peer: PeerId) -> Session | None:
         """The fabric with a peer, opened if there is none; None where that does not work out."""
         session = self._sessions.get(peer)
-        if session is None and self._may_share(peer):
+        if session is None and self._shared(peer):
             with trio.move_on_after(OPEN_S_MAX):
                 await self._open(peer)
             session = self._sessions.get(peer)
         return session
 
-    async def way_to(self, peer: PeerId, request: InferenceRequest) -> tuple[Stream, ShmSession] | None:
+    async def way_to(self, peer: PeerId, request: InferenceRequest) -> tuple[Stream, Session] | None:
         """A stream and the fabric for one request to a peer; None where it goes as any other."""
         if not self.wants(peer, request):
             return None
@@ -190,8 +179,8 @@ class Fabrics:
 
     @asynccontextmanager
     async def request_over(
-        self, stream: Stream, session: ShmSession, request: InferenceRequest, on_way: Callable[[str], None]
-    ) -> AsyncIterator["FilledAnswer"]:
+        self, stream: Stream, session: Session, request: InferenceRequest, on_way: Callable[[str], None]
+    ) -> AsyncIterator[FilledAnswer]:
         """Send a request whose tensors take the fabric, and hand out its answer, as `mesh.inference.request_over` does.
 
         Args:
@@ -207,24 +196,30 @@ class Fabrics:
         async with request_over(lane, request) as answer:
             yield FilledAnswer(answer, lane)
 
-    def _may_share(self, peer: PeerId) -> bool:
-        """Whether a peer's card says that it shares this host, and nothing has closed the fabric with it."""
+    def _way(self, match: Match) -> Way:
+        return self._openers[match.kind].way(match)
+
+    def _shared(self, peer: PeerId) -> tuple[Match, ...]:
+        """The fabrics that this node and a peer have by their cards, the preferred first, where nothing has closed them."""
         now = self.now()
         if not self._peers.is_open(peer, now) or len(self._sessions) >= SESSIONS_MAX:
-            return False
-        checked_at, matched = self._matched.get(peer, (float("-inf"), False))
+            return ()
+        checked_at, shared = self._matched.get(peer, (float("-inf"), ()))
         if now - checked_at > MATCHED_S:
-            card = self._node.peer(peer, now).card
-            try:
-                other = Advert() if card is None else decode_advert(card.fabric)
-            except RemoteProtocolError:  # a wrong advert counts as none
-                other = Advert()
-            matched = any(match.kind is Kind.SHM for match in matches(self._advert, other))
-            self._matched[peer] = (now, matched)
+            shared = self._find_shared(peer)
+            self._matched[peer] = (now, shared)
             self._matched.move_to_end(peer)
             if len(self._matched) > MATCHED_MAX:
                 self._matched.popitem(last=False)
-        return matched
+        return tuple(match for match in shared if self._kinds.is_open(_key(peer, match.kind), now))
+
+    def _find_shared(self, peer: PeerId) -> tuple[Match, ...]:
+        card = self._node.peer(peer, self.now()).card
+        try:
+            other = Advert() if card is None else decode_advert(card.fabric)
+        except RemoteProtocolError:  # a wrong advert counts as none
+            return ()
+        return matches(self._advert, other)
 
     async def _open(self, peer: PeerId) -> None:
         """Opens a fabric with a peer; whoever asks meanwhile waits for the same."""
@@ -234,135 +229,158 @@ class Fabrics:
             return
         self._opening[peer] = trio.Event()
         try:
-            await self._knock(peer)
-        except (RemoteProtocolError, StreamReset, ConnectionLost, OSError) as error:
-            self._failed(peer, f"it could not be opened: {error}")
+            await self._knock_until_open(peer)
         except trio.Cancelled:
             if peer not in self._sessions:
-                self._failed(peer, f"it was not open within {OPEN_S_MAX:g} s")
+                for match in self._shared(peer):
+                    self._cannot_open(peer, match.kind, f"it was not open within {OPEN_S_MAX:g} s")
             raise
         finally:
             self._opening.pop(peer).set()
 
-    async def _knock(self, peer: PeerId) -> None:
+    async def _knock_until_open(self, peer: PeerId) -> None:
+        """Tries one kind after the other, in the order in which they are preferred."""
+        left: dict[Kind, Match] = {}
+        for match in self._shared(peer):
+            left.setdefault(match.kind, match)  # of each kind the preferred
+        while left and peer not in self._sessions:
+            tried = dict(left)
+            try:
+                await self._knock(peer, left)
+            except (RemoteProtocolError, StreamReset, ConnectionLost, OSError) as error:
+                if len(left) == len(tried):  # it has not come to a door, and will not for others
+                    left.clear()
+                for kind in tried.keys() - left.keys():
+                    self._cannot_open(peer, kind, f"it could not be opened: {error}")
+            else:
+                return
+
+    async def _knock(self, peer: PeerId, left: dict[Kind, Match]) -> None:
+        """Asks for a fabric of one of the kinds that are left, and takes out the one that is tried."""
         connection = self._transport.connections.get(peer)
         if connection is None:
             return
         own_nonce = self._transport.machine.entropy(NONCE_BYTES)
-        async with await connection.open_stream(FABRIC_PROTOCOL) as stream:
-            await stream.send_all(encode_frame(encode_hello(Hello((int(Kind.SHM),), own_nonce))))
-            answer = decode_opening(await _one_frame(stream))
+        async with AsyncExitStack() as streams:
+            control = Control(await streams.enter_async_context(await connection.open_stream(FABRIC_PROTOCOL)))
+            await control.send(encode_hello(Hello(tuple(map(int, left)), own_nonce)))
+            answer = decode_opening(await control.expect())
             if isinstance(answer, Shut):
+                left.clear()
                 raise RemoteProtocolError(answer.code, answer.detail)
-            if answer.kind is not Kind.SHM:
-                raise RemoteProtocolError(ErrorCode.UNSUPPORTED, f"a door of {answer.kind.name}")
-            terms = Terms(answer.secret, self._node.peer_id, peer, own_nonce, answer.nonce)
-            with _Making() as making:
-                local, passed = await enter(answer.place, terms, making.passed)
-                self._begin(making.session(peer, self.config, local, passed, self._closed))
+            match = left.pop(answer.kind, None)
+            if match is None:
+                left.clear()
+                raise RemoteProtocolError(ErrorCode.UNSUPPORTED, f"a door of {answer.kind.name}, which was not asked for")
+            opener = self._openers[match.kind]
+            self._begin(await opener.knock(self._opening_with(peer, match, control), answer, own_nonce))
+            if opener.keeps_stream:
+                streams.pop_all()
+
+    def _opening_with(self, peer: PeerId, match: Match, control: Control) -> Opening:
+        own, entropy = self._node.peer_id, self._transport.machine.entropy
+        return Opening(own, peer, match, self.config, control, entropy, self._closed)
 
     # Being asked
 
     async def serve(self, stream: Stream, handle: Handle, limits: ServeLimits | None = None) -> Served:
         """Answers one request whose tensors may take the fabric, as `mesh.inference.serve_stream` does."""
-        lane = Lane(stream, self._sessions.get(stream.peer_id), self, 0.0, serves=True)
+        session = self._sessions.get(stream.peer_id)
+        lane = Lane(stream, session, self, 0.0, serves=True)
+        least_bytes = float("inf") if session is None else crossover_bytes(session.way, STREAM)
 
         def handle_filled(request: InferenceRequest, peer: PeerId) -> Handled:
             lane.lives(request.deadline_s)
             tensors = None if request.tensors else lane.next_tensors()
             handled = handle(request if tensors is None else replace(request, tensors=tensors), peer)
             if isinstance(handled, tuple):
-                return tuple(self._given(lane, reply) for reply in handled)
-            return self._given_later(lane, handled)
+                return tuple(_given(lane, reply, least_bytes) for reply in handled)
+            return _given_later(lane, handled, least_bytes)
 
         served = await serve_stream(lane, handle_filled, limits)
         return served if lane.fault is None else replace(served, fault=lane.fault)
 
-    def _given(self, lane: Lane, reply: Reply) -> Reply:
-        """The reply as it goes out: large tensors take the fabric."""
-        if isinstance(reply, TensorsReady):
-            size = sum(tensor.data.nbytes for tensor in reply.tensors)
-            if (size >= self.threshold_bytes or not reply.tensors) and lane.offer(reply.tensors):
-                return TensorsReady(())
-        return reply
-
-    @asynccontextmanager
-    async def _given_later(
-        self, lane: Lane, handled: AbstractAsyncContextManager[AsyncIterator[Reply]]
-    ) -> AsyncIterator[AsyncIterator[Reply]]:
-        async with handled as replies:
-            yield _Given(replies, lambda reply: self._given(lane, reply))
-
     async def _serve_opening(self, stream: Stream) -> None:
         """Lets a peer in who asks for a fabric."""
-        peer = stream.peer_id
+        peer, control, kind = stream.peer_id, Control(stream), None
         try:
             async with stream:
-                hello = decode_hello(await _one_frame(stream))
-                shut = self._shut_for(peer, hello)
-                if shut is not None:
-                    await stream.send_all(encode_frame(encode_opening(shut)), end=True)
+                hello = decode_hello(await control.expect())
+                found = self._found_for(peer, hello)
+                if isinstance(found, Shut):
+                    await control.send(encode_opening(found), end=True)
                     return
+                kind, opener = found.kind, self._openers[found.kind]
                 self._n_doors += 1
                 try:
-                    await self._open_door(stream, hello)
+                    session = await opener.admit(self._opening_with(peer, found, control), hello)
                 finally:
                     self._n_doors -= 1
-        except RemoteProtocolError as error:
-            self._failed(peer, error.detail)
-        except (StreamReset, ConnectionLost, OSError) as error:
-            self._failed(peer, str(error))
+                ended = self._begin(session)
+                if opener.keeps_stream:
+                    await ended.wait()
+        except (RemoteProtocolError, StreamReset, ConnectionLost, OSError) as error:
+            if kind is None:
+                self._failed(peer, str(error))
+            else:
+                self._cannot_open(peer, kind, str(error))
 
-    def _shut_for(self, peer: PeerId, hello: Hello) -> Shut | None:
-        """Why there is no fabric for a peer now; None where there is."""
+    def _found_for(self, peer: PeerId, hello: Hello) -> Match | Shut:
+        """The fabric that a peer may have of those that it asks for, or why there is none now."""
         refused = self._peers.charge_offer(peer, self.now())
         if refused is not None:
             return Shut(refused, self._peers.why_closed(peer, self.now()) or "too many offers")
-        if Kind.SHM not in hello.kinds:
-            return Shut(ErrorCode.UNSUPPORTED, "this node has shared memory alone")
+        shared: dict[int, Match] = {}
+        for match in (
+            Match(Kind.SHM),
+            *self._find_shared(peer),
+        ):  # shared memory is proved by the opening, whatever the card says
+            shared.setdefault(int(match.kind), match)
+        here = [kind for kind in hello.kinds if kind in shared and self._is_here(peer, Kind(kind))]
+        if not here:
+            return Shut(ErrorCode.UNSUPPORTED, "this node shares no fabric of these kinds, or none that works")
         if len(self._sessions) >= SESSIONS_MAX or self._n_doors >= OPENINGS_MAX or self._nursery is None:
             return Shut(ErrorCode.OVERLOADED, "this node has fabrics with as many as it can")
-        return None
+        return shared[here[0]]
 
-    async def _open_door(self, stream: Stream, hello: Hello) -> None:
-        entropy = self._transport.machine.entropy
-        name, secret, nonce = b"isochrone-" + entropy(16).hex().encode(), entropy(SECRET_BYTES), entropy(NONCE_BYTES)
-        listener = bind_door(name)
-        try:
-            await stream.send_all(encode_frame(encode_opening(Door(Kind.SHM, name, secret, nonce))), end=True)
-        except BaseException:
-            listener.close()
-            raise
-        terms = Terms(secret, stream.peer_id, self._node.peer_id, hello.nonce, nonce)
-        with _Making() as making:
-            local, passed = await let_in(listener, terms)
-            session = making.session(stream.peer_id, self.config, local, passed, self._closed)
-            send_packet(local, terms.proof(DOOR), making.passed)
-            self._begin(session)
+    def _is_here(self, peer: PeerId, kind: Kind) -> bool:
+        """Whether this node has a kind of fabric, and could open it with a peer the last time."""
+        opener = self._openers.get(kind)
+        return opener is not None and not opener.absent and self._kinds.is_open(_key(peer, kind), self.now())
 
     # Sessions
 
-    def _begin(self, session: ShmSession) -> None:
-        """A fabric is open; it takes the place of an earlier one with the same peer."""
+    def _begin(self, session: Session) -> trio.Event:
+        """A fabric is open; it takes the place of an earlier one with the same peer. Returns what is set when it is over."""
         earlier = self._sessions.get(session.peer)
         if earlier is not None:
             earlier.close("")
         assert self._nursery is not None
         self._sessions[session.peer] = session
-        self._node.ways[session.peer] = SHM
-        self._nursery.start_soon(session.run)
-        self._telemetry.log.info("fabric opened", peer=peer_id_text(session.peer), kind="shm")
+        self._n_late[session.peer] = 0
+        self._node.ways[session.peer] = session.way
+        ended = trio.Event()
+        self._nursery.start_soon(self._run_session, session, ended)
+        self._telemetry.log.info("fabric opened", peer=peer_id_text(session.peer), kind=session.kind.name.lower())
+        return ended
 
-    def _closed(self, session: ShmSession, why: str) -> None:
+    async def _run_session(self, session: Session, ended: trio.Event) -> None:
+        try:
+            await session.run()
+        finally:
+            session.close("")
+            ended.set()
+
+    def _closed(self, session: Session, why: str) -> None:
         if self._sessions.get(session.peer) is session:
-            del self._sessions[session.peer]
+            del self._sessions[session.peer], self._n_late[session.peer]
             self._node.ways.pop(session.peer, None)
             if why:
                 self._failed(session.peer, why)
             else:
                 self._telemetry.log.info("fabric closed", peer=peer_id_text(session.peer))
 
-    def fault(self, session: ShmSession, why: str) -> None:
+    def fault(self, session: Session, why: str) -> None:
         """Something about a fabric went wrong: it is closed, and stays so for a while."""
         session.close(why)
 
@@ -370,16 +388,26 @@ class Fabrics:
         closed_s = self._peers.handle_error(peer, why, self.now())
         self._telemetry.log.warning("fabric closed for a while", peer=peer_id_text(peer), reason=why, closed_s=closed_s)
 
-    def succeeded(self, session: ShmSession) -> None:
-        """A transfer to a peer went well."""
-        session.n_late = 0
-        self._peers.handle_success(session.peer)
+    def _cannot_open(self, peer: PeerId, kind: Kind, why: str) -> None:
+        """A kind of fabric could not be opened with a peer: it is left out for a while, and others are tried."""
+        closed_s = self._kinds.handle_error(_key(peer, kind), why, self.now())
+        told = {"peer": peer_id_text(peer), "kind": kind.name.lower(), "reason": why, "closed_s": closed_s}
+        self._telemetry.log.warning("fabric closed for a while", **told)
 
-    def was_late(self, session: ShmSession, why: str) -> None:
+    def succeeded(self, session: Session) -> None:
+        """A transfer to a peer went well."""
+        if session.peer in self._n_late:
+            self._n_late[session.peer] = 0
+        self._peers.handle_success(session.peer)
+        self._kinds.handle_success(_key(session.peer, session.kind))
+
+    def was_late(self, session: Session, why: str) -> None:
         """A peer has not taken a transfer in time. It may be busy; a fabric that is late time after time carries nothing."""
-        session.n_late += 1
-        self._telemetry.log.info("transfer late", peer=peer_id_text(session.peer), in_a_row=session.n_late)
-        if session.n_late >= LATES_MAX:
+        if self._sessions.get(session.peer) is not session:
+            return
+        n_late = self._n_late[session.peer] = self._n_late[session.peer] + 1
+        self._telemetry.log.info("transfer late", peer=peer_id_text(session.peer), in_a_row=n_late)
+        if n_late >= LATES_MAX:
             self.fault(session, why)
 
     def charge_offer(self, peer: PeerId) -> ErrorCode | None:
@@ -417,115 +445,40 @@ class Fabrics:
                 session.handle_timer(self.now())
 
     def status(self) -> dict[str, object]:
-        """The fabrics that are there, for people."""
+        """The fabrics that are there, and why others are not, for people."""
+        here = [opener for opener in self._openers.values() if not opener.absent]
+        absent = {**dict(self._absent), **{opener.kind: opener.absent for opener in self._openers.values() if opener.absent}}
+        thresholds = [crossover_bytes(opener.way(Match(opener.kind)), STREAM) for opener in here]
+        told = {opener.kind.name.lower(): figures for opener in here if (figures := opener.figures())}
         return {
-            "kinds": ["shm"] if self._advert.host else [],
-            "from_bytes": round(self.threshold_bytes) if self._advert.host else None,
-            "open": {peer_id_text(peer): {"kind": "shm", **session.figures()} for peer, session in self._sessions.items()},
+            "kinds": [opener.kind.name.lower() for opener in here],
+            "absent": {kind.name.lower(): f"absent: {absent[kind]}" for kind in sorted(absent)},
+            "from_bytes": round(min(thresholds)) if thresholds else None,
+            "open": {
+                peer_id_text(peer): {"kind": session.kind.name.lower(), **session.figures()}
+                for peer, session in self._sessions.items()
+            },
+            **told,
         }
 
 
-class FilledAnswer:
-    """The answer of a peer, with the tensors that took the fabric where they belong."""
-
-    __slots__ = ("_answer", "_lane")
-
-    def __init__(self, answer: Answer, lane: Lane) -> None:
-        self._answer = answer
-        self._lane = lane
-
-    @property
-    def fault(self) -> RemoteProtocolError | None:
-        """How the peer broke the protocol; None while it did not."""
-        return self._answer.fault
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Reply:
-        reply = await self._answer.__anext__()
-        if isinstance(reply, TensorsReady) and not reply.tensors:
-            tensors = self._lane.next_tensors()
-            return reply if tensors is None else TensorsReady(tensors)
-        return reply
+def _key(peer: PeerId, kind: Kind) -> PeerId:
+    """What stands for a kind of fabric with a peer where peers are remembered."""
+    return PeerId(peer + bytes([kind]))
 
 
-class _Given:
-    """Replies, each as it goes out."""
-
-    __slots__ = ("_given", "_replies")
-
-    def __init__(self, replies: AsyncIterator[Reply], given: Callable[[Reply], Reply]) -> None:
-        self._replies = replies
-        self._given = given
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Reply:
-        return self._given(await self._replies.__anext__())
+def _given(lane: Lane, reply: Reply, least_bytes: float) -> Reply:
+    """The reply as it goes out: large tensors take the fabric."""
+    if isinstance(reply, TensorsReady):
+        size = sum(tensor.data.nbytes for tensor in reply.tensors)
+        if (size >= least_bytes or not reply.tensors) and lane.offer(reply.tensors):
+            return TensorsReady(())
+    return reply
 
 
-class _Making:
-    """What one side brings to a session; closed where none comes of it."""
-
-    def __init__(self) -> None:
-        self._bell = make_bell()
-        try:
-            self._outbox: Outbox | None = Outbox(-1)
-        except BaseException:
-            os.close(self._bell)
-            raise
-        self._taken = False
-
-    @property
-    def passed(self) -> list[int]:
-        """The ring and the bell, to be passed to the other side."""
-        assert self._outbox is not None
-        return [self._outbox.region.descriptor, self._bell]
-
-    def session(self, peer: PeerId, config: FabricConfig, local: socket.socket, passed: list[int], closed: Closed) -> ShmSession:
-        """The session, with what the other side has passed.
-
-        Raises:
-            RemoteProtocolError: that is no ring and no bell.
-        """
-        assert self._outbox is not None
-        ring, bell = passed
-        try:
-            inbox = Inbox(ring)
-            check_bell(bell)
-        except BaseException:
-            close_all([bell])
-            local.close()
-            raise
-        finally:
-            close_all([ring])
-        self._outbox.other_bell = bell
-        self._taken = True
-        return ShmSession(peer, config, local, self._outbox, inbox, self._bell, closed)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        if not self._taken:
-            os.close(self._bell)
-            assert self._outbox is not None
-            self._outbox.region.close()
-
-
-async def _one_frame(stream: Stream) -> bytes:
-    """The one frame that a peer says here.
-
-    Raises:
-        RemoteProtocolError: the stream ends before it.
-    """
-    decoder = FrameDecoder(OPENING_BYTES_MAX)
-    with stream.waiting():
-        while (frame := decoder.next_frame()) is None:
-            data = await stream.receive_some()
-            if not data:
-                raise RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended before its frame")
-            decoder.receive(data)
-    return frame
+@asynccontextmanager
+async def _given_later(
+    lane: Lane, handled: AbstractAsyncContextManager[AsyncIterator[Reply]], least_bytes: float
+) -> AsyncIterator[AsyncIterator[Reply]]:
+    async with handled as replies:
+        yield GivenReplies(replies, lambda reply: _given(lane, reply, least_bytes))

@@ -8,18 +8,18 @@ Spec: docs/spec/11-fabric.md, section "Messages".
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.fabric.session import Given, ShmSession
+from mesh.fabric.base import Reads, Session, Writes
+from mesh.fabric.transfers import Gift, Receipt
 from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.fabric import Action, Giver, Gives, Giving, Kind, Receiver, Takes, Taking
+from protocol.fabric import Action, Giver, Gives, Giving, Lease, Receiver, Takes, Taking
 from protocol.fabric.messages import (
     HEAD_BYTES,
     FrameKind,
@@ -48,38 +48,10 @@ TRANSFERS_MAX = 4096
 """Transfers of one stream and direction, a count: an answer of so many outputs with large tensors goes on by the stream."""
 
 
-@dataclass(eq=False, slots=True)
-class _Gift:
-    """A transfer that this side gives."""
-
-    given: Given
-    giving: Giving = field(default_factory=lambda: Giving(writes=False))
-    streaming: bool = False
-    timed: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the stream is still needed for it."""
-        return self.giving.awaits_taking or self.streaming
-
-
-@dataclass(eq=False, slots=True)
-class _Receipt:
-    """A transfer that this side takes."""
-
-    offer: Offer
-    taking: Taking
-    tensors: tuple[Tensor, ...] = ()
-    collects: bool = False
-    arrived: bytearray = field(default_factory=bytearray)
-
-
 class Lane:
     """Both directions of a stream, with a fabric beside it; see the module's docstring."""
 
-    def __init__(
-        self, stream: Stream, session: ShmSession | None, fabrics: "Fabrics", deadline_s: float, *, serves: bool
-    ) -> None:
+    def __init__(self, stream: Stream, session: Session | None, fabrics: "Fabrics", deadline_s: float, *, serves: bool) -> None:
         """Begins.
 
         Args:
@@ -97,11 +69,13 @@ class Lane:
         self._decoder = FrameDecoder(REPLY_BYTES_MAX + HEAD_BYTES)
         self._ready: deque[bytes] = deque()
         self._unsaid: list[bytes] = []
-        self._gifts: list[_Gift] = []
-        self._receipts: list[_Receipt] = []
+        self._gifts: list[Gift] = []
+        self._receipts: list[Receipt] = []
         self._consumed = 0
-        self._run: _Receipt | None = None
+        self._run: Receipt | None = None
         self._reading = False
+        self._hearing = trio.CancelScope()
+        self._n_steps = 0
         self._fell_back = False
         self._is_reset = False
         self._sending = trio.Lock()
@@ -142,6 +116,9 @@ class Lane:
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._deliverable:
             if not await self._read():
+                if self._n_steps:  # what came last is still being looked at
+                    await self._step_done()
+                    continue
                 if self._ready or self._awaits_bytes:
                     self._broke(RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended before the tensors came"))
                 return b""
@@ -194,9 +171,9 @@ class Lane:
             return False
         if given is None:
             return False
-        self._unsaid.append(encode_frame(encode_message(Offer(len(self._gifts), Kind.SHM, given.places, given.lease))))
-        self._gifts.append(_Gift(given))
-        self.on_way("shm")
+        self._say(Offer(len(self._gifts), session.kind, given.places, given.lease, given.tag))
+        self._gifts.append(Gift(given, Giving(writes=given.lease is None)))
+        self.on_way(session.kind.name.lower())
         return True
 
     def next_tensors(self) -> tuple[Tensor, ...] | None:
@@ -204,7 +181,7 @@ class Lane:
         if self._consumed >= len(self._receipts):
             return None
         receipt = self._receipts[self._consumed]
-        assert receipt.taking.has_tensors
+        assert receipt.is_there
         self._consumed += 1
         tensors, receipt.tensors = receipt.tensors, ()
         return tensors
@@ -216,31 +193,47 @@ class Lane:
     def late(self, number: int) -> None:
         """The time is over in which a transfer was to be taken."""
         gift = self._gifts[number]
-        if gift.giving.awaits_taking and gift.given.size_bytes <= self._fabrics.config.bulk_bytes_max:
-            self._give(number, Gives.LATE, "what was offered was not taken in time")
+        if not gift.giving.awaits_taking or gift.given.size_bytes > self._fabrics.config.bulk_bytes_max:
+            return
+        if gift.fresh or gift.giving.state is Giver.WRITING:  # the hardware ends by itself, and then the peer has its time
+            gift.fresh = False
+            self._fabrics.expect(self, number)
+            return
+        self._give(number, Gives.LATE, "what was offered was not taken in time")
 
     # Reading
 
     @property
     def _awaits_bytes(self) -> bool:
-        return any(not receipt.taking.has_tensors for receipt in self._receipts[self._consumed :])
+        return any(not receipt.is_there for receipt in self._receipts[self._consumed :])
 
     @property
     def _deliverable(self) -> bool:
         return bool(self._ready) and not self._awaits_bytes
 
     async def _read(self) -> bool:
-        """Read once, and take what it brings; False at the end."""
+        """Read once, and take what it brings; False at the end. Also returns when a step of the hardware is done."""
+        self._hearing = hearing = trio.CancelScope()
         self._reading = True
+        data = None
         try:
             if self._unsaid:
                 async with self._sending:  # it may leave with what is said next
                     await self._stream.send_all(self._said(), linger=True)
-            data = await self._stream.receive_some()
+            with hearing:
+                data = await self._stream.receive_some()
         finally:
             self._reading = False
+        if data is None:
+            return True
         self._feed(data)
         return bool(data)
+
+    async def _step_done(self) -> None:
+        """Wait until a step of the hardware is done."""
+        self._hearing = hearing = trio.CancelScope()
+        with hearing:
+            await trio.sleep_forever()
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -283,10 +276,12 @@ class Lane:
                 self._give(number, Gives.REFUSED, f"refused: {code.name.lower()}: {detail}")
             case Released(number):
                 self._give(number, Gives.RELEASED)
-            case Leased(number):
-                self._give(number, Gives.LEASED)
-            case Placed(number):
-                self._take(self._receipt(number), Takes.PLACED)
+            case Leased(number, lease):
+                self._give(number, Gives.LEASED, lease=lease)
+            case Placed(number, tag):
+                receipt = self._receipt(number)
+                receipt.tag = tag
+                self._take(receipt, Takes.PLACED)
             case Revoked(number):
                 self._take(self._receipt(number), Takes.REVOKED)
             case Streamed(number):
@@ -296,19 +291,20 @@ class Lane:
 
     # Giving
 
-    def _give(self, number: int, event: Gives, why: str = "") -> None:
+    def _give(self, number: int, event: Gives, why: str = "", lease: Lease | None = None) -> None:
         if number >= len(self._gifts):
             raise RemoteProtocolError(ErrorCode.MALFORMED, f"{event.value} of transfer {number}, which was not offered")
         gift = self._gifts[number]
         actions = gift.giving.handle(event)
         # The bytes are read from the region: it must not be used again before they are.
         for action in sorted(actions, key=lambda action: action is not Action.STREAM):
-            self._do_give(gift, number, action)
+            self._do_give(gift, number, action, lease)
+        gift.fresh = True
         if event is Gives.TAKEN and self._session is not None:
             self._fabrics.succeeded(self._session)
         if why and self._session is not None:
             if not self._fell_back:
-                self.on_way(f"shm, then the stream: {why}")
+                self.on_way(f"{self._session.kind.name.lower()}, then the stream: {why}")
             self._fell_back = True
             if event is Gives.LATE:
                 self._fabrics.was_late(self._session, why)
@@ -316,24 +312,41 @@ class Lane:
                 self._fabrics.fault(self._session, why)
         self._settled.set()
 
-    def _do_give(self, gift: _Gift, number: int, action: Action) -> None:
-        session, lease = self._session, gift.given.lease
+    def _do_give(self, gift: Gift, number: int, action: Action, lease: Lease | None) -> None:
+        session = self._session
         assert session is not None
         match action:
             case Action.REUSE:
-                session.reuse(lease)
+                session.reuse(gift.given)
             case Action.RETIRE:
-                session.retire(lease)
+                session.retire(gift.given)
             case Action.STREAM:
                 gift.streaming = True
                 gift.given.hold()
                 self._fabrics.spawn(self._stream_bytes, gift, number)
             case Action.SAY_REVOKED:
                 self._say(Revoked(number))
+            case Action.WRITE:
+                assert session.writes is not None
+                assert lease is not None
+                gift.given.hold()
+                self._begin_step(self._write, session.writes, gift, number, lease)
             case _:
-                raise RemoteProtocolError(ErrorCode.MALFORMED, "a lease to write to, which nobody asked for")
+                assert action is Action.SAY_PLACED
+                self._say(Placed(number, gift.tag))
 
-    async def _stream_bytes(self, gift: _Gift, number: int) -> None:
+    async def _write(self, writes: Writes, gift: Gift, number: int, lease: Lease) -> None:
+        """Writes a transfer's tensors into what the peer has leased."""
+        try:
+            gift.tag = await writes.write(gift.given, lease)
+        except (RemoteProtocolError, OSError) as error:
+            self._give(number, Gives.FAILED, f"it could not be written: {error}")
+        else:
+            self._give(number, Gives.WRITTEN)
+        finally:
+            gift.given.let_go()
+
+    async def _stream_bytes(self, gift: Gift, number: int) -> None:
         """Sends the bytes of a transfer by the stream; where they are too many for that, the stream ends."""
         config = self._fabrics.config
         try:
@@ -384,13 +397,13 @@ class Lane:
             if gift.giving.awaits_taking or gift.giving.state is Giver.DOUBTED:
                 self._give(number, Gives.BROKEN)
         for receipt in self._receipts:
-            if not receipt.taking.has_tensors and receipt.taking.state is not Receiver.OVER:
+            if not receipt.is_there and receipt.taking.state is not Receiver.OVER:
                 self._take(receipt, Takes.BROKEN)
         self._settled.set()
 
     # Taking
 
-    def _receipt(self, number: int) -> _Receipt:
+    def _receipt(self, number: int) -> Receipt:
         if number >= len(self._receipts):
             raise RemoteProtocolError(ErrorCode.MALFORMED, f"a word about transfer {number}, which was not offered")
         return self._receipts[number]
@@ -399,44 +412,144 @@ class Lane:
         if offer.transfer != len(self._receipts) or offer.transfer >= TRANSFERS_MAX:
             raise RemoteProtocolError(ErrorCode.MALFORMED, f"transfer {offer.transfer} is offered after {len(self._receipts)}")
         refused = self._fabrics.charge_offer(self.peer_id)
-        receipt = _Receipt(offer, Taking(grants=offer.lease is None))
+        receipt = Receipt(offer, Taking(grants=offer.lease is None))
         self._receipts.append(receipt)
         if refused is ErrorCode.FLOODING:
             raise RemoteProtocolError(ErrorCode.FLOODING, "more transfers are offered than anybody takes")
-        session, lease = self._session, offer.lease
-        if refused is not None or session is None or session.closed or lease is None or offer.kind is not Kind.SHM:
+        session = self._session
+        if refused is not None or session is None or session.closed or offer.kind is not session.kind:
             self._take(receipt, Takes.FAILED, refused or ErrorCode.FABRIC_FAILED, "this fabric is closed here")
-            return
+        elif receipt.taking.first is Action.GRANT:
+            if session.writes is None:
+                self._take(receipt, Takes.FAILED, ErrorCode.UNSUPPORTED, "nobody writes by this fabric")
+            else:
+                self._begin_step(self._grant, session.writes, receipt)
+        elif session.reads is None:
+            self._take(receipt, Takes.FAILED, ErrorCode.UNSUPPORTED, "nobody reads by this fabric")
+        else:
+            self._map(session, session.reads, receipt)
+
+    def _map(self, session: Session, reads: Reads, receipt: Receipt) -> None:
+        """Take what the peer has leased, now or when it is ready."""
+        offer = receipt.offer
+        assert offer.lease is not None
         try:
-            receipt.tensors = session.take(lease, offer.places)
+            taken = reads.take(offer.lease, offer.places, offer.tag)
         except RemoteProtocolError as error:
-            self._take(receipt, Takes.FAILED, error.code, error.detail)
-            self._fabrics.fault(session, error.detail)
+            self._take_failed(session, receipt, error)
             return
+        if isinstance(taken, tuple):
+            receipt.tensors = taken
+            self._take(receipt, Takes.READY)
+        else:
+            self._begin_step(self._await_taken, taken, receipt)
+
+    async def _await_taken(self, taken: Awaitable[tuple[Tensor, ...]], receipt: Receipt) -> None:
+        session = self._session
+        assert session is not None
+        try:
+            tensors = await taken
+        except (RemoteProtocolError, OSError) as error:
+            self._take_failed(session, receipt, error)
+        else:
+            self._take_ready(receipt, tensors)
+
+    async def _grant(self, writes: Writes, receipt: Receipt) -> None:
+        """Leases memory for a transfer that the peer writes."""
+        session = self._session
+        assert session is not None
+        try:
+            receipt.lease = await writes.grant(receipt.offer, self._lifetime_s, self._fabrics.now())
+        except (RemoteProtocolError, OSError) as error:
+            self._take_failed(session, receipt, error)
+        else:
+            self._take(receipt, Takes.READY)
+
+    async def _check(self, writes: Writes, receipt: Receipt, lease: Lease) -> None:
+        """Takes a lease back, and sees what was written."""
+        session = self._session
+        assert session is not None
+        try:
+            tensors = await writes.check(receipt.offer, lease, receipt.tag)
+        except (RemoteProtocolError, OSError) as error:
+            self._take_failed(session, receipt, error)
+        else:
+            self._take_ready(receipt, tensors)
+
+    def _take_ready(self, receipt: Receipt, tensors: tuple[Tensor, ...]) -> None:
+        """The tensors of a transfer are in place; they are wanted only where nobody has turned to the stream meanwhile."""
+        if receipt.taking.state in (Receiver.MAPPING, Receiver.CHECKING):
+            receipt.tensors = tensors
         self._take(receipt, Takes.READY)
+        if receipt.lease is not None and receipt.taking.state is Receiver.TAKEN:
+            self._take(receipt, Takes.DONE)  # they lie in this side's memory, and the lease was taken back
+
+    def _take_failed(self, session: Session, receipt: Receipt, error: RemoteProtocolError | OSError) -> None:
+        code = error.code if isinstance(error, RemoteProtocolError) else ErrorCode.FABRIC_FAILED
+        detail = error.detail if isinstance(error, RemoteProtocolError) else str(error)
+        if receipt.taking.state in (Receiver.MAPPING, Receiver.GRANTING, Receiver.CHECKING):
+            self._take(receipt, Takes.FAILED, code, detail)
+        self._fabrics.fault(session, detail)
 
     def _take(
-        self, receipt: _Receipt, event: Takes, code: ErrorCode = ErrorCode.FABRIC_FAILED, detail: str = "taken back"
+        self, receipt: Receipt, event: Takes, code: ErrorCode = ErrorCode.FABRIC_FAILED, detail: str = "taken back"
     ) -> None:
+        number = receipt.offer.transfer
         for action in receipt.taking.handle(event):
-            number = receipt.offer.transfer
             match action:
                 case Action.SAY_TAKEN:
                     self._say(Taken(number))
                 case Action.SAY_REFUSED:
                     self._say(Refused(number, code, detail))
-                case Action.LET_GO:
-                    receipt.tensors = ()
+                case Action.SAY_RELEASED:
+                    self._say(Released(number))
+                case Action.SAY_LEASED:
+                    assert receipt.lease is not None
+                    self._say(Leased(number, receipt.lease))
+                case Action.HAND_OUT:
+                    receipt.is_there = True
+                case Action.LET_GO | Action.INVALIDATE | Action.CHECK:
+                    self._let_go(receipt, action, event)
                 case Action.COLLECT:
                     receipt.collects = True
                     receipt.arrived = bytearray()
                 case Action.DROP:
                     receipt.collects = False
-                case Action.VOID if self._consumed > number:
-                    # They are in use already, and whoever uses them cannot begin again (ISO-FAB-019).
-                    raise RemoteProtocolError(ErrorCode.FABRIC_FAILED, "a lease was taken back while its tensors were used")
                 case _:
-                    assert action in (Action.HAND_OUT, Action.INVALIDATE, Action.VOID)
+                    assert action is Action.VOID
+                    if self._consumed > number:
+                        # They are in use already, and whoever uses them cannot begin again (ISO-FAB-019).
+                        raise RemoteProtocolError(ErrorCode.FABRIC_FAILED, "a lease was taken back while its tensors were used")
+                    receipt.is_there = False
+
+    def _let_go(self, receipt: Receipt, action: Action, event: Takes) -> None:
+        """End what this side has of a lease: of the peer's, or of its own that the peer has written to."""
+        writes = None if self._session is None else self._session.writes
+        if receipt.lease is None or writes is None:
+            receipt.tensors = ()
+        elif action is Action.CHECK:
+            self._begin_step(self._check, writes, receipt, receipt.lease)
+        elif receipt.taking.state is not Receiver.CHECKING and event is not Takes.DONE:
+            receipt.tensors = ()
+            writes.withdraw(receipt.lease)
+
+    # Steps of the hardware
+
+    def _begin_step(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Do beside the stream what takes a while; whoever reads goes on once it is done, and what it says leaves at once."""
+        self._n_steps += 1
+        self._fabrics.spawn(self._step, work, args)
+
+    async def _step(self, work: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
+        try:
+            await work(*args)
+        finally:
+            self._n_steps -= 1
+            self._hearing.cancel()
+        if self._unsaid:
+            with suppress(StreamReset, ConnectionLost):  # whoever reads the stream learns of it
+                async with self._sending:
+                    await self._stream.send_all(self._said())
 
     def _collect(self, data: memoryview) -> None:
         """Take bytes that the fabric did not carry."""
@@ -451,7 +564,7 @@ class Lane:
         receipt.arrived += data
         self._look_at_run(receipt)
 
-    def _look_at_run(self, receipt: _Receipt) -> None:
+    def _look_at_run(self, receipt: Receipt) -> None:
         """Hand the tensors out once all of their bytes are there."""
         if not receipt.collects or len(receipt.arrived) != receipt.offer.size_bytes:
             return

@@ -17,16 +17,19 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from mesh.fabric.base import Closed
+from mesh.fabric.base import Given as Offered
 from mesh.fabric.door import close_all, receive_packet, send_packet
 from mesh.fabric.memory import Region, address_of, make_region, map_for_reading, sealed_size, size_class
 from mesh.fabric.ring import Entry, Inbox, Outbox, Word
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.fabric import FabricConfig, Lease, LeaseBook, Place, RegionTable, Rights
+from protocol.fabric import SHM, FabricConfig, Kind, Lease, LeaseBook, Place, RegionTable, Rights, Way
 from protocol.fabric.values import ALIGNMENT_BYTES
 from protocol.identity import PeerId
 from protocol.inference import Tensor
@@ -66,12 +69,14 @@ class Given:
         places: and of each tensor.
         copied_bytes: how many had to be put there.
         own: the region.
+        tag: empty: whoever could change the bytes can look into this process as well.
     """
 
     lease: Lease
     places: tuple[Place, ...]
     copied_bytes: int
     own: _Own
+    tag: bytes = b""
 
     @property
     def size_bytes(self) -> int:
@@ -108,7 +113,8 @@ class ShmSession:
         on_closed: told once why the session is over; empty where nothing is wrong.
         idle_bytes_max: of free regions that are kept.
         on_entry: takes entries of the ring that are no releases.
-        n_late: transfers in a row that the peer has not taken in time.
+        reads: itself.
+        writes: nothing is given here by writing.
     """
 
     peer: PeerId
@@ -117,11 +123,13 @@ class ShmSession:
     outbox: Outbox
     inbox: Inbox
     bell: int
-    on_closed: Callable[["ShmSession", str], None]
+    on_closed: Closed
     idle_bytes_max: int = IDLE_BYTES_MAX
     on_entry: Callable[[Entry], None] | None = None
     closed: bool = False
-    n_late: int = 0
+    kind: ClassVar[Kind] = Kind.SHM
+    way: ClassVar[Way] = SHM
+    writes: ClassVar[None] = None
     _book: LeaseBook = field(init=False)
     _table: RegionTable = field(init=False)
     _own: dict[int, _Own] = field(init=False, default_factory=dict)
@@ -135,6 +143,11 @@ class ShmSession:
         self._book, self._table = LeaseBook(self.config), RegionTable(self.config)
         self._thread, self._token = threading.get_ident(), trio.lowlevel.current_trio_token()
         self.connection.setblocking(False)
+
+    @property
+    def reads(self) -> "ShmSession":
+        """What the peer leases is read."""
+        return self
 
     # Giving
 
@@ -183,18 +196,23 @@ class ShmSession:
         )
         return Given(lease, places, copied, own)
 
-    def reuse(self, lease: Lease) -> None:
+    def reuse(self, given: Offered) -> None:
         """The peer is done with a lease, or has never used it."""
+        if given.lease is not None:
+            self._end(given.lease)
+
+    def retire(self, given: Offered) -> None:
+        """Never use the region of a lease again: the peer may still be looking at it."""
+        lease = given.lease
+        own = None if lease is None else self._own.get(lease.region)
+        if lease is not None and own is not None and own.lease == lease:
+            self._drop(lease.region)
+
+    def _end(self, lease: Lease) -> None:
         own = self._own.get(lease.region)
         if own is not None and own.lease == lease and self._book.end(lease):
             own.lease = None
             self._trim()
-
-    def retire(self, lease: Lease) -> None:
-        """Never use the region of a lease again: the peer may still be looking at it."""
-        own = self._own.get(lease.region)
-        if own is not None and own.lease == lease:
-            self._drop(lease.region)
 
     def handle_timer(self, now: float) -> None:
         """Retire what was not given back in time."""
@@ -261,12 +279,13 @@ class ShmSession:
 
     # Taking
 
-    def take(self, lease: Lease, places: Sequence[Place]) -> tuple[Tensor, ...]:
+    def take(self, lease: Lease, places: Sequence[Place], tag: bytes = b"") -> tuple[Tensor, ...]:
         """View tensors that the peer has leased; the lease comes back when nothing views them any more.
 
         Raises:
             RemoteProtocolError: STALE_LEASE, OUT_OF_BOUNDS, or whatever is wrong with a region.
         """
+        del tag  # whoever could change the bytes is the giver, or can look into this process as well
         self.hear()  # the region may have been passed a moment before the offer
         if self.closed:
             raise RemoteProtocolError(ErrorCode.FABRIC_FAILED, "the peer has closed this fabric")
@@ -355,7 +374,7 @@ class ShmSession:
         if entry.word == Word.RELEASED:
             own = self._own.get(entry.region)
             if own is not None and own.lease is not None and own.lease.epoch == entry.epoch:
-                self.reuse(own.lease)
+                self._end(own.lease)
         elif self.on_entry is not None:
             self.on_entry(entry)
 

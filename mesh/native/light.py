@@ -23,7 +23,7 @@ from mesh.admission.gate import Gate
 from mesh.config import DEFAULT_NETWORK, StartError, default_network_dir
 from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
-from mesh.fabric import Fabrics, host_secret
+from mesh.fabric import Fabrics, find_kinds
 from mesh.gateway.views import offer_json, route_json
 from mesh.inference import ServeLimits
 from mesh.local.questions import MODELS, STATUS, Question
@@ -37,6 +37,7 @@ from mesh.store import Store
 from mesh.telemetry import Telemetry, make_logger
 from mesh.transport import Transport, TransportConfig
 from protocol.errors import ErrorCode, ProtocolError
+from protocol.fabric import Kind
 from protocol.gossip import GossipConfig
 from protocol.identity import Identity
 from protocol.inference import InferenceRequest, Reply
@@ -91,7 +92,7 @@ class LightNode:
         self.dispatcher = Dispatcher(self.node, self.transport, (), telemetry, identity)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.driver.counts_origins = gate is None
-        self.fabrics = Fabrics(self.node, self.transport, telemetry, secret=host_secret())
+        self.fabrics = Fabrics(self.node, self.transport, telemetry, find_kinds([Kind.SHM], network_id))
         self.dispatcher.fabrics = self.fabrics
         self.dispatcher.attach(self.driver, Sealing(self.node, self.transport, telemetry, identity, ServeLimits(), relays=False))
         if gate is not None:

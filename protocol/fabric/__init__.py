@@ -6,7 +6,7 @@ the bytes stands in `mesh.fabric`, and in the simulator where a fabric is tried 
 Spec: docs/spec/11-fabric.md.
 """
 
-from protocol.fabric.adverts import Advert, Closeness, GpuPath, Port, decode_advert, encode_advert, host_tag
+from protocol.fabric.adverts import Advert, Closeness, GpuPath, Port, decode_advert, encode_advert, host_tag, join_adverts
 from protocol.fabric.cost import SHM, STREAM, Link, Way, crossover_bytes
 from protocol.fabric.leases import LeaseBook, RegionTable
 from protocol.fabric.matching import Match, matches, port_for
@@ -46,6 +46,7 @@ __all__ = [
     "decode_advert",
     "encode_advert",
     "host_tag",
+    "join_adverts",
     "matches",
     "port_for",
 ]

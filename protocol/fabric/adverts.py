@@ -13,6 +13,7 @@ Spec: docs/spec/11-fabric.md, section "Adverts".
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -101,6 +102,19 @@ def host_tag(host_secret: bytes, network_id: str) -> bytes:
     """
     assert len(host_secret) >= HOST_TAG_BYTES
     return hmac.new(host_secret, _HOST_DOMAIN + network_id.encode(), hashlib.sha256).digest()[:HOST_TAG_BYTES]
+
+
+def join_adverts(parts: Iterable[Advert]) -> Advert:
+    """One advert of what each kind of fabric tells; at most one of them tells ports and the ways to them."""
+    joined = Advert()
+    for part in parts:
+        joined = Advert(
+            part.host or joined.host,
+            part.ports or joined.ports,
+            part.pools or joined.pools,
+            part.gpu_paths or joined.gpu_paths,
+        )
+    return joined
 
 
 def encode_advert(advert: Advert) -> bytes:

@@ -17,7 +17,8 @@ APART: dict[str, str] = {
     "mesh.admission.gate:Gate._take_notice": _CALLER,
     "mesh.admission.gate:Gate._take_shown": _CALLER,
     "mesh.askcommands:embed": _OWN,  # the answer of the owner's own node
-    "mesh.fabric.fabrics:_one_frame": _CALLER,
+    "mesh.fabric.control:Control.__init__": _CALLER,
+    "mesh.fabric.control:Control.receive": _CALLER,
     "mesh.fabric.lane:Lane.__init__": _CALLER,
     "mesh.fabric.lane:Lane._feed": _CALLER,
     "mesh.fabric.memory:address_of": _OWN,

@@ -199,8 +199,8 @@ async def test_a_region_whose_lease_runs_out_is_never_used_again():
 async def test_a_region_that_its_reader_may_still_look_at_is_not_used_again():
     with Pair() as pair:
         given, taken = pair.send(tensor(100_000))
-        pair.a.retire(given.lease)
-        pair.a.reuse(given.lease)  # a word that came too late
+        pair.a.retire(given)
+        pair.a.reuse(given)  # a word that came too late
         again = pair.a.give([tensor(100_000, dtype="u1")], 60.0, 0.0)
         assert again.lease.region != given.lease.region
         assert bytes(taken[0].data) == bytes(tensor(100_000).data)

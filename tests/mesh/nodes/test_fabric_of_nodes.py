@@ -18,7 +18,7 @@ from mesh.gateway.views import route_json
 from mesh.inference import request_over
 from mesh.transport import StreamReset
 from protocol.encoding import encode_frame
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import INFER_FABRIC_PROTOCOL, FabricConfig, FabricPeers, Kind, Lease, Place, Rights
 from protocol.fabric.messages import Door, Offer, Revoked, Streamed, bulk_head, encode_message, encode_opening
 from protocol.identity import parse_peer_id
@@ -137,18 +137,19 @@ async def test_a_node_that_is_told_so_uses_no_fabric(start: Start) -> None:
     request = asking(1 << 20)
     outputs, end, route = await ask(a, request)
     assert (same(outputs, request), isinstance(end, Finished), way_of(route)) == (True, True, "")
-    assert b.service.fabrics.status() == {"kinds": [], "from_bytes": None, "open": {}}
+    assert b.service.fabrics.status() == {"kinds": [], "absent": {}, "from_bytes": None, "open": {}}
 
 
 async def test_a_peer_that_claims_our_host_gains_nothing(start: Start) -> None:
     """It shows the tag and is elsewhere: no local socket leads to it, so it is asked as any other, and nobody prefers it."""
 
     def elsewhere(service):
-        async def open_door(stream, hello):
+        async def admit(opening, hello):
             door = Door(Kind.SHM, b"isochrone-nowhere-" + os.urandom(8).hex().encode(), bytes(32), bytes(16))
-            await stream.send_all(encode_frame(encode_opening(door)), end=True)
+            await opening.control.send(encode_opening(door), end=True)
+            raise RemoteProtocolError(ErrorCode.FABRIC_FAILED, "nobody came")
 
-        service.fabrics._open_door = open_door
+        service.fabrics._openers[Kind.SHM].admit = admit
 
     b = await start(EchoEngine(), tune=elsewhere)
     a = await start(join=(b,), tune=patient)
@@ -312,6 +313,7 @@ async def eventually_by_fabric(node: MeshNode) -> None:
     with trio.fail_after(20):
         while way_of((await ask(node, asking(1 << 20)))[2]) != "shm":
             node.service.fabrics._peers = FabricPeers(PATIENT)
+            node.service.fabrics._kinds = FabricPeers(PATIENT)
     node.log.truncate(0)
     node.log.seek(0)
 
@@ -359,7 +361,7 @@ async def test_a_region_that_one_peer_was_shown_is_shown_to_nobody_else(start: S
     for peer in (b, c):
         session = await fabrics.session(peer.peer_id)
         given = session.give(request.tensors, 30.0, a.service.transport.now())
-        session.reuse(given.lease)
+        session.reuse(given)
         await eventually(lambda peer=peer: bool(peer.service.fabrics._sessions[a.peer_id]._mapped))
         (mapped,) = peer.service.fabrics._sessions[a.peer_id]._mapped.values()
         files.append(given.own.region.address)

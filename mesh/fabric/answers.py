@@ -1,0 +1,62 @@
+"""Replies and answers whose tensors take a fabric: put in on their way out, and filled in where they arrive."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Self
+
+from mesh.fabric.lane import Lane
+from mesh.inference import Answer
+from protocol.errors import RemoteProtocolError
+from protocol.inference import Reply, TensorsReady
+
+
+class FilledAnswer:
+    """The answer of a peer, with the tensors that took the fabric where they belong."""
+
+    __slots__ = ("_answer", "_lane")
+
+    def __init__(self, answer: Answer, lane: Lane) -> None:
+        """Begins.
+
+        Args:
+            answer: as the peer gives it.
+            lane: the stream it comes by.
+        """
+        self._answer = answer
+        self._lane = lane
+
+    @property
+    def fault(self) -> RemoteProtocolError | None:
+        """How the peer broke the protocol; None while it did not."""
+        return self._answer.fault
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        reply = await self._answer.__anext__()
+        if isinstance(reply, TensorsReady) and not reply.tensors:
+            tensors = self._lane.next_tensors()
+            return reply if tensors is None else TensorsReady(tensors)
+        return reply
+
+
+class GivenReplies:
+    """Replies, each as it goes out."""
+
+    __slots__ = ("_given", "_replies")
+
+    def __init__(self, replies: AsyncIterator[Reply], given: Callable[[Reply], Reply]) -> None:
+        """Begins.
+
+        Args:
+            replies: of an engine.
+            given: makes of each what goes out.
+        """
+        self._replies = replies
+        self._given = given
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        return self._given(await self._replies.__anext__())
