@@ -9,7 +9,7 @@ INTEROP ?= .venv-interop
 PROXIES ?= .venv-proxies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop test-soak check bench bench-others bench-fabric bench-interop bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop test-guest test-soak check bench bench-others bench-fabric bench-interop bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -43,6 +43,14 @@ $(INTEROP)/.ready: scripts/interop.sh tests/interop/python/requirements.txt test
 
 test-interop: $(READY)-test $(INTEROP)/.ready ## Install py-, js- and go-libp2p beside the project and meet them
 	INTEROP_VENV="$(INTEROP)" $(BIN)/python -m pytest -m interop tests/interop
+
+# Where the kernel of the virtual machines is; one run at a time boots them.
+GUEST = $(or $(ISOCHRONE_GUEST_DIR),build/guest)
+
+test-guest: $(READY)-test ## Boot virtual machines with Debian's kernel for RDMA, CXL memory and shaped links (some minutes)
+	@scripts/deps.sh guest
+	@$(BIN)/python scripts/guest.py $(GUEST)
+	ISOCHRONE_GUEST=required ISOCHRONE_GUEST_DIR="$(abspath $(GUEST))" flock $(GUEST) $(BIN)/python -m pytest -m guest tests/guest
 
 test-conformance: $(READY)-test ## Try a node on every sentence of the specification, and see that broken ones are caught
 	@$(BIN)/python -m scripts.conformance

@@ -1,13 +1,51 @@
 #!/bin/sh
 # Installs the system packages Isochrone needs on Debian or Ubuntu, and says so first. Nothing is installed when all are there.
+#
+# usage: scripts/deps.sh [guest]
+#   guest   and what `make test-guest` needs: an emulator, and the programs that set up RDMA, CXL memory and links
 set -eu
 
 missing=""
+# need PACKAGE FILE...: the package is missing where one of its files is.
+need() {
+    package=$1
+    shift
+    for file in "$@"; do
+        [ -e "$file" ] || command -v "$file" >/dev/null 2>&1 || { missing="$missing $package"; return; }
+    done
+}
+
 python=${PYTHON:-python3}
-command -v "$python" >/dev/null 2>&1 || missing="$missing python3"
+need python3 "$python"
 "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || missing="$missing python3-venv"
 # The certificates let pip check whom it talks to.
-[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
+need ca-certificates /etc/ssl/certs/ca-certificates.crt
+case "${1:-}" in
+    "") ;;
+    guest)
+        PATH="$PATH:/usr/sbin:/sbin"
+        # The machine and what boots it.
+        need qemu-system-x86 qemu-system-x86_64
+        need busybox-static /bin/busybox
+        need cpio cpio
+        need kmod modprobe depmod
+        need xz-utils xz
+        need zstd zstd
+        # Links, RDMA and CXL memory; whoever builds against libibverbs needs its headers and a compiler.
+        need iproute2 ip tc rdma
+        need rdma-core /lib/udev/rules.d/60-rdma-persistent-naming.rules
+        need libibverbs-dev /usr/include/infiniband/verbs.h
+        need ibverbs-providers /etc/libibverbs.d/rxe.driver
+        need ibverbs-utils ibv_rc_pingpong
+        need gcc gcc
+        need libc6-dev /usr/include/stdio.h
+        need ndctl ndctl cxl
+        need daxctl daxctl
+        need pciutils lspci
+        need numactl numactl
+        ;;
+    *) echo "isochrone: unknown part '$1'; known is guest" >&2; exit 2 ;;
+esac
 
 if [ -z "$missing" ]; then
     exit 0
