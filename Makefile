@@ -9,7 +9,7 @@ INTEROP ?= .venv-interop
 PROXIES ?= .venv-proxies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop test-guest test-soak check bench bench-others bench-fabric bench-interop bench-sim testnet sim soak schemas model format clean
+.PHONY: help setup demo test fuzz test-compiled test-conformance test-interop test-guest test-gpu test-soak check bench bench-others bench-fabric bench-interop bench-sim testnet sim soak schemas model format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ sim: $(READY)-run ## Twenty nodes on virtual time for a minute; a table and a pi
 
 soak: $(READY)-run $(READY)-check ## A hundred seeds with faults; fails if one failed
 	@$(BIN)/python scripts/compiled.py -m sim --nodes 12 --for 30 --seed 1 --seeds 100 --faults all --requests 6 --json
+
+test-gpu: $(READY)-test ## The tests that need an NVIDIA GPU, on the one that is here
+	$(BIN)/python -m pytest -m gpu tests/mesh
 
 test-soak: $(READY)-test ## The tests that run for long (some minutes)
 	$(BIN)/python -m pytest -m soak

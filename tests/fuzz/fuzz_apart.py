@@ -19,6 +19,8 @@ APART: dict[str, str] = {
     "mesh.askcommands:embed": _OWN,  # the answer of the owner's own node
     "mesh.fabric.control:Control.__init__": _CALLER,
     "mesh.fabric.control:Control.receive": _CALLER,
+    "mesh.fabric.gpu.driver:Device.open": _CALLER,  # hands a token to the driver, which knows its own
+    "mesh.fabric.gpu.driver:Device.read": _MADE,
     "mesh.fabric.lane:Lane.__init__": _CALLER,
     "mesh.fabric.lane:Lane._feed": _CALLER,
     "mesh.fabric.memory:address_of": _OWN,
