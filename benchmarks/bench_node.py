@@ -134,7 +134,7 @@ def main() -> int:
     parser.add_argument("up", choices=["up"])
     for name in ("json", "open"):
         parser.add_argument(f"--{name}", action="store_true")
-    for name in ("state-dir", "gateway", "quic-engine"):
+    for name in ("state-dir", "gateway", "quic-engine", "fabric"):
         parser.add_argument(f"--{name}")
     for name in ("listen", "bootstrap"):
         parser.add_argument(f"--{name}", action="append")

@@ -1,4 +1,7 @@
-"""The native client beside grpcio, synchronous and with TLS: echoes here, on another node, and from a light node."""
+"""The native client beside grpcio, synchronous and with TLS: echoes here, on another node, and from a light node.
+
+From 1 MiB on tensors take shared memory between processes of one machine; "by QUIC" is a node that has none.
+"""
 
 import os
 import statistics
@@ -76,6 +79,11 @@ def main() -> None:
             rows += rows_of("another node, attached", mesh, grpc_echo)
         with client.sync.connect([far.address], network="isochrone-main") as mesh:
             rows += rows_of("another node, light", mesh, grpc_echo)
+        with (
+            NodeProcess("--engine", "echo", "--quic-engine", "qh3", "--fabric", "none") as streaming,
+            client.sync.connect([streaming.address], network="isochrone-main") as mesh,
+        ):
+            rows += rows_of("another node, light, by QUIC", mesh, grpc_echo)
     report("native", "The native client, processes on one machine", rows, ("trio", "qh3", "grpcio"))
 
 
