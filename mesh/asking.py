@@ -54,7 +54,8 @@ class InPlace:
         self._ticket = ticket
         self._attempt = attempt
         self._on_fault = on_fault
-        self._replies: deque[Reply] = deque()
+        self._replies = deque(ticket.at_hand)  # what an attempt before has told the caller
+        ticket.at_hand.clear()
         self._answer: Answer | None = None
 
     async def begin(self, connection: Connection, request: InferenceRequest) -> bool:

@@ -34,7 +34,7 @@ from mesh.relay import DIAL_S, Sealing
 from mesh.specification import protocols_json
 from mesh.streams import stream_to
 from mesh.telemetry import Telemetry
-from mesh.tickets import Answer, Attempt, ChannelReplies, Ticket, explained
+from mesh.tickets import Answer, Attempt, ChannelReplies, RepliesAtHand, Ticket, explained, hand_on, replies_of
 from mesh.trace import Trace, trace_peer
 from mesh.transport import ConnectionLost, StreamReset, Transport
 from mesh.views import peer_json, status_json
@@ -109,9 +109,34 @@ class Dispatcher:
             request: what is asked for; `deadline_s` counts from now.
             from_peer: the peer that forwarded it, None when it comes from this node's own clients.
         """
+        begun = self.begin(request, from_peer)
+        if isinstance(begun, Answer):
+            yield begun
+            return
+        async with begun as answer:
+            yield answer
+
+    def begin(self, request: InferenceRequest, from_peer: PeerId | None = None) -> Answer | AbstractAsyncContextManager[Answer]:
+        """Starts a request, and answers it within this call where an engine of this node need not wait.
+
+        Returns:
+            The whole answer, at hand; else what is left to be done, which is to be entered at once and left as `submit` is.
+        """
         ticket = self._ticket(request, from_peer)
+        left = False
         try:
             self._admit(ticket, from_peer, ticket.submitted_at)
+            self._answer_at_once(ticket)
+            left = not ticket.answered
+        finally:
+            if not left:
+                self._leave(ticket, from_peer)
+        return self._begun(ticket) if left else Answer(ticket, RepliesAtHand(ticket.at_hand))
+
+    @asynccontextmanager
+    async def _begun(self, ticket: Ticket) -> AsyncIterator[Answer]:
+        """Carries a request out that has begun."""
+        try:
             replies = await self._ask_in_place(ticket)
             if replies is None:
                 async with self._carried(ticket) as answer:
@@ -122,7 +147,7 @@ class Dispatcher:
             finally:
                 await replies.aclose()
         finally:
-            self._leave(ticket, from_peer)
+            self._leave(ticket, ticket.from_peer)
 
     async def _ask_in_place(self, ticket: Ticket) -> InPlace | None:
         """Makes the first attempt of a request that is not streamed in the task of who asks, where it goes to a connected peer.
@@ -158,25 +183,8 @@ class Dispatcher:
         One that goes no further, to an engine that need not wait, is answered within this call: it has the same outcomes, and
         tells core, report and telemetry the same.
         """
-        ticket = self._ticket(request, from_peer)
-        left = False
-        try:
-            self._admit(ticket, from_peer, ticket.submitted_at)
-            self._answer_at_once(ticket)
-            left = not ticket.answered
-        finally:
-            if not left:
-                self._leave(ticket, from_peer)
-        return self._served(ticket, from_peer) if left else tuple(ticket.at_hand)
-
-    @asynccontextmanager
-    async def _served(self, ticket: Ticket, from_peer: PeerId) -> AsyncIterator[AsyncIterator[Reply]]:
-        """Answers a request that has begun."""
-        try:
-            async with self._carried(ticket) as answer:
-                yield answer.replies()
-        finally:
-            self._leave(ticket, from_peer)
+        begun = self.begin(request, from_peer)
+        return begun.at_hand if isinstance(begun, Answer) else replies_of(begun)
 
     def _ticket(self, request: InferenceRequest, from_peer: PeerId | None) -> Ticket:
         now = self._transport.now()
@@ -342,7 +350,7 @@ class Dispatcher:
             self._became_idle.set()
 
     def _answer_at_once(self, ticket: Ticket) -> None:
-        """Answers a request of a peer as far as that needs no waiting; `answered` tells whether that was all.
+        """Answers a request as far as that needs no waiting; `answered` tells whether that was all.
 
         What follows stays among the commands for `_carry`.
         """
@@ -358,13 +366,14 @@ class Dispatcher:
                     return
 
     def _run_at_once(self, ticket: Ticket, request: InferenceRequest) -> bool:
-        """Makes the next attempt of a peer's request by an engine that does not wait; False where there is none."""
+        """Makes the next attempt by an engine that does not wait; False where there is none."""
         engine, offer = self._engine_for(request)
         at_once = next((other for other in self._engines_at_once if other is engine), None)
         if at_once is None or offer is None:
             return False
-        attempt = Attempt(self._node.peer_id, self._transport.now())
-        wall, requester = self._transport.machine.wall, ticket.from_peer or self._node.peer_id
+        own_id = self._node.peer_id
+        attempt = Attempt(own_id, self._transport.now(), examination=self._examination(ticket, own_id))
+        wall, requester = self._transport.machine.wall, ticket.from_peer or own_id
         try:
             signer = AnswerSigner(request, requester, self._identity, offer.digest, wall) if request.receipt else None
             replies = at_once.answer_at_once(request)
@@ -400,7 +409,7 @@ class Dispatcher:
         """Carries out what the core wants for one request until the answer has ended."""
         with send:
             for reply in ticket.at_hand:
-                await _hand_on(send, reply)
+                await hand_on(send, reply)
             while not ticket.answered:
                 while not ticket.commands:
                     ticket.changed = trio.Event()
@@ -408,7 +417,7 @@ class Dispatcher:
                 match ticket.commands.popleft():
                     case Refuse(_, code, message):
                         ticket.answered = True
-                        await _hand_on(send, explained(ticket, code, message))
+                        await hand_on(send, explained(ticket, code, message))
                     case RunLocally(_, deadline_s):
                         request = replace(ticket.request, deadline_s=deadline_s)
                         source = self._run_locally(request, ticket.from_peer or self._node.peer_id)
@@ -431,7 +440,7 @@ class Dispatcher:
                 async with source as replies:
                     async for reply in replies:
                         if (passed := self.take(ticket, attempt, reply)) is not None:
-                            await _hand_on(send, passed)
+                            await hand_on(send, passed)
                         if attempt.is_over:
                             break
                     else:
@@ -589,12 +598,3 @@ class Dispatcher:
         else:
             async with refuse(ErrorCode.UNREACHABLE, failed) as refusal:
                 yield refusal
-
-
-async def _hand_on(send: trio.MemorySendChannel[Reply], reply: Reply) -> None:
-    """Hands a reply to the reader, without a task switch while there is room."""
-    await trio.lowlevel.checkpoint_if_cancelled()
-    try:
-        send.send_nowait(reply)
-    except trio.WouldBlock:
-        await send.send(reply)

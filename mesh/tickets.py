@@ -5,6 +5,7 @@ Spec: docs/spec/06-inference.md.
 
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -78,6 +79,22 @@ class ChannelReplies:
             raise StopAsyncIteration from None
 
 
+class RepliesAtHand:
+    """The events of an answer that was given before anybody read it."""
+
+    def __init__(self, replies: list[Reply]) -> None:
+        self._left = iter(replies)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        for reply in self._left:
+            return reply
+        raise StopAsyncIteration
+
+
 class Answer:
     """The events of one answer, with the route that led to it; `route` is complete once the first event has been received."""
 
@@ -85,6 +102,11 @@ class Answer:
         """Shows the events of a request as they come."""
         self._ticket = ticket
         self._replies = replies
+
+    @property
+    def at_hand(self) -> tuple[Reply, ...]:
+        """The events that were there before anybody read; all of them, where the answer was given at once."""
+        return tuple(self._ticket.at_hand)
 
     @property
     def route(self) -> RouteReport:
@@ -100,6 +122,22 @@ class Answer:
         async for reply in self._replies:
             if not isinstance(reply, Accepted):
                 yield reply
+
+
+@asynccontextmanager
+async def replies_of(begun: AbstractAsyncContextManager[Answer]) -> AsyncIterator[AsyncIterator[Reply]]:
+    """The events of an answer that has begun."""
+    async with begun as answer:
+        yield answer.replies()
+
+
+async def hand_on(send: trio.MemorySendChannel[Reply], reply: Reply) -> None:
+    """Hands a reply to the reader, without a task switch while there is room."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    try:
+        send.send_nowait(reply)
+    except trio.WouldBlock:
+        await send.send(reply)
 
 
 def refusal(ticket: Ticket) -> Failed | None:

@@ -3,17 +3,18 @@
 A connection carries one request at a time and the next when its answer has ended; a client that wants several at once opens as
 many connections, so that each is held back by itself. One task reads a connection as long as it lasts: the end of the connection
 while a request is under way means that nobody wants the answer, and stops the work. The answer to a request leaves in one write,
-or, if it is streamed, one event after another, none before the last was taken. Nothing is copied here: a tensor lies where the
-kernel has put it until the engine reads it.
+or, if it is streamed, one event after another, none before the last was taken; an answer that need not be waited for is given by
+the task that has read the request. Nothing is copied here: a tensor lies where the kernel has put it until the engine reads it.
 
 Spec: docs/client.md, section "The door".
 """
 
 import json
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -23,6 +24,7 @@ from mesh.local.frames import MESSAGE_BYTES_MIN, FrameReader, without
 from mesh.local.place import BACKLOG_MAX, Listening, is_ours, peer_uid
 from mesh.local.questions import MODELS, STATUS, is_question, read_question
 from mesh.telemetry import ABORTED, RequestOutcome, Telemetry
+from mesh.tickets import Answer
 from protocol.encoding import encode_uvarint
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.inference import Accepted, Failed, Finished, InferenceRequest, Reply
@@ -31,8 +33,14 @@ from protocol.wire.inference import REQUEST_BYTES_MAX, decode_request, frame_rep
 PIECES_MAX = 512
 """Pieces of one vectored write: half of what Linux takes (IOV_MAX, 1024)."""
 
+AT_ONCE_MAX = 16
+"""Messages of one client that are taken without a look at others, a count: answers at once take some 0.2 ms each."""
+
 NAME = "the client's door"
 """What it is called in the log."""
+
+Rest = Callable[[], Awaitable[None]]
+"""What is left of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,7 @@ class LocalDoor:
                 told = self._told(message)
                 await visit.send([encode_uvarint(len(told)), told], last=True)
             else:
-                nursery.start_soon(self._answer, visit, decode_request(message))
+                self._answer(visit, decode_request(message), nursery)
         except RemoteProtocolError as error:
             await visit.send(frame_reply(Failed(error.code, error.detail)), last=True)
 
@@ -179,14 +187,53 @@ class LocalDoor:
             answer = None if route is None else route_json(route)
         return json.dumps(answer).encode().ljust(MESSAGE_BYTES_MIN)  # an empty list is shorter than a frame may be
 
-    async def _answer(self, visit: "_Visit", request: InferenceRequest) -> None:
-        """Answers one request; a client that does not take it all in time loses the connection."""
-        turn, outcome = visit.turn, RequestOutcome(request.feature, request.stream)
+    def _answer(self, visit: "_Visit", request: InferenceRequest, nursery: trio.Nursery) -> None:
+        """Answers one request: here, where nothing has to be waited for, else in a task beside the one that reads."""
+        outcome = RequestOutcome(request.feature, request.stream)
         self._telemetry.request_started(outcome)
-        started_s = trio.current_time()
+        started_s, rest = trio.current_time(), None
+        try:
+            rest = self._begin(visit, request, outcome)
+        except OSError:
+            outcome.result = "client_gone"
+        except Exception as error:  # noqa: BLE001 -- a fault of our own ends this connection and nothing else
+            self._telemetry.handler_crashed(NAME, error)
+        if rest is None:
+            self._over(visit, visit.turn, outcome, started_s)
+        else:
+            nursery.start_soon(self._go_on, visit, request, outcome, rest, started_s)
+
+    def _begin(self, visit: "_Visit", request: InferenceRequest, outcome: RequestOutcome) -> "Rest | None":
+        """Begins an answer, and sends it if it is there already; returns what is left to do.
+
+        Raises:
+            OSError: the client is gone.
+        """
+        began_s = trio.current_time()
+        begun = self._dispatcher.begin(request)
+        if not isinstance(begun, Answer):
+            return partial(self._pass_on, visit, request, outcome, begun)
+        outcome.first_output_s = trio.current_time() - began_s
+        outcome.predicted_s, outcome.measured_s = begun.route.predicted_s, begun.route.measured_s
+        framed: list[bytes | memoryview] = []
+        for reply in begun.at_hand:
+            if not isinstance(reply, Accepted):
+                pieces, end = _framed(reply)
+                framed += pieces
+                if end is not None:
+                    _note_end(outcome, request, end)
+                    break
+        left = visit.send_now(framed, last=True)
+        return partial(visit.send, left, last=True) if left else None
+
+    async def _go_on(
+        self, visit: "_Visit", request: InferenceRequest, outcome: RequestOutcome, rest: "Rest", started_s: float
+    ) -> None:
+        """Does what is left of one answer; a client that does not take it all in time loses the connection."""
+        turn = visit.turn
         try:
             with trio.move_on_after(request.deadline_s + self._config.slack_s) as patience:
-                await self._pass_on(visit, request, outcome)
+                await rest()
             if patience.cancelled_caught:
                 outcome.result = "client_slow"
         except OSError:
@@ -194,15 +241,21 @@ class LocalDoor:
         except Exception as error:  # noqa: BLE001 -- a fault of our own ends this connection and nothing else
             self._telemetry.handler_crashed(NAME, error)
         finally:
-            if visit.gone and outcome.result == ABORTED:
-                outcome.result = "client_gone"
-            if visit.is_busy and visit.turn == turn:  # the answer has no end, so that nothing can follow it
-                visit.leave()
-            outcome.duration_s = trio.current_time() - started_s
-            self._telemetry.request_ended(outcome, is_native=True)
-            self._ended.set()
+            self._over(visit, turn, outcome, started_s)
 
-    async def _pass_on(self, visit: "_Visit", request: InferenceRequest, outcome: RequestOutcome) -> None:
+    def _over(self, visit: "_Visit", turn: int, outcome: RequestOutcome, started_s: float) -> None:
+        """Tells of one answer that is over."""
+        if visit.gone and outcome.result == ABORTED:
+            outcome.result = "client_gone"
+        if visit.is_busy and visit.turn == turn:  # the answer has no end, so that nothing can follow it
+            visit.leave()
+        outcome.duration_s = trio.current_time() - started_s
+        self._telemetry.request_ended(outcome, is_native=True)
+        self._ended.set()
+
+    async def _pass_on(
+        self, visit: "_Visit", request: InferenceRequest, outcome: RequestOutcome, begun: AbstractAsyncContextManager[Answer]
+    ) -> None:
         """Sends the events of an answer; those of one that is not streamed go out with its end.
 
         Raises:
@@ -212,7 +265,7 @@ class LocalDoor:
         held_bytes = 0
         gone: OSError | None = None
         began_s = trio.current_time()
-        async with self._dispatcher.submit(request) as answer:
+        async with begun as answer:
             async for reply in answer.replies():
                 if isinstance(reply, Accepted):
                     continue
@@ -257,12 +310,13 @@ def _framed(reply: Reply) -> tuple[list[bytes | memoryview], Finished | Failed |
 class _Visit:
     """One connection of a client."""
 
-    __slots__ = ("_config", "_connection", "_reader", "gone", "is_busy", "scope", "turn")
+    __slots__ = ("_config", "_connection", "_n_at_once", "_reader", "gone", "is_busy", "scope", "turn")
 
     def __init__(self, connection: socket.socket, config: DoorConfig) -> None:
         self._connection = connection
         self._config = config
         self._reader = FrameReader(config.request_bytes_max)
+        self._n_at_once = 0
         self.is_busy = False
         """Whether the answer to a message is still to end."""
         self.gone = False
@@ -291,11 +345,17 @@ class _Visit:
             RemoteProtocolError: what came is no frame, or takes too long.
             OSError: the connection broke.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._n_at_once < AT_ONCE_MAX:
+            self._n_at_once += 1
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._n_at_once = 0
+            await trio.lowlevel.checkpoint()
         while True:
             try:
                 return self._receive()
             except BlockingIOError:
+                self._n_at_once = 0
                 if self._reader.begun:
                     break
                 await trio.lowlevel.wait_readable(self._connection)
@@ -328,13 +388,19 @@ class _Visit:
         Raises:
             OSError: the client is gone.
         """
-        left = list(pieces)
+        left = self.send_now(pieces, last=last)
         while left:
-            try:
-                n_sent = self._connection.sendmsg(left[:PIECES_MAX])
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._connection)
-            else:
-                left = without(left, n_sent)
+            await trio.lowlevel.wait_writable(self._connection)
+            left = self.send_now(left, last=last)
+
+    def send_now(self, pieces: Sequence[bytes | memoryview], *, last: bool) -> list[bytes | memoryview]:
+        """Sends what goes without waiting, and returns what is left; arguments and errors are those of `send`."""
+        left = list(pieces)
+        try:
+            while left:
+                left = without(left, self._connection.sendmsg(left[:PIECES_MAX]))
+        except BlockingIOError:
+            return left
         if last:
             self.is_busy = False
+        return left

@@ -16,11 +16,11 @@ from mesh_nodes import MESSAGES, MODEL, TEXT, WORDS, Plan, PlannedEngine, Start,
 
 from mesh import client
 from mesh.engines.echo import EchoEngine
-from mesh.local.door import DoorConfig
+from mesh.local.door import AT_ONCE_MAX, DoorConfig
 from mesh.nodefile import write_node_file
-from protocol.encoding import encode_frame
+from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode
-from protocol.inference import Feature, Finished, InferenceRequest, TensorsReady, TextDelta
+from protocol.inference import Feature, Finished, InferenceRequest, Tensor, TensorsReady, TextDelta
 from protocol.records import ModelOffer
 from protocol.wire.inference import decode_reply, encode_request
 
@@ -231,6 +231,94 @@ async def test_a_door_that_is_sent_rubbish_refuses_it_and_goes_on(start: Start) 
     await eventually(lambda: all(engine.n_running == 0 for engine in a.engines))
     async with client.attach(door(a)) as mesh:
         assert [piece async for piece in mesh.generate(MODEL, MESSAGES)] == list(WORDS)
+
+
+def echo_of(size: int) -> bytes:
+    """A request to the echo of so many bytes, as a frame."""
+    tensor = Tensor("x", "u1", (size,), memoryview(os.urandom(size)))
+    return encode_frame(encode_request(InferenceRequest(os.urandom(16), Feature.TENSORS, "echo", b"", (tensor,))))
+
+
+def frames_in(heard: bytes) -> list[bytes]:
+    decoder = FrameDecoder(1 << 20)
+    decoder.receive(heard)
+    return list(iter(decoder.next_frame, None))
+
+
+@ONE_ENGINE
+async def test_answers_at_once_are_given_one_after_another_to_whoever_asks_on(start: Start) -> None:
+    a = await start(EchoEngine())
+    n_asked = 6 * AT_ONCE_MAX
+    ticks, seen = 0, []
+    dispatcher, begin = a.service.dispatcher, a.service.dispatcher.begin
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await trio.lowlevel.checkpoint()
+            ticks += 1
+
+    def begin_and_look(request: InferenceRequest) -> object:
+        seen.append(ticks)
+        return begin(request)
+
+    dispatcher.begin = begin_and_look
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        heard = await trio.to_thread.run_sync(converse, door(a), b"".join(echo_of(100) for _ in range(n_asked)))
+        nursery.cancel_scope.cancel()
+    replies = [decode_reply(frame) for frame in frames_in(heard)]
+    assert [type(reply) for reply in replies] == [TensorsReady, Finished] * n_asked
+    assert seen[-1] - seen[0] >= n_asked // AT_ONCE_MAX - 2, "others come in between; the order of one turn is drawn"
+    await eventually(lambda: not a.service.door._visits)
+    assert [line["outcome"] for line in a.logged("request ended")] == ["ok"] * n_asked
+
+
+@ONE_ENGINE
+async def test_whoever_does_not_read_an_answer_at_once_gets_it_later_or_loses_the_connection(start: Start) -> None:
+    a = await start(EchoEngine())
+    a.service.door._config = DoorConfig(slack_s=0.2)
+    asked = echo_of(50_000)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(door(a)))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        connection.settimeout(5)
+        await eventually(lambda: len(a.service.door._visits) == 1)
+        (visit,) = a.service.door._visits
+        visit._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel makes it the least that it allows
+        await trio.to_thread.run_sync(connection.sendall, asked)
+        await eventually(lambda: visit.is_busy)
+
+        def read() -> bytes:
+            heard = b""
+            while len(frames_in(heard)) < 2:
+                heard += connection.recv(65536)
+            return heard
+
+        first, end = map(decode_reply, frames_in(await trio.to_thread.run_sync(read)))
+        assert first.tensors[0].data.nbytes == 50_000
+        assert isinstance(end, Finished)
+        await eventually(lambda: not visit.is_busy)
+        late = InferenceRequest(os.urandom(16), Feature.TENSORS, "echo", b"", first.tensors, 0.2)
+        await trio.to_thread.run_sync(connection.sendall, encode_frame(encode_request(late)))
+        await eventually(lambda: not a.service.door._visits)
+    assert [line["outcome"] for line in a.logged("request ended")] == ["ok", "client_slow"]
+
+
+@ONE_ENGINE
+async def test_a_crash_of_ours_while_an_answer_begins_ends_that_connection_alone(start: Start) -> None:
+    a = await start(EchoEngine())
+    dispatcher, begin = a.service.dispatcher, a.service.dispatcher.begin
+
+    def crash(_request: InferenceRequest) -> None:
+        raise ZeroDivisionError
+
+    dispatcher.begin = crash
+    assert await trio.to_thread.run_sync(converse, door(a), echo_of(8)) == b""
+    dispatcher.begin = begin
+    assert len(frames_in(await trio.to_thread.run_sync(converse, door(a), echo_of(8)))) == 2
+    assert len(a.logged("handler crashed")) == 1
 
 
 @ONE_ENGINE
