@@ -148,6 +148,7 @@ for _name in ("status", "peers", "models", "explain", "ask", "embed"):
 for _name in ("distance", "near", "coordinates"):
     app.command(f"mesh.distancecommands:{_name}", name=_name)
 app.command("mesh.map.command:draw_map", name="map")
+app.command("mesh.hardwarecommands:hardware", name="hardware")
 app.command("mesh.wirecommands:trace", name="trace")
 app.command("mesh.receiptcommands:receipt_app", name="receipt")
 app.command("mesh.wirecommands:spec", name="spec")

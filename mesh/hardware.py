@@ -4,7 +4,7 @@ Processors and memory come from `/proc` and `/sys`, GPUs from NVIDIA's driver th
 rtnetlink. Nothing here is needed to serve, so nothing here fails: what cannot be read is left out, and a number that is not
 known is 0. Everything may block (a driver that wakes up takes seconds), so that it belongs in a worker thread.
 
-Source: proc(5); Documentation/ABI/testing/sysfs-class-net; the NVML API reference; rtnetlink(7).
+Source: proc(5); Documentation/ABI/testing/sysfs-class-net; rtnetlink(7).
 """
 
 import os
@@ -14,11 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh.buses.nvml import list_gpus
 from mesh.links import read_links
 from protocol.records import Gpu, Hardware, Nic
 
-GPUS_MAX = 16
-"""GPUs told: the largest common servers have 8, or 16 as seen by one host."""
 NICS_MAX = 16
 """Interfaces told: a GPU server has one per GPU, and two for management."""
 NAME_BYTES_MAX = 64
@@ -98,31 +97,7 @@ def numa_nodes(root: Path = Path("/")) -> int:
 
 def read_gpus() -> tuple[Gpu, ...]:
     """Return NVIDIA's GPUs, as the driver lists them; empty without the binding, the driver or a GPU."""
-    try:
-        import pynvml
-    except ImportError:
-        return ()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    gpus = []
-    try:
-        for index in range(min(pynvml.nvmlDeviceGetCount(), GPUS_MAX)):
-            # One GPU that has fallen off the bus must not hide the others.
-            with suppress(pynvml.NVMLError):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                name = pynvml.nvmlDeviceGetName(handle)
-                memory = 0
-                with suppress(pynvml.NVMLError):  # GPUs that share the host's memory do not say
-                    memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-                gpus.append(Gpu(_short(name if isinstance(name, str) else name.decode("utf-8", "replace")), memory))
-    except pynvml.NVMLError:
-        pass
-    finally:
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
-    return tuple(gpus)
+    return tuple(Gpu(_short(gpu.name), gpu.memory_bytes) for gpu in list_gpus())
 
 
 def told_nics(interfaces: Sequence[Interface], root: Path = Path("/")) -> tuple[Nic, ...]:

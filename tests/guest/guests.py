@@ -63,7 +63,7 @@ class Machine:
 
     Attributes:
         name: its host name.
-        processors: how many.
+        processors: how many, one a socket.
         memory: as QEMU's `-m` wants it.
         board: QEMU's machine with its options.
         features: further flags of the processor.
@@ -207,7 +207,7 @@ class Guest:
         return json.loads(received)
 
     def _told_on_console(self) -> str:
-        return f"Its console:\n{_tail(self._console)}"
+        return f"Its console:\n{_tail(self._console)}\nQEMU: {_tail(self._console.with_name('qemu.log'))}"
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def has_kvm() -> bool:
 def _settings(machine: Machine) -> str:
     """What init.sh reads."""
     values = {
-        "modules": f"{FOLDER}/kernel/lib/modules",
+        "modules": str((FOLDER / "kernel/lib/modules").resolve()),
         "python": sys.executable,
         "agent": str(ROOT / "tests/guest/agent.py"),
         "name": machine.name,
@@ -285,8 +285,8 @@ def _command(machine: Machine, folder: Path) -> list[str]:
     shared = "security_model=none,multidevs=remap"
     return [
         *(qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-accel", accelerator, "-cpu", processor + machine.features, "-smp", str(machine.processors)),
-        *("-m", machine.memory, "-machine", machine.board),
+        *("-accel", accelerator, "-cpu", processor + machine.features),
+        *("-smp", f"{machine.processors},sockets={machine.processors}", "-m", machine.memory, "-machine", machine.board),
         *("-kernel", str(FOLDER / "vmlinux"), "-initrd", str(FOLDER / "initramfs")),
         *("-append", " ".join((PARAMETERS, *machine.parameters))),
         *("-serial", f"file:{folder}/console"),

@@ -2,12 +2,12 @@
 # The first program of the virtual machine, in its initramfs: makes a root out of the host's, which is mounted read-only, and a
 # layer of memory over it; then becomes the agent, which runs what the tests ask for. Ends in a panic, and so in a poweroff, where
 # anything fails. The settings come from the host in the file `settings` of the folder that both share.
-set -e
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev
 exec </dev/null >/dev/console 2>&1
+set -ex
 while read -r module; do $b insmod "/modules/$module"; done </modules/order
 
 $b mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /lower

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from mesh.hardware import GPUS_MAX, NICS_MAX, Interface, cpu_model, memory_bytes, numa_nodes, read_hardware, speed_mbps, told_nics
+from mesh.buses.nvml import GPUS_MAX
+from mesh.hardware import NICS_MAX, Interface, cpu_model, memory_bytes, numa_nodes, read_hardware, speed_mbps, told_nics
 from protocol.records import Hardware, Nic
 
 X86 = "processor\t: 0\nmodel name\t: Fast  CPU @ 3 GHz\n\nprocessor\t: 1\nmodel name\t: Fast  CPU @ 3 GHz\n"
