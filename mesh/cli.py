@@ -152,6 +152,7 @@ app.command("mesh.hardwarecommands:hardware", name="hardware")
 app.command("mesh.wirecommands:trace", name="trace")
 app.command("mesh.receiptcommands:receipt_app", name="receipt")
 app.command("mesh.wirecommands:spec", name="spec")
+app.command("mesh.poolcommands:pool_app", name="pool")
 for _name in ("network", "invite", "join"):
     app.command(f"mesh.admission.commands:{_name}", name=_name)
 

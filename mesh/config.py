@@ -125,6 +125,7 @@ class NodeConfig:
         gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
         fabric: `auto` lets tensors take every kind of fabric that is there, `none` lets all of them take the stream; or the
             kinds that may be used, with commas between them.
+        cxl_pool: the pool of memory that the node is a member of: a device-DAX or a file; None for none.
         client_socket: where the socket for this user's own programs stands; None takes `client.sock` in `state_dir`.
         client_door: whether there is one.
         is_open: anybody may join; otherwise the node belongs to a private network.
@@ -155,6 +156,7 @@ class NodeConfig:
     network_dir: Path | None = None
     relay: bool = True
     fabric: str = "auto"
+    cxl_pool: Path | None = None
     latitude: float | None = None
     longitude: float | None = None
 
@@ -343,6 +345,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "grace_s": _Setting(_seconds, numeric=True),
     "relay": _Setting(_flag, boolean=True),
     "fabric": _Setting(_fabric),
+    "cxl_pool": _Setting(_path),
     "log_level": _Setting(_one_of(LOG_LEVELS)),
     "gateway_key_file": _Setting(_path),
     "gateway_tls_cert": _Setting(_path),
@@ -409,6 +412,7 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         network_dir=_typed(values.get("network_dir", default_network_dir(environment)), Path),
         relay=_typed(values.get("relay", not values.get("open", False)), bool),
         fabric=_typed(values.get("fabric", "auto"), str),
+        cxl_pool=_path_or_none(values.get("cxl_pool")),
         latitude=_degrees_or_none(values.get("latitude")),
         longitude=_degrees_or_none(values.get("longitude")),
     )

@@ -48,6 +48,10 @@ class ClientFlags:
         str | None,
         Parameter(help="By which fabrics large tensors go: auto, none, or some of shm,cxl,rdma with commas (docs/fabric.md)."),
     ] = None
+    cxl_pool: Annotated[
+        str | None,
+        Parameter(help="PATH of the pool of memory to share with other nodes, a device-DAX or a file (isochrone pool create)."),
+    ] = None
 
 
 @Parameter(name="*")

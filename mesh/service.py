@@ -29,7 +29,7 @@ from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
 from mesh.engines.base import EmbeddedEngineUnavailableError, Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
-from mesh.fabric import Fabrics, find_kinds, parse_kinds
+from mesh.fabric import Fabrics, Wanted, find_kinds, parse_kinds
 from mesh.floors import FloorKeeper
 from mesh.gateway import GatewayAddressError, GatewayConfig, server_context
 from mesh.inference import Rest, Served, ServeLimits, begin_stream, serve_stream
@@ -234,7 +234,11 @@ class Service:
 
     def _add_fabrics(self) -> Fabrics:
         """Lets tensors take fabrics, of the kinds that the node may use."""
-        kinds = find_kinds(parse_kinds(self._config.fabric), self.node.config.network_id)
+        config, node, machine = self._config, self.node, self._machine
+        name = peer_id_text(node.peer_id)
+        kinds = find_kinds(
+            Wanted(parse_kinds(config.fabric), node.config.network_id, name, machine.entropy, machine.luck, config.cxl_pool)
+        )
         self.dispatcher.fabrics = fabrics = Fabrics(self.node, self.transport, self._telemetry, kinds)
         fabrics.add_handler(self._serve_by_fabric)
         return fabrics

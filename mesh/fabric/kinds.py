@@ -3,11 +3,14 @@
 Spec: docs/spec/11-fabric.md, section "Matching".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mesh.fabric.base import Opener
+from mesh.fabric.cxl_opener import CxlOpener
 from mesh.fabric.shm import ShmOpener, host_secret
+from protocol.encoding import Luck
 from protocol.fabric import Kind
 
 AUTO, NONE = "auto", "none"
@@ -34,19 +37,39 @@ def parse_kinds(text: str) -> tuple[Kind, ...]:
     return tuple(kind for kind in Kind if kind.name.lower() in text.split(","))
 
 
-def find_kinds(kinds: Sequence[Kind], network_id: str) -> Kinds:
-    """What there is of the kinds that may be used.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a node is told of its fabrics.
 
-    Args:
-        kinds: those that the configuration allows.
+    Attributes:
+        kinds: those that may be used.
         network_id: of the network.
+        name: what the node calls itself where others see it who share a fabric.
+        entropy: draws so many bytes.
+        luck: for places where nodes should not all begin alike.
+        pool: the pool that it is to be a member of.
     """
+
+    kinds: Sequence[Kind]
+    network_id: str
+    name: str
+    entropy: Callable[[int], bytes]
+    luck: Luck
+    pool: Path | None = None
+
+
+def find_kinds(wanted: Wanted) -> Kinds:
+    """What there is of the kinds that may be used."""
     openers: list[Opener] = []
     absent: list[tuple[Kind, str]] = []
-    for kind in kinds:
+    for kind in wanted.kinds:
         match kind:
             case Kind.SHM:
-                openers.append(ShmOpener(network_id, host_secret()))
-            case Kind.CXL | Kind.RDMA:
+                openers.append(ShmOpener(wanted.network_id, host_secret()))
+            case Kind.CXL if wanted.pool is not None:
+                openers.append(CxlOpener(wanted.pool, wanted.name, wanted.entropy, wanted.luck))
+            case Kind.CXL:
+                absent.append((kind, "no pool is named; see isochrone pool create --help, and start with --cxl-pool PATH"))
+            case Kind.RDMA:
                 absent.append((kind, "not in this version"))
     return Kinds(tuple(openers), tuple(absent))

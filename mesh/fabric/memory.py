@@ -47,6 +47,16 @@ class Region:
     def __post_init__(self) -> None:
         self.address = address_of(memoryview(self.map))
 
+    @property
+    def writable(self) -> memoryview:
+        """All of it, to be written to."""
+        return memoryview(self.map)
+
+    @property
+    def key(self) -> bytes:
+        """Nothing: the descriptor says it all."""
+        return b""
+
     def close(self) -> None:
         """Let go of it; what still looks at the mapping keeps it."""
         if self.descriptor >= 0:

@@ -23,7 +23,7 @@ from mesh.admission.gate import Gate
 from mesh.config import DEFAULT_NETWORK, StartError, default_network_dir
 from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
-from mesh.fabric import Fabrics, find_kinds
+from mesh.fabric import Fabrics, Wanted, find_kinds
 from mesh.gateway.views import offer_json, route_json
 from mesh.inference import ServeLimits
 from mesh.local.questions import MODELS, STATUS, Question
@@ -92,7 +92,8 @@ class LightNode:
         self.dispatcher = Dispatcher(self.node, self.transport, (), telemetry, identity)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.driver.counts_origins = gate is None
-        self.fabrics = Fabrics(self.node, self.transport, telemetry, find_kinds([Kind.SHM], network_id))
+        wanted = Wanted([Kind.SHM], network_id, AGENT, self._machine.entropy, self._machine.luck)
+        self.fabrics = Fabrics(self.node, self.transport, telemetry, find_kinds(wanted))
         self.dispatcher.fabrics = self.fabrics
         self.dispatcher.attach(self.driver, Sealing(self.node, self.transport, telemetry, identity, ServeLimits(), relays=False))
         if gate is not None:

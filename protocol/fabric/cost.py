@@ -76,3 +76,7 @@ set to twice that, so that no size takes the slower way. The hand-over itself ta
 STREAM = Way((Link(0.0, 150e6),))
 """A QUIC stream between two processes of one host, in bytes per second: encrypted, in large datagrams, by one core of Python;
 measured with the same."""
+
+CXL = Way((Link(1e-6, 4e9),), setup_s=0.0067)
+"""A pool that both hosts map: shared memory, of which a read takes some hundred nanoseconds more (CXL 2.0 devices behind a switch
+are told to take 200 to 400), which no transfer from a mebibyte on notices. Nothing was measured on such a device."""

@@ -21,12 +21,17 @@ APART: dict[str, str] = {
     "mesh.fabric.control:Control.receive": _CALLER,
     "mesh.fabric.gpu.driver:Device.open": _CALLER,  # hands a token to the driver, which knows its own
     "mesh.fabric.gpu.driver:Device.read": _MADE,
+    "mesh.fabric.cxl:CxlSession._take_word": _CALLER,
+    "mesh.fabric.cxl:CxlSession.take": _CALLER,
     "mesh.fabric.lane:Lane.__init__": _CALLER,
     "mesh.fabric.lane:Lane._feed": _CALLER,
     "mesh.fabric.memory:address_of": _OWN,
-    "mesh.fabric.session:ShmSession.allocate": _OWN,
     "mesh.fabric.session:ShmSession._take_packet": _CALLER,
     "mesh.fabric.session:ShmSession.take": _CALLER,  # views memory where the core's table of regions has checked that it lies
+    "mesh.fabric.owner:Owner.claims_all": _CALLER,  # bits, of which each is a value
+    "mesh.fabric.pool:Pool.array": _CALLER,  # views memory where the layout of a pool has checked that it lies
+    "mesh.fabric.pool:union_of": _CALLER,  # bits as well
+    "mesh.fabric.shelf:Shelf.allocate": _OWN,
     "mesh.gatewayclient:_failure": _OWN,
     "mesh.gatewayclient:_json": _OWN,
     "mesh.engines.search:_is_engine": _OWN,  # a server on this machine, at most 64 KiB of it

@@ -1,4 +1,5 @@
-"""The harness of fabrics: adverts, messages about transfers, how a fabric is opened, rings and packets of the local socket."""
+"""The harness of fabrics: adverts, messages about transfers, how a fabric is opened, rings and packets of the local socket, and
+what stands in pools."""
 
 import json
 import struct
@@ -14,6 +15,32 @@ from protocol.errors import RemoteProtocolError
 from protocol.fabric.adverts import decode_advert
 from protocol.fabric.matching import matches
 from protocol.fabric.messages import HEAD_BYTES, decode_hello, decode_message, decode_opening
+from protocol.fabric.pools import (
+    LINE_BYTES,
+    Hidden,
+    LeaseReleased,
+    PoolFlags,
+    RegionHead,
+    SlotHead,
+    SlotState,
+    Token,
+    decode_beat,
+    decode_name,
+    decode_place,
+    decode_region,
+    decode_slot,
+    decode_superblock,
+    decode_token,
+    decode_word,
+    encode_name,
+    encode_region,
+    encode_slot,
+    encode_superblock,
+    encode_token,
+    encode_word,
+    lay_out,
+)
+from protocol.fabric.tags import check_tag, tag_of
 
 VECTORS = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors" / "fabric.json"
 _REMOTE = (RemoteProtocolError,)
@@ -62,8 +89,62 @@ def _packet(_state: None, data: bytes) -> object:
     return read_packet(data[1:], data[0] % 3 if data else 0)
 
 
+_POOL = lay_out(bytes(range(16)), PoolFlags.COHERENT, 64 << 20, 1 << 16)
+
+
+def _pool(_state: None, data: bytes) -> object:
+    """A line of a pool, as anybody who maps it may have written it, read in every place where a line stands; and its words."""
+    line = data[:LINE_BYTES].ljust(LINE_BYTES, b"\0")
+    results: list[object] = [decode_beat(line), decode_name(line)]
+    for read in (
+        lambda: decode_superblock(line, 64 << 20),
+        lambda: decode_slot(line),
+        lambda: decode_region(line),
+        lambda: decode_place(data, _POOL),
+        lambda: decode_token(data, _POOL),
+        lambda: decode_word(data),
+        lambda: check_tag([data[16:]], data[:16]),
+    ):
+        try:
+            results.append(read())
+        except RemoteProtocolError as error:
+            results.append(error)
+    return results
+
+
+def _pool_seeds() -> list[bytes]:
+    return [
+        encode_superblock(_POOL),
+        encode_slot(SlotHead(SlotState.CLAIMED, 7, bytes(range(16)))),
+        encode_region(RegionHead(1, 7, 3, 2, 1 << 20)),
+        encode_name("a node"),
+        encode_token(Token(_POOL.pool_id, 3, 7, bytes(16))),
+        bytes.fromhex("0100000002000000"),
+        encode_word(LeaseReleased(3, 2)),
+        encode_word(Hidden(3)),
+        tag_of([b"bytes"]) + b"bytes",
+    ]
+
+
 HARNESS = either(
     "fabric",
+    Harness(
+        "pool",
+        _pool,
+        (),
+        _pool_seeds,
+        (
+            "protocol.fabric.pools:decode_superblock",
+            "protocol.fabric.pools:decode_slot",
+            "protocol.fabric.pools:decode_beat",
+            "protocol.fabric.pools:decode_name",
+            "protocol.fabric.pools:decode_region",
+            "protocol.fabric.pools:decode_place",
+            "protocol.fabric.pools:decode_token",
+            "protocol.fabric.pools:decode_word",
+            "protocol.fabric.pools:*",
+        ),
+    ),
     Harness(
         "message",
         _message,

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.fabric import messages
+from protocol.fabric import messages, pools
 from protocol.fabric.adverts import Advert, Closeness, GpuPath, Port, decode_advert, encode_advert, host_tag
 from protocol.fabric.matching import Match, matches
+from protocol.fabric.tags import check_tag, tag_of
 from protocol.fabric.values import Kind, Lease, Place, Rights
 
 VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "spec" / "vectors" / "fabric.json").read_text())
@@ -120,3 +121,81 @@ def test_what_is_refused(kind: str, vector: dict) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         READERS[kind](raw(vector, "bytes"))
     assert caught.value.code is ErrorCode[vector["code"]]
+
+
+@pytest.mark.parametrize("vector", VECTORS["pools"], ids=name_of)
+def test_pools(vector: dict) -> None:
+    told = (vector["size_bytes"], vector["slab_bytes"], vector["slots"])
+    layout = pools.lay_out(raw(vector, "pool_id"), pools.PoolFlags(vector["flags"]), *told)
+    assert pools.encode_superblock(layout) == raw(vector, "bytes")
+    assert pools.decode_superblock(raw(vector, "bytes"), vector["size_bytes"]) == layout
+    found = (layout.bits_bytes, layout.slot_bytes, layout.slabs_at, layout.slabs)
+    assert found == tuple(vector[name] for name in ("bits_bytes", "slot_bytes", "slabs_at", "slabs"))
+
+
+@pytest.mark.parametrize("vector", VECTORS["invalid_pools"], ids=name_of)
+def test_what_is_no_pool(vector: dict) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        pools.decode_superblock(raw(vector, "bytes"), vector["size_bytes"])
+    assert caught.value.code is ErrorCode[vector["code"]]
+
+
+@pytest.mark.parametrize("vector", VECTORS["slots"], ids=name_of)
+def test_slots(vector: dict) -> None:
+    head = pools.SlotHead(pools.SlotState(vector["state"]), vector["epoch"], raw(vector, "nonce"))
+    assert pools.decode_slot(raw(vector, "bytes")) == head
+    if head.epoch:
+        assert pools.encode_slot(head) == raw(vector, "bytes")
+
+
+@pytest.mark.parametrize("vector", VECTORS["regions"], ids=name_of)
+def test_regions(vector: dict) -> None:
+    head = pools.RegionHead(*(vector[name] for name in ("slot", "owner_epoch", "region", "epoch", "length")))
+    assert pools.encode_region(head) == raw(vector, "bytes")
+    assert pools.decode_region(raw(vector, "bytes")) == head
+
+
+@pytest.mark.parametrize("vector", VECTORS["tokens"], ids=name_of)
+def test_tokens(vector: dict) -> None:
+    token = pools.Token(raw(vector, "pool_id"), vector["slot"], vector["epoch"], raw(vector, "nonce"))
+    layout = pools.lay_out(token.pool_id, pools.PoolFlags(0), 1 << 30, 1 << 16)
+    assert pools.encode_token(token) == raw(vector, "bytes")
+    assert pools.decode_token(raw(vector, "bytes"), layout) == token
+
+
+@pytest.mark.parametrize("vector", VECTORS["lease_keys"], ids=name_of)
+def test_keys_of_leases(vector: dict) -> None:
+    layout = pools.lay_out(bytes(16), pools.PoolFlags(0), 1 << 30, 1 << 16)
+    assert pools.encode_place(vector["first"], vector["count"]) == raw(vector, "bytes")
+    assert pools.decode_place(raw(vector, "bytes"), layout) == (vector["first"], vector["count"])
+
+
+@pytest.mark.parametrize("vector", VECTORS["pool_words"], ids=name_of)
+def test_words_of_pools(vector: dict) -> None:
+    word = {
+        "enter": lambda told: pools.Enter(raw(told, "token")),
+        "entered": lambda _told: pools.Entered(),
+        "released": lambda told: pools.LeaseReleased(told["region"], told["epoch"]),
+        "hidden": lambda told: pools.Hidden(told["region"]),
+    }[vector["word"]](vector)
+    assert pools.encode_word(word) == raw(vector, "bytes")
+    assert pools.decode_word(raw(vector, "bytes")) == word
+
+
+@pytest.mark.parametrize("vector", VECTORS["invalid_pool_words"], ids=name_of)
+def test_what_is_no_word_of_a_pool(vector: dict) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        pools.decode_word(raw(vector, "bytes"))
+    assert caught.value.code is ErrorCode[vector["code"]]
+
+
+@pytest.mark.parametrize("vector", VECTORS["later_pool_words"], ids=name_of)
+def test_later_words_of_pools_are_passed_over(vector: dict) -> None:
+    assert pools.decode_word(raw(vector, "bytes")) is None
+
+
+@pytest.mark.parametrize("vector", VECTORS["tags"], ids=name_of)
+def test_tags(vector: dict) -> None:
+    pieces = [bytes.fromhex(piece) for piece in vector["pieces"]]
+    assert tag_of(pieces) == raw(vector, "tag")
+    check_tag([b"".join(pieces)], raw(vector, "tag"))

@@ -1,7 +1,7 @@
 """The cases, a module for a chapter or a part of one; importing this package registers them all.
 
 Add a case: a function under `@case("ISO-...")` in the module of its chapter. Where a sentence cannot be seen from outside, an
-`inside("ISO-...", "why", "tests/...::test_...")` in `inside_tests`.
+`inside("ISO-...", "why", "tests/...::test_...")` in `inside_tests` (`inside_fabric` for chapter 11).
 """
 
 from mesh.conformance.cases import (
@@ -16,6 +16,7 @@ from mesh.conformance.cases import (
     identify_readers,
     identity,
     inference,
+    inside_fabric,
     inside_tests,
     membership,
     negotiation,
@@ -40,6 +41,7 @@ __all__ = [
     "identify_readers",
     "identity",
     "inference",
+    "inside_fabric",
     "inside_tests",
     "membership",
     "negotiation",
