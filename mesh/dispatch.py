@@ -29,6 +29,7 @@ from mesh.gateway.ports import CatalogueEntry
 from mesh.inference import request_over
 from mesh.inference.server import Handled
 from mesh.map.collect import MapCollector
+from mesh.ondevice import at_once_on, for_reader, host_request, run_on, signable
 from mesh.receipts import AnswerSigner, Examination, ReceiptBook, SignedReplies
 from mesh.relay import DIAL_S, Sealing
 from mesh.specification import protocols_json
@@ -167,7 +168,7 @@ class Dispatcher:
         attempt = Attempt(peer, self._transport.now(), examination=self._examination(ticket, peer))
         in_place = InPlace(self, ticket, attempt, self._note_fault)
         try:
-            request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
+            request = replace(host_request(ticket.request), deadline_s=deadline_s, hops_left=hops_left)
             return in_place if await in_place.begin(connection, request) else None
         except (StreamReset, ConnectionLost):
             ticket.commands.append(command)  # it may be dialled, or asked through another
@@ -187,7 +188,7 @@ class Dispatcher:
         return begun.at_hand if isinstance(begun, Answer) else replies_of(begun)
 
     def _ticket(self, request: InferenceRequest, from_peer: PeerId | None) -> Ticket:
-        now = self._transport.now()
+        now, request = self._transport.now(), signable(request)
         return Ticket(request, self._node.rank(request, now, from_peer), now, from_peer)
 
     @asynccontextmanager
@@ -303,8 +304,7 @@ class Dispatcher:
         """The peers this node knows, nearest first."""
         rows = [peer_json(view) for view in self._node.peers(self._transport.now())]
         if self.gate is not None:
-            views = self._node.views.known()
-            for row, peer_id in zip(rows, views, strict=True):
+            for row, peer_id in zip(rows, self._node.views.known(), strict=True):
                 row.update(owner_json(self.gate, peer_id, self._transport.machine.wall()))
         return sorted(rows, key=lambda row: (row["rtt_s"] is None, row["rtt_s"] or 0.0, row["peer_id"]))
 
@@ -376,7 +376,7 @@ class Dispatcher:
         wall, requester = self._transport.machine.wall, ticket.from_peer or own_id
         try:
             signer = AnswerSigner(request, requester, self._identity, offer.digest, wall) if request.receipt else None
-            replies = at_once.answer_at_once(request)
+            replies = at_once_on(at_once, request)
             if replies is None:
                 return False
             ticket.commands.popleft()
@@ -499,6 +499,7 @@ class Dispatcher:
                 attempt.is_over = not self._deliver(ticket, attempt)
                 if attempt.is_over:
                     return None
+                reply = for_reader(ticket.request, reply)
                 if attempt.examination is not None:
                     attempt.examination.add(reply)
                 return reply
@@ -533,8 +534,7 @@ class Dispatcher:
         if not request.receipt or ticket.from_peer is not None:
             return None
         # Who may pass the request on is a requester too, and somebody else may then have answered.
-        passed_on = request.hops_left > 1
-        return Examination(request, (self._node.peer_id, peer), None if passed_on else peer)
+        return Examination(request, (self._node.peer_id, peer), None if request.hops_left > 1 else peer)
 
     def _examine(self, ticket: Ticket, attempt: Attempt, end: Finished) -> None:
         """Compares the receipt that ends an answer with the answer, and keeps it; a wrong one is the peer's fault."""
@@ -554,7 +554,7 @@ class Dispatcher:
         """Runs a request on this node's own engine that serves the model."""
         engine, offer = self._engine_for(request)
         if engine is not None and offer is not None:
-            async with engine.run(request) as replies:
+            async with run_on(engine, request) as replies:
                 if request.receipt:
                     wall = self._transport.machine.wall
                     yield SignedReplies(replies, AnswerSigner(request, requester, self._identity, offer.digest, wall))
@@ -586,13 +586,13 @@ class Dispatcher:
         if stream is not None:
             if ticket.report.via(peer) is not None:
                 ticket.report = ticket.report.with_via(peer, None)
-            async with request_over(stream, request) as answer:
+            async with request_over(stream, host_request(request)) as answer:
                 try:
                     yield answer
                 finally:
                     self._note_fault(peer, answer.fault)
         elif self._sealing is not None and ways:
-            left = replace(request, deadline_s=max(0.001, request.deadline_s - (self._transport.now() - now)))
+            left = replace(host_request(request), deadline_s=max(0.001, request.deadline_s - (self._transport.now() - now)))
             async with self._sealing.ask(peer, left, partial(ticket.note_via, peer)) as replies:
                 yield replies
         else:

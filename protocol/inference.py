@@ -10,6 +10,8 @@ Spec: docs/spec/06-inference.md.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import prod
+from typing import Protocol
 
 from protocol.errors import RETRYABLE, ErrorCode, RemoteProtocolError
 
@@ -26,21 +28,60 @@ class Feature(StrEnum):
     TENSORS = "tensors"
 
 
+class OnDevice(Protocol):
+    """Where a tensor lies that is in the memory of a device; whoever has this keeps the memory."""
+
+    def to_host(self) -> memoryview:
+        """Copy it to the host.
+
+        Raises:
+            OSError: the device fails.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One named array; `data` is a contiguous little-endian buffer that is never copied by the core.
+
+    What lies on a device has no `data`: it takes a fabric that reaches the device, or it is brought to the host (`on_host`)
+    before anybody reads it. No message holds it as it is.
 
     Attributes:
         name: the input or output name; empty where there is only one.
         dtype: numpy's short name without byte order: "f4", "f2", "i8", "i4", "u1" and so on.
         shape: the dimensions, outermost first; empty for a scalar.
-        data: the bytes, `prod(shape) * itemsize` of them.
+        data: the bytes, `prod(shape) * itemsize` of them; none where it lies on a device.
+        device: and where; None for one on the host.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     data: memoryview
+    device: OnDevice | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all elements, wherever they lie."""
+        return self.data.nbytes if self.device is None else prod(self.shape) * int(self.dtype[1:])
+
+
+def on_host(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors that all lie on the host: those that lie on a device are copied.
+
+    Raises:
+        OSError: the device fails.
+    """
+    return tuple(
+        tensor if tensor.device is None else Tensor(tensor.name, tensor.dtype, tensor.shape, tensor.device.to_host())
+        for tensor in tensors
+    )
+
+
+def are_on_host(tensors: Sequence[Tensor]) -> bool:
+    """Whether all tensors lie on the host."""
+    return all(tensor.device is None for tensor in tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +100,7 @@ class InferenceRequest:
         memory_bytes: least accelerator or host memory that the executing node must have, 0 for any.
         output_tokens: most tokens wanted of one output, 0 when unknown.
         receipt: whether the executing node is to sign a receipt, which ends the answer.
+        takes_device: whether tensors of the answer may lie on a device of this host; told to nobody.
     """
 
     request_id: bytes
@@ -72,6 +114,7 @@ class InferenceRequest:
     memory_bytes: int = 0
     output_tokens: int = 0
     receipt: bool = False
+    takes_device: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,6 +253,7 @@ def _count(value: Plain) -> int:
 
 def _tensor_fields(tensors: Sequence[Tensor]) -> Iterable[bytes | memoryview]:
     for tensor in tensors:
+        assert tensor.device is None, "the bytes of a receipt lie on the host"
         yield tensor.name.encode()
         yield tensor.dtype.encode()
         yield b"".join(size.to_bytes(4, "big") for size in tensor.shape)

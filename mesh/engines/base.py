@@ -71,6 +71,19 @@ class AtOnce(Protocol):
         """The whole answer as `run` would give it, or None where it takes waiting or more than a millisecond: then it is run."""
 
 
+@runtime_checkable
+class TakesDevice(Protocol):
+    """An engine that may take tensors where they lie on a device.
+
+    Where `takes_device` is true, tensors of a request may have a `device`: a `mesh.fabric.gpu.DeviceArray`, which any library
+    takes by DLPack or `__cuda_array_interface__`. Others lie on the host as ever, so it is ready for both. Whatever an engine
+    answers may lie on a device (`mesh.fabric.gpu.device_tensor`): who cannot take it there gets a copy. What an engine answers at
+    once (`AtOnce`) has been computed.
+    """
+
+    takes_device: bool
+
+
 class EngineError(Exception):
     """Why an answer fails; it becomes the answer's `Failed`."""
 

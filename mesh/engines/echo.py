@@ -44,6 +44,7 @@ class EchoEngine:
     """An engine without a model."""
 
     kind = "echo"
+    takes_device = True
 
     def __init__(self, config: EchoConfig | None = None) -> None:
         self._config = config or EchoConfig()
@@ -78,7 +79,7 @@ class EchoEngine:
         """Tensors that are small; words have their pace."""
         if request.feature is not Feature.TENSORS or request.model != ECHO_MODEL:
             return None
-        if sum(tensor.data.nbytes for tensor in request.tensors) > AT_ONCE_BYTES_MAX:
+        if sum(tensor.size_bytes for tensor in request.tensors) > AT_ONCE_BYTES_MAX:
             return None
         return self._slots.answer_at_once(lambda: (TensorsReady(tuple(request.tensors)), Finished()))
 

@@ -21,6 +21,7 @@ from mesh.fabric.kinds import Kinds
 from mesh.fabric.lane import Lane
 from mesh.inference import Served, ServeLimits, request_over, serve_stream
 from mesh.inference.server import Handle, Handled
+from mesh.ondevice import host_request
 from mesh.telemetry import Telemetry
 from mesh.transport import ConnectionLost, Stream, StreamReset, Transport
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -147,7 +148,7 @@ class Fabrics:
         """Whether a request to a peer is worth a fabric, and there may be one."""
         if not request.tensors or not self._openers or self._nursery is None:
             return False
-        size = sum(tensor.data.nbytes for tensor in request.tensors)
+        size = sum(tensor.size_bytes for tensor in request.tensors)
         session = self._sessions.get(peer)
         if session is not None:
             return size >= crossover_bytes(session.way, STREAM)
@@ -189,6 +190,7 @@ class Fabrics:
             request: what to ask.
             on_way: told which way the tensors take.
         """
+        request = host_request(request)
         lane = Lane(stream, session, self, request.deadline_s, serves=False)
         lane.on_way = on_way
         if lane.offer(request.tensors):

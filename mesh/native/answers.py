@@ -156,7 +156,7 @@ class Gathering:
             case Failed():
                 raise request_error(reply)
             case TensorsReady(tensors):
-                self._bytes += sum(tensor.data.nbytes for tensor in tensors)
+                self._bytes += sum(tensor.size_bytes for tensor in tensors)
                 if self._bytes > ANSWER_BYTES_MAX:
                     raise RequestError(ErrorCode.TOO_LARGE, f"an answer of more than {ANSWER_BYTES_MAX} bytes of tensors")
                 self.tensors.update((tensor.name, to_array(tensor)) for tensor in tensors)

@@ -69,14 +69,16 @@ class AsyncMesh:
         Args:
             model: its id.
             tensors: the inputs by name: NumPy arrays, or anything on the CPU with `__array_interface__`, `__dlpack__` or a
-                buffer. They are sent as they lie; leave them alone until the answer is there.
+                buffer, or arrays on a GPU, with `__dlpack__` or `__cuda_array_interface__`. They are sent as they lie; leave
+                them alone until the answer is there.
             body: what the engine takes besides, as it defines it.
             deadline_s: how long the answer may take, at most an hour.
             memory_bytes: least memory that the node which answers must have.
             receipt: whether it is to sign what it answers (docs/privacy.md).
 
         Returns:
-            The answer; its tensors view what was received and cannot be written to.
+            The answer; its tensors view what was received and cannot be written to. Where inputs were on a GPU, outputs
+            that came there stay there (`mesh.fabric.gpu.DeviceArray`).
 
         Raises:
             BadInputError: an input cannot be sent.

@@ -30,7 +30,7 @@ from mesh.local.questions import MODELS, STATUS, Question
 from mesh.machine import Machine
 from mesh.native.answers import Take
 from mesh.native.errors import BadInputError, MeshError, NotConnectedError
-from mesh.native.requests import pieces_of
+from mesh.native.requests import brought, pieces_of
 from mesh.relay import Sealing
 from mesh.service import can_bind
 from mesh.store import Store
@@ -158,7 +158,7 @@ class LightWay:
             BadInputError: it cannot be sent.
         """
         del text
-        self._check(request)
+        request = self._checked(request)
         send, receive = trio.open_memory_channel[Reply](REPLIES_HELD_MAX)
         exchange = LightExchange(receive)
         self._nursery.start_soon(exchange.carry, self._light.dispatcher, request, send)
@@ -178,7 +178,7 @@ class LightWay:
             RequestError: as `take` does.
             NotConnectedError: the light node has ended.
         """
-        self._check(request)
+        request = self._checked(request)
         failure: MeshError | None = None
         with scope or trio.CancelScope() as scope:
             if self._closed:
@@ -196,13 +196,18 @@ class LightWay:
                 del self._asking[scope]
         raise failure or ended()
 
-    def _check(self, request: InferenceRequest) -> None:
-        """Have what cannot be sent told as by every way; a fabric carries tensors that no message holds.
+    def _checked(self, request: InferenceRequest) -> InferenceRequest:
+        """Have what cannot be sent told as by every way; a fabric carries tensors that no message holds, or from a device.
 
         Raises:
             BadInputError: it cannot be sent.
         """
-        pieces_of(replace(request, tensors=()) if self._light.fabrics.wants_large else request)
+        if self._light.fabrics.wants_large:
+            pieces_of(replace(request, tensors=()))
+            return request
+        request = brought(request)
+        pieces_of(request)
+        return request
 
     def close(self) -> None:
         """Give up what is under way, and begin nothing more."""

@@ -6,11 +6,12 @@ Spec: docs/spec/06-inference.md, section "Request".
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mesh.native.errors import BadInputError
 from mesh.native.tensors import to_tensors
 from protocol.errors import ErrorCode, LocalProtocolError
-from protocol.inference import REQUEST_ID_BYTES, Feature, InferenceRequest
+from protocol.inference import REQUEST_ID_BYTES, Feature, InferenceRequest, are_on_host, on_host
 from protocol.wire.inference import frame_request
 
 DEADLINE_S = 60.0
@@ -27,9 +28,25 @@ def tensor_request(
     """
     identity = os.urandom(REQUEST_ID_BYTES)
     inputs = to_tensors(tensors)
-    return InferenceRequest(
+    request = InferenceRequest(
         identity, Feature.TENSORS, model, body, inputs, deadline_s, memory_bytes=memory_bytes, receipt=receipt
     )
+    # Who hands over arrays on a device is given such back where they come so.
+    return request if are_on_host(inputs) else replace(request, takes_device=not receipt)
+
+
+def brought(request: InferenceRequest) -> InferenceRequest:
+    """A request whose inputs are copied to the host, where they lie on a device.
+
+    Raises:
+        BadInputError: the device fails.
+    """
+    if are_on_host(request.tensors):
+        return request
+    try:
+        return replace(request, tensors=on_host(request.tensors))
+    except OSError as error:
+        raise BadInputError(ErrorCode.MALFORMED, f"an input cannot be read from its device: {error}") from error
 
 
 def text_request(
@@ -83,7 +100,7 @@ def pieces_of(request: InferenceRequest) -> list[bytes | memoryview]:
         BadInputError: something in it is out of its range or over a limit.
     """
     try:
-        return frame_request(request)
+        return frame_request(brought(request))
     except LocalProtocolError as error:
         raise BadInputError(error.code, f"{error.detail}; the bounds stand in docs/spec/06-inference.md") from error
 

@@ -2,6 +2,8 @@
 
 Anything that NumPy can look at without copying is taken: its own arrays, `__array_interface__`, `__dlpack__` of arrays on the
 CPU, and the buffer protocol. Only what a message cannot hold as it lies is copied: an array with gaps or of the other byte order.
+Arrays on a GPU are taken as they lie as well, by DLPack or `__cuda_array_interface__`; where no fabric takes them so, they are
+copied to the host.
 
 Source: NumPy, "The array interface protocol"; Python array API standard, "Data interchange mechanisms" (DLPack).
 Spec: docs/spec/06-inference.md, section "Tensor".
@@ -9,7 +11,7 @@ Spec: docs/spec/06-inference.md, section "Tensor".
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,10 @@ def to_tensor(name: str, array: object) -> Tensor:
     Raises:
         BadInputError: it is no array that a message can hold.
     """
+    if not isinstance(array, np.ndarray) and (hasattr(array, "__cuda_array_interface__") or hasattr(array, "__dlpack_device__")):
+        on_device = _on_device(name, array)
+        if on_device is not None:
+            return on_device
     viewed = _viewed(name, array)
     dtype = viewed.dtype.str[1:]
     if dtype not in DATA_TYPES:
@@ -53,8 +59,26 @@ def to_tensor(name: str, array: object) -> Tensor:
 
 
 def to_array(tensor: Tensor) -> Array:
-    """An output as an array that views the received message; it cannot be written to."""
+    """An output as an array that views the received message; it cannot be written to.
+
+    One that lies on a device is a `mesh.fabric.gpu.DeviceArray`, which PyTorch, CuPy and others take by DLPack.
+    """
+    if tensor.device is not None:
+        return cast("Array", tensor.device)
     return np.frombuffer(tensor.data, np.dtype(tensor.dtype).newbyteorder("<")).reshape(tensor.shape)
+
+
+def _on_device(name: str, array: object) -> Tensor | None:
+    """An input that stays on its device; None for one on the CPU."""
+    # What reaches a GPU is imported by programs that have one.
+    from mesh.fabric.gpu import CudaError, DeviceArrayError, GpuAbsentError, device_tensor, is_on_device
+
+    if not is_on_device(array):
+        return None
+    try:
+        return device_tensor(name, array)
+    except (DeviceArrayError, CudaError, GpuAbsentError) as error:
+        raise BadInputError(ErrorCode.MALFORMED, f"the input {name!r} on a GPU cannot be sent: {error}") from error
 
 
 def _viewed(name: str, array: object) -> Array:

@@ -34,7 +34,7 @@ def requirement_of(request: InferenceRequest, from_peer: PeerId | None) -> Requi
         memory_bytes=request.memory_bytes,
         output_tokens=request.output_tokens,
         stream=request.stream,
-        payload_bytes=sum(tensor.data.nbytes for tensor in request.tensors),
+        payload_bytes=sum(tensor.size_bytes for tensor in request.tensors),
         excluded=frozenset() if from_peer is None else frozenset({from_peer}),
     )
 

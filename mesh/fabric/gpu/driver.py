@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -42,6 +43,8 @@ _UNIFIED_ADDRESSING = 41  # CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING: without it m
 _MEMORY_TYPE = 2  # CU_POINTER_ATTRIBUTE_MEMORY_TYPE
 _IS_MANAGED = 8  # CU_POINTER_ATTRIBUTE_IS_MANAGED
 _ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+_RANGE_BEGIN = 11  # CU_POINTER_ATTRIBUTE_RANGE_START_ADDR
+_RANGE_SIZE = 12  # CU_POINTER_ATTRIBUTE_RANGE_SIZE
 _IN_DEVICE = 2  # CU_MEMORYTYPE_DEVICE
 _ENABLE_PEER = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 _NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING: such events cost less
@@ -193,15 +196,27 @@ class Cuda:
         self.call("cuDriverGetVersion", byref(version))
         return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
-    def ordinal_of(self, address: int) -> int | None:
-        """The GPU in whose own memory an address lies; None for the host's, for managed memory, and for none of CUDA's."""
-        kind, is_managed, ordinal = c_uint(), c_uint(), c_int(-1)
-        for attribute, told in ((_MEMORY_TYPE, kind), (_IS_MANAGED, is_managed), (_ORDINAL, ordinal)):
-            if self.result_of("cuPointerGetAttribute", byref(told), attribute, address):
+    def allocation_of(self, address: int) -> "Allocation | None":
+        """The memory of a GPU's own in which an address lies; None for the host's, for managed memory, and for none of CUDA's."""
+        if not 0 < address < 2**64:
+            return None
+        kind, is_managed, ordinal, begin, size = c_uint(), c_uint(), c_int(-1), c_uint64(), c_size_t()
+        told = ((_MEMORY_TYPE, kind), (_IS_MANAGED, is_managed), (_ORDINAL, ordinal), (_RANGE_BEGIN, begin), (_RANGE_SIZE, size))
+        for attribute, value in told:
+            if self.result_of("cuPointerGetAttribute", byref(value), attribute, address):
                 return None
         if kind.value != _IN_DEVICE or is_managed.value or not 0 <= ordinal.value < len(self.devices):
             return None
-        return ordinal.value
+        return Allocation(ordinal.value, begin.value, size.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Memory of a GPU, as the driver tells it: of which, where it begins, and how long it is."""
+
+    ordinal: int
+    begin: int
+    size_bytes: int
 
 
 class Device:
@@ -213,6 +228,8 @@ class Device:
         bus_id: where it is on the PCI bus, as in /sys/bus/pci/devices, but for the length of the domain.
         name: as the driver tells it.
         memory_bytes: of all of it.
+        host_copies: how often something was brought to the host because whoever wanted it could not use it on the device.
+        host_copied_bytes: and how much.
     """
 
     def __init__(self, cuda: Cuda, ordinal: int) -> None:
@@ -237,6 +254,8 @@ class Device:
         self.memory_bytes = size.value
         self.passes_tokens = self._attribute(_UNIFIED_ADDRESSING) != 0
         self.has_dma_buf = cuda.has("cuMemGetHandleForAddressRange") and self._attribute(_DMA_BUF_SUPPORTED) != 0
+        self.host_copies = 0
+        self.host_copied_bytes = 0
         self._lock = threading.Lock()
         self._context: int | None = None
         self._stream = 0
@@ -315,6 +334,12 @@ class Device:
             view = (c_char * into.nbytes).from_buffer(into)
             with self.current():
                 self._cuda.call("cuMemcpyDtoH_v2", ctypes.addressof(view), address, into.nbytes)
+
+    def count_copy(self, size_bytes: int) -> None:
+        """Something was brought to the host."""
+        with self._lock:
+            self.host_copies += 1
+            self.host_copied_bytes += size_bytes
 
     def copy(self, pieces: list[tuple[int, int, int]]) -> None:
         """Copy within the device, and from others, and wait until it is done.

@@ -10,7 +10,7 @@ import threading
 import pytest
 from emulated_gpu import GPUS, blocks, emulated, environment, fail, gpu, hold, library
 
-from mesh.fabric.gpu.driver import TOKEN_BYTES, UUID_BYTES, Cuda, CudaError, GpuAbsentError, driver
+from mesh.fabric.gpu.driver import TOKEN_BYTES, UUID_BYTES, Allocation, Cuda, CudaError, GpuAbsentError, driver
 
 SIZE = 2 << 20
 
@@ -49,7 +49,7 @@ def test_bytes_come_back_from_the_device_as_they_went(cuda: Cuda) -> None:
         device.copy([(there + 64, here, 1_000_000), (there + 64 + 1_000_000, here + 1_000_000, len(data) - 1_000_000)])
         assert read(device, there + 64, len(data)) == data
         assert device.range_of(there + 999) == (there, SIZE)
-        assert cuda.ordinal_of(there + 5) == 0
+        assert cuda.allocation_of(there + 5) == Allocation(0, there, SIZE)
     finally:
         device.free(here)
         device.free(there)
@@ -57,8 +57,8 @@ def test_bytes_come_back_from_the_device_as_they_went(cuda: Cuda) -> None:
 
 def test_memory_of_the_host_is_of_no_device(cuda: Cuda) -> None:
     data = memoryview(bytearray(64))
-    assert cuda.ordinal_of(id(data)) is None
-    assert cuda.ordinal_of(0) is None
+    for address in (id(data), 0, -1, 2**64, 2**70):
+        assert cuda.allocation_of(address) is None
 
 
 def test_a_failure_has_the_drivers_own_name(cuda: Cuda) -> None:

@@ -328,6 +328,8 @@ CUresult cuPointerGetAttribute(void *out, CUpointer_attribute attribute, CUdevic
     case 2: *(unsigned int *)out = 2; return CUDA_SUCCESS;
     case 8: *(unsigned char *)out = 0; return CUDA_SUCCESS;
     case 9: *(int *)out = block->ordinal; return CUDA_SUCCESS;
+    case 11: *(CUdeviceptr *)out = (CUdeviceptr)(uintptr_t)block->host | TAG; return CUDA_SUCCESS;
+    case 12: *(size_t *)out = block->size; return CUDA_SUCCESS;
     default: return CUDA_ERROR_INVALID_VALUE;
     }
 }
