@@ -149,6 +149,12 @@ class Lane:
 
     async def aclose(self) -> None:
         """Finish this side, and read no more."""
+        # What was taken is told even where whoever closes is cancelled, as happens once it has the answer: a peer that is not
+        # told never uses the region again. It may leave with what is said next.
+        if not self._sending.locked() and not any(gift.is_open for gift in self._gifts):
+            said = self._said()
+            if not self._stream.send_now(said, end=True, linger=True) and said:
+                self._unsaid.append(said)
         try:
             if self._unsaid:
                 async with self._sending:

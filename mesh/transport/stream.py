@@ -273,12 +273,12 @@ class Stream:
             return False
         return len(self._unsent) + n_bytes <= min(WRITE_BYTES_MAX, self.connection.room(self._id))
 
-    def send_now(self, data: bytes, *, end: bool) -> bool:
+    def send_now(self, data: bytes, *, end: bool, linger: bool = False) -> bool:
         """Send bytes without waiting, all of them or none; whether they were. Why they were not is found by `send_all`."""
         if not self.takes_now(len(data)):
             return False
         try:
-            self.connection.write(self._id, memoryview(self._unsent + data), end=end, linger=False)
+            self.connection.write(self._id, memoryview(self._unsent + data), end=end, linger=linger)
         except TransportError:
             return False
         self._unsent, self._sent_eof = b"", end

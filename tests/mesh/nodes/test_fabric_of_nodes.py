@@ -14,6 +14,7 @@ from mesh_nodes import MeshNode, Plan, PlannedEngine, Start, eventually, hang, i
 
 from mesh import client
 from mesh.engines.echo import EchoEngine
+from mesh.fabric.session import ShmSession
 from mesh.gateway.views import route_json
 from mesh.inference import request_over
 from mesh.transport import StreamReset
@@ -387,3 +388,25 @@ async def test_a_light_node_sends_and_receives_what_no_message_could_hold(start:
     async with client.connect([str(b.address)], network="test") as mesh:
         answer = await mesh.infer("echo", {"x": array})
         assert np.array_equal(answer["x"], array)
+
+
+async def test_whoever_is_cancelled_with_its_last_reply_has_told_that_it_took_the_tensors(start: Start, monkeypatch) -> None:
+    retired = []
+    monkeypatch.setattr(ShmSession, "retire", lambda _session, given: retired.append(given))
+    a, b = await pair(start)
+    fabrics = a.service.fabrics
+    for _ in range(6):
+        request = asking(1 << 20)
+        stream, session = await fabrics.way_to(b.peer_id, request)
+        with trio.CancelScope() as scope:
+            async with fabrics.request_over(stream, session, request, lambda _way: None) as answer:
+                replies = []
+                async for reply in answer:
+                    replies.append(reply)
+                    if isinstance(reply, Finished):
+                        scope.cancel()
+                        break
+        assert isinstance(replies[-1], Finished)
+        replies.clear()
+    await eventually(lambda: all(own.is_free for own in b.service.fabrics._sessions[a.peer_id]._own.values()))
+    assert not retired, "no region is given up"
