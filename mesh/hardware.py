@@ -1,4 +1,4 @@
-"""What this machine has, for the node's card: processors, memory, NUMA nodes, GPUs and network interfaces.
+"""What this machine has, for the node's card: processors, memory, NUMA nodes, GPUs and network interfaces, and the buses to them.
 
 Processors and memory come from `/proc` and `/sys`, GPUs from NVIDIA's driver through NVML, interfaces from the kernel through
 rtnetlink. Nothing here is needed to serve, so nothing here fails: what cannot be read is left out, and a number that is not
@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.buses.nvml import list_gpus
+from mesh.buses import Buses, DeviceKind, NvmlGpu, list_gpus, read_buses
 from mesh.links import read_links
 from protocol.records import Gpu, Hardware, Nic
 
@@ -26,6 +26,8 @@ FILE_BYTES_MAX = 1 << 20
 """Bytes read of one file: `/proc/cpuinfo` of 512 processors."""
 MBPS_MAX = 10_000_000
 """Fastest interface believed, in megabits per second; some drivers answer 2^32 - 1 for "unknown"."""
+BITS_PER_MBIT = 1_000_000
+"""Bits in the unit in which speeds are told."""
 CGROUP_LIMITS = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a container's memory limit stands, in version 2 and version 1 of control groups."""
 
@@ -52,14 +54,16 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
         root: where `proc` and `sys` are; of another root than `/`, interfaces are listed from its `sys` and there are no GPUs.
     """
     is_here = root == Path("/")
+    found = list_gpus() if is_here else ()
+    buses = read_buses(root, found)
     interfaces = (_interfaces_by_netlink() if is_here else None) or _interfaces_by_files(root)
     return Hardware(
         cpu_model=cpu_model(root),
         cpu_count=cpu_count() if is_here else len(_cpuinfo_values(root, "processor")),
         memory_bytes=memory_bytes(root),
         numa_nodes=numa_nodes(root),
-        gpus=read_gpus() if is_here else (),
-        nics=told_nics(interfaces, root),
+        gpus=told_gpus(found, buses),
+        nics=told_nics(interfaces, root, buses),
     )
 
 
@@ -95,20 +99,34 @@ def numa_nodes(root: Path = Path("/")) -> int:
     return 1
 
 
-def read_gpus() -> tuple[Gpu, ...]:
-    """Return NVIDIA's GPUs, as the driver lists them; empty without the binding, the driver or a GPU."""
-    return tuple(Gpu(_short(gpu.name), gpu.memory_bytes) for gpu in list_gpus())
+def told_gpus(gpus: Sequence[NvmlGpu], buses: Buses) -> tuple[Gpu, ...]:
+    """Return NVIDIA's GPUs in the driver's order, with the bus that leads to each."""
+    return tuple(Gpu(_short(gpu.name), gpu.memory_bytes, *bus_of(gpu.address, buses)) for gpu in gpus)
 
 
-def told_nics(interfaces: Sequence[Interface], root: Path = Path("/")) -> tuple[Nic, ...]:
+def bus_of(address: str, buses: Buses) -> tuple[int, int | None]:
+    """What the narrowest link to a PCI function carries in Mbit/s (0 unknown), and its NUMA node (None unknown)."""
+    function, narrowest = buses.functions.get(address), buses.narrowest(address)
+    mbps = 0 if narrowest is None else round(narrowest[1].bytes_per_s * 8 / BITS_PER_MBIT)
+    return mbps, None if function is None else function.numa_node
+
+
+def told_nics(interfaces: Sequence[Interface], root: Path = Path("/"), buses: Buses | None = None) -> tuple[Nic, ...]:
     """Return the interfaces worth telling, with their speeds, by name.
 
     Those are the real ones that are up; where there is none, as in a container, all that are up.
     """
     up = [interface for interface in interfaces if interface.is_up]
     chosen = [interface for interface in up if not interface.is_virtual] or up
+    buses = buses or Buses()
+    places = {device.name: device.address for device in buses.of(DeviceKind.NIC)}
     return tuple(
-        Nic(_short(interface.name), speed_mbps(interface.name, root), interface.mtu_bytes)
+        Nic(
+            _short(interface.name),
+            speed_mbps(interface.name, root),
+            interface.mtu_bytes,
+            *bus_of(places.get(interface.name, ""), buses),
+        )
         for interface in sorted(chosen, key=lambda interface: interface.name)[:NICS_MAX]
     )
 

@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mesh.buses import Buses, Load, buses_json, closeness_table, list_gpus, measure, read_buses, tree_picture, warnings
+from mesh.buses import Buses, Load, list_gpus, measure, read_buses, warnings
+from mesh.buses.picture import buses_json, closeness_table, tree_picture
 from mesh.config import ConfigError
 from mesh.hardware import read_hardware
 from mesh.plain import printable

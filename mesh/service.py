@@ -24,6 +24,7 @@ import trio
 
 from mesh.admission.entering import enter
 from mesh.admission.gate import Gate
+from mesh.buses import watch_room
 from mesh.config import NodeConfig, Ready, StartError, default_cache_dir, default_network_dir
 from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
@@ -161,6 +162,8 @@ def cache_dir(config: NodeConfig) -> Path:
 class Service:
     """The parts of one running node."""
 
+    _bus_free_mbps = 0  # what is left of the bus to the GPUs; not known until somebody has looked
+
     def __init__(
         self,
         config: NodeConfig,
@@ -258,6 +261,8 @@ class Service:
             self.node.add_bootstrap([*self._config.bootstrap, *issuers, *self._remembered()], now)
             self.driver.settle()
             nursery.start_soon(self._watch_engines)
+            if any(gpu.bus_mbps for gpu in hardware.gpus):
+                nursery.start_soon(watch_room, self._take_room)
             nursery.start_soon(self._watch_clock)
             nursery.start_soon(self._watch_mesh)
             nursery.start_soon(self.floors.run)
@@ -487,10 +492,14 @@ class Service:
             loads = tuple(load for engine in self._engines for load in engine.load())
             for load in loads:
                 self._telemetry.load_measured(load)
-            self.node.handle_load(loads)
+            self.node.handle_load(loads, self._bus_free_mbps)
             self.node.handle_offers(self._offers(), self.transport.now())
             self.driver.settle()
             await trio.sleep(LOAD_INTERVAL_S)
+
+    def _take_room(self, mbps: int) -> None:
+        """Takes over what the bus to the GPUs has left, for the next beat."""
+        self._bus_free_mbps = mbps
 
     async def _watch_clock(self) -> None:
         """Keeps the core's idea of the wall clock fresh."""

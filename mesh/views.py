@@ -48,8 +48,20 @@ def hardware_json(view: PeerView) -> dict[str, object]:
         "cores": hardware.cpu_count,
         "memory_bytes": hardware.memory_bytes,
         "numa_nodes": hardware.numa_nodes,
-        "gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes} for gpu in hardware.gpus],
-        "nics": [{"name": nic.name, "speed_mbps": nic.speed_mbps, "mtu_bytes": nic.mtu_bytes} for nic in hardware.nics],
+        "gpus": [
+            {"name": gpu.name, "memory_bytes": gpu.memory_bytes, "bus_mbps": gpu.bus_mbps or None, "numa_node": gpu.numa_node}
+            for gpu in hardware.gpus
+        ],
+        "nics": [
+            {
+                "name": nic.name,
+                "speed_mbps": nic.speed_mbps,
+                "mtu_bytes": nic.mtu_bytes,
+                "bus_mbps": nic.bus_mbps or None,
+                "numa_node": nic.numa_node,
+            }
+            for nic in hardware.nics
+        ],
     }
 
 

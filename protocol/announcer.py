@@ -78,6 +78,7 @@ class Announcer:
         self.draining = False
         self.offers: tuple[ModelOffer, ...] = ()
         self.loads: tuple[ModelLoad, ...] = ()
+        self.bus_free_mbps = 0
         self.hardware: Hardware | None = None
         self._config = config
         self._agent = agent
@@ -138,10 +139,10 @@ class Announcer:
         self._card_changed = self._card_changed or offers != self.offers
         self.offers = offers
 
-    def handle_load(self, loads: tuple[ModelLoad, ...]) -> None:
-        """Takes over how busy this node's engines are."""
+    def handle_load(self, loads: tuple[ModelLoad, ...], bus_free_mbps: int = 0) -> None:
+        """Takes over how busy this node's engines are, and what the bus to its accelerators has left, 0 when unknown."""
         self._due = None
-        self.loads = loads
+        self.loads, self.bus_free_mbps = loads, bus_free_mbps
         self._beat_changed = self._beat_changed or _load_changed(self._told_loads, loads, self._config.load_changed_share)
 
     def handle_moved(self, place: Coordinate, typical_rtt_s: float, now: float) -> None:
@@ -223,11 +224,11 @@ class Announcer:
         self._due = None
         self._beat_at, self._beat_changed = now, False
         self._told_loads = self.loads
-        return Beat(self.draining, self.loads)
+        return self.whole_beat()
 
     def whole_beat(self) -> Beat:
         """What somebody is told who has heard no beat of this node yet."""
-        return Beat(self.draining, self.loads)
+        return Beat(self.draining, self.loads, self.bus_free_mbps)
 
     def edges_due(self, now: float) -> bool:
         """Whether edges are to be told now; they count as told then, and are due again as `plan_edges` says."""

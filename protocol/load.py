@@ -23,7 +23,11 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """How a node is doing now, told to the peers it is connected to."""
+    """How a node is doing now, told to the peers it is connected to.
+
+    `bus_free_mbps` is what the bus to the accelerator with the most room has left for a transfer, in Mbit/s, 0 when unknown.
+    """
 
     draining: bool
     loads: tuple[ModelLoad, ...]
+    bus_free_mbps: int = 0

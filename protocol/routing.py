@@ -6,11 +6,12 @@ predicted time to the whole answer,
 
     path (round trip, margin for jitter and loss) + transfer + queue + service,
 
-where the transfer is that of the request's tensors, by a fabric to the peers that this node has one with (`fabric`), and a
-streamed answer counts only until its first output, plus what it is generated slower than it is read. Among those whose
-predictions differ by less than predictions are worth, this node itself comes first and the others in random order, weighted
-against those this node has given work already: if everybody sent everything to the nearest, the nearest would be the slowest.
-Those that failed a moment ago come last. The others stay in the report with a plain reason.
+where the transfer is that of the request's tensors, by a fabric where this node has one with the peer (`fabric`), and over the
+bus to its accelerators as far as it tells of it; a streamed answer counts only until its first output, plus what it is
+generated slower than it is read. Among those whose predictions differ by less than predictions are worth, this node itself
+comes first and the others in random order, weighted against those this node has given work already: if everybody sent
+everything to the nearest, the nearest would be the slowest. Those that failed a moment ago come last. The others stay in the
+report with a plain reason.
 
 Slow start, where it is on: peers that have not answered this node often enough come after all others, but for a small share of
 the requests, and a peer's measured speed counts for no more than it claims: what it shows while it is being tried may be more
@@ -22,16 +23,16 @@ handshake.
 
 Where somebody who was not measured may well be sooner than the best, the report says whom to measure first (`shortlist`).
 
-Queue: the wait of an M/M/c queue (`queues`). The requests before this one are those that the peer's beat tells or those that
-this node itself has in flight there, whichever are more, because the beat may be older than our last requests. The service time
-is that of ordinary requests: how many tokens this one wants says nothing of those before it.
+Queue: the wait of an M/M/c queue (`queues`). The requests before this one are those that the peer's beat tells or those that this
+node itself has in flight there, whichever are more, because the beat may be older than our last requests. The service time is
+that of ordinary requests: how many tokens this one wants says nothing of those before it.
 
-Service: this node's own measurements win over what the peer advertises. Few or old measurements count less: the estimate is
-drawn toward the median of all candidates, so that one slow first run does not banish a peer for good, and an unknown peer counts
-as ordinary.
+Service: this node's own measurements win over what the peer advertises. Few or old measurements count less: the estimate is drawn
+toward the median of all candidates, so that one slow first run does not banish a peer for good, and an unknown peer counts as
+ordinary.
 
-Source: RFC 9002 section 6.2.1 (probe timeout); RFC 6298
-(smoothing); P. Efraimidis, P. Spirakis, "Weighted random sampling with a reservoir", 2006 (weighted order).
+Source: RFC 9002 section 6.2.1 (probe timeout); RFC 6298 (smoothing); P. Efraimidis, P. Spirakis, "Weighted random sampling with
+a reservoir", 2006 (weighted order).
 Spec: docs/spec/06-inference.md.
 """
 
@@ -42,7 +43,7 @@ from statistics import median
 
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode
-from protocol.fabric import STREAM, Way
+from protocol.fabric import HERE, STREAM, Link, Way
 from protocol.identity import PeerId
 from protocol.inference import Feature
 from protocol.load import Beat, ModelLoad
@@ -56,6 +57,9 @@ ACK_DELAY_S = 0.025
 
 GRANULARITY_S = 0.001
 """Seconds. QUIC's timer granularity, the least that jitter counts in a probe timeout: RFC 9002 section 6.1.2."""
+
+HOST_ENGINES = frozenset({"echo", "onnx"})
+"""Kinds of engines that compute on the processor, where tensors arrive; others are taken to use an accelerator if they may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,7 @@ class CandidateInput:
         in_flight: requests of this node that it has not finished yet.
         via: through whom it is asked, None where it is asked itself; `path` is then the whole way.
         way: the fabric that this node has open with it, None where there is none.
+        bus: the bus to its accelerators, None where it has none or that is not known.
     """
 
     peer_id: PeerId
@@ -183,6 +188,7 @@ class CandidateInput:
     in_flight: int = 0
     via: PeerId | None = None
     way: Way | None = None
+    bus: Link | None = None
 
     @property
     def is_self(self) -> bool:
@@ -378,12 +384,14 @@ def path_time(path: Path, config: RoutingConfig) -> float:
     return under_way_s if path.connected else 2.0 * under_way_s
 
 
-def transfer_time(facts: CandidateInput, payload_bytes: int) -> float:
-    """The time in which a request's tensors reach a candidate, in seconds: by the fabric or the stream, whichever is quicker."""
-    if payload_bytes == 0 or facts.is_self:
+def transfer_time(facts: CandidateInput, payload_bytes: int, engine: str = "") -> float:
+    """The time in which a request's tensors reach an engine, in seconds: by the fabric or the stream, and over the bus."""
+    if payload_bytes == 0:
         return 0.0
-    by_stream_s = STREAM.transfer_s(payload_bytes)
-    return by_stream_s if facts.way is None else min(by_stream_s, facts.way.transfer_s(payload_bytes))
+    ways = [HERE] if facts.is_self else [STREAM] if facts.way is None else [STREAM, facts.way]
+    if facts.bus is not None and engine not in HOST_ENGINES:
+        ways = [way.and_then(facts.bus) for way in ways]
+    return min(way.transfer_s(payload_bytes) for way in ways)
 
 
 def _offer_of(facts: CandidateInput, requirement: Requirement) -> ModelOffer | None:
@@ -483,7 +491,8 @@ def _score(
     failed_ago_s: float | None,
 ) -> Candidate:
     """Predict one able candidate's time to answer; `service` is that of this request, `ahead` that of those before it."""
-    path_s = path_time(facts.path, config) + transfer_time(facts, requirement.payload_bytes)
+    offer = _offer_of(facts, requirement) if requirement.payload_bytes else None
+    path_s = path_time(facts.path, config) + transfer_time(facts, requirement.payload_bytes, offer.engine if offer else "")
     queue_s = queue_time(_load_of(facts, requirement.model), facts.in_flight, ahead.service_s)
     predicted_s = path_s + queue_s + service.first_output_s
     total_s = path_s + queue_s + service.service_s

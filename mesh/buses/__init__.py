@@ -1,9 +1,12 @@
-"""What hangs on this machine's buses: the PCIe tree with GPUs and network devices in it, how near they are, and what passes."""
+"""What hangs on this machine's buses: the PCIe tree with GPUs and network devices in it, how near they are, and what passes.
+
+The picture is apart (`mesh.buses.picture`): a node draws none.
+"""
 
 from mesh.buses.advice import warnings
 from mesh.buses.load import Load, measure
 from mesh.buses.nvml import NvmlGpu, list_gpus
-from mesh.buses.picture import buses_json, closeness_table, tree_picture
+from mesh.buses.room import room_mbps, watch_room
 from mesh.buses.tree import Buses, BusLink, Device, DeviceKind, Function, closeness, read_buses
 
 __all__ = [
@@ -14,12 +17,11 @@ __all__ = [
     "Function",
     "Load",
     "NvmlGpu",
-    "buses_json",
     "closeness",
-    "closeness_table",
     "list_gpus",
     "measure",
     "read_buses",
-    "tree_picture",
+    "room_mbps",
     "warnings",
+    "watch_room",
 ]

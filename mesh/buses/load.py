@@ -45,8 +45,12 @@ def measure(
     """
     before, began_at = read_counters(buses, root), time.monotonic()
     pause(interval_s)
-    after, took_s = read_counters(buses, root), time.monotonic() - began_at
-    loads = rates(buses, before, after, max(took_s, interval_s))
+    return between(buses, before, max(time.monotonic() - began_at, interval_s), root)
+
+
+def between(buses: Buses, before: Counters, took_s: float, root: Path = Path("/")) -> dict[str, Load]:
+    """The load of each function of which it is known, over the `took_s` seconds since `before` was read; blocks."""
+    loads = rates(buses, before, read_counters(buses, root), took_s)
     for address, (received, sent) in (read_throughput() if root == Path("/") else {}).items():
         if address in buses.functions:
             loads[address] = Load(received, sent)

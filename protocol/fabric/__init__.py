@@ -7,7 +7,7 @@ Spec: docs/spec/11-fabric.md.
 """
 
 from protocol.fabric.adverts import Advert, Closeness, GpuPath, Port, decode_advert, encode_advert, host_tag, join_adverts
-from protocol.fabric.cost import CXL, SHM, STREAM, Link, Way, crossover_bytes
+from protocol.fabric.cost import CXL, HERE, SHM, STREAM, Link, Way, crossover_bytes
 from protocol.fabric.leases import LeaseBook, RegionTable
 from protocol.fabric.matching import Match, matches, port_for
 from protocol.fabric.messages import FABRIC_PROTOCOL, INFER_FABRIC_PROTOCOL
@@ -18,6 +18,7 @@ from protocol.fabric.values import FabricConfig, Kind, Lease, Place, Rights
 __all__ = [
     "CXL",
     "FABRIC_PROTOCOL",
+    "HERE",
     "INFER_FABRIC_PROTOCOL",
     "SHM",
     "STREAM",

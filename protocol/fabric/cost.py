@@ -5,14 +5,16 @@ A way is a chain of links. Its time is what it costs to begin, the latency of al
     setup + registration + sum(latency) + bytes / min(bytes_per_s) + bytes * (registration + copies) per byte
 
 Registration is what the hardware takes to learn of memory that it has not seen; a ring that is used again has none. Copies are
-those that the sender has to make where the tensor does not lie in a region yet.
+those that the sender has to make where the tensor does not lie in a region yet. Where the tensor goes on over a bus into the
+memory of an accelerator after it has arrived, the bus adds its own time for each byte; where a fabric writes into that memory
+itself, the bus is one link of the chain.
 
 Source: the alpha-beta model (Hockney, "The communication challenge for MPP", 1994), with the costs of registration apart (Frey
 and Alonso, "Minimizing the Hidden Cost of RDMA", ICDCS 2009). Spec: docs/spec/11-fabric.md, section "When a fabric is used".
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class Way:
     registration_s: float = 0.0
     per_byte_s: float = 0.0
 
+    def and_then(self, link: Link) -> "Way":
+        """The way with one more link that the bytes take once they have all arrived, as over a bus into another memory."""
+        return replace(self, setup_s=self.setup_s + link.latency_s, per_byte_s=self.per_byte_s + 1.0 / link.bytes_per_s)
+
     def transfer_s(self, size_bytes: int) -> float:
         """The predicted time of a transfer in seconds."""
         return self.fixed_s + size_bytes * self.each_s
@@ -64,6 +70,9 @@ def crossover_bytes(fabric: Way, stream: Way) -> float:
         return 0.0 if gained_s == 0.0 and dearer_s <= 0.0 else math.inf
     return max(0.0, dearer_s / gained_s)
 
+
+HERE = Way((Link(0.0, math.inf),))
+"""The way to an engine of the same node: what it needs is there."""
 
 COPY = Link(0.0, 4e9)
 """One pass over memory, in bytes per second: what one core of a plain server copies at the least."""

@@ -1,14 +1,15 @@
 """Beats as they travel: msgpack arrays of small integers, for a beat goes to dozens of peers every few seconds.
 
-A beat is `[draining, loads]`, each load `[model, running, waiting, slots, queue, service, tokens]`: times in units of 100 us and
-tokens in tenths a second, so that most of these numbers take one to three bytes. Elements after the known ones are ignored.
+A beat is `[draining, loads, bus]`, each load `[model, running, waiting, slots, queue, service, tokens]`: times in units of 100 us
+and tokens in tenths a second, so that most of these numbers take one to three bytes. The bus is left out where it is not known.
+Elements after the known ones are ignored.
 
 Spec: docs/spec/04-gossip.md, section "Neighbours".
 """
 
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.load import Beat, ModelLoad
-from protocol.records import COUNT_MAX, DEFAULT_RECORD_CONFIG
+from protocol.records import COUNT_MAX, DEFAULT_RECORD_CONFIG, SIZE_MAX
 from protocol.wire import PackingLimits, Plain, pack, unpack
 
 BEAT_BYTES_MAX = 1024
@@ -37,7 +38,8 @@ def encode_beat(beat: Beat) -> bytes:
         loads = _busiest(loads, LOADS_MAX)
     while True:
         try:
-            return pack([beat.draining, [_load_to_plain(load) for load in loads]], _LIMITS)
+            bus = [beat.bus_free_mbps] if beat.bus_free_mbps else []
+            return pack([beat.draining, [_load_to_plain(load) for load in loads], *bus], _LIMITS)
         except LocalProtocolError as error:
             if error.code is not ErrorCode.TOO_LARGE or len(loads) <= 1:
                 raise
@@ -58,7 +60,7 @@ def decode_beat(packed: bytes) -> Beat:
         raise _malformed("a beat without draining and loads")
     if len(loads) > LOADS_MAX:
         raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a beat of {len(loads)} loads")
-    return Beat(draining, tuple([_load_from_plain(load) for load in loads]))
+    return Beat(draining, tuple([_load_from_plain(load) for load in loads]), _bus_from_plain(value[2:3]))
 
 
 def _busiest(loads: tuple[ModelLoad, ...], count: int) -> tuple[ModelLoad, ...]:
@@ -99,6 +101,15 @@ def _load_from_plain(value: Plain) -> ModelLoad:
         service_s=_count(service, _WAIT_MAX) / _TIME_UNITS_PER_S,
         tokens_per_s=_count(tokens, _TOKENS_MAX) / _TOKEN_UNITS,
     )
+
+
+def _bus_from_plain(elements: list[Plain]) -> int:
+    """What is left of a bus; what is no such number says nothing, as if it were not there."""
+    match elements:
+        case [int(mbps)] if not isinstance(mbps, bool) and 0 <= mbps <= SIZE_MAX:
+            return mbps
+        case _:
+            return 0
 
 
 def _count(value: Plain, largest: int) -> int:

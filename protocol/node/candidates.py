@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from protocol.announcer import Announcer
-from protocol.fabric import Way
+from protocol.fabric import Link, Way
 from protocol.identity import PeerId
 from protocol.inference import Finished, InferenceRequest
 from protocol.load import Beat
@@ -13,15 +13,20 @@ from protocol.node.config import PeerFacts
 from protocol.records import Hardware
 from protocol.routing import CandidateInput, Path, Requirement, RouteReport, RttSource
 
+BYTES_PER_MBIT = 125_000
+"""Bytes in a megabit."""
+
 
 def own_candidate(peer_id: PeerId, announcer: Announcer, in_flight: int) -> CandidateInput:
     """This node as a candidate: no path, its own load."""
+    beat = announcer.whole_beat()
     return CandidateInput(
         peer_id=peer_id,
         path=Path(RttSource.SELF),
         offers=announcer.offers,
-        beat=Beat(announcer.draining, announcer.loads),
+        beat=beat,
         memory_bytes=_memory_bytes(announcer.hardware),
+        bus=bus_of(announcer.hardware, beat),
         in_flight=in_flight,
     )
 
@@ -73,6 +78,7 @@ def peer_candidate(facts: PeerFacts, own_error: float, in_flight: int) -> Candid
         unavailable="" if facts.standing is Standing.ALIVE else f"{facts.standing}: {facts.why}",
         memory_bytes=_memory_bytes(None if serving is None else serving.hardware),
         in_flight=in_flight,
+        bus=bus_of(None if serving is None else serving.hardware, facts.beat),
     )
 
 
@@ -85,6 +91,19 @@ def served_in(report: RouteReport, peer: PeerId, end: Finished, took_s: float, f
     path_s = next((c.rtt_s or 0.0 for c in report.candidates if c.peer_id == peer), 0.0)
     waited_s = path_s + min(max(end.timing.queue_s, 0.0), first_s)
     return max(0.0, took_s - waited_s), max(0.0, first_s - waited_s)
+
+
+def bus_of(hardware: Hardware | None, beat: Beat | None) -> Link | None:
+    """The bus over which tensors reach an accelerator of a node; None where it has none or does not tell of all.
+
+    Nobody says which accelerator a request comes to: it is the one that is connected best, with what its bus has left as far as a
+    beat tells. A node that claims more than it has gains no more than it did before buses were told.
+    """
+    buses = [gpu.bus_mbps for gpu in hardware.gpus] if hardware is not None else []
+    if not buses or 0 in buses:
+        return None
+    free_mbps = beat.bus_free_mbps if beat is not None else 0
+    return Link(0.0, min(max(buses), free_mbps or max(buses)) * BYTES_PER_MBIT)
 
 
 def _memory_bytes(hardware: Hardware | None) -> int:

@@ -147,12 +147,12 @@ class Node:
         self.announcer.handle_offers(offers)
         self.handle_timer(now)
 
-    def handle_load(self, loads: tuple[ModelLoad, ...]) -> None:
-        """Takes over how busy this node's engines are; told with the next beat, soon if it changed much."""
-        if loads == self.announcer.loads:
+    def handle_load(self, loads: tuple[ModelLoad, ...], bus_free_mbps: int = 0) -> None:
+        """Takes over how busy this node's engines are, told soon if that changed much, and what is left of its bus."""
+        if loads == self.announcer.loads and bus_free_mbps == self.announcer.bus_free_mbps:
             return
         self._due = None
-        self.announcer.handle_load(loads)
+        self.announcer.handle_load(loads, bus_free_mbps)
 
     def drain(self, now: float) -> None:
         """Tells everyone, at once, that this node takes no more work."""

@@ -1,6 +1,6 @@
 """The records nodes tell one another, card, edges and verdict, and the signed envelope round them."""
 
-from protocol.records.config import COUNT_MAX, DEFAULT_RECORD_CONFIG, NETWORK_ID_BYTES_MAX, SEQUENCE_MAX, RecordConfig
+from protocol.records.config import COUNT_MAX, DEFAULT_RECORD_CONFIG, NETWORK_ID_BYTES_MAX, SEQUENCE_MAX, SIZE_MAX, RecordConfig
 from protocol.records.envelope import (
     RecordReader,
     check_network_and_time,
@@ -53,6 +53,7 @@ __all__ = [
     "NETWORK_ID_BYTES_MAX",
     "SEQUENCE_BLOCK",
     "SEQUENCE_MAX",
+    "SIZE_MAX",
     "TAG_BYTES",
     "Accusation",
     "Card",

@@ -95,9 +95,12 @@ def _card_to_plain(card: Card) -> dict[str, object]:
             "cpu_count": hardware.cpu_count,
             "memory_bytes": hardware.memory_bytes,
             "numa_nodes": hardware.numa_nodes,
-            "gpus": [{**gpu.extra, "name": gpu.name, "memory_bytes": gpu.memory_bytes} for gpu in hardware.gpus],
+            "gpus": [
+                {**gpu.extra, "name": gpu.name, "memory_bytes": gpu.memory_bytes, **_bus_to_plain(gpu)} for gpu in hardware.gpus
+            ],
             "nics": [
-                {**nic.extra, "name": nic.name, "speed_mbps": nic.speed_mbps, "mtu_bytes": nic.mtu_bytes} for nic in hardware.nics
+                {**nic.extra, "name": nic.name, "speed_mbps": nic.speed_mbps, "mtu_bytes": nic.mtu_bytes, **_bus_to_plain(nic)}
+                for nic in hardware.nics
             ],
         },
         "models": [
@@ -120,6 +123,14 @@ def _card_to_plain(card: Card) -> dict[str, object]:
         **({"seal_key": card.seal_key} if card.seal_key else {}),
         **({"relays": True} if card.relays else {}),
         **({"fabric": card.fabric} if card.fabric else {}),
+    }
+
+
+def _bus_to_plain(device: Gpu | Nic) -> dict[str, object]:
+    """Where a device is on the buses, as far as it is known."""
+    return {
+        **({"bus_mbps": device.bus_mbps} if device.bus_mbps else {}),
+        **({} if device.numa_node is None else {"numa_node": device.numa_node}),
     }
 
 
@@ -168,7 +179,13 @@ def _hardware_from_plain(value: Plain, config: RecordConfig) -> Hardware:
 
 def _gpu_from_plain(value: Plain, config: RecordConfig) -> Gpu:
     fields = _Fields(value, "gpu", config)
-    return Gpu(name=fields.text("name"), memory_bytes=fields.integer("memory_bytes", SIZE_MAX), extra=fields.rest())
+    return Gpu(
+        name=fields.text("name"),
+        memory_bytes=fields.integer("memory_bytes", SIZE_MAX),
+        bus_mbps=fields.perhaps_integer("bus_mbps", SIZE_MAX) or 0,
+        numa_node=fields.perhaps_integer("numa_node", COUNT_MAX),
+        extra=fields.rest(),
+    )
 
 
 def _nic_from_plain(value: Plain, config: RecordConfig) -> Nic:
@@ -177,6 +194,8 @@ def _nic_from_plain(value: Plain, config: RecordConfig) -> Nic:
         name=fields.text("name"),
         speed_mbps=fields.integer("speed_mbps", SIZE_MAX),
         mtu_bytes=fields.integer("mtu_bytes", SIZE_MAX),
+        bus_mbps=fields.perhaps_integer("bus_mbps", SIZE_MAX) or 0,
+        numa_node=fields.perhaps_integer("numa_node", COUNT_MAX),
         extra=fields.rest(),
     )
 
@@ -291,6 +310,11 @@ class _Fields:
     def integer(self, name: str, largest: int) -> int:
         """An integer from 0 to `largest`."""
         return _integer(self.take(name), f"{self._what}.{name}", largest)
+
+    def perhaps_integer(self, name: str, largest: int) -> int | None:
+        """An integer from 0 to `largest`, None where the field is missing."""
+        value = self.perhaps(name)
+        return None if value is None else _integer(value, f"{self._what}.{name}", largest)
 
     def items(self, name: str, count_max: int) -> Sequence[Plain]:
         """An array of at most `count_max` elements."""

@@ -25,20 +25,28 @@ class RecordKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One accelerator as its driver describes it."""
+    """One accelerator as its driver describes it.
+
+    `bus_mbps` is what the narrowest link between it and the processor carries in one direction, in Mbit/s, 0 when unknown;
+    `numa_node` the node of processor and memory that it is at, None when unknown.
+    """
 
     name: str
     memory_bytes: int
+    bus_mbps: int = 0
+    numa_node: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """One network interface; `speed_mbps` is 0 where the driver does not say."""
+    """One network interface; `speed_mbps` is 0 where the driver does not say, `bus_mbps` and `numa_node` are as a GPU's."""
 
     name: str
     speed_mbps: int
     mtu_bytes: int
+    bus_mbps: int = 0
+    numa_node: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 

@@ -5,9 +5,20 @@ from pathlib import Path
 import pytest
 import trio
 
+from mesh.buses import NvmlGpu, read_buses
 from mesh.buses.nvml import GPUS_MAX
-from mesh.hardware import NICS_MAX, Interface, cpu_model, memory_bytes, numa_nodes, read_hardware, speed_mbps, told_nics
-from protocol.records import Hardware, Nic
+from mesh.hardware import (
+    NICS_MAX,
+    Interface,
+    cpu_model,
+    memory_bytes,
+    numa_nodes,
+    read_hardware,
+    speed_mbps,
+    told_gpus,
+    told_nics,
+)
+from protocol.records import Gpu, Hardware, Nic
 
 X86 = "processor\t: 0\nmodel name\t: Fast  CPU @ 3 GHz\n\nprocessor\t: 1\nmodel name\t: Fast  CPU @ 3 GHz\n"
 
@@ -91,8 +102,32 @@ async def test_this_machine_is_read_in_a_worker_thread() -> None:
     assert all(nic.name != "lo" and nic.mtu_bytes > 0 for nic in hardware.nics)
 
 
+def test_gpus_and_interfaces_tell_the_bus_that_leads_to_them(tmp_path: Path) -> None:
+    port = "sys/devices/pci0000:00/0000:00:01.0"
+    files = {f"{port}/class": "0x060400", f"{port}/max_link_speed": "16.0 GT/s PCIe", f"{port}/max_link_width": "16"}
+    for name, told in (
+        ("class", "0x020000"),
+        ("numa_node", "1"),
+        ("current_link_speed", "8.0 GT/s PCIe"),
+        ("current_link_width", "8"),
+    ):
+        files[f"{port}/0000:01:00.0/{name}"] = told
+    write(tmp_path, files | interface_files("eth0", speed="100000", device=False))
+    function = tmp_path / port / "0000:01:00.0"
+    (tmp_path / "sys/class/net/eth0/device").symlink_to(function)
+    (tmp_path / "sys/bus/pci/devices").mkdir(parents=True)
+    for folder in (tmp_path / port, function):
+        (tmp_path / "sys/bus/pci/devices" / folder.name).symlink_to(folder)
+    assert read_hardware(tmp_path).nics == (Nic("eth0", 100000, 9000, 63_015, 1),)
+    gpus = [NvmlGpu(0, "NVIDIA  L4", 24 << 30, "0000:01:00.0"), NvmlGpu(1, "NVIDIA L4", 0, "")]
+    assert told_gpus(gpus, read_buses(tmp_path, gpus)) == (
+        Gpu("NVIDIA L4", 24 << 30, 126_031, 1),  # a GPU that runs slower than it could idles
+        Gpu("NVIDIA L4", 0),
+    )
+
+
 @pytest.mark.gpu
 def test_gpus_of_this_machine_have_names_and_memory() -> None:
     gpus = read_hardware().gpus
     assert gpus
-    assert all(gpu.name and gpu.memory_bytes > 1 << 30 for gpu in gpus)
+    assert all(gpu.name and gpu.memory_bytes > 1 << 30 and gpu.bus_mbps > 0 for gpu in gpus)

@@ -56,8 +56,9 @@ addresses = st.builds(
     port=st.integers(1, 65535),
     peer_id=st.none() | st.sampled_from([identity.peer_id for identity in IDENTITIES]),
 )
-gpus = st.builds(Gpu, name=names, memory_bytes=sizes, extra=extras)
-nics = st.builds(Nic, name=names, speed_mbps=sizes, mtu_bytes=sizes, extra=extras)
+nodes = st.none() | counts
+gpus = st.builds(Gpu, name=names, memory_bytes=sizes, bus_mbps=sizes, numa_node=nodes, extra=extras)
+nics = st.builds(Nic, name=names, speed_mbps=sizes, mtu_bytes=sizes, bus_mbps=sizes, numa_node=nodes, extra=extras)
 hardware = st.builds(
     Hardware,
     cpu_model=names,
@@ -114,7 +115,7 @@ HARDWARE = Hardware(
     cpu_count=192,
     memory_bytes=2**40,
     numa_nodes=2,
-    gpus=(Gpu("NVIDIA H200", 151_000_000_000, {"pcie": "0000:17:00.0"}),),
+    gpus=(Gpu("NVIDIA H200", 151_000_000_000, extra={"pcie": "0000:17:00.0"}),),
     nics=(Nic("eth0", 100_000, 9000),),
 )
 CARD = Card(

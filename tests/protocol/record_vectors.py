@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgpack
-from record_strategies import BEAT, CARD, EDGES, EXAMPLES, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S
+from record_strategies import BEAT, CARD, EDGES, EXAMPLES, HARDWARE, IDENTITIES, LIFETIME_S, NETWORK, VERDICT, WALL_S
 
 from protocol.gossip.beats import encode_beat
 from protocol.gossip.messages import (
@@ -27,7 +27,7 @@ from protocol.gossip.messages import (
     encode_message,
 )
 from protocol.identity import peer_id_text
-from protocol.records import Verdict, kind_of, seal
+from protocol.records import Gpu, Nic, Verdict, kind_of, seal
 from protocol.scope import Scope
 from protocol.table import COMPARED, PeerTable, RecordKey, bucket_of, record_key
 
@@ -35,6 +35,14 @@ FOLDER = Path(__file__).parents[2] / "docs" / "spec" / "vectors"
 ALICE = IDENTITIES[0]
 STAMP = bytes(range(64))
 DOMAIN = b"isochrone-record-v1:"
+
+
+BUSES = replace(
+    HARDWARE,
+    gpus=(Gpu("NVIDIA H200", 151_000_000_000, 504_123, 1), Gpu("NVIDIA L4", 24_000_000_000, 0, 0), Gpu("other", 0, 7877)),
+    nics=(Nic("eth0", 100_000, 9000, 126_031, 0),),
+)
+"""GPUs of which both, one and the other are known."""
 
 
 def sealed(payload, sequence=7, network=NETWORK, identity=ALICE):
@@ -66,6 +74,7 @@ def valid_records():
     told = [
         ("card of an earlier version, without an incarnation", replace(CARD, incarnation=0)),
         ("verdict that takes back all that was said", Verdict(())),
+        ("card that tells of buses", replace(CARD, hardware=BUSES)),
     ]
     for name, payload in plain + told:
         record = sealed(payload)
@@ -175,6 +184,10 @@ def gossip_vectors():
         ("prune", Prune()),
         ("do not want", DontWant(entries)),
         ("beat", BeatTold(encode_beat(BEAT))),
+        (
+            "beat that tells what is left of a bus",
+            BeatTold(encode_beat(replace(BEAT, bus_free_mbps=441_000))),
+        ),
         ("keep", Keep(keeps=True)),
         ("do not keep", Keep(keeps=False)),
         ("keep, by one that speaks three legs of a probe", Keep(keeps=True, legs=3)),

@@ -266,6 +266,19 @@ def test_whole_beat_tells_the_load_as_it_is() -> None:
     assert telling.announcer.whole_beat() == Beat(draining=False, loads=(LOAD,))
 
 
+def test_bus_is_told_with_the_next_beat_and_hastens_none() -> None:
+    telling = Telling().start()
+    telling.announcer.handle_load((LOAD,))
+    telling.run(100.0)
+    n_beats = len(telling.beats)
+    telling.announcer.handle_load((LOAD,), 441_000)
+    telling.tell()
+    assert len(telling.beats) == n_beats
+    assert telling.announcer.whole_beat() == Beat(draining=False, loads=(LOAD,), bus_free_mbps=441_000)
+    telling.run(telling.now + CONFIG.beat_floor_s)
+    assert telling.beats[-1][1] == Beat(draining=False, loads=(LOAD,), bus_free_mbps=441_000)
+
+
 def test_draining_is_told_at_once() -> None:
     telling = Telling().start()
     telling.run(0.1)

@@ -28,7 +28,7 @@ loads = st.builds(
 )
 
 
-@given(beat=st.builds(Beat, st.booleans(), st.lists(loads, max_size=8).map(tuple)))
+@given(beat=st.builds(Beat, st.booleans(), st.lists(loads, max_size=8).map(tuple), st.integers(0, 2**53 - 1)))
 def test_a_beat_comes_back(beat: Beat) -> None:
     packed = encode_beat(beat)
     assert decode_beat(packed) == beat
@@ -92,6 +92,16 @@ def test_a_beat_out_of_its_limits_is_refused(value: object, code: ErrorCode) -> 
     with pytest.raises(RemoteProtocolError) as caught:
         decode_beat(pack(value, WIDE))
     assert caught.value.code is code
+
+
+@pytest.mark.parametrize("bus", [None, True, -1, 1.5, "fast", [1], 2**53])
+def test_a_bus_that_is_no_number_says_nothing(bus: object) -> None:
+    assert decode_beat(pack([True, [], bus], WIDE)) == Beat(draining=True, loads=())
+
+
+def test_a_bus_that_is_not_known_takes_no_room() -> None:
+    assert encode_beat(Beat(draining=False, loads=())) == pack([False, []], WIDE)
+    assert decode_beat(pack([False, [], 504_000, "more"], WIDE)) == Beat(draining=False, loads=(), bus_free_mbps=504_000)
 
 
 def test_what_later_versions_add_is_ignored() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from bus_trees import laptop, server, virtual_machine
 from rich.console import Console
 
-from mesh.buses import Buses, Load, buses_json, closeness_table, read_buses, tree_picture, warnings
+from mesh.buses import Buses, Load, read_buses, warnings
+from mesh.buses.picture import buses_json, closeness_table, tree_picture
 from mesh.hardwarecommands import view
 from protocol.records import Hardware
 

@@ -64,6 +64,38 @@ def test_large_tensors_go_to_the_peer_with_a_fabric_and_small_ones_to_the_neares
     assert best(64 * 2**20) == b"beside"
 
 
+def on(engine: str, name: bytes, rtt_s: float, bus: Link | None) -> CandidateInput:
+    offer = ModelOffer("m", frozenset({Feature.TENSORS}), engine=engine)
+    return CandidateInput(PeerId(name), Path(RttSource.MEASURED, rtt_s), (offer,), bus=bus)
+
+
+def first_of(payload_bytes: int, *candidates: CandidateInput) -> bytes:
+    services, config = ServiceEstimates(RoutingConfig().service), RoutingConfig()
+    requirement = Requirement("m", Feature.TENSORS, payload_bytes=payload_bytes)
+    return rank(bytes(16), requirement, candidates, services, config, random.Random(1), 0.0).qualified[0]
+
+
+def test_large_tensors_pass_over_a_gpu_behind_a_narrow_link_and_small_ones_do_not():
+    narrow, wide = on("openai", b"narrow", 0.001, Link(0.0, 0.25e9)), on("openai", b"wide", 0.05, Link(0.0, 63e9))
+    assert first_of(1024, narrow, wide) == b"narrow"
+    assert first_of(64 * 2**20, narrow, wide) == b"wide"
+
+
+def test_engine_on_the_processor_does_not_wait_for_a_bus_and_an_unknown_bus_is_not_guessed():
+    narrow = Link(0.0, 0.25e9)
+    for near in (on("onnx", b"near", 0.001, narrow), on("echo", b"near", 0.001, narrow), on("openai", b"near", 0.001, None)):
+        assert first_of(64 * 2**20, near, on("openai", b"wide", 0.05, Link(0.0, 63e9))) == b"near"
+
+
+def test_a_bus_comes_after_the_way_and_takes_its_own_time_for_each_byte():
+    bus = Link(0.25, 100.0)
+    way = Way((Link(0.001, 50.0),), setup_s=0.1)
+    assert way.and_then(bus).transfer_s(1000) == pytest.approx(way.transfer_s(1000) + 0.25 + 10.0)
+    itself = CandidateInput(PeerId(b"self"), Path(RttSource.SELF), (), bus=bus)
+    assert transfer_time(itself, 1000, "openai") == pytest.approx(10.25)
+    assert transfer_time(itself, 1000, "onnx") == 0.0
+
+
 def test_a_fabric_that_costs_more_than_the_stream_is_not_counted():
     slow = candidate(b"slow", 0.001, Way((Link(1.0, 1e6),)))
     assert transfer_time(slow, 10**6) == STREAM.transfer_s(10**6)

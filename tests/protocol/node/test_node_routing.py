@@ -12,9 +12,12 @@ from world import ECHO, HARDWARE, WALL_S, World, mesh, request
 
 from protocol.coordinates import estimate_rtt
 from protocol.errors import ErrorCode
+from protocol.fabric import Link
 from protocol.forwarding import Ended, Forward, Outcome, RunLocally
 from protocol.identity import Identity
-from protocol.inference import Feature, Finished, Timing, Usage
+from protocol.inference import Feature, Finished, Tensor, Timing, Usage
+from protocol.load import Beat
+from protocol.node.candidates import bus_of
 from protocol.records import Card, Edges, Gpu, RecordKind, seal
 from protocol.routing import RttSource
 
@@ -154,6 +157,31 @@ def test_node_with_too_little_memory_is_passed_over_with_its_reason_and_refuses_
         report = executor.node.rank(replace(needy, hops_left=0), world.now, from_peer=asker.peer_id)
         assert report.qualified == qualified
     assert asker.node.rank(replace(needy, memory_bytes=25_000_000_000), world.now).qualified == ()
+
+
+def test_bus_to_the_accelerators_is_the_widest_with_what_it_has_left_and_unknown_where_one_is_not_told() -> None:
+    two = replace(HARDWARE, gpus=(Gpu("a", 1, 63_000), Gpu("b", 1, 504_000)))
+    assert bus_of(two, None) == Link(0.0, 63e9)
+    assert bus_of(two, Beat(draining=False, loads=(), bus_free_mbps=80_000)) == Link(0.0, 10e9)
+    assert bus_of(two, Beat(draining=False, loads=(), bus_free_mbps=800_000)) == Link(0.0, 63e9), "a beat adds nothing"
+    assert bus_of(replace(two, gpus=(*two.gpus, Gpu("c", 1))), None) is None
+    assert bus_of(replace(two, gpus=()), None) is None
+    assert bus_of(None, None) is None
+
+
+def test_tensors_go_past_the_near_node_whose_accelerator_hangs_on_a_narrow_link() -> None:
+    world = World(1)
+    asker = world.add(offers=())
+    offer = replace(ECHO, engine="openai")
+    near, far = (
+        world.add((place, 0.0), bootstrap=[asker.address], hardware=replace(HARDWARE, gpus=(Gpu("a", 1, mbps),)), offers=(offer,))
+        for place, mbps in ((0.01, 2_000), (0.05, 504_000))
+    )
+    world.run_until(world.all_know_all, 10.0)
+    world.run(world.now + 1.0)
+    assert asker.node.rank(request(), world.now).chosen == near.peer_id
+    large = replace(request(2), tensors=(Tensor("x", "u1", (32 << 20,), memoryview(bytes(32 << 20))),))
+    assert asker.node.rank(large, world.now).chosen == far.peer_id
 
 
 def test_tokens_wanted_shorten_the_expected_answer() -> None:
