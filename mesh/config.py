@@ -58,7 +58,9 @@ ENGINE_KINDS = ("onnx", "echo", "none")
 FABRIC_KINDS: Final = ("shm", "cxl", "rdma")
 """The kinds of fabric by the names of `protocol.fabric.Kind`, which the command line does not wait for."""
 FABRIC_WORDS: Final = ("auto", "none")
-"""All kinds that are there, and none."""
+"""All kinds that are there but RDMA, and none."""
+RDMA_DEVICES_MAX = 16
+"""RDMA devices named, a count: twice as many as are told on the card."""
 
 QUIC_ENGINES = ("auto", "aioquic", "qh3")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -123,9 +125,10 @@ class NodeConfig:
         gateway_tls_key: the certificate's key in PEM.
         gateway_hosts: names in `Host` and `Origin` that are the gateway's, besides those of the loopback and its own address.
         gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
-        fabric: `auto` lets tensors take every kind of fabric that is there, `none` lets all of them take the stream; or the
-            kinds that may be used, with commas between them.
+        fabric: `auto` lets tensors take every kind of fabric that is there but RDMA, `none` lets all of them take the stream; or
+            the kinds that may be used, with commas between them.
         cxl_pool: the pool of memory that the node is a member of: a device-DAX or a file; None for none.
+        rdma_devices: the RDMA devices that may be used, where `fabric` names RDMA; empty for all.
         client_socket: where the socket for this user's own programs stands; None takes `client.sock` in `state_dir`.
         client_door: whether there is one.
         is_open: anybody may join; otherwise the node belongs to a private network.
@@ -157,6 +160,7 @@ class NodeConfig:
     relay: bool = True
     fabric: str = "auto"
     cxl_pool: Path | None = None
+    rdma_devices: tuple[str, ...] = ()
     latitude: float | None = None
     longitude: float | None = None
 
@@ -322,6 +326,12 @@ def _fabric(text: str) -> str:
     return text
 
 
+def _rdma_device(text: str) -> str:
+    if not re.fullmatch(r"[\w.:-]{1,63}", text):
+        raise ValueError(f"give the name of an RDMA device, such as mlx5_0 (`rdma link` shows them), not {text!r}")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
     """How one setting is read: `count_max` is None for a single value, otherwise the bound of a list."""
@@ -346,6 +356,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "relay": _Setting(_flag, boolean=True),
     "fabric": _Setting(_fabric),
     "cxl_pool": _Setting(_path),
+    "rdma_device": _Setting(_rdma_device, RDMA_DEVICES_MAX),
     "log_level": _Setting(_one_of(LOG_LEVELS)),
     "gateway_key_file": _Setting(_path),
     "gateway_tls_cert": _Setting(_path),
@@ -413,6 +424,7 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         relay=_typed(values.get("relay", not values.get("open", False)), bool),
         fabric=_typed(values.get("fabric", "auto"), str),
         cxl_pool=_path_or_none(values.get("cxl_pool")),
+        rdma_devices=_all(values.get("rdma_device", ()), str),
         latitude=_degrees_or_none(values.get("latitude")),
         longitude=_degrees_or_none(values.get("longitude")),
     )

@@ -52,6 +52,10 @@ class ClientFlags:
         str | None,
         Parameter(help="PATH of the pool of memory to share with other nodes, a device-DAX or a file (isochrone pool create)."),
     ] = None
+    rdma_device: Annotated[
+        list[str] | None,
+        Parameter(help="NAME of an RDMA device to use with --fabric shm,rdma, repeatable (default: all).", negative=""),
+    ] = None
 
 
 @Parameter(name="*")

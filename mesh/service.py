@@ -240,7 +240,15 @@ class Service:
         config, node, machine = self._config, self.node, self._machine
         name = peer_id_text(node.peer_id)
         kinds = find_kinds(
-            Wanted(parse_kinds(config.fabric), node.config.network_id, name, machine.entropy, machine.luck, config.cxl_pool)
+            Wanted(
+                parse_kinds(config.fabric),
+                node.config.network_id,
+                name,
+                machine.entropy,
+                machine.luck,
+                config.cxl_pool,
+                config.rdma_devices,
+            )
         )
         self.dispatcher.fabrics = fabrics = Fabrics(self.node, self.transport, self._telemetry, kinds)
         fabrics.add_handler(self._serve_by_fabric)

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
-extras="qh3,onnx,nvidia,demo"
+extras="qh3,onnx,nvidia,rdma,demo"
 parts="run"
 for part in "$@"; do
     case "$part" in

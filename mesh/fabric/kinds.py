@@ -9,12 +9,17 @@ from pathlib import Path
 
 from mesh.fabric.base import Opener
 from mesh.fabric.cxl_opener import CxlOpener
+from mesh.fabric.rdma.opener import RdmaOpener
+from mesh.fabric.rdma.ports import has_devices
 from mesh.fabric.shm import ShmOpener, host_secret
 from protocol.encoding import Luck
 from protocol.fabric import Kind
 
 AUTO, NONE = "auto", "none"
-"""All kinds that are there, and none."""
+"""All kinds that are there but RDMA, and none."""
+
+UNNAMED = "its packets are not encrypted, so it has to be named: fabric = shm,rdma"
+"""Why a node does not use RDMA by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,12 @@ class Kinds:
 
 
 def parse_kinds(text: str) -> tuple[Kind, ...]:
-    """The kinds that a configuration names, which has been checked: `auto`, `none`, or names with commas between them."""
+    """The kinds that a configuration names, which has been checked: `auto`, `none`, or names with commas between them.
+
+    RDMA has to be named: what goes by it is not encrypted.
+    """
     if text in (AUTO, NONE):
-        return tuple(Kind) if text == AUTO else ()
+        return tuple(kind for kind in Kind if kind is not Kind.RDMA) if text == AUTO else ()
     return tuple(kind for kind in Kind if kind.name.lower() in text.split(","))
 
 
@@ -48,6 +56,7 @@ class Wanted:
         entropy: draws so many bytes.
         luck: for places where nodes should not all begin alike.
         pool: the pool that it is to be a member of.
+        rdma_devices: the RDMA devices that may be used; empty for all.
     """
 
     kinds: Sequence[Kind]
@@ -56,6 +65,7 @@ class Wanted:
     entropy: Callable[[int], bytes]
     luck: Luck
     pool: Path | None = None
+    rdma_devices: Sequence[str] = ()
 
 
 def find_kinds(wanted: Wanted) -> Kinds:
@@ -70,6 +80,9 @@ def find_kinds(wanted: Wanted) -> Kinds:
                 openers.append(CxlOpener(wanted.pool, wanted.name, wanted.entropy, wanted.luck))
             case Kind.CXL:
                 absent.append((kind, "no pool is named; see isochrone pool create --help, and start with --cxl-pool PATH"))
-            case Kind.RDMA:
                 absent.append((kind, "not in this version"))
+            case Kind.RDMA:
+                openers.append(RdmaOpener(host_secret(), wanted.rdma_devices))
+    if wanted.kinds and Kind.RDMA not in wanted.kinds and has_devices():
+        absent.append((Kind.RDMA, UNNAMED))
     return Kinds(tuple(openers), tuple(absent))

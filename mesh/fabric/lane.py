@@ -201,8 +201,7 @@ class Lane:
         gift = self._gifts[number]
         if not gift.giving.awaits_taking or gift.given.size_bytes > self._fabrics.config.bulk_bytes_max:
             return
-        if gift.fresh or gift.giving.state is Giver.WRITING:  # the hardware ends by itself, and then the peer has its time
-            gift.fresh = False
+        if gift.has_time():
             self._fabrics.expect(self, number)
             return
         self._give(number, Gives.LATE, "what was offered was not taken in time")
@@ -279,7 +278,7 @@ class Lane:
             case Taken(number):
                 self._give(number, Gives.TAKEN)
             case Refused(number, code, detail):
-                self._give(number, Gives.REFUSED, f"refused: {code.name.lower()}: {detail}")
+                self._give(number, Gives.REFUSED, f"refused: {code.name.lower()}: {detail}", code=code)
             case Released(number):
                 self._give(number, Gives.RELEASED)
             case Leased(number, lease):
@@ -297,7 +296,9 @@ class Lane:
 
     # Giving
 
-    def _give(self, number: int, event: Gives, why: str = "", lease: Lease | None = None) -> None:
+    def _give(
+        self, number: int, event: Gives, why: str = "", lease: Lease | None = None, code: ErrorCode = ErrorCode.FABRIC_FAILED
+    ) -> None:
         if number >= len(self._gifts):
             raise RemoteProtocolError(ErrorCode.MALFORMED, f"{event.value} of transfer {number}, which was not offered")
         gift = self._gifts[number]
@@ -314,7 +315,7 @@ class Lane:
             self._fell_back = True
             if event is Gives.LATE:
                 self._fabrics.was_late(self._session, why)
-            else:
+            elif code is not ErrorCode.OVERLOADED:  # nothing is broken where only this transfer finds no room
                 self._fabrics.fault(self._session, why)
         self._settled.set()
 
@@ -346,7 +347,8 @@ class Lane:
         try:
             gift.tag = await writes.write(gift.given, lease)
         except (RemoteProtocolError, OSError) as error:
-            self._give(number, Gives.FAILED, f"it could not be written: {error}")
+            code = error.code if isinstance(error, RemoteProtocolError) else ErrorCode.FABRIC_FAILED
+            self._give(number, Gives.FAILED, f"it could not be written: {error}", code=code)
         else:
             self._give(number, Gives.WRITTEN)
         finally:
@@ -495,7 +497,8 @@ class Lane:
         detail = error.detail if isinstance(error, RemoteProtocolError) else str(error)
         if receipt.taking.state in (Receiver.MAPPING, Receiver.GRANTING, Receiver.CHECKING):
             self._take(receipt, Takes.FAILED, code, detail)
-        self._fabrics.fault(session, detail)
+        if code is not ErrorCode.OVERLOADED:
+            self._fabrics.fault(session, detail)
 
     def _take(
         self, receipt: Receipt, event: Takes, code: ErrorCode = ErrorCode.FABRIC_FAILED, detail: str = "taken back"
@@ -575,11 +578,7 @@ class Lane:
         if not receipt.collects or len(receipt.arrived) != receipt.offer.size_bytes:
             return
         receipt.collects = False
-        view, tensors, at = memoryview(receipt.arrived).toreadonly(), [], 0
-        for place in receipt.offer.places:
-            tensors.append(Tensor(place.name, place.dtype, place.shape, view[at : at + place.length]))
-            at += place.length
-        receipt.tensors = tuple(tensors)
+        receipt.tensors = receipt.from_stream()
         self._take(receipt, Takes.ARRIVED)
 
     # Saying

@@ -26,6 +26,11 @@ APART: dict[str, str] = {
     "mesh.fabric.lane:Lane.__init__": _CALLER,
     "mesh.fabric.lane:Lane._feed": _CALLER,
     "mesh.fabric.memory:address_of": _OWN,
+    "mesh.fabric.rdma.memory:Registered.array": _OWN,
+    "mesh.fabric.rdma.opener:RdmaOpener._make": _OWN,
+    "mesh.fabric.rdma.ports:_gid": _OWN,  # what the kernel says of its devices
+    "mesh.fabric.rdma.ports:told": _OWN,
+    "mesh.fabric.rdma.session:RdmaSession._copied": _OWN,
     "mesh.fabric.session:ShmSession._take_packet": _CALLER,
     "mesh.fabric.session:ShmSession.take": _CALLER,  # views memory where the core's table of regions has checked that it lies
     "mesh.fabric.owner:Owner.claims_all": _CALLER,  # bits, of which each is a value

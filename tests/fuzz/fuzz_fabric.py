@@ -1,5 +1,4 @@
-"""The harness of fabrics: adverts, messages about transfers, how a fabric is opened, rings and packets of the local socket, and
-what stands in pools."""
+"""The harness of fabrics: adverts, messages about transfers, how one is opened, rings, packets, ends of RDMA, lines of pools."""
 
 import json
 import struct
@@ -40,7 +39,9 @@ from protocol.fabric.pools import (
     encode_word,
     lay_out,
 )
+from protocol.fabric.rdma import End, HeldLeases, decode_end, decode_enter, encode_end, encode_enter, encode_key, same_subnet
 from protocol.fabric.tags import check_tag, tag_of
+from protocol.fabric.values import Lease, Rights
 
 VECTORS = Path(__file__).resolve().parents[2] / "docs" / "spec" / "vectors" / "fabric.json"
 _REMOTE = (RemoteProtocolError,)
@@ -112,6 +113,24 @@ def _pool(_state: None, data: bytes) -> object:
     return results
 
 
+def _rdma(_state: None, data: bytes) -> object:
+    """Ends of queue pairs, and leases with keys, as a peer tells them."""
+    held = HeldLeases()
+    lease = Lease(len(data), 1, 0, 4096, Rights.WRITE, 1.0, data)
+    readers = (
+        lambda: decode_enter(data),
+        lambda: held.take(lease, 4096),
+        lambda: same_subnet(decode_end(data).gid, bytes(16), 120),
+    )
+    results: list[object] = []
+    for read in readers:
+        try:
+            results.append(read())
+        except RemoteProtocolError as error:
+            results.append(error)
+    return results
+
+
 def _pool_seeds() -> list[bytes]:
     return [
         encode_superblock(_POOL),
@@ -125,6 +144,8 @@ def _pool_seeds() -> list[bytes]:
         tag_of([b"bytes"]) + b"bytes",
     ]
 
+
+_END = End(bytes(10) + b"\xff\xff\x0a\x09\x00\x01", 17, 5, 3)
 
 HARNESS = either(
     "fabric",
@@ -179,5 +200,17 @@ HARNESS = either(
         _REMOTE,
         lambda: [b"\x01" + struct.pack("<cIQ", b"S", 1, 4096), b"\x00" + struct.pack("<cIQ", b"H", 1, 0), b"\x02x"],
         ("mesh.fabric.session:read_packet",),
+    ),
+    Harness(
+        "rdma",
+        _rdma,
+        (),
+        lambda: [encode_end(_END), encode_enter(_END), encode_key(4096, 1), encode_key(2**64 - 1, 1), b""],
+        (
+            "protocol.fabric.rdma:HeldLeases.take",
+            "protocol.fabric.rdma:decode_end",
+            "protocol.fabric.rdma:decode_enter",
+            "protocol.fabric.rdma:same_subnet",
+        ),
     ),
 )

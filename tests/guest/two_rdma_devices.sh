@@ -9,8 +9,8 @@ modprobe veth
 modprobe rdma_rxe
 modprobe ib_uverbs
 ip link add va type veth peer name vb
-ip addr add 10.9.0.1/24 dev va
-ip addr add 10.9.1.2/24 dev vb
+ip addr add 10.9.0.1/16 dev va
+ip addr add 10.9.1.2/16 dev vb
 ip link set va up
 ip link set vb up
 for name in all va vb; do

@@ -10,6 +10,7 @@ from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import messages, pools
 from protocol.fabric.adverts import Advert, Closeness, GpuPath, Port, decode_advert, encode_advert, host_tag
 from protocol.fabric.matching import Match, matches
+from protocol.fabric.rdma import End, decode_end, encode_end, keyed_tag, tag_key
 from protocol.fabric.tags import check_tag, tag_of
 from protocol.fabric.values import Kind, Lease, Place, Rights
 
@@ -107,11 +108,25 @@ def test_matching(vector: dict) -> None:
     assert matches(advert_of(vector["own"]), advert_of(vector["other"])) == expected
 
 
+@pytest.mark.parametrize("vector", VECTORS["rdma_ends"], ids=name_of)
+def test_rdma_ends(vector: dict) -> None:
+    end = End(raw(vector, "gid"), vector["qpn"], vector["psn"], vector["mtu"], vector["lid"])
+    assert encode_end(end) == raw(vector, "bytes")
+    assert decode_end(raw(vector, "bytes")) == end
+
+
+@pytest.mark.parametrize("vector", VECTORS["rdma_tags"], ids=name_of)
+def test_rdma_tags(vector: dict) -> None:
+    key = tag_key(raw(vector, "secret"), raw(vector, "opener_nonce"), raw(vector, "door_nonce"))
+    assert keyed_tag(key, [memoryview(bytes.fromhex(tensor)) for tensor in vector["tensors"]]) == raw(vector, "tag")
+
+
 READERS: dict[str, Callable[[bytes], object]] = {
     "invalid_messages": messages.decode_message,
     "invalid_hellos": messages.decode_hello,
     "invalid_openings": messages.decode_opening,
     "invalid_adverts": decode_advert,
+    "invalid_rdma_ends": decode_end,
 }
 REFUSED = [pytest.param(kind, vector, id=f"{kind}-{name_of(vector)}") for kind in READERS for vector in VECTORS[kind]]
 
