@@ -10,13 +10,17 @@ Spec: docs/spec/06-inference.md, section "Asking".
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, Self
 
 import trio
 
+from mesh.fabric import Fabrics
+from mesh.fabric.answers import FilledAnswer
 from mesh.inference.client import Answer, AnswerLimits
+from mesh.ondevice import host_request
 from mesh.tickets import Attempt, Ticket, refusal
-from mesh.transport import Connection, Stream
+from mesh.transport import Connection
 from protocol.errors import RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.inference import InferenceRequest, Reply
@@ -56,10 +60,10 @@ class InPlace:
         self._on_fault = on_fault
         self._replies = deque(ticket.at_hand)  # what an attempt before has told the caller
         ticket.at_hand.clear()
-        self._answer: Answer | None = None
+        self._answer: Answer | FilledAnswer | None = None
 
-    async def begin(self, connection: Connection, request: InferenceRequest) -> bool:
-        """Ask, and take replies until the first output is there; whether it is.
+    async def begin(self, connection: Connection, request: InferenceRequest, fabrics: Fabrics | None) -> bool:
+        """Ask, and take replies until the first output is there; whether it is. Large tensors take a fabric, where there is one.
 
         Where it is not, the attempt is over, the ticket holds what the caller has been told by then, and its commands say what
         the core wants next. Nothing has happened where `ConnectionLost` or `StreamReset` is raised: the peer opens no stream.
@@ -67,8 +71,7 @@ class InPlace:
         ticket, attempt = self._ticket, self._attempt
         try:
             with trio.CancelScope() as ticket.attempt:
-                stream = await connection.open_stream(PROTOCOL_ID)
-                await self._ask(stream, request)
+                await self._ask(connection, request, fabrics)
                 while attempt.first_s is None and not attempt.is_over:
                     await self._wait()
         except BaseException:
@@ -84,8 +87,15 @@ class InPlace:
         self._carrier.conclude(ticket, attempt)
         return False
 
-    async def _ask(self, stream: Stream, request: InferenceRequest) -> None:
-        self._answer = Answer(stream, request, LIMITS)
+    async def _ask(self, connection: Connection, request: InferenceRequest, fabrics: Fabrics | None) -> None:
+        peer = self._attempt.peer
+        way = None if fabrics is None else await fabrics.way_to(peer, request)
+        if fabrics is None or way is None:
+            request = host_request(request)
+            self._answer = Answer(await connection.open_stream(PROTOCOL_ID), request, LIMITS)
+        else:
+            on_way = partial(self._ticket.note_fabric, peer)
+            self._answer, request = fabrics.answer_over(*way, request, LIMITS, on_way)
         await self._answer.ask(request)
 
     async def _wait(self) -> None:

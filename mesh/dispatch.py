@@ -160,7 +160,7 @@ class Dispatcher:
                 connection = self._transport.connections.get(peer)
             case _:
                 return None
-        if connection is None or (self.fabrics is not None and self.fabrics.wants(peer, ticket.request)):
+        if connection is None:
             return None
         ticket.commands.clear()
         if ticket.report.via(peer) is not None:
@@ -168,8 +168,8 @@ class Dispatcher:
         attempt = Attempt(peer, self._transport.now(), examination=self._examination(ticket, peer))
         in_place = InPlace(self, ticket, attempt, self._note_fault)
         try:
-            request = replace(host_request(ticket.request), deadline_s=deadline_s, hops_left=hops_left)
-            return in_place if await in_place.begin(connection, request) else None
+            request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
+            return in_place if await in_place.begin(connection, request, self.fabrics) else None
         except (StreamReset, ConnectionLost):
             ticket.commands.append(command)  # it may be dialled, or asked through another
             return None

@@ -21,8 +21,8 @@ from protocol.records import ModelOffer
 
 ECHO_MODEL = "echo"
 
-AT_ONCE_BYTES_MAX = 64 * 1024
-"""Tensors given back at once, in bytes: they are copied and encrypted within the same turn of the event loop, at most 0.3 ms."""
+AT_ONCE_BYTES_MAX = 1 << 20
+"""Tensors given back at once, in bytes: to copy so many, which may have to be done, costs less than a task."""
 _FEATURES = frozenset({Feature.CHAT, Feature.COMPLETIONS, Feature.TENSORS})
 _WORD = re.compile(r"\s*\S+|\s+")
 

@@ -6,7 +6,7 @@ from typing import Self
 from mesh.fabric.lane import Lane
 from mesh.inference import Answer
 from protocol.errors import RemoteProtocolError
-from protocol.inference import Reply, TensorsReady
+from protocol.inference import InferenceRequest, Reply, TensorsReady
 
 
 class FilledAnswer:
@@ -32,8 +32,23 @@ class FilledAnswer:
     def __aiter__(self) -> Self:
         return self
 
+    async def ask(self, request: InferenceRequest) -> None:
+        """Send the request; where that fails, the first reply says how."""
+        await self._answer.ask(request)
+
     async def __anext__(self) -> Reply:
-        reply = await self._answer.__anext__()
+        return self._filled(await self._answer.__anext__())
+
+    def at_hand(self) -> Reply | None:
+        """The next reply where all of it, and its tensors, have come already."""
+        reply = self._answer.at_hand()
+        return None if reply is None else self._filled(reply)
+
+    async def aclose(self) -> None:
+        """Let go of the stream; an answer that has not ended is cancelled."""
+        await self._answer.aclose()
+
+    def _filled(self, reply: Reply) -> Reply:
         if isinstance(reply, TensorsReady) and not reply.tensors:
             tensors = self._lane.next_tensors()
             return reply if tensors is None else TensorsReady(tensors)

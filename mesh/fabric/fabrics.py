@@ -19,7 +19,7 @@ from mesh.fabric.base import Opener, Opening, Session
 from mesh.fabric.control import Control
 from mesh.fabric.kinds import Kinds
 from mesh.fabric.lane import Lane
-from mesh.inference import Served, ServeLimits, request_over, serve_stream
+from mesh.inference import Answer, AnswerLimits, Served, ServeLimits, request_over, serve_stream
 from mesh.inference.server import Handle, Handled
 from mesh.ondevice import host_request
 from mesh.telemetry import Telemetry
@@ -190,13 +190,25 @@ class Fabrics:
             request: what to ask.
             on_way: told which way the tensors take.
         """
+        lane, request = self._offered(stream, session, request, on_way)
+        async with request_over(lane, request) as answer:
+            yield FilledAnswer(answer, lane)
+
+    def answer_over(
+        self, stream: Stream, session: Session, request: InferenceRequest, limits: AnswerLimits, on_way: Callable[[str], None]
+    ) -> tuple[FilledAnswer, InferenceRequest]:
+        """The answer to a request whose tensors take the fabric, and what is to be sent; arguments as of `request_over`."""
+        lane, request = self._offered(stream, session, request, on_way)
+        return FilledAnswer(Answer(lane, request, limits), lane), request
+
+    def _offered(
+        self, stream: Stream, session: Session, request: InferenceRequest, on_way: Callable[[str], None]
+    ) -> tuple[Lane, InferenceRequest]:
+        """A stream that offers the tensors of a request, and the request as it goes with that."""
         request = host_request(request)
         lane = Lane(stream, session, self, request.deadline_s, serves=False)
         lane.on_way = on_way
-        if lane.offer(request.tensors):
-            request = replace(request, tensors=())
-        async with request_over(lane, request) as answer:
-            yield FilledAnswer(answer, lane)
+        return lane, replace(request, tensors=()) if lane.offer(request.tensors) else request
 
     def _way(self, match: Match) -> Way:
         return self._openers[match.kind].way(match)

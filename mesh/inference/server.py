@@ -230,7 +230,7 @@ class _Serving:
         except RemoteProtocolError:
             return None  # `run` finds it again
         replies, frames, order = self._handled, list[bytes](), AnswerOrder()
-        if not isinstance(replies, tuple) or not replies or self.bug is not None:
+        if not isinstance(replies, tuple) or not replies or self.bug is not None or _tensor_bytes(replies) > AT_ONCE_BYTES_MAX:
             return None
         try:
             for reply in replies:
@@ -403,6 +403,10 @@ class _AtHand:
         for reply in self._replies:
             return reply
         raise StopAsyncIteration
+
+
+def _tensor_bytes(replies: tuple[Reply, ...]) -> int:
+    return sum(tensor.size_bytes for reply in replies if isinstance(reply, TensorsReady) for tensor in reply.tensors)
 
 
 def _is_expected(error: Exception) -> bool:

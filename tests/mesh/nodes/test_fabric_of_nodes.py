@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,15 @@ async def test_large_tensors_go_by_shared_memory_and_small_ones_by_the_stream(st
     assert [c["fabric"] for c in route_json(route)["candidates"] if c["peer_id"] == b.name] == ["shm"]
     assert b.peer_id in a.service.node.ways
     assert a.service.dispatcher.status()["fabrics"]["kinds"] == ["shm"]
+
+
+async def test_an_answer_in_pieces_has_a_task_of_its_own_and_takes_shared_memory_too(start: Start) -> None:
+    a, _ = await pair(start)
+    request = replace(asking(1 << 20), stream=True)
+    outputs, end, route = await ask(a, request)
+    assert same(outputs, request)
+    assert isinstance(end, Finished)
+    assert way_of(route) == "shm"
 
 
 async def test_what_no_message_could_hold_is_answered_by_shared_memory(start: Start) -> None:
