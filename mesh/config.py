@@ -9,17 +9,17 @@ found and what to do.
 Spec: docs/configuration.md.
 """
 
-import difflib
 import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
+from mesh.settingvalues import FABRIC_WORDS, degrees, fabrics, node_number, one_of, rdma_device, seconds, suggestion, switch
 from protocol.errors import ProtocolError
 from protocol.multiaddr import Multiaddr, parse_multiaddr
 
@@ -33,8 +33,6 @@ NO_SOCKET = "none"
 """What `client_socket` is set to where a node is to have no such door."""
 DEFAULT_GRACE_S = 30.0
 """Seconds for streams to finish after the first SIGTERM; half of what Kubernetes and systemd allow at least (30 s and 90 s)."""
-GRACE_S_MAX = 3600.0
-"""Seconds; longer than any single answer is allowed to take, shorter than a forgotten process."""
 ADDRESSES_MAX = 16
 """Listen or announce addresses of one node: several uplinks in two families, and still a card of about 500 bytes."""
 BOOTSTRAP_MAX = 64
@@ -55,10 +53,6 @@ OTHER_VARIABLES = ("ISOCHRONE_ENGINE_API_KEY",)
 """Variables with our prefix that are no settings: what is secret stands in no file of settings and is not told in messages."""
 ENGINE_KINDS = ("onnx", "echo", "none")
 """Engines of our own; `onnx:text` and `onnx:embeddings` serve one model each of the two that `onnx` has."""
-FABRIC_KINDS: Final = ("shm", "cxl", "rdma")
-"""The kinds of fabric by the names of `protocol.fabric.Kind`, which the command line does not wait for."""
-FABRIC_WORDS: Final = ("auto", "none")
-"""All kinds that are there but RDMA, and none."""
 RDMA_DEVICES_MAX = 16
 """RDMA devices named, a count: twice as many as are told on the card."""
 
@@ -69,7 +63,6 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 _SERVICE_LINK = re.compile(r"ISOCHRONE(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)|ISOCHRONE_PORT")
 _ENGINE_PART = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+", re.ASCII)
-_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NETWORK = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 T = TypeVar("T")
@@ -127,6 +120,7 @@ class NodeConfig:
         gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
         fabric: `auto` lets tensors take every kind of fabric that is there but RDMA, `none` lets all of them take the stream; or
             the kinds that may be used, with commas between them.
+        memory_node: the NUMA node from which the memory of large tensors is to be; None leaves it to the system.
         cxl_pool: the pool of memory that the node is a member of: a device-DAX or a file; None for none.
         rdma_devices: the RDMA devices that may be used, where `fabric` names RDMA; empty for all.
         client_socket: where the socket for this user's own programs stands; None takes `client.sock` in `state_dir`.
@@ -161,6 +155,7 @@ class NodeConfig:
     fabric: str = "auto"
     cxl_pool: Path | None = None
     rdma_devices: tuple[str, ...] = ()
+    memory_node: int | None = None
     latitude: float | None = None
     longitude: float | None = None
 
@@ -180,21 +175,6 @@ class Ready:
     addresses: tuple[str, ...]
     gateway: str
     client_socket: str = ""
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean "…"?)` for the known word nearest to `word`, or an empty string."""
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f' (did you mean "{near[0]}"?)' if near else ""
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
-    def _parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"choose one of {', '.join(choices)}{suggestion(text, choices)}")
-        return text
-
-    return _parse
 
 
 def _path(text: str) -> Path:
@@ -291,45 +271,8 @@ def _host_name(text: str) -> str:
     return text.lower()
 
 
-def _flag(text: str) -> bool:
-    if text.lower() not in _FLAGS:
-        raise ValueError("write true or false")
-    return _FLAGS[text.lower()]
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0.0 <= seconds <= GRACE_S_MAX:
-        raise ValueError(f"give seconds from 0 to {GRACE_S_MAX:g}")
-    return seconds
-
-
-def _degrees(limit: float) -> Callable[[str], float]:
-    def _parse(text: str) -> float:
-        try:
-            degrees = float(text)
-        except ValueError:
-            degrees = float("nan")
-        if not -limit <= degrees <= limit:  # NaN compares false
-            raise ValueError(f"give degrees from {-limit:g} to {limit:g}, south and west negative, such as 48.1")
-        return degrees
-
-    return _parse
-
-
-def _fabric(text: str) -> str:
-    if text not in FABRIC_WORDS and (unknown := [name for name in text.split(",") if name not in FABRIC_KINDS]):
-        raise ValueError(f"write auto, none, or some of {','.join(FABRIC_KINDS)} with commas; {unknown[0]!r} is none of them")
-    return text
-
-
-def _rdma_device(text: str) -> str:
-    if not re.fullmatch(r"[\w.:-]{1,63}", text):
-        raise ValueError(f"give the name of an RDMA device, such as mlx5_0 (`rdma link` shows them), not {text!r}")
-    return text
+RDMA_DEVICES_MAX = 16
+"""RDMA devices named, a count: twice as many as are told on the card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,23 +294,24 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "bootstrap": _Setting(_dialable, BOOTSTRAP_MAX),
     "gateway": _Setting(parse_host_port),
     "engine": _Setting(parse_engine, ENGINES_MAX),
-    "quic_engine": _Setting(_one_of(QUIC_ENGINES)),
-    "grace_s": _Setting(_seconds, numeric=True),
-    "relay": _Setting(_flag, boolean=True),
-    "fabric": _Setting(_fabric),
+    "quic_engine": _Setting(one_of(QUIC_ENGINES)),
+    "grace_s": _Setting(seconds, numeric=True),
+    "relay": _Setting(switch, boolean=True),
+    "fabric": _Setting(fabrics),
     "cxl_pool": _Setting(_path),
-    "rdma_device": _Setting(_rdma_device, RDMA_DEVICES_MAX),
-    "log_level": _Setting(_one_of(LOG_LEVELS)),
+    "rdma_device": _Setting(rdma_device, RDMA_DEVICES_MAX),
+    "memory_node": _Setting(node_number, numeric=True),
+    "log_level": _Setting(one_of(LOG_LEVELS)),
     "gateway_key_file": _Setting(_path),
     "gateway_tls_cert": _Setting(_path),
     "gateway_tls_key": _Setting(_path),
     "gateway_hosts": _Setting(_host_name, GATEWAY_HOSTS_MAX),
-    "gateway_insecure_remote": _Setting(_flag, boolean=True),
+    "gateway_insecure_remote": _Setting(switch, boolean=True),
     "client_socket": _Setting(_path_or_none_at_all),
-    "open": _Setting(_flag, boolean=True),
+    "open": _Setting(switch, boolean=True),
     "network_dir": _Setting(_path),
-    "latitude": _Setting(_degrees(90.0), numeric=True),
-    "longitude": _Setting(_degrees(180.0), numeric=True),
+    "latitude": _Setting(degrees(90.0), numeric=True),
+    "longitude": _Setting(degrees(180.0), numeric=True),
 }
 """Every setting by its file key; the flag is `--` with dashes, the variable `ISOCHRONE_` in capitals."""
 
@@ -425,14 +369,11 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         fabric=_typed(values.get("fabric", "auto"), str),
         cxl_pool=_path_or_none(values.get("cxl_pool")),
         rdma_devices=_all(values.get("rdma_device", ()), str),
+        memory_node=_int_or_none(values.get("memory_node")),
         latitude=_degrees_or_none(values.get("latitude")),
         longitude=_degrees_or_none(values.get("longitude")),
     )
     _check_gateway(config, found)
-    if (config.latitude is None) != (config.longitude is None):
-        item = found["longitude" if config.latitude is None else "latitude"]
-        other = "latitude" if config.latitude is None else "longitude"
-        raise ConfigError(item.key, item.value, item.source, f"give {other} too, or leave both out")
     if "network" in found and not config.is_open:
         item = found["network"]
         raise ConfigError(
@@ -442,6 +383,8 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
             "a name alone keeps nobody out, so it is for open networks: add --open; or leave it out, and enter a private network "
             "with `isochrone join TOKEN` (docs/networks.md)",
         )
+    _check_place(config, found)
+    _check_fabric(config, found)
     if "none" in config.engines and len(config.engines) > 1:
         item = found["engine"]
         raise ConfigError(
@@ -451,6 +394,29 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
             '"none" means a node without engines; leave it out or leave the others out',
         )
     return config
+
+
+def _check_place(config: NodeConfig, found: "Mapping[str, _Found]") -> None:
+    """Refuse half a place.
+
+    Raises:
+        ConfigError: one of latitude and longitude is given.
+    """
+    if (config.latitude is None) != (config.longitude is None):
+        item = found["longitude" if config.latitude is None else "latitude"]
+        other = "latitude" if config.latitude is None else "longitude"
+        raise ConfigError(item.key, item.value, item.source, f"give {other} too, or leave both out")
+
+
+def _check_fabric(config: NodeConfig, found: "Mapping[str, _Found]") -> None:
+    """Refuse a pool that the fabrics leave out.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if config.cxl_pool is not None and config.fabric not in FABRIC_WORDS and "cxl" not in config.fabric.split(","):
+        item = found["cxl_pool"]
+        raise ConfigError(item.key, item.value, item.source, f"fabric is {config.fabric}, which leaves pools out; add cxl to it")
 
 
 def _check_gateway(config: NodeConfig, found: "Mapping[str, _Found]") -> None:
@@ -474,6 +440,10 @@ def _check_gateway(config: NodeConfig, found: "Mapping[str, _Found]") -> None:
         "(ssh -L 8421:127.0.0.1:8421 …); or, where the network in front of it decides who may call, say --gateway-insecure-remote"
     )
     raise ConfigError(item.key, str(config.gateway), item.source, advice)
+
+
+def _int_or_none(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _degrees_or_none(value: object) -> float | None:

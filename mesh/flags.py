@@ -56,6 +56,10 @@ class ClientFlags:
         list[str] | None,
         Parameter(help="NAME of an RDMA device to use with --fabric shm,rdma, repeatable (default: all).", negative=""),
     ] = None
+    memory_node: Annotated[
+        int | None,
+        Parameter(help="NUMA node for the memory of large tensors, such as CXL memory without processors (default: any)."),
+    ] = None
 
 
 @Parameter(name="*")

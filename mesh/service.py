@@ -31,6 +31,7 @@ from mesh.driver import Driver
 from mesh.engines.base import EmbeddedEngineUnavailableError, Engine
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
 from mesh.fabric import Fabrics, Wanted, find_kinds, parse_kinds
+from mesh.fabric.numa import NumaError, check_node
 from mesh.floors import FloorKeeper
 from mesh.gateway import GatewayAddressError, GatewayConfig, server_context
 from mesh.inference import Rest, Served, ServeLimits, begin_stream, serve_stream
@@ -238,18 +239,22 @@ class Service:
     def _add_fabrics(self) -> Fabrics:
         """Lets tensors take fabrics, of the kinds that the node may use."""
         config, node, machine = self._config, self.node, self._machine
-        name = peer_id_text(node.peer_id)
-        kinds = find_kinds(
-            Wanted(
-                parse_kinds(config.fabric),
-                node.config.network_id,
-                name,
-                machine.entropy,
-                machine.luck,
-                config.cxl_pool,
-                config.rdma_devices,
-            )
+        if config.memory_node is not None:
+            try:
+                check_node(config.memory_node)
+            except NumaError as error:
+                raise StartError(str(error)) from error
+        wanted = Wanted(
+            parse_kinds(config.fabric),
+            node.config.network_id,
+            peer_id_text(node.peer_id),
+            machine.entropy,
+            machine.luck,
+            config.cxl_pool,
+            config.rdma_devices,
+            config.memory_node,
         )
+        kinds = find_kinds(wanted)
         self.dispatcher.fabrics = fabrics = Fabrics(self.node, self.transport, self._telemetry, kinds)
         fabrics.add_handler(self._serve_by_fabric)
         return fabrics

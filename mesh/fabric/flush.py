@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh.config import default_cache_dir
+
 SOURCE = Path(__file__).with_name("flush.c")
 
 COMPILE_S_MAX = 60.0
@@ -105,7 +107,7 @@ def load_helper(environment: Mapping[str, str]) -> ctypes.CDLL:
     """
     source = SOURCE.read_bytes()
     name = f"flush-{platform.machine()}-{hashlib.sha256(source).hexdigest()[:16]}.so"
-    target = _cache(environment) / name
+    target = default_cache_dir(environment) / name
     try:
         if not target.exists():
             _compile(target, environment)
@@ -116,12 +118,6 @@ def load_helper(environment: Mapping[str, str]) -> ctypes.CDLL:
     if library.isochrone_kind() not in INSTRUCTIONS:
         raise FlushError("this processor has no instruction that flushes cache lines")
     return library
-
-
-def _cache(environment: Mapping[str, str]) -> Path:
-    told = environment.get("XDG_CACHE_HOME", "")
-    home = Path(environment.get("HOME") or "/nonexistent")
-    return (Path(told) if told.startswith("/") else home / ".cache") / "isochrone"
 
 
 def _compile(target: Path, environment: Mapping[str, str]) -> None:

@@ -57,6 +57,7 @@ class Wanted:
         luck: for places where nodes should not all begin alike.
         pool: the pool that it is to be a member of.
         rdma_devices: the RDMA devices that may be used; empty for all.
+        memory_node: the NUMA node from which regions of shared memory are to be.
     """
 
     kinds: Sequence[Kind]
@@ -66,6 +67,7 @@ class Wanted:
     luck: Luck
     pool: Path | None = None
     rdma_devices: Sequence[str] = ()
+    memory_node: int | None = None
 
 
 def find_kinds(wanted: Wanted) -> Kinds:
@@ -75,12 +77,11 @@ def find_kinds(wanted: Wanted) -> Kinds:
     for kind in wanted.kinds:
         match kind:
             case Kind.SHM:
-                openers.append(ShmOpener(wanted.network_id, host_secret()))
+                openers.append(ShmOpener(wanted.network_id, host_secret(), wanted.memory_node))
             case Kind.CXL if wanted.pool is not None:
                 openers.append(CxlOpener(wanted.pool, wanted.name, wanted.entropy, wanted.luck))
             case Kind.CXL:
                 absent.append((kind, "no pool is named; see isochrone pool create --help, and start with --cxl-pool PATH"))
-                absent.append((kind, "not in this version"))
             case Kind.RDMA:
                 openers.append(RdmaOpener(host_secret(), wanted.rdma_devices))
     if wanted.kinds and Kind.RDMA not in wanted.kinds and has_devices():

@@ -8,6 +8,7 @@ Source: memfd_create(2); fcntl(2), "File Sealing"; Linux commit ab3948f58ff8 (F_
 Spec: docs/spec/11-fabric.md, section "Shared memory".
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mesh.fabric.numa import NumaError, bind
 from protocol.errors import ErrorCode, RemoteProtocolError
 
 F_SEAL_FUTURE_WRITE = 0x0010
@@ -64,17 +66,26 @@ class Region:
             self.descriptor = -1
 
 
-def make_region(size_bytes: int) -> Region:
+def make_region(size_bytes: int, node: int | None = None) -> Region:
     """Make a region and seal it.
 
+    Args:
+        size_bytes: of it.
+        node: the NUMA node of which its pages are to be; None leaves that to the system.
+
     Raises:
-        OSError: the system refuses: no memfd, or no memory.
+        OSError: the system refuses: no memfd, or no memory of that node.
     """
     descriptor = os.memfd_create("isochrone-region", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size_bytes)
         mapped = mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        if node is not None:
+            bind(address_of(memoryview(mapped)), size_bytes, node)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+    except NumaError as error:
+        os.close(descriptor)
+        raise OSError(errno.ENOMEM, str(error)) from None
     except BaseException:
         os.close(descriptor)
         raise

@@ -51,6 +51,7 @@ class ShmSession:
         bell: this side's own bell.
         on_closed: told once why the session is over; empty where nothing is wrong.
         idle_bytes_max: of free regions that are kept.
+        memory_node: the NUMA node of regions given; None leaves it to the system.
         on_entry: takes entries of the ring that are no releases.
         reads: itself.
         writes: nothing is given here by writing.
@@ -64,6 +65,7 @@ class ShmSession:
     bell: int
     on_closed: Closed
     idle_bytes_max: int = IDLE_BYTES_MAX
+    memory_node: int | None = None
     on_entry: Callable[[Entry], None] | None = None
     closed: bool = False
     kind: ClassVar[Kind] = Kind.SHM
@@ -118,7 +120,7 @@ class ShmSession:
 
     def _make(self, number: int, size_bytes: int) -> Region:
         """A region that the peer is shown."""
-        region = make_region(size_bytes)
+        region = make_region(size_bytes, self.memory_node)
         try:
             send_packet(self.connection, _PACKET.pack(SHOW, number, size_bytes), [region.descriptor])
         finally:

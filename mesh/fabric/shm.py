@@ -10,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from mesh.fabric.base import Closed, Opening
+from mesh.fabric.base import Opening
 from mesh.fabric.door import DOOR, Terms, bind_door, close_all, enter, let_in, send_packet
 from mesh.fabric.ring import Inbox, Outbox, check_bell, make_bell
 from mesh.fabric.session import ShmSession
-from protocol.fabric import SHM, Advert, FabricConfig, Kind, Match, Way, host_tag
+from protocol.fabric import SHM, Advert, Kind, Match, Way, host_tag
 from protocol.fabric.messages import NONCE_BYTES, SECRET_BYTES, Door, Hello, encode_opening
-from protocol.identity import PeerId
 
 
 def host_secret(root: Path = Path("/")) -> bytes:
@@ -38,13 +37,15 @@ class ShmOpener:
     kind = Kind.SHM
     keeps_stream = False
 
-    def __init__(self, network_id: str, secret: bytes) -> None:
+    def __init__(self, network_id: str, secret: bytes, memory_node: int | None = None) -> None:
         """Makes the host tag.
 
         Args:
             network_id: of the network in which the tag is told.
             secret: of the host; empty where it has none.
+            memory_node: the NUMA node from which regions are to be; None leaves it to the system.
         """
+        self.memory_node = memory_node
         self._tag = host_tag(secret, network_id) if secret else b""
 
     @property
@@ -62,8 +63,8 @@ class ShmOpener:
         return SHM
 
     def figures(self) -> dict[str, object]:
-        """Nothing beside the sessions."""
-        return {}
+        """From where regions are, if that was said."""
+        return {} if self.memory_node is None else {"memory_node": self.memory_node}
 
     async def knock(self, opening: Opening, door: Door, own_nonce: bytes) -> ShmSession:
         """Go to the local socket that the peer has told.
@@ -75,7 +76,7 @@ class ShmOpener:
         terms = Terms(door.secret, opening.own, opening.peer, own_nonce, door.nonce)
         with _Making() as making:
             local, passed = await enter(door.place, terms, making.passed)
-            return making.session(opening.peer, opening.config, local, passed, opening.on_closed)
+            return making.session(opening, local, passed, self.memory_node)
 
     async def admit(self, opening: Opening, hello: Hello) -> ShmSession:
         """Bind a local socket, tell the peer its name, and let it in.
@@ -95,7 +96,7 @@ class ShmOpener:
         terms = Terms(secret, opening.peer, opening.own, hello.nonce, nonce)
         with _Making() as making:
             local, passed = await let_in(listener, terms)
-            session = making.session(opening.peer, opening.config, local, passed, opening.on_closed)
+            session = making.session(opening, local, passed, self.memory_node)
             send_packet(local, terms.proof(DOOR), making.passed)
             return session
 
@@ -121,7 +122,7 @@ class _Making:
         assert self._outbox is not None
         return [self._outbox.region.descriptor, self._bell]
 
-    def session(self, peer: PeerId, config: FabricConfig, local: socket.socket, passed: list[int], closed: Closed) -> ShmSession:
+    def session(self, opening: Opening, local: socket.socket, passed: list[int], memory_node: int | None) -> ShmSession:
         """The session, with what the other side has passed.
 
         Raises:
@@ -140,7 +141,8 @@ class _Making:
             close_all([ring])
         self._outbox.other_bell = bell
         self._taken = True
-        return ShmSession(peer, config, local, self._outbox, inbox, self._bell, closed)
+        peer, config, closed = opening.peer, opening.config, opening.on_closed
+        return ShmSession(peer, config, local, self._outbox, inbox, self._bell, closed, memory_node=memory_node)
 
     def __enter__(self) -> Self:
         return self

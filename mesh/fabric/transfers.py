@@ -43,7 +43,8 @@ class Gift:
             self.fresh = False
             return True
         self.looks += 1
-        return self.giving.state is Giver.PLACED and self.looks <= self.given.size_bytes // COMPARED_BYTES
+        compares = self.giving.state is Giver.PLACED or (self.giving.state is Giver.OFFERED and bool(self.given.tag))
+        return compares and self.looks <= self.given.size_bytes // COMPARED_BYTES
 
     @property
     def is_open(self) -> bool:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard
 
-from mesh.config import ConfigError, parse_engine, suggestion
+from mesh.config import ConfigError, parse_engine
+from mesh.settingvalues import suggestion
 
 NODES_MAX = 64
 """Nodes of one test mesh; each is a process, and the emulator's two addresses per node fit one /24."""
