@@ -24,6 +24,7 @@ import trio
 
 from mesh.admission.entering import enter
 from mesh.admission.gate import Gate
+from mesh.admission.owners import has_our_owner
 from mesh.buses import watch_room
 from mesh.config import NodeConfig, Ready, StartError, default_cache_dir, default_network_dir
 from mesh.dispatch import Dispatcher
@@ -226,7 +227,7 @@ class Service:
         self.sealing.is_draining = lambda: self.dispatcher.draining
         self.dispatcher.attach(self.driver, self.sealing)
         self.transport.add_handler(PROTOCOL_ID, self._serve, self._begin_to_serve)
-        self.fabrics = self._add_fabrics()
+        self.fabrics = self._add_fabrics(gate)
         if gate is not None:
             self.node.gossip.reader = AdmittedReader(gate.admission)
             gate.attach(self.node, self.transport, self.driver.settle)
@@ -236,7 +237,7 @@ class Service:
         self._gateway_config = gateway_config(config)
         self.door = LocalDoor(self.dispatcher, telemetry)
 
-    def _add_fabrics(self) -> Fabrics:
+    def _add_fabrics(self, gate: Gate | None) -> Fabrics:
         """Lets tensors take fabrics, of the kinds that the node may use."""
         config, node, machine = self._config, self.node, self._machine
         if config.memory_node is not None:
@@ -257,6 +258,8 @@ class Service:
         kinds = find_kinds(wanted)
         self.dispatcher.fabrics = fabrics = Fabrics(self.node, self.transport, self._telemetry, kinds)
         fabrics.add_handler(self._serve_by_fabric)
+        if gate is not None:
+            fabrics.is_trusted = partial(has_our_owner, gate, machine.wall)
         return fabrics
 
     async def run(self, ready: Callable[[Ready], None], shutdown: trio.Event) -> None:

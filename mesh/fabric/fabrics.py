@@ -107,6 +107,8 @@ class Fabrics:
         self._expected: deque[tuple[float, Lane, int]] = deque()
         self._has_expected = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self.is_trusted: Callable[[PeerId], bool] = lambda _peer: True
+        """Whether a peer may have a fabric whose bytes anybody on the network between can read."""
         self._tell()
         if self._openers:
             transport.add_handler(FABRIC_PROTOCOL, self._serve_opening)
@@ -233,7 +235,10 @@ class Fabrics:
             other = Advert() if card is None else decode_advert(card.fabric)
         except RemoteProtocolError:  # a wrong advert counts as none
             return ()
-        return matches(self._advert, other)
+        found = matches(self._advert, other)
+        if any(match.kind is Kind.RDMA for match in found) and not self.is_trusted(peer):
+            found = tuple(match for match in found if match.kind is not Kind.RDMA)
+        return found
 
     async def _open(self, peer: PeerId) -> None:
         """Opens a fabric with a peer; whoever asks meanwhile waits for the same."""

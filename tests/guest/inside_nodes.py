@@ -72,7 +72,7 @@ class Node:
         process: the process.
     """
 
-    def __init__(self, name: str, *flags: str, listen: str, namespace: str = "") -> None:
+    def __init__(self, name: str, *flags: str, listen: str, namespace: str = "", program: str = "node.py") -> None:
         """Start it.
 
         Args:
@@ -80,6 +80,7 @@ class Node:
             *flags: further flags of `isochrone up`.
             listen: its address, such as `10.0.0.1`; the port is 4001.
             namespace: the network namespace, as `ip netns` calls it.
+            program: what is run, below the project's folder.
         """
         self.name, self.namespace, self.ready = name, namespace, {}
         self.folder = FOLDER / name
@@ -88,7 +89,7 @@ class Node:
         self.state_dir = self.folder / "state"
         command = [
             *(["ip", "netns", "exec", namespace] if namespace else []),
-            *(sys.executable, str(ROOT / "node.py"), "up", "--json"),
+            *(sys.executable, str(ROOT / program), "up", "--json"),
             *("--state-dir", str(self.state_dir), "--network-dir", str(FOLDER / "network")),
             *("--listen", f"/ip4/{listen}/udp/4001/quic-v1", "--gateway", "127.0.0.1:0"),
             *flags,

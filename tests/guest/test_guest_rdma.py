@@ -133,3 +133,21 @@ def test_a_cable_that_is_pulled_closes_the_fabric_at_both_ends(everything):
     found = everything["link_down"]
     assert found["failed"]
     assert all(why not in ("open", "None", "") for why in found["closed"]), found
+
+
+def test_tensors_of_two_nodes_go_by_rdma_until_the_cable_is_pulled(devices):
+    found = told(devices, "inside_rdma_nodes.py", time_s_max=400)
+    for answer in found["by_rdma"]:
+        assert answer["equal"]
+        assert answer["ways"] == ["rdma"]
+        # Packets of 1024 bytes, each way once: nothing of it can have gone by QUIC.
+        assert answer["counted"]["sent_pkts"] >= answer["size_bytes"] // 1024
+        assert answer["counted"]["rcvd_pkts"] >= answer["size_bytes"] // 1024
+    pulled = found["pulled"]
+    assert pulled["equal"]
+    assert pulled["was_writing"]
+    assert pulled["ways"][0].startswith("rdma, then the stream: "), pulled
+    closed = found["closed"]
+    assert closed["equal"]
+    assert closed["ways"] == [""], "the fabric stays closed for a while"
+    assert closed["counted"]["sent_pkts"] == 0

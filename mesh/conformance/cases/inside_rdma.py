@@ -13,6 +13,7 @@ inside(
     "ISO-FAB-040",
     _HARDWARE,
     "tests/mesh/rdma/test_rdma_ports.py::test_rdma_is_used_where_it_was_named",
+    "tests/mesh/nodes/test_fabric_kinds.py::test_a_peer_of_another_owner_gets_no_rdma_and_is_answered_by_the_stream",
     _GUEST + "test_a_key_that_is_not_good_is_refused_by_the_device_and_nothing_changes",
     _GUEST + "test_others_go_on_while_one_attacks",
 )
@@ -37,4 +38,5 @@ inside(
     _HARDWARE,
     _GUEST + "test_the_first_attack_closes_the_attackers_fabric",
     _GUEST + "test_a_cable_that_is_pulled_closes_the_fabric_at_both_ends",
+    _GUEST + "test_tensors_of_two_nodes_go_by_rdma_until_the_cable_is_pulled",
 )

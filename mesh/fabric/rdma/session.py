@@ -34,7 +34,7 @@ from protocol.fabric.messages import Offer
 from protocol.fabric.rdma import HeldLeases, Target, compare_tags, encode_key, keyed_tag
 from protocol.fabric.values import ALIGNMENT_BYTES
 from protocol.identity import PeerId
-from protocol.inference import Tensor
+from protocol.inference import Tensor, on_host
 
 _T = TypeVar("_T")
 
@@ -173,6 +173,7 @@ class RdmaSession:
         """Make tensors ready for the peer: nothing is done to them before it has leased memory."""
         del lifetime_s, now  # the lease is the peer's
         places, end = [], 0
+        tensors = on_host(tensors)
         for tensor in tensors:
             places.append(Place(tensor.name, tensor.dtype, tensor.shape, end, tensor.data.nbytes))
             end += -(-tensor.data.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

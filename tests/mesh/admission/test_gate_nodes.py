@@ -62,6 +62,11 @@ async def test_members_answer_for_each_other(tmp_path, quic_engine) -> None:
             assert (row["owner"], row["network"]) == ("ben", OWNER.network_id)
             told = one.service.dispatcher.status()["membership"]
             assert (told["standing"], told["network"]) == ("member", OWNER.network_id)
+            assert not one.service.fabrics.is_trusted(two.peer_id)
+            third = AdmittedNode(tmp_path / "third", member(), bootstrap=(one.address,), quic_engine=quic_engine)
+            async with running(third):
+                await until(lambda: one.knows(third.peer_id))
+                assert one.service.fabrics.is_trusted(third.peer_id), "RDMA is for nodes of one owner"
 
 
 @pytest.mark.parametrize("quic_engine", ["aioquic", "qh3"])

@@ -185,3 +185,33 @@ async def test_a_write_lease_that_nobody_asked_for_ends_the_stream(start: Start)
         Lane._take_offer = take_offer
     assert not isinstance(replies[-1], Finished)
     await eventually(lambda: a.service.fabrics.status()["open"] == {})
+
+
+async def test_a_peer_of_another_owner_gets_no_rdma_and_is_answered_by_the_stream(start: Start) -> None:
+    pair = Pair()
+    a, b = await pair.start(start)
+    b.service.fabrics.is_trusted = lambda _peer: False
+    assert await ask(a, asking(1 << 21)) == (True, "")  # the other side refuses
+    a.service.fabrics.is_trusted = lambda _peer: False
+    a.service.fabrics._matched.clear()
+    assert not a.service.fabrics.wants(b.service.node.peer_id, asking(1 << 21))
+    assert pair.card.memory == {}
+
+
+async def test_a_transfer_that_finds_no_room_closes_no_fabric(start: Start) -> None:
+    pair = Pair()
+    a, b = await pair.start(start)
+    assert await ask(a, asking(1 << 21)) == (True, "rdma")
+    session = b.service.fabrics._sessions[a.service.node.peer_id]
+    grant = session.grant
+
+    async def full(_offer, _lifetime_s, _now):
+        raise RemoteProtocolError(ErrorCode.OVERLOADED, "no room")
+
+    session.grant = full
+    answered, way = await ask(a, asking(1 << 21))
+    assert answered
+    assert way.startswith("rdma, then the stream: refused: overloaded")
+    session.grant = grant
+    assert await ask(a, asking(1 << 21)) == (True, "rdma")
+    assert not session.closed
