@@ -85,7 +85,7 @@ class Node:
         )
         self.signing = Signing(config, identity, sequencer, self.gossip, self.strangers, act, self.wall)
         self._queues = (self.gossip.outputs, self.probe.outputs, self.membership.outputs, self.suspicion.outputs)
-        self._due: float | None = None  # the next timer; None when it has to be worked out anew
+        self._due: float | None = None  # the next timer but those of requests; None when it has to be worked out anew
         self._wall_offset_s: float | None = None  # until the wall clock was told
         self._beats: dict[PeerId, Beat] = {}  # of connected peers
         self._places: dict[PeerId, Coordinate] = {}  # of connected peers, as their echoes tell them
@@ -275,7 +275,6 @@ class Node:
         request_id, hops_left = request.request_id, request.hops_left
         if from_peer and (refusal := self.forwarding.admit(request_id, from_peer, hops_left, now)) is not None:
             return refusal
-        self._due = None
         if from_peer is None and not report.qualified and self.searches.begin(request, now):
             self._settle(now)
             return None
@@ -288,7 +287,6 @@ class Node:
 
     def handle_first_output(self, request: InferenceRequest, peer: PeerId, now: float) -> bool:
         """Notes that an attempt has delivered; whether the output is to reach the caller."""
-        self._due = None
         return self.forwarding.handle_first_output(request.request_id, peer, now)
 
     def handle_finished(
@@ -315,13 +313,11 @@ class Node:
         service_s, first_output_s = served_in(report, peer, end, took_s, first_s)
         tokens = end.usage.completion_tokens
         self.services.record(peer, request.model, request.feature, now, service_s, first_output_s, tokens)
-        self._due = None
         self.forwarding.handle_finished(request.request_id, peer, now)
 
     def handle_failed(self, request: InferenceRequest, peer: PeerId, failed: Failed, now: float) -> None:
         """Notes a failed attempt; the next candidate is asked when there is one and nothing was delivered yet."""
         self.services.record_failure(peer, request.model, failed.code, now)
-        self._due = None
         self.forwarding.handle_failed(request.request_id, peer, failed.code, failed.message, now)
 
     def handle_given_up(self, request: InferenceRequest, peer: PeerId, now: float) -> None:
@@ -330,7 +326,6 @@ class Node:
 
     def handle_cancelled(self, request: InferenceRequest, now: float) -> None:
         """Notes that the caller is gone; nothing happens when the request has ended already."""
-        self._due = None
         self.searches.handle_cancelled(request.request_id)
         self.inquiries.handle_cancelled(request.request_id, now)
         self.forwarding.handle_cancelled(request.request_id, now)
@@ -359,7 +354,9 @@ class Node:
         """When `handle_timer` wants to be called."""
         if self._due is None:
             self._due = self._next_due()
-        return self._due
+        # What a request moves are timers of these; it asks for the next one four times.
+        due = sooner(self._due, self.forwarding.next_timer())
+        return sooner(sooner(due, self.inquiries.next_timer()), self.searches.next_timer())
 
     def _next_due(self) -> float:  # what may change it has to forget `_due`
         due = min(max(self.announcer.next_due(), self.signing.unreserved_until), self._ranking_at)
@@ -367,9 +364,7 @@ class Node:
         due = sooner(due, self.gossip.next_timer())
         due = sooner(due, self.membership.next_timer())
         due = sooner(due, self.suspicion.next_timer())
-        due = sooner(due, self.forwarding.next_timer())
-        due = sooner(min(due, self.survey.next_timer()), self.inquiries.next_timer())
-        return sooner(sooner(due, self.strangers.next_timer()), self.searches.next_timer())
+        return sooner(min(due, self.survey.next_timer()), self.strangers.next_timer())
 
     def handle_timer(self, now: float) -> None:
         """Does what is due; being much too late for it is a stall of this node's own."""
@@ -555,8 +550,7 @@ class Node:
                 self.suspicion.handle_incarnation(key, now)
                 if self.suspicion.is_doubted(key):  # the accusations came before the card
                     self.membership.handle_doubted(record.peer_id, now)
-                if self.searches.handle_card(models, now):
-                    self._due = None
+                self.searches.handle_card(models, now)
             case Verdict(accused=accused):
                 named = ((RecordKey(item.subject), item.incarnation) for item in accused)
                 self.suspicion.handle_verdict(record_key(record.peer_id, RecordKind.CARD), named, now)

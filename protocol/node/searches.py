@@ -96,19 +96,16 @@ class Searches:
         self._waiting[request.request_id] = _Waiting(request, now + request.deadline_s, until)
         return True
 
-    def handle_card(self, models: Iterable[ModelOffer], now: float) -> bool:
-        """Begins the requests for these models, of which a card has come; whether there were any."""
+    def handle_card(self, models: Iterable[ModelOffer], now: float) -> None:
+        """Begins the requests for these models, of which a card has come."""
         if not self._waiting:
-            return False
+            return
         offered = {offer.model for offer in models}
-        begun = False
         for request_id, waiting in list(self._waiting.items()):
             if waiting.request.model in offered:
                 report = self._rank(waiting.request, now)
                 if report.qualified:
                     self._submit(request_id, report, now)
-                    begun = True
-        return begun
 
     def handle_cancelled(self, request_id: bytes) -> None:
         """Forgets a request whose caller is gone."""
