@@ -285,6 +285,9 @@ class Fabrics:
             await control.send(encode_hello(Hello(tuple(map(int, left)), own_nonce)))
             answer = decode_opening(await control.expect())
             if isinstance(answer, Shut):
+                if answer.code is ErrorCode.UNSUPPORTED:  # as when it has not heard yet of what this node has
+                    self._matched[peer] = (self.now(), ())
+                    return
                 left.clear()
                 raise RemoteProtocolError(answer.code, answer.detail)
             match = left.pop(answer.kind, None)
@@ -350,10 +353,9 @@ class Fabrics:
         if refused is not None:
             return Shut(refused, self._peers.why_closed(peer, self.now()) or "too many offers")
         shared: dict[int, Match] = {}
-        for match in (
-            Match(Kind.SHM),
-            *self._find_shared(peer),
-        ):  # shared memory is proved by the opening, whatever the card says
+        # Memory is proved by the opening, whether the peer's card has come already or not.
+        pools = [Match(Kind.CXL, pool=pool) for pool in self._advert.pools]
+        for match in (Match(Kind.SHM), *pools, *self._find_shared(peer)):
             shared.setdefault(int(match.kind), match)
         here = [kind for kind in hello.kinds if kind in shared and self._is_here(peer, Kind(kind))]
         if not here:

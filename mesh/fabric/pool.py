@@ -37,6 +37,12 @@ FILE_MODE = 0o600
 """Permission bits of a new pool: who may write to it can read what all of its owners put there."""
 
 
+SHARED_FILE_SYSTEMS = frozenset(
+    ("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "lustre", "glusterfs", "beegfs", "afs", "gfs2", "ocfs2")
+)
+"""File systems whose files several hosts map, each by a cache of its own that no flush of cache lines reaches."""
+
+
 class PoolError(Exception):
     """A pool cannot be made or used; says what to do about it."""
 
@@ -63,9 +69,30 @@ def look_at(descriptor: int, path: Path, sys: Path = Path("/sys")) -> Backing:
         PoolError: it is neither, or too small for any pool.
     """
     backing = _backing(descriptor, path, sys)
+    if not backing.is_device and (kind := file_system_of(os.fstat(descriptor).st_dev)) in SHARED_FILE_SYSTEMS:
+        raise PoolError(
+            f"{path} lies on {kind}, which hosts cache each for itself; choose a place on this host, such as /dev/shm"
+        )
     if backing.size_bytes < POOL_BYTES_MIN:
         raise PoolError(f"{path} has {backing.size_bytes} bytes, and the smallest pool {POOL_BYTES_MIN}; choose another place")
     return backing
+
+
+def file_system_of(device: int, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The kind of file system that a device number belongs to; empty where the system does not tell.
+
+    Source: proc(5), "/proc/[pid]/mountinfo".
+    """
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        place, _, source = line.partition(" - ")
+        if place.split()[2:3] == [wanted]:
+            return source.split()[0] if source else ""
+    return ""
 
 
 def _backing(descriptor: int, path: Path, sys: Path) -> Backing:

@@ -12,6 +12,8 @@ import pytest
 from mesh.fabric.flush import INSTRUCTIONS, FlushError, load_helper, make_flusher
 from mesh.fabric.pool import NewPool, PoolError, create_pool, open_pool
 
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the helper is compiled, and there is no compiler")
+
 
 def without_compiler(tmp_path: Path) -> dict[str, str]:
     return {"HOME": str(tmp_path), "PATH": "/nonexistent"}
@@ -21,6 +23,7 @@ def with_compiler(tmp_path: Path) -> dict[str, str]:
     return {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
 
 
+@needs_compiler
 def test_it_is_compiled_once_and_found_again(tmp_path):
     library = load_helper(with_compiler(tmp_path))
     assert library.isochrone_kind() in INSTRUCTIONS
@@ -62,6 +65,7 @@ def test_a_compiler_that_fails_says_why(tmp_path):
         load_helper({"HOME": str(tmp_path), "PATH": os.environ["PATH"], "CC": str(compiler)})
 
 
+@needs_compiler
 def test_a_helper_that_others_could_have_written_is_not_loaded(tmp_path):
     load_helper(with_compiler(tmp_path))
     folder = tmp_path / ".cache/isochrone"
@@ -73,6 +77,7 @@ def test_a_helper_that_others_could_have_written_is_not_loaded(tmp_path):
         path.chmod(mode)
 
 
+@needs_compiler
 def test_what_was_written_is_there_after_lines_were_written_back_and_forgotten(tmp_path):
     flusher = make_flusher(coherent=False, environment=with_compiler(tmp_path))
     memory = np.zeros(1 << 20, np.uint8)
@@ -86,6 +91,7 @@ def test_what_was_written_is_there_after_lines_were_written_back_and_forgotten(t
     assert flusher.words.startswith("not coherent between hosts: flushed by ")
 
 
+@needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("objdump") is None, reason="reads x86-64 with objdump")
 def test_the_helper_has_the_instruction_of_every_processor_that_it_may_meet(tmp_path):
     """What is compiled flushes: a compiler that had left the instructions out would have made a helper that does nothing."""

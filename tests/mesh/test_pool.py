@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mesh.fabric import owner as owners
 from mesh.fabric.owner import FullError, Owner, find_run
-from mesh.fabric.pool import NewPool, Pool, PoolError, create_pool, look_at, open_pool
+from mesh.fabric.pool import NewPool, Pool, PoolError, create_pool, file_system_of, look_at, open_pool
 from protocol.fabric.pools import (
     LINE_BYTES,
     PAGE_BYTES,
@@ -116,6 +116,20 @@ def test_the_size_and_the_alignment_of_a_device_come_from_the_system(tmp_path):
                 look_at(descriptor, Path("/dev/null"), tmp_path)
     finally:
         os.close(descriptor)
+
+
+def test_a_file_that_hosts_share_is_no_pool_for_them(tmp_path, monkeypatch):
+    """Each would have the file in a cache of its own, and see the other's bytes some time."""
+    mounts = tmp_path / "mountinfo"
+    device = tmp_path.stat().st_dev
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw,noatime master:1 - nfs4 server:/export rw\n"
+    mounts.write_text("21 20 0:5 / /proc rw - proc proc rw\nbroken\n" + line)
+    assert file_system_of(device, mounts) == "nfs4"
+    assert file_system_of(device, tmp_path / "nowhere") == ""
+    monkeypatch.setattr("mesh.fabric.pool.file_system_of", lambda _device: "nfs4")
+    with pytest.raises(PoolError, match=r"lies on nfs4, .*/dev/shm"):
+        create_pool(tmp_path / "pool", NewPool(16 << 20), bytes(16))
+    assert not (tmp_path / "pool").exists()
 
 
 def test_a_pool_that_is_cut_short_or_made_anew_is_noticed(path):

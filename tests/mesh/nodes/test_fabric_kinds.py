@@ -10,7 +10,7 @@ from memory_kind import Card, MemoryOpener
 from mesh_nodes import MeshNode, Start, eventually, introduced
 
 from mesh.engines.echo import EchoEngine
-from mesh.fabric import Kinds
+from mesh.fabric import Kinds, fabrics
 from mesh.fabric.lane import Lane
 from mesh.fabric.shm import ShmOpener, host_secret
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -164,6 +164,20 @@ async def test_a_kind_that_goes_is_told_no_more_and_named_with_its_reason(start:
     b.service.fabrics._tell()
     assert b.service.fabrics.status()["absent"] == {"rdma": "absent: the cable is out"}
     assert await ask(a, asking(2 << 20)) == (True, ""), "the peer does not open it, and the stream carries the tensors"
+
+
+async def test_a_peer_that_has_not_heard_of_this_nodes_ports_is_asked_again_soon(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that there is none, which is no error: cards are on their way for a while."""
+    monkeypatch.setattr(fabrics, "MATCHED_S", 0.2)
+    a, b = await Pair().start(start)
+    find_shared, b.service.fabrics._find_shared = b.service.fabrics._find_shared, lambda _peer: ()
+    assert await ask(a, asking(2 << 20)) == (True, "")
+    b.service.fabrics._find_shared = find_shared
+    await trio.sleep(0.3)
+    assert await ask(a, asking(2 << 20)) == (True, "rdma")
+    assert a.logged("fabric closed for a while") == []
 
 
 async def test_a_write_lease_that_nobody_asked_for_ends_the_stream(start: Start) -> None:

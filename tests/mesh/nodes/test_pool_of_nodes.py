@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,13 @@ async def test_large_tensors_go_by_the_pool_and_come_back_by_it(start: Start, po
     assert status["open"][b.name]["regions_mapped"] >= 1
     assert status["cxl"]["pool"] == str(pool)
     assert b.peer_id in a.service.node.ways
+
+
+@ONE_ENGINE
+async def test_a_node_that_has_not_heard_of_the_others_pool_lets_it_in_all_the_same(start: Start, pool: Path) -> None:
+    a, b = await pair(start, pool)
+    b.service.fabrics._find_shared = lambda _peer: ()
+    assert await way_and_sameness(a, asking(2 << 20)) == (True, "cxl")
 
 
 @ONE_ENGINE
@@ -255,6 +263,7 @@ async def test_a_tagged_pool_is_copied_from_and_checked(start: Start, tmp_path: 
     assert (same, way[:36]) == (True, "cxl, then the stream: refused: corru")
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="the helper is compiled, and there is no compiler")
 @ONE_ENGINE
 async def test_a_pool_that_needs_flushes_carries_tensors_too(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "flushed"
