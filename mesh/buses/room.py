@@ -6,12 +6,13 @@ with whoever comes: something is always left. Where there is no GPU, or the widt
 Source: docs/hardware.md, "What others are told".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import trio
 
 from mesh.buses.load import Load, between, read_counters
-from mesh.buses.nvml import list_gpus
+from mesh.buses.nvml import NvmlGpu, list_gpus
 from mesh.buses.tree import Buses, Device, DeviceKind, read_buses
 
 LOOK_S = 5.0
@@ -28,20 +29,22 @@ def room_mbps(buses: Buses, loads: Mapping[str, Load]) -> int:
     return 0 if not rooms or 0 in rooms else max(rooms)
 
 
-async def watch_room(tell: Callable[[int], None]) -> None:
-    """Tell what is left each time it was looked at; returns at once where there is nothing to look at."""
-    buses = await trio.to_thread.run_sync(_read)
+async def watch_room(tell: Callable[[int], None], root: Path = Path("/"), gpus: Sequence[NvmlGpu] | None = None) -> None:
+    """Tell what is left each time it was looked at; returns at once where there is nothing to look at.
+
+    Args:
+        tell: is told, in Mbit/s.
+        root: where `sys` is.
+        gpus: those of the machine; None asks NVIDIA's driver.
+    """
+    buses = await trio.to_thread.run_sync(lambda: read_buses(root, list_gpus() if gpus is None else gpus))
     if room_mbps(buses, {}) == 0:
         return
     while True:
-        before, began_at = await trio.to_thread.run_sync(read_counters, buses), trio.current_time()
+        before, began_at = await trio.to_thread.run_sync(read_counters, buses, root), trio.current_time()
         await trio.sleep(LOOK_S)
         took_s = trio.current_time() - began_at
-        tell(room_mbps(buses, await trio.to_thread.run_sync(between, buses, before, took_s)))
-
-
-def _read() -> Buses:
-    return read_buses(gpus=list_gpus())
+        tell(room_mbps(buses, await trio.to_thread.run_sync(between, buses, before, took_s, root)))
 
 
 def _room(gpu: Device, buses: Buses, loads: Mapping[str, Load]) -> int:

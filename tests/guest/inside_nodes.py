@@ -72,7 +72,9 @@ class Node:
         process: the process.
     """
 
-    def __init__(self, name: str, *flags: str, listen: str, namespace: str = "", program: str = "node.py") -> None:
+    def __init__(
+        self, name: str, *flags: str, listen: str, namespace: str = "", program: str = "node.py", open_network: str = ""
+    ) -> None:
         """Start it.
 
         Args:
@@ -81,16 +83,18 @@ class Node:
             listen: its address, such as `10.0.0.1`; the port is 4001.
             namespace: the network namespace, as `ip netns` calls it.
             program: what is run, below the project's folder.
+            open_network: the open network it belongs to, for nodes of several guests; empty for a private one of this guest.
         """
         self.name, self.namespace, self.ready = name, namespace, {}
         self.folder = FOLDER / name
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.state_dir = self.folder / "state"
+        network = ["--open", "--network", open_network] if open_network else ["--network-dir", str(FOLDER / "network")]
         command = [
             *(["ip", "netns", "exec", namespace] if namespace else []),
             *(sys.executable, str(ROOT / program), "up", "--json"),
-            *("--state-dir", str(self.state_dir), "--network-dir", str(FOLDER / "network")),
+            *("--state-dir", str(self.state_dir), *network),
             *("--listen", f"/ip4/{listen}/udp/4001/quic-v1", "--gateway", "127.0.0.1:0"),
             *flags,
         ]

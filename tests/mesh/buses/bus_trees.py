@@ -55,14 +55,14 @@ class BusTree:
     def count(self, name: str, sent: int, received: int) -> None:
         """Set an interface's counters."""
         folder = self.sys / "class/net" / name / "statistics"
-        (folder / "tx_bytes").write_text(f"{sent}\n")
-        (folder / "rx_bytes").write_text(f"{received}\n")
+        _replace(folder / "tx_bytes", sent)
+        _replace(folder / "rx_bytes", received)
 
     def count_rdma(self, name: str, sent_words: int, received_words: int) -> None:
         """Set an RDMA device's counters."""
         folder = self.sys / "class/infiniband" / name / "ports/1/counters"
-        (folder / "port_xmit_data").write_text(f"{sent_words}\n")
-        (folder / "port_rcv_data").write_text(f"{received_words}\n")
+        _replace(folder / "port_xmit_data", sent_words)
+        _replace(folder / "port_rcv_data", received_words)
 
     def numa(self, *distances: str) -> None:
         """Say how far the NUMA nodes are."""
@@ -75,6 +75,13 @@ class BusTree:
         target = self.sys / "class" / group
         target.mkdir(parents=True, exist_ok=True)
         (target / name).symlink_to(folder)
+
+
+def _replace(path: Path, number: int) -> None:
+    """Write a counter so that who reads it at the same time finds the old or the new one, as of a kernel."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(f"{number}\n")
+    fresh.replace(path)
 
 
 def server(root: Path) -> tuple[BusTree, list[NvmlGpu]]:
