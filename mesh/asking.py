@@ -95,7 +95,7 @@ class InPlace:
             self._answer = Answer(await connection.open_stream(PROTOCOL_ID), request, LIMITS)
         else:
             on_way = partial(self._ticket.note_fabric, peer)
-            self._answer, request = fabrics.answer_over(*way, request, LIMITS, on_way)
+            self._answer, request = await fabrics.answer_over(*way, request, LIMITS, on_way)
         await self._answer.ask(request)
 
     async def _wait(self) -> None:

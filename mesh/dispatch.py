@@ -170,8 +170,8 @@ class Dispatcher:
         try:
             request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
             return in_place if await in_place.begin(connection, request, self.fabrics) else None
-        except (StreamReset, ConnectionLost):
-            ticket.commands.append(command)  # it may be dialled, or asked through another
+        except (StreamReset, ConnectionLost, OSError):
+            ticket.commands.append(command)  # it may be dialled, or asked through another; or a device fails, which is told there
             return None
 
     def _note_fault(self, peer: PeerId, fault: RemoteProtocolError | None) -> None:

@@ -46,7 +46,9 @@ class ClientFlags:
     ] = None
     fabric: Annotated[
         str | None,
-        Parameter(help="By which fabrics large tensors go: auto, none, or some of shm,cxl,rdma with commas (docs/fabric.md)."),
+        Parameter(
+            help="By which fabrics large tensors go: auto, none, or some of shm,cxl,rdma,gpu with commas (docs/fabric.md)."
+        ),
     ] = None
     cxl_pool: Annotated[
         str | None,

@@ -10,7 +10,7 @@ from typing import Final
 
 GRACE_S_MAX = 3600.0
 """Seconds; longer than any single answer is allowed to take, shorter than a forgotten process."""
-FABRIC_KINDS: Final = ("shm", "cxl", "rdma")
+FABRIC_KINDS: Final = ("shm", "cxl", "rdma", "gpu")
 """The kinds of fabric by the names of `protocol.fabric.Kind`, which the command line does not wait for."""
 NUMA_NODES_MAX = 1024
 """NUMA nodes of one machine, a count: as many as Linux knows (MAX_NUMNODES)."""

@@ -85,8 +85,13 @@ def bind_door(name: bytes) -> socket.socket:
     return listener
 
 
-async def let_in(listener: socket.socket, terms: Terms) -> tuple[socket.socket, list[int]]:
+async def let_in(listener: socket.socket, terms: Terms, n_passed: int = DESCRIPTORS_MAX) -> tuple[socket.socket, list[int]]:
     """Wait for the peer at a door; the listener is closed afterwards, and so are all who are not the peer.
+
+    Args:
+        listener: of `bind_door`.
+        terms: what was agreed.
+        n_passed: how many descriptors the opener passes.
 
     Returns:
         The connection, and the descriptors that the opener has passed.
@@ -100,7 +105,7 @@ async def let_in(listener: socket.socket, terms: Terms) -> tuple[socket.socket, 
                 await trio.lowlevel.wait_readable(listener)
                 connection, _ = listener.accept()
                 try:
-                    return connection, await _first_packet(connection, terms, OPENER)
+                    return connection, await _first_packet(connection, terms, OPENER, n_passed)
                 except (RemoteProtocolError, OSError):
                     connection.close()
                 except BaseException:
@@ -112,7 +117,7 @@ async def let_in(listener: socket.socket, terms: Terms) -> tuple[socket.socket, 
 
 
 async def enter(name: bytes, terms: Terms, descriptors: Sequence[int]) -> tuple[socket.socket, list[int]]:
-    """Go to the peer's door, and pass it descriptors.
+    """Go to the peer's door, and pass it descriptors; it passes as many.
 
     Returns:
         The connection, and the descriptors that the other side has passed.
@@ -127,13 +132,13 @@ async def enter(name: bytes, terms: Terms, descriptors: Sequence[int]) -> tuple[
         connection.connect(b"\0" + name)
         check_user(connection)
         send_packet(connection, terms.proof(OPENER), descriptors)
-        return connection, await _first_packet(connection, terms, DOOR)
+        return connection, await _first_packet(connection, terms, DOOR, len(descriptors))
     except BaseException:
         connection.close()
         raise
 
 
-async def _first_packet(connection: socket.socket, terms: Terms, role: bytes) -> list[int]:
+async def _first_packet(connection: socket.socket, terms: Terms, role: bytes, n_passed: int) -> list[int]:
     """Read the proof of the other side and what it passes with it."""
     connection.setblocking(False)
     check_user(connection)
@@ -141,16 +146,16 @@ async def _first_packet(connection: socket.socket, terms: Terms, role: bytes) ->
     packet, descriptors = receive_packet(connection)
     try:
         terms.check(role, packet)
-        _check_count(descriptors)
+        _check_count(descriptors, n_passed)
     except BaseException:
         close_all(descriptors)
         raise
     return descriptors
 
 
-def _check_count(descriptors: Sequence[int]) -> None:
-    if len(descriptors) != DESCRIPTORS_MAX:
-        raise RemoteProtocolError(ErrorCode.MALFORMED, f"{len(descriptors)} descriptors where a ring and a bell are passed")
+def _check_count(descriptors: Sequence[int], n_passed: int) -> None:
+    if len(descriptors) != n_passed:
+        raise RemoteProtocolError(ErrorCode.MALFORMED, f"{len(descriptors)} descriptors where {n_passed} are passed")
 
 
 def check_user(connection: socket.socket) -> None:

@@ -8,7 +8,7 @@ Spec: docs/spec/11-fabric.md.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -17,11 +17,11 @@ import trio
 from mesh.fabric.answers import FilledAnswer, GivenReplies
 from mesh.fabric.base import Opener, Opening, Session
 from mesh.fabric.control import Control
+from mesh.fabric.gpu import all_ready
 from mesh.fabric.kinds import Kinds
 from mesh.fabric.lane import Lane
 from mesh.inference import Answer, AnswerLimits, Served, ServeLimits, request_over, serve_stream
 from mesh.inference.server import Handle, Handled
-from mesh.ondevice import host_request
 from mesh.telemetry import Telemetry
 from mesh.transport import ConnectionLost, Stream, StreamReset, Transport
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -40,6 +40,7 @@ from protocol.fabric import (
     encode_advert,
     join_adverts,
     matches,
+    reaches_devices,
 )
 from protocol.fabric.messages import (
     NONCE_BYTES,
@@ -51,7 +52,7 @@ from protocol.fabric.messages import (
     encode_opening,
 )
 from protocol.identity import PeerId, peer_id_text
-from protocol.inference import InferenceRequest, Reply, TensorsReady
+from protocol.inference import InferenceRequest, Reply, TensorsReady, are_on_host
 from protocol.node import Node
 
 SESSIONS_MAX = 64
@@ -100,8 +101,9 @@ class Fabrics:
         self._absent = kinds.absent
         self._advert = Advert()
         self._sessions: dict[PeerId, Session] = {}
+        self._device_sessions: dict[PeerId, Session] = {}  # those that carry tensors on a device, beside the others
         self._n_late: dict[PeerId, int] = {}
-        self._opening: dict[PeerId, trio.Event] = {}
+        self._opening: dict[tuple[PeerId, bool], trio.Event] = {}
         self._n_doors = 0
         self._matched: OrderedDict[PeerId, tuple[float, tuple[Match, ...]]] = OrderedDict()
         self._expected: deque[tuple[float, Lane, int]] = deque()
@@ -135,14 +137,18 @@ class Fabrics:
             try:
                 await trio.sleep_forever()
             finally:
-                for session in list(self._sessions.values()):
+                for session in self._all_sessions():
                     session.close("")
                 self._nursery.cancel_scope.cancel()
 
-    @property
-    def wants_large(self) -> bool:
-        """Whether there is any peer to which tensors could go that no message holds."""
-        return any(peer in self._sessions or self._shared(peer) for peer in self._transport.connections)
+    def wants_large(self, request: InferenceRequest) -> bool:
+        """Whether there is any peer to which tensors could go that no message holds, or that lie on a device as these do."""
+        ways = {False, not are_on_host(request.tensors)}
+        return any(
+            peer in self._held(on_device=way) or self._shared(peer, on_device=way)
+            for peer in self._transport.connections
+            for way in ways
+        )
 
     # Asking
 
@@ -150,75 +156,105 @@ class Fabrics:
         """Whether a request to a peer is worth a fabric, and there may be one."""
         if not request.tensors or not self._openers or self._nursery is None:
             return False
+        ways = (False,) if are_on_host(request.tensors) else (True, False)
+        return any(self._is_worth(peer, request, on_device=way) for way in ways)
+
+    def _is_worth(self, peer: PeerId, request: InferenceRequest, *, on_device: bool) -> bool:
+        """The same for fabrics that reach devices, or for the others."""
         size = sum(tensor.size_bytes for tensor in request.tensors)
-        session = self._sessions.get(peer)
+        session = self._held(on_device=on_device).get(peer)
         if session is not None:
             return size >= crossover_bytes(session.way, STREAM)
         if peer not in self._transport.connections:
             return False
-        return any(size >= crossover_bytes(self._way(match), STREAM) for match in self._shared(peer))
+        shared = self._shared(peer, on_device=on_device)
+        return any(size >= crossover_bytes(self._openers[match.kind].way(match), STREAM) for match in shared)
 
-    async def session(self, peer: PeerId) -> Session | None:
-        """The fabric with a peer, opened if there is none; None where that does not work out."""
-        session = self._sessions.get(peer)
-        if session is None and self._shared(peer):
+    async def session(self, peer: PeerId, *, on_device: bool = False) -> Session | None:
+        """The fabric with a peer, opened if there is none; None where that does not work out.
+
+        Args:
+            peer: with whom.
+            on_device: whether it is one for tensors that lie on a device.
+        """
+        held = self._held(on_device=on_device)
+        if peer not in held and self._shared(peer, on_device=on_device):
             with trio.move_on_after(OPEN_S_MAX):
-                await self._open(peer)
-            session = self._sessions.get(peer)
-        return session
+                await self._open(peer, on_device=on_device)
+        return held.get(peer)
 
-    async def way_to(self, peer: PeerId, request: InferenceRequest) -> tuple[Stream, Session] | None:
-        """A stream and the fabric for one request to a peer; None where it goes as any other."""
+    async def way_to(self, peer: PeerId, request: InferenceRequest) -> tuple[Stream, tuple[Session, ...]] | None:
+        """A stream and the fabrics for one request to a peer; None where it goes as any other."""
         if not self.wants(peer, request):
             return None
-        session = await self.session(peer)
+        session = None
+        if not are_on_host(request.tensors) and self._is_worth(peer, request, on_device=True):
+            session = await self.session(peer, on_device=True)
+        if session is None and self._is_worth(peer, request, on_device=False):
+            session = await self.session(peer)
         connection = self._transport.connections.get(peer)
         if session is None or connection is None:
             return None
         try:
-            return await connection.open_stream(INFER_FABRIC_PROTOCOL), session
+            return await connection.open_stream(INFER_FABRIC_PROTOCOL), self._with(peer)
         except (StreamReset, ConnectionLost):
             return None
 
     @asynccontextmanager
     async def request_over(
-        self, stream: Stream, session: Session, request: InferenceRequest, on_way: Callable[[str], None]
+        self, stream: Stream, sessions: Sequence[Session], request: InferenceRequest, on_way: Callable[[str], None]
     ) -> AsyncIterator[FilledAnswer]:
-        """Send a request whose tensors take the fabric, and hand out its answer, as `mesh.inference.request_over` does.
+        """Send a request whose tensors take a fabric, and hand out its answer, as `mesh.inference.request_over` does.
 
         Args:
             stream: negotiated for requests with a fabric.
-            session: the fabric.
+            sessions: the fabrics.
             request: what to ask.
             on_way: told which way the tensors take.
         """
-        lane, request = self._offered(stream, session, request, on_way)
+        lane, request = await self._offered(stream, sessions, request, on_way)
         async with request_over(lane, request) as answer:
             yield FilledAnswer(answer, lane)
 
-    def answer_over(
-        self, stream: Stream, session: Session, request: InferenceRequest, limits: AnswerLimits, on_way: Callable[[str], None]
+    async def answer_over(
+        self,
+        stream: Stream,
+        sessions: Sequence[Session],
+        request: InferenceRequest,
+        limits: AnswerLimits,
+        on_way: Callable[[str], None],
     ) -> tuple[FilledAnswer, InferenceRequest]:
-        """The answer to a request whose tensors take the fabric, and what is to be sent; arguments as of `request_over`."""
-        lane, request = self._offered(stream, session, request, on_way)
+        """The answer to a request whose tensors take a fabric, and what is to be sent; arguments as of `request_over`."""
+        lane, request = await self._offered(stream, sessions, request, on_way)
         return FilledAnswer(Answer(lane, request, limits), lane), request
 
-    def _offered(
-        self, stream: Stream, session: Session, request: InferenceRequest, on_way: Callable[[str], None]
+    async def _offered(
+        self, stream: Stream, sessions: Sequence[Session], request: InferenceRequest, on_way: Callable[[str], None]
     ) -> tuple[Lane, InferenceRequest]:
         """A stream that offers the tensors of a request, and the request as it goes with that."""
-        request = host_request(request)
-        lane = Lane(stream, session, self, request.deadline_s, serves=False)
+        await all_ready(request.tensors)
+        lane = Lane(stream, sessions, self, request.deadline_s, serves=False)
         lane.on_way = on_way
-        return lane, replace(request, tensors=()) if lane.offer(request.tensors) else request
+        left = lane.carry(request.tensors)
+        if left and not are_on_host(request.tensors) and await self.session(stream.peer_id) is not None:
+            lane.sessions = self._with(stream.peer_id)  # no room on the device
+            left = lane.carry(left)
+        return lane, replace(request, tensors=left)
 
-    def _way(self, match: Match) -> Way:
-        return self._openers[match.kind].way(match)
+    def _held(self, *, on_device: bool) -> dict[PeerId, Session]:
+        return self._device_sessions if on_device else self._sessions
 
-    def _shared(self, peer: PeerId) -> tuple[Match, ...]:
+    def _all_sessions(self) -> list[Session]:
+        return [*self._sessions.values(), *self._device_sessions.values()]
+
+    def _with(self, peer: PeerId) -> tuple[Session, ...]:
+        """The fabrics that are open with a peer: at most one that reaches devices, and one other."""
+        return tuple(held[peer] for held in (self._device_sessions, self._sessions) if peer in held)
+
+    def _shared(self, peer: PeerId, *, on_device: bool = False) -> tuple[Match, ...]:
         """The fabrics that this node and a peer have by their cards, the preferred first, where nothing has closed them."""
         now = self.now()
-        if not self._peers.is_open(peer, now) or len(self._sessions) >= SESSIONS_MAX:
+        if not self._peers.is_open(peer, now) or len(self._held(on_device=on_device)) >= SESSIONS_MAX:
             return ()
         checked_at, shared = self._matched.get(peer, (float("-inf"), ()))
         if now - checked_at > MATCHED_S:
@@ -227,7 +263,8 @@ class Fabrics:
             self._matched.move_to_end(peer)
             if len(self._matched) > MATCHED_MAX:
                 self._matched.popitem(last=False)
-        return tuple(match for match in shared if self._kinds.is_open(_key(peer, match.kind), now))
+        right = [match for match in shared if reaches_devices(match.kind) == on_device]
+        return tuple(match for match in right if self._kinds.is_open(_key(peer, match.kind), now))
 
     def _find_shared(self, peer: PeerId) -> tuple[Match, ...]:
         card = self._node.peer(peer, self.now()).card
@@ -240,29 +277,29 @@ class Fabrics:
             found = tuple(match for match in found if match.kind is not Kind.RDMA)
         return found
 
-    async def _open(self, peer: PeerId) -> None:
+    async def _open(self, peer: PeerId, *, on_device: bool) -> None:
         """Opens a fabric with a peer; whoever asks meanwhile waits for the same."""
-        opening = self._opening.get(peer)
-        if opening is not None:
-            await opening.wait()
+        key = peer, on_device
+        if key in self._opening:
+            await self._opening[key].wait()
             return
-        self._opening[peer] = trio.Event()
+        self._opening[key] = trio.Event()
         try:
-            await self._knock_until_open(peer)
+            await self._knock_until_open(peer, on_device=on_device)
         except trio.Cancelled:
-            if peer not in self._sessions:
-                for match in self._shared(peer):
+            if peer not in self._held(on_device=on_device):
+                for match in self._shared(peer, on_device=on_device):
                     self._cannot_open(peer, match.kind, f"it was not open within {OPEN_S_MAX:g} s")
             raise
         finally:
-            self._opening.pop(peer).set()
+            self._opening.pop(key).set()
 
-    async def _knock_until_open(self, peer: PeerId) -> None:
+    async def _knock_until_open(self, peer: PeerId, *, on_device: bool) -> None:
         """Tries one kind after the other, in the order in which they are preferred."""
         left: dict[Kind, Match] = {}
-        for match in self._shared(peer):
+        for match in self._shared(peer, on_device=on_device):
             left.setdefault(match.kind, match)  # of each kind the preferred
-        while left and peer not in self._sessions:
+        while left and peer not in self._held(on_device=on_device):
             tried = dict(left)
             try:
                 await self._knock(peer, left)
@@ -307,17 +344,17 @@ class Fabrics:
 
     async def serve(self, stream: Stream, handle: Handle, limits: ServeLimits | None = None) -> Served:
         """Answers one request whose tensors may take the fabric, as `mesh.inference.serve_stream` does."""
-        session = self._sessions.get(stream.peer_id)
-        lane = Lane(stream, session, self, 0.0, serves=True)
-        least_bytes = float("inf") if session is None else crossover_bytes(session.way, STREAM)
+        lane = Lane(stream, self._with(stream.peer_id), self, 0.0, serves=True)
+        takes_device = stream.peer_id in self._device_sessions
 
         def handle_filled(request: InferenceRequest, peer: PeerId) -> Handled:
             lane.lives(request.deadline_s)
             tensors = None if request.tensors else lane.next_tensors()
+            request = replace(request, takes_device=takes_device and not request.receipt)
             handled = handle(request if tensors is None else replace(request, tensors=tensors), peer)
             if isinstance(handled, tuple):
-                return tuple(_given(lane, reply, least_bytes) for reply in handled)
-            return _given_later(lane, handled, least_bytes)
+                return tuple(_given(lane, reply) for reply in handled)
+            return _given_later(lane, handled)
 
         served = await serve_stream(lane, handle_filled, limits)
         return served if lane.fault is None else replace(served, fault=lane.fault)
@@ -360,7 +397,8 @@ class Fabrics:
         here = [kind for kind in hello.kinds if kind in shared and self._is_here(peer, Kind(kind))]
         if not here:
             return Shut(ErrorCode.UNSUPPORTED, "this node shares no fabric of these kinds, or none that works")
-        if len(self._sessions) >= SESSIONS_MAX or self._n_doors >= OPENINGS_MAX or self._nursery is None:
+        held = self._held(on_device=reaches_devices(Kind(here[0])))
+        if len(held) >= SESSIONS_MAX or self._n_doors >= OPENINGS_MAX or self._nursery is None:
             return Shut(ErrorCode.OVERLOADED, "this node has fabrics with as many as it can")
         return shared[here[0]]
 
@@ -373,17 +411,23 @@ class Fabrics:
 
     def _begin(self, session: Session) -> trio.Event:
         """A fabric is open; it takes the place of an earlier one with the same peer. Returns what is set when it is over."""
-        earlier = self._sessions.get(session.peer)
+        on_device = reaches_devices(session.kind)
+        held = self._held(on_device=on_device)
+        earlier = held.get(session.peer)
         if earlier is not None:
             earlier.close("")
         assert self._nursery is not None
-        self._sessions[session.peer] = session
-        self._n_late[session.peer] = 0
-        self._node.ways[session.peer] = session.way
+        held[session.peer] = session
+        self._n_late[_key(session.peer, session.kind)] = 0
+        self._ways(on_device=on_device)[session.peer] = session.way
         ended = trio.Event()
         self._nursery.start_soon(self._run_session, session, ended)
         self._telemetry.log.info("fabric opened", peer=peer_id_text(session.peer), kind=session.kind.name.lower())
         return ended
+
+    def _ways(self, *, on_device: bool) -> dict[PeerId, Way]:
+        """What the core is told of the fabrics that are open."""
+        return self._node.device_ways if on_device else self._node.ways
 
     async def _run_session(self, session: Session, ended: trio.Event) -> None:
         try:
@@ -393,13 +437,17 @@ class Fabrics:
             ended.set()
 
     def _closed(self, session: Session, why: str) -> None:
-        if self._sessions.get(session.peer) is session:
-            del self._sessions[session.peer], self._n_late[session.peer]
-            self._node.ways.pop(session.peer, None)
-            if why:
-                self._failed(session.peer, why)
-            else:
+        on_device = reaches_devices(session.kind)
+        held = self._held(on_device=on_device)
+        if held.get(session.peer) is session:
+            del held[session.peer], self._n_late[_key(session.peer, session.kind)]
+            self._ways(on_device=on_device).pop(session.peer, None)
+            if not why:
                 self._telemetry.log.info("fabric closed", peer=peer_id_text(session.peer))
+            elif on_device:  # the others may be used nevertheless
+                self._cannot_open(session.peer, session.kind, why)
+            else:
+                self._failed(session.peer, why)
 
     def fault(self, session: Session, why: str) -> None:
         """Something about a fabric went wrong: it is closed, and stays so for a while."""
@@ -417,16 +465,18 @@ class Fabrics:
 
     def succeeded(self, session: Session) -> None:
         """A transfer to a peer went well."""
-        if session.peer in self._n_late:
-            self._n_late[session.peer] = 0
+        key = _key(session.peer, session.kind)
+        if key in self._n_late:
+            self._n_late[key] = 0
         self._peers.handle_success(session.peer)
-        self._kinds.handle_success(_key(session.peer, session.kind))
+        self._kinds.handle_success(key)
 
     def was_late(self, session: Session, why: str) -> None:
         """A peer has not taken a transfer in time. It may be busy; a fabric that is late time after time carries nothing."""
-        if self._sessions.get(session.peer) is not session:
+        if self._held(on_device=reaches_devices(session.kind)).get(session.peer) is not session:
             return
-        n_late = self._n_late[session.peer] = self._n_late[session.peer] + 1
+        key = _key(session.peer, session.kind)
+        n_late = self._n_late[key] = self._n_late[key] + 1
         self._telemetry.log.info("transfer late", peer=peer_id_text(session.peer), in_a_row=n_late)
         if n_late >= LATES_MAX:
             self.fault(session, why)
@@ -458,11 +508,12 @@ class Fabrics:
             self._expected.popleft()
             with suppress(RemoteProtocolError):
                 lane.late(number)
+            del lane  # with all that its transfers hold
 
     async def _watch_leases(self) -> None:
         while True:
             await trio.sleep(TICK_S)
-            for session in list(self._sessions.values()):
+            for session in self._all_sessions():
                 session.handle_timer(self.now())
 
     def status(self) -> dict[str, object]:
@@ -470,6 +521,7 @@ class Fabrics:
         here = [opener for opener in self._openers.values() if not opener.absent]
         absent = {**dict(self._absent), **{opener.kind: opener.absent for opener in self._openers.values() if opener.absent}}
         thresholds = [crossover_bytes(opener.way(Match(opener.kind)), STREAM) for opener in here]
+        on_device = {peer_id_text(peer): session.figures() for peer, session in self._device_sessions.items()}
         told = {opener.kind.name.lower(): figures for opener in here if (figures := opener.figures())}
         return {
             "kinds": [opener.kind.name.lower() for opener in here],
@@ -479,6 +531,7 @@ class Fabrics:
                 peer_id_text(peer): {"kind": session.kind.name.lower(), **session.figures()}
                 for peer, session in self._sessions.items()
             },
+            **({"open_on_device": on_device} if on_device else {}),
             **told,
         }
 
@@ -488,18 +541,14 @@ def _key(peer: PeerId, kind: Kind) -> PeerId:
     return PeerId(peer + bytes([kind]))
 
 
-def _given(lane: Lane, reply: Reply, least_bytes: float) -> Reply:
+def _given(lane: Lane, reply: Reply) -> Reply:
     """The reply as it goes out: large tensors take the fabric."""
-    if isinstance(reply, TensorsReady):
-        size = sum(tensor.data.nbytes for tensor in reply.tensors)
-        if (size >= least_bytes or not reply.tensors) and lane.offer(reply.tensors):
-            return TensorsReady(())
-    return reply
+    return TensorsReady(lane.carry(reply.tensors)) if isinstance(reply, TensorsReady) else reply
 
 
 @asynccontextmanager
 async def _given_later(
-    lane: Lane, handled: AbstractAsyncContextManager[AsyncIterator[Reply]], least_bytes: float
+    lane: Lane, handled: AbstractAsyncContextManager[AsyncIterator[Reply]]
 ) -> AsyncIterator[AsyncIterator[Reply]]:
     async with handled as replies:
-        yield GivenReplies(replies, lambda reply: _given(lane, reply, least_bytes))
+        yield GivenReplies(replies, lambda reply: _given(lane, reply))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mesh.fabric.base import Opener
 from mesh.fabric.cxl_opener import CxlOpener
+from mesh.fabric.gpu.opener import GpuOpener
 from mesh.fabric.rdma.opener import RdmaOpener
 from mesh.fabric.rdma.ports import has_devices
 from mesh.fabric.shm import ShmOpener, host_secret
@@ -84,6 +85,8 @@ def find_kinds(wanted: Wanted) -> Kinds:
                 absent.append((kind, "no pool is named; see isochrone pool create --help, and start with --cxl-pool PATH"))
             case Kind.RDMA:
                 openers.append(RdmaOpener(host_secret(), wanted.rdma_devices))
+            case Kind.GPU:
+                openers.append(GpuOpener(wanted.network_id, host_secret()))
     if wanted.kinds and Kind.RDMA not in wanted.kinds and has_devices():
         absent.append((Kind.RDMA, UNNAMED))
     return Kinds(tuple(openers), tuple(absent))

@@ -19,7 +19,7 @@ from mesh.fabric.transfers import Gift, Receipt
 from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.fabric import Action, Giver, Gives, Giving, Lease, Receiver, Takes, Taking
+from protocol.fabric import STREAM, Action, Giver, Gives, Giving, Lease, Receiver, Takes, Taking, crossover_bytes, reaches_devices
 from protocol.fabric.messages import (
     HEAD_BYTES,
     FrameKind,
@@ -38,7 +38,7 @@ from protocol.fabric.messages import (
     kind_of_frame,
 )
 from protocol.identity import PeerId
-from protocol.inference import Tensor
+from protocol.inference import Tensor, are_on_host, on_host
 from protocol.wire.inference import REPLY_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -51,18 +51,21 @@ TRANSFERS_MAX = 4096
 class Lane:
     """Both directions of a stream, with a fabric beside it; see the module's docstring."""
 
-    def __init__(self, stream: Stream, session: Session | None, fabrics: "Fabrics", deadline_s: float, *, serves: bool) -> None:
+    def __init__(
+        self, stream: Stream, sessions: Sequence[Session], fabrics: "Fabrics", deadline_s: float, *, serves: bool
+    ) -> None:
         """Begins.
 
         Args:
             stream: negotiated for requests with a fabric; it is the lane's from now on.
-            session: the fabric with the peer, None where it is closed by now: everything then takes the stream.
+            sessions: the fabrics with the peer, at most one that reaches devices and one other; where all are closed by now
+                everything takes the stream.
             fabrics: bounds, budgets, and who hears of faults.
             deadline_s: of the request; a lease lasts as long.
             serves: whether this side answers.
         """
         self._stream = stream
-        self._session = session
+        self.sessions = tuple(sessions)
         self._fabrics = fabrics
         self._lifetime_s = deadline_s + fabrics.config.lease_slack_s
         self._serves = serves
@@ -165,10 +168,26 @@ class Lane:
 
     # Tensors
 
-    def offer(self, tensors: Sequence[Tensor]) -> bool:
-        """Let tensors take the fabric: their offer leaves with the next message. False where they cannot."""
-        session = self._session
-        if session is None or session.closed or len(self._gifts) >= TRANSFERS_MAX:
+    def carry(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Let tensors take a fabric: their offer leaves with the next message.
+
+        Returns:
+            What the message is to hold itself: nothing, or all of them where no fabric takes them or they are too few.
+
+        Raises:
+            OSError: a device fails from which they are brought to the host.
+        """
+        if not are_on_host(tensors):
+            if self._offer(tensors, on_device=True):
+                return ()
+            tensors = on_host(tensors)
+        return () if self._offer(tensors, on_device=False) else tuple(tensors)
+
+    def _offer(self, tensors: Sequence[Tensor], *, on_device: bool) -> bool:
+        session = next((s for s in self.sessions if not s.closed and reaches_devices(s.kind) == on_device), None)
+        if session is None or len(self._gifts) >= TRANSFERS_MAX:
+            return False
+        if tensors and sum(tensor.size_bytes for tensor in tensors) < crossover_bytes(session.way, STREAM):
             return False
         try:
             given = session.give(tensors, self._lifetime_s, self._fabrics.now())
@@ -178,7 +197,7 @@ class Lane:
         if given is None:
             return False
         self._say(Offer(len(self._gifts), session.kind, given.places, given.lease, given.tag))
-        self._gifts.append(Gift(given, Giving(writes=given.lease is None)))
+        self._gifts.append(Gift(session, given, Giving(writes=given.lease is None)))
         self.on_way(session.kind.name.lower())
         return True
 
@@ -264,8 +283,8 @@ class Lane:
             StreamReset: on the side that answers, where a fault past the request ends the stream.
         """
         self.fault = error
-        if self._session is not None:
-            self._fabrics.fault(self._session, error.detail)
+        for session in self.sessions:
+            self._fabrics.fault(session, error.detail)
         if not self._serves:
             raise error
         self.reset(error.code)
@@ -307,21 +326,20 @@ class Lane:
         for action in sorted(actions, key=lambda action: action is not Action.STREAM):
             self._do_give(gift, number, action, lease)
         gift.fresh = True
-        if event is Gives.TAKEN and self._session is not None:
-            self._fabrics.succeeded(self._session)
-        if why and self._session is not None:
+        if event is Gives.TAKEN:
+            self._fabrics.succeeded(gift.session)
+        if why:
             if not self._fell_back:
-                self.on_way(f"{self._session.kind.name.lower()}, then the stream: {why}")
+                self.on_way(f"{gift.session.kind.name.lower()}, then the stream: {why}")
             self._fell_back = True
             if event is Gives.LATE:
-                self._fabrics.was_late(self._session, why)
+                self._fabrics.was_late(gift.session, why)
             elif code is not ErrorCode.OVERLOADED:  # nothing is broken where only this transfer finds no room
-                self._fabrics.fault(self._session, why)
+                self._fabrics.fault(gift.session, why)
         self._settled.set()
 
     def _do_give(self, gift: Gift, number: int, action: Action, lease: Lease | None) -> None:
-        session = self._session
-        assert session is not None
+        session = gift.session
         match action:
             case Action.REUSE:
                 session.reuse(gift.given)
@@ -391,11 +409,9 @@ class Lane:
                 await self._settled.wait()
 
     async def _read_until_settled(self, scope: trio.CancelScope) -> None:
-        try:
+        with suppress(StreamReset, ConnectionLost):
             while await self._read():
                 pass
-        except (StreamReset, ConnectionLost):
-            pass
         self._over()
         scope.cancel()
 
@@ -420,12 +436,12 @@ class Lane:
         if offer.transfer != len(self._receipts) or offer.transfer >= TRANSFERS_MAX:
             raise RemoteProtocolError(ErrorCode.MALFORMED, f"transfer {offer.transfer} is offered after {len(self._receipts)}")
         refused = self._fabrics.charge_offer(self.peer_id)
-        receipt = Receipt(offer, Taking(grants=offer.lease is None))
+        session = next((session for session in self.sessions if session.kind is offer.kind), None)
+        receipt = Receipt(session, offer, Taking(grants=offer.lease is None))
         self._receipts.append(receipt)
         if refused is ErrorCode.FLOODING:
             raise RemoteProtocolError(ErrorCode.FLOODING, "more transfers are offered than anybody takes")
-        session = self._session
-        if refused is not None or session is None or session.closed or offer.kind is not session.kind:
+        if refused is not None or session is None or session.closed:
             self._take(receipt, Takes.FAILED, refused or ErrorCode.FABRIC_FAILED, "this fabric is closed here")
         elif receipt.taking.first is Action.GRANT:
             if session.writes is None:
@@ -435,16 +451,16 @@ class Lane:
         elif session.reads is None:
             self._take(receipt, Takes.FAILED, ErrorCode.UNSUPPORTED, "nobody reads by this fabric")
         else:
-            self._map(session, session.reads, receipt)
+            self._map(session.reads, receipt)
 
-    def _map(self, session: Session, reads: Reads, receipt: Receipt) -> None:
+    def _map(self, reads: Reads, receipt: Receipt) -> None:
         """Take what the peer has leased, now or when it is ready."""
         offer = receipt.offer
         assert offer.lease is not None
         try:
             taken = reads.take(offer.lease, offer.places, offer.tag)
         except RemoteProtocolError as error:
-            self._take_failed(session, receipt, error)
+            self._take_failed(receipt, error)
             return
         if isinstance(taken, tuple):
             receipt.tensors = taken
@@ -453,36 +469,21 @@ class Lane:
             self._begin_step(self._await_taken, taken, receipt)
 
     async def _await_taken(self, taken: Awaitable[tuple[Tensor, ...]], receipt: Receipt) -> None:
-        session = self._session
-        assert session is not None
         try:
             tensors = await taken
         except (RemoteProtocolError, OSError) as error:
-            self._take_failed(session, receipt, error)
+            self._take_failed(receipt, error)
         else:
             self._take_ready(receipt, tensors)
 
     async def _grant(self, writes: Writes, receipt: Receipt) -> None:
         """Leases memory for a transfer that the peer writes."""
-        session = self._session
-        assert session is not None
         try:
             receipt.lease = await writes.grant(receipt.offer, self._lifetime_s, self._fabrics.now())
         except (RemoteProtocolError, OSError) as error:
-            self._take_failed(session, receipt, error)
+            self._take_failed(receipt, error)
         else:
             self._take(receipt, Takes.READY)
-
-    async def _check(self, writes: Writes, receipt: Receipt, lease: Lease) -> None:
-        """Takes a lease back, and sees what was written."""
-        session = self._session
-        assert session is not None
-        try:
-            tensors = await writes.check(receipt.offer, lease, receipt.tag)
-        except (RemoteProtocolError, OSError) as error:
-            self._take_failed(session, receipt, error)
-        else:
-            self._take_ready(receipt, tensors)
 
     def _take_ready(self, receipt: Receipt, tensors: tuple[Tensor, ...]) -> None:
         """The tensors of a transfer are in place; they are wanted only where nobody has turned to the stream meanwhile."""
@@ -492,13 +493,14 @@ class Lane:
         if receipt.lease is not None and receipt.taking.state is Receiver.TAKEN:
             self._take(receipt, Takes.DONE)  # they lie in this side's memory, and the lease was taken back
 
-    def _take_failed(self, session: Session, receipt: Receipt, error: RemoteProtocolError | OSError) -> None:
+    def _take_failed(self, receipt: Receipt, error: RemoteProtocolError | OSError) -> None:
         code = error.code if isinstance(error, RemoteProtocolError) else ErrorCode.FABRIC_FAILED
         detail = error.detail if isinstance(error, RemoteProtocolError) else str(error)
         if receipt.taking.state in (Receiver.MAPPING, Receiver.GRANTING, Receiver.CHECKING):
             self._take(receipt, Takes.FAILED, code, detail)
         if code is not ErrorCode.OVERLOADED:
-            self._fabrics.fault(session, detail)
+            assert receipt.session is not None
+            self._fabrics.fault(receipt.session, detail)
 
     def _take(
         self, receipt: Receipt, event: Takes, code: ErrorCode = ErrorCode.FABRIC_FAILED, detail: str = "taken back"
@@ -533,11 +535,11 @@ class Lane:
 
     def _let_go(self, receipt: Receipt, action: Action, event: Takes) -> None:
         """End what this side has of a lease: of the peer's, or of its own that the peer has written to."""
-        writes = None if self._session is None else self._session.writes
+        writes = None if receipt.session is None else receipt.session.writes
         if receipt.lease is None or writes is None:
             receipt.tensors = ()
         elif action is Action.CHECK:
-            self._begin_step(self._check, writes, receipt, receipt.lease)
+            self._begin_step(self._await_taken, writes.check(receipt.offer, receipt.lease, receipt.tag), receipt)
         elif receipt.taking.state is not Receiver.CHECKING and event is not Takes.DONE:
             receipt.tensors = ()
             writes.withdraw(receipt.lease)
@@ -575,11 +577,10 @@ class Lane:
 
     def _look_at_run(self, receipt: Receipt) -> None:
         """Hand the tensors out once all of their bytes are there."""
-        if not receipt.collects or len(receipt.arrived) != receipt.offer.size_bytes:
-            return
-        receipt.collects = False
-        receipt.tensors = receipt.from_stream()
-        self._take(receipt, Takes.ARRIVED)
+        if receipt.has_arrived:
+            receipt.collects = False
+            receipt.tensors = receipt.from_stream()
+            self._take(receipt, Takes.ARRIVED)
 
     # Saying
 

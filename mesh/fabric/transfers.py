@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mesh.fabric.base import Given
+from mesh.fabric.base import Given, Session
 from protocol.fabric import Giver, Giving, Lease, Taking
 from protocol.fabric.messages import Offer
 from protocol.inference import Tensor
@@ -17,6 +17,7 @@ class Gift:
     """A transfer that this side gives.
 
     Attributes:
+        session: the fabric that it takes.
         given: its tensors.
         giving: its state.
         streaming: its bytes are being sent by the stream.
@@ -26,6 +27,7 @@ class Gift:
         looks: how often the time was looked at while the peer compares the tag.
     """
 
+    session: Session
     given: Given
     giving: Giving
     streaming: bool = False
@@ -57,6 +59,7 @@ class Receipt:
     """A transfer that this side takes.
 
     Attributes:
+        session: the fabric by which it comes; None where there is none.
         offer: what came.
         taking: its state.
         tensors: what it has brought, until somebody takes them.
@@ -67,6 +70,7 @@ class Receipt:
         tag: what the peer says it has written.
     """
 
+    session: Session | None
     offer: Offer
     taking: Taking
     tensors: tuple[Tensor, ...] = ()
@@ -75,6 +79,11 @@ class Receipt:
     arrived: bytearray = field(default_factory=bytearray)
     lease: Lease | None = None
     tag: bytes = b""
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether all bytes are there that are collected."""
+        return self.collects and len(self.arrived) == self.offer.size_bytes
 
     def from_stream(self) -> tuple[Tensor, ...]:
         """The tensors, all of whose bytes have come by the stream."""

@@ -92,7 +92,7 @@ class LightNode:
         self.dispatcher = Dispatcher(self.node, self.transport, (), telemetry, identity)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.driver.counts_origins = gate is None
-        wanted = Wanted([Kind.SHM], network_id, AGENT, self._machine.entropy, self._machine.luck)
+        wanted = Wanted([Kind.SHM, Kind.GPU], network_id, AGENT, self._machine.entropy, self._machine.luck)
         self.fabrics = Fabrics(self.node, self.transport, telemetry, find_kinds(wanted))
         self.dispatcher.fabrics = self.fabrics
         self.dispatcher.attach(self.driver, Sealing(self.node, self.transport, telemetry, identity, ServeLimits(), relays=False))
@@ -202,7 +202,7 @@ class LightWay:
         Raises:
             BadInputError: it cannot be sent.
         """
-        if self._light.fabrics.wants_large:
+        if self._light.fabrics.wants_large(request):
             pieces_of(replace(request, tensors=()))
             return request
         request = brought(request)

@@ -6,18 +6,29 @@ the bytes stands in `mesh.fabric`, and in the simulator where a fabric is tried 
 Spec: docs/spec/11-fabric.md.
 """
 
-from protocol.fabric.adverts import Advert, Closeness, GpuPath, Port, decode_advert, encode_advert, host_tag, join_adverts
-from protocol.fabric.cost import CXL, HERE, SHM, STREAM, Link, Way, crossover_bytes
+from protocol.fabric.adverts import (
+    Advert,
+    Closeness,
+    GpuPath,
+    Port,
+    decode_advert,
+    encode_advert,
+    gpu_tag,
+    host_tag,
+    join_adverts,
+)
+from protocol.fabric.cost import CXL, GPU, HERE, SHM, STREAM, Link, Way, crossover_bytes
 from protocol.fabric.leases import LeaseBook, RegionTable
 from protocol.fabric.matching import Match, matches, port_for
 from protocol.fabric.messages import FABRIC_PROTOCOL, INFER_FABRIC_PROTOCOL
 from protocol.fabric.peers import FabricPeers
 from protocol.fabric.transfer import Action, Giver, Gives, Giving, Receiver, Takes, Taking
-from protocol.fabric.values import FabricConfig, Kind, Lease, Place, Rights
+from protocol.fabric.values import FabricConfig, Kind, Lease, Place, Rights, reaches_devices
 
 __all__ = [
     "CXL",
     "FABRIC_PROTOCOL",
+    "GPU",
     "HERE",
     "INFER_FABRIC_PROTOCOL",
     "SHM",
@@ -47,8 +58,10 @@ __all__ = [
     "crossover_bytes",
     "decode_advert",
     "encode_advert",
+    "gpu_tag",
     "host_tag",
     "join_adverts",
     "matches",
     "port_for",
+    "reaches_devices",
 ]

@@ -30,7 +30,7 @@ POOL_ID_BYTES = 16
 """Length of the id of a pool of CXL memory in bytes: a UUID."""
 
 ADVERT_BYTES_MAX = 768
-"""Longest advert in bytes: 8 ports of 26, 4 pools of 18, 32 GPUs of 6, and what is round them."""
+"""Longest advert in bytes: 8 ports of 26, 4 pools of 18, 32 GPUs of 6, 16 tags of 10, and what is round them."""
 
 PORTS_MAX = 8
 """Most RDMA ports of one node: as many as the largest machines have GPUs."""
@@ -41,10 +41,18 @@ POOLS_MAX = 4
 GPUS_MAX = 32
 """Most GPUs of one node, as on a card (chapter 3)."""
 
+GPU_TAG_BYTES = 8
+"""Length of a GPU's tag in bytes: it tells the GPUs of one host apart, and the memory of one is proved to be its own by opening
+it."""
+
+GPU_TAGS_MAX = 16
+"""Most GPUs whose memory a node passes on: as many as the largest machines have."""
+
 SPEED_MBPS_MAX = 2**32 - 1
 """Fastest port in Mbit/s that can be told; far beyond any."""
 
 _HOST_DOMAIN = b"isochrone-host-v1:"
+_GPU_DOMAIN = b"isochrone-gpu-v1:"
 _LIMITS = PackingLimits(size_bytes_max=ADVERT_BYTES_MAX, depth_max=3, values_max=256)
 
 
@@ -88,6 +96,7 @@ class Advert:
     ports: tuple[Port, ...] = ()
     pools: tuple[bytes, ...] = ()
     gpu_paths: tuple[GpuPath, ...] = ()
+    gpu_tags: tuple[bytes, ...] = ()
 
 
 def host_tag(host_secret: bytes, network_id: str) -> bytes:
@@ -104,6 +113,21 @@ def host_tag(host_secret: bytes, network_id: str) -> bytes:
     return hmac.new(host_secret, _HOST_DOMAIN + network_id.encode(), hashlib.sha256).digest()[:HOST_TAG_BYTES]
 
 
+def gpu_tag(host_secret: bytes, network_id: str, uuid: bytes) -> bytes:
+    """The tag that all nodes of one host and one network that use a GPU share; its id cannot be told from it.
+
+    Args:
+        host_secret: as for the host tag.
+        network_id: of the network.
+        uuid: of the GPU, which it keeps for life; 16 bytes.
+
+    Returns:
+        `GPU_TAG_BYTES` bytes.
+    """
+    assert len(host_secret) >= HOST_TAG_BYTES
+    return hmac.new(host_secret, _GPU_DOMAIN + network_id.encode() + uuid, hashlib.sha256).digest()[:GPU_TAG_BYTES]
+
+
 def join_adverts(parts: Iterable[Advert]) -> Advert:
     """One advert of what each kind of fabric tells; at most one of them tells ports and the ways to them."""
     joined = Advert()
@@ -113,6 +137,7 @@ def join_adverts(parts: Iterable[Advert]) -> Advert:
             part.ports or joined.ports,
             part.pools or joined.pools,
             part.gpu_paths or joined.gpu_paths,
+            part.gpu_tags or joined.gpu_tags,
         )
     return joined
 
@@ -132,6 +157,8 @@ def encode_advert(advert: Advert) -> bytes:
         fields["cxl"] = list(advert.pools)
     if advert.gpu_paths:
         fields["gpu"] = [[path.gpu, path.port, int(path.closeness)] for path in advert.gpu_paths]
+    if advert.gpu_tags:
+        fields["cuda"] = list(advert.gpu_tags)
     return pack(fields, _LIMITS) if fields else b""
 
 
@@ -150,9 +177,10 @@ def decode_advert(data: bytes | memoryview) -> Advert:
     if not isinstance(host, bytes) or len(host) not in (0, HOST_TAG_BYTES):
         raise _malformed("a host tag of another length")
     ports = tuple(_port(item) for item in _array(fields, "rdma", PORTS_MAX))
-    pools = tuple(_pool(item) for item in _array(fields, "cxl", POOLS_MAX))
+    pools = tuple(_id(item, POOL_ID_BYTES) for item in _array(fields, "cxl", POOLS_MAX))
+    tags = tuple(_id(item, GPU_TAG_BYTES) for item in _array(fields, "cuda", GPU_TAGS_MAX))
     paths = (_path(item, len(ports)) for item in _array(fields, "gpu", GPUS_MAX))
-    return Advert(host, ports, pools, tuple(path for path in paths if path is not None))
+    return Advert(host, ports, pools, tuple(path for path in paths if path is not None), tags)
 
 
 def _array(fields: dict[str, Plain], name: str, count_max: int) -> list[Plain]:
@@ -178,9 +206,9 @@ def _port(item: Plain) -> Port:
             raise _malformed("no RDMA port")
 
 
-def _pool(item: Plain) -> bytes:
-    if not isinstance(item, bytes) or len(item) != POOL_ID_BYTES:
-        raise _malformed("no id of a pool")
+def _id(item: Plain, size: int) -> bytes:
+    if not isinstance(item, bytes) or len(item) != size:
+        raise _malformed(f"no id of {size} bytes")
     return item
 
 

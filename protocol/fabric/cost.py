@@ -89,3 +89,8 @@ measured with the same."""
 CXL = Way((Link(1e-6, 4e9),), setup_s=0.0067)
 """A pool that both hosts map: shared memory, of which a read takes some hundred nanoseconds more (CXL 2.0 devices behind a switch
 are told to take 200 to 400), which no transfer from a mebibyte on notices. Nothing was measured on such a device."""
+
+GPU = Way((Link(0.0, 60e9),), setup_s=0.0067)
+"""GPU memory of one device, copied once by each side, in bytes per second: each copy reads and writes the memory, of which a
+small data-centre card (NVIDIA T4: 320 GB/s) moves a fifth of that much at the least. What a request pays before is taken to be as
+with shared memory. Nothing was measured on a GPU."""

@@ -19,6 +19,7 @@ class Match:
         own_port: of RDMA, the place of this node's port in its advert.
         their_port: and of the other's.
         speed_mbps: of RDMA, the speed of the slower port, 0 where neither says.
+        gpu: of GPU memory, the tag of the GPU.
     """
 
     kind: Kind
@@ -26,6 +27,7 @@ class Match:
     own_port: int = 0
     their_port: int = 0
     speed_mbps: int = 0
+    gpu: bytes = b""
 
 
 def matches(own: Advert, other: Advert) -> tuple[Match, ...]:
@@ -43,7 +45,9 @@ def matches(own: Advert, other: Advert) -> tuple[Match, ...]:
         for there, far in enumerate(other.ports)
         if port.subnet == far.subnet and port.gid != far.gid
     ]
-    return (*found, *sorted(pairs, key=lambda match: (-match.speed_mbps, match.own_port + match.their_port, match.own_port)))
+    found += sorted(pairs, key=lambda match: (-match.speed_mbps, match.own_port + match.their_port, match.own_port))
+    found += [Match(Kind.GPU, gpu=tag) for tag in sorted(set(own.gpu_tags) & set(other.gpu_tags))]
+    return tuple(found)
 
 
 def port_for(advert: Advert, gpu: int, match_ports: tuple[int, ...]) -> int | None:

@@ -61,7 +61,7 @@ PLACE_BYTES_MAX = 107
 """Longest name of a local socket in bytes: what `sun_path` holds with a zero (unix(7))."""
 
 KINDS_MAX = 8
-"""Most kinds of fabric that a `Hello` may name; there are three."""
+"""Most kinds of fabric that a `Hello` may name; there are four."""
 
 HEAD_BYTES = 8
 """Bytes before a message: four zeros and the identifier."""

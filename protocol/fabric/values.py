@@ -38,11 +38,20 @@ ALIGNMENT_BYTES = 64
 
 
 class Kind(IntEnum):
-    """The fabrics, in the order in which they are preferred; the numbers stand on the wire."""
+    """The fabrics, in the order in which they are preferred; the numbers stand on the wire.
+
+    The last reaches tensors that lie on a device, for which it comes first, and no others.
+    """
 
     SHM = 1  # memory of one host, passed as a descriptor
     CXL = 2  # a pool that both hosts map
     RDMA = 3  # RoCE v2 or InfiniBand
+    GPU = 4  # memory of a GPU that both processes use
+
+
+def reaches_devices(kind: Kind) -> bool:
+    """Whether tensors that lie on a device take this kind of fabric; all others take the other kinds."""
+    return kind is Kind.GPU
 
 
 class Rights(IntFlag):

@@ -25,7 +25,7 @@ from protocol.fabric import Way
 from protocol.forwarding import Forwarding
 from protocol.gossip import Gossip
 from protocol.identity import Identity, PeerId
-from protocol.inference import Failed, Finished, InferenceRequest
+from protocol.inference import Failed, Finished, InferenceRequest, are_on_host
 from protocol.load import Beat, ModelLoad
 from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
@@ -105,6 +105,7 @@ class Node:
         self.telling = EdgeTelling(config, self.table, self.probe, *told_by, luck, self.wall, lambda: self.vivaldi.coordinate)
         shared = (self.table, self.membership, self.probe, self.views, self.gossip, self.telling.store)
         self.ways: dict[PeerId, Way] = {}  # the fabrics that are open; the shell bounds them
+        self.device_ways: dict[PeerId, Way] = {}  # those that carry tensors on a device
         self.relays = Relays(config, *shared, self.wall, self._settle)
         self._ranking_at = float("inf")
         self._ranking_wait_s = config.ranking_min_s
@@ -261,7 +262,8 @@ class Node:
         if request.hops_left > 0:  # otherwise nobody else may be asked
             candidates.extend(self.relays.candidates(request, from_peer, self.facts(now), in_flight, own_error, now))
         requirement = requirement_of(request, from_peer)
-        seen = self.inquiries.seen(candidates if not self.ways else with_ways(candidates, self.ways), now)
+        ways = self.ways if are_on_host(request.tensors) else self.ways | self.device_ways
+        seen = self.inquiries.seen(with_ways(candidates, ways) if ways else candidates, now)
         return rank(request.request_id, requirement, seen, self.services, self.config.routing, self._luck, now)
 
     def submit(

@@ -11,6 +11,7 @@ from fuzz_oracle import Harness, either
 from mesh.fabric.ring import Inbox, Outbox
 from mesh.fabric.session import read_packet
 from protocol.errors import RemoteProtocolError
+from protocol.fabric import gpu
 from protocol.fabric.adverts import decode_advert
 from protocol.fabric.matching import matches
 from protocol.fabric.messages import HEAD_BYTES, decode_hello, decode_message, decode_opening
@@ -147,8 +148,20 @@ def _pool_seeds() -> list[bytes]:
 
 _END = End(bytes(10) + b"\xff\xff\x0a\x09\x00\x01", 17, 5, 3)
 
+
+def _gpu_word(_state: None, data: bytes) -> object:
+    return gpu.decode_word(data)
+
+
 HARNESS = either(
     "fabric",
+    Harness(
+        "gpu-word",
+        _gpu_word,
+        _REMOTE,
+        lambda: _bytes("gpu_words", "invalid_gpu_words", "later_gpu_words"),
+        ("protocol.fabric.gpu:decode_word", "protocol.fabric.gpu:*"),
+    ),
     Harness(
         "pool",
         _pool,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.fabric import messages, pools
-from protocol.fabric.adverts import Advert, Closeness, GpuPath, Port, decode_advert, encode_advert, host_tag
+from protocol.fabric import gpu, messages, pools
+from protocol.fabric.adverts import Advert, Closeness, GpuPath, Port, decode_advert, encode_advert, gpu_tag, host_tag
 from protocol.fabric.matching import Match, matches
 from protocol.fabric.rdma import End, decode_end, encode_end, keyed_tag, tag_key
 from protocol.fabric.tags import check_tag, tag_of
@@ -54,7 +54,8 @@ def advert_of(told: dict) -> Advert:
         raw(told, "host"),
         tuple(Port(bytes.fromhex(gid), bits, speed) for gid, bits, speed in told["rdma"]),
         tuple(map(bytes.fromhex, told["cxl"])),
-        tuple(GpuPath(gpu, port, Closeness(closeness)) for gpu, port, closeness in told["gpu"]),
+        tuple(GpuPath(place, port, Closeness(closeness)) for place, port, closeness in told["gpu"]),
+        tuple(map(bytes.fromhex, told.get("cuda", []))),
     )
 
 
@@ -100,10 +101,31 @@ def test_host_tags(vector: dict) -> None:
     assert host_tag(raw(vector, "secret"), vector["network"]) == raw(vector, "tag")
 
 
+@pytest.mark.parametrize("vector", VECTORS["gpu_tags"], ids=lambda vector: vector["tag"][:8])
+def test_tags_of_gpus(vector: dict) -> None:
+    assert gpu_tag(raw(vector, "secret"), vector["network"], raw(vector, "uuid")) == raw(vector, "tag")
+
+
+GPU_WORDS = {word.__name__.lower(): word for word in gpu.Word.__args__}
+
+
+@pytest.mark.parametrize("vector", VECTORS["gpu_words"], ids=name_of)
+def test_words_about_gpu_memory(vector: dict) -> None:
+    word = GPU_WORDS[vector["word"]](*vector["numbers"])
+    assert gpu.encode_word(word) == raw(vector, "bytes")
+    assert gpu.decode_word(raw(vector, "bytes")) == word
+
+
+@pytest.mark.parametrize("vector", VECTORS["later_gpu_words"], ids=name_of)
+def test_words_about_gpu_memory_of_a_later_version(vector: dict) -> None:
+    assert gpu.decode_word(raw(vector, "bytes")) is None
+
+
 @pytest.mark.parametrize("vector", VECTORS["matches"], ids=name_of)
 def test_matching(vector: dict) -> None:
     expected = tuple(
-        Match(Kind(m["kind"]), raw(m, "pool"), m["own_port"], m["their_port"], m["speed_mbps"]) for m in vector["matches"]
+        Match(Kind(m["kind"]), raw(m, "pool"), m["own_port"], m["their_port"], m["speed_mbps"], bytes.fromhex(m.get("gpu", "")))
+        for m in vector["matches"]
     )
     assert matches(advert_of(vector["own"]), advert_of(vector["other"])) == expected
 
@@ -127,6 +149,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "invalid_openings": messages.decode_opening,
     "invalid_adverts": decode_advert,
     "invalid_rdma_ends": decode_end,
+    "invalid_gpu_words": gpu.decode_word,
 }
 REFUSED = [pytest.param(kind, vector, id=f"{kind}-{name_of(vector)}") for kind in READERS for vector in VECTORS[kind]]
 

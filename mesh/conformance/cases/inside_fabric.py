@@ -17,6 +17,7 @@ inside(
     "ISO-FAB-001",
     "what a machine is called is not known outside",
     _ADVERTS + "test_a_host_has_another_tag_in_every_network_and_after_every_boot",
+    _ADVERTS + "test_the_id_of_a_gpu_is_not_told",
 )
 inside(
     "ISO-FAB-002",
@@ -124,6 +125,26 @@ inside(
 )
 inside("ISO-FAB-030", _HARDWARE, _POOL_NODES + "test_a_pool_that_needs_flushes_carries_tensors_too")
 inside("ISO-FAB-031", _HARDWARE, _POOL_NODES + "test_a_tagged_pool_is_copied_from_and_checked")
+
+_GPU = "tests/mesh/gpu/test_gpu_session.py::"
+_GPU_NODES = "tests/mesh/nodes/test_gpu_memory_of_nodes.py::"
+
+inside("ISO-FAB-060", _HARDWARE, _GPU_NODES + "test_who_cannot_show_the_secret_at_the_local_socket_has_nothing_opened")
+inside("ISO-FAB-061", _HARDWARE, "tests/mesh/gpu/test_device_arrays.py::test_blocks_are_whole_pages_and_little_is_wasted")
+inside(
+    "ISO-FAB-062",
+    _HARDWARE,
+    _GPU + "test_the_size_of_a_region_is_what_the_driver_says",
+    _GPU + "test_a_region_has_one_token",
+)
+inside("ISO-FAB-063", _HARDWARE, _GPU + "test_what_was_taken_stays_as_it_was_whatever_its_giver_does")
+inside("ISO-FAB-064", _HARDWARE, _GPU + "test_bytes_for_the_stream_come_from_where_the_tensors_lay")
+inside(
+    "ISO-FAB-065",
+    _HARDWARE,
+    _GPU + "test_memory_is_given_back_when_the_peer_has_closed_it",
+    _GPU + "test_a_peer_that_closes_nothing_is_given_no_more",
+)
 
 _SHM = "tests/mesh/test_shm.py::"
 _NODES = "tests/mesh/nodes/test_fabric_of_nodes.py::"

@@ -475,11 +475,15 @@ class Mark:
                 self._cuda.call("cuEventDestroy_v2", event)
 
 
-@cache
 def driver(path: str = LIBRARY) -> Cuda:
     """The driver, loaded once for a process.
 
     Raises:
         GpuAbsentError: there is none that works; the next call looks again.
     """
+    return _loaded(path)
+
+
+@cache
+def _loaded(path: str) -> Cuda:
     return Cuda(path)

@@ -67,7 +67,12 @@ def blocks(*, opened: bool) -> int:
 
 def fail(function: str, result: int, times: int = 1) -> None:
     """Have a function of the emulated driver fail."""
-    ctypes.CDLL(str(library())).emulated_fail(function.encode(), result, times)
+    fail_in(str(library()), function, result, times)
+
+
+def fail_in(path: str, function: str, result: int, times: int = 1) -> None:
+    """The same of the emulated driver at a path."""
+    ctypes.CDLL(path).emulated_fail(function.encode(), result, times)
 
 
 def hold(*, on: bool) -> None:

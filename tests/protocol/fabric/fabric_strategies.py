@@ -22,6 +22,7 @@ def adverts(draw) -> Advert:
         found,
         tuple(draw(st.lists(st.binary(min_size=16, max_size=16), max_size=4))),
         tuple(draw(st.lists(paths, max_size=32))) if found else (),
+        tuple(draw(st.lists(st.binary(min_size=8, max_size=8), max_size=16))),
     )
 
 

@@ -17,6 +17,7 @@ from protocol.fabric.adverts import (
     Port,
     decode_advert,
     encode_advert,
+    gpu_tag,
     host_tag,
 )
 from protocol.fabric.matching import Match, matches, port_for
@@ -124,15 +125,33 @@ def test_a_host_has_another_tag_in_every_network_and_after_every_boot():
     assert all(len(tag) == 16 for tag in tags)
 
 
+def test_the_id_of_a_gpu_is_not_told():
+    boot, uuid = bytes(range(16)), bytes(range(50, 66))
+    tags = {gpu_tag(boot, "a", uuid), gpu_tag(boot, "b", uuid), gpu_tag(bytes(16), "a", uuid), gpu_tag(boot, "a", bytes(16))}
+    assert len(tags) == 4
+    assert all(len(tag) == 8 and tag not in uuid for tag in tags)
+
+
+def test_the_largest_advert_fits():
+    advert = Advert(
+        bytes(16),
+        tuple(Port(gid(n), 64, 2**32 - 1) for n in range(8)),
+        tuple(bytes([n]) * 16 for n in range(4)),
+        tuple(GpuPath(n, 7, Closeness.SYSTEM) for n in range(32)),
+        tuple(bytes([n]) * 8 for n in range(16)),
+    )
+    assert decode_advert(encode_advert(advert)) == advert
+
+
 # Matching
 
 
 @given(adverts(), adverts())
 def test_both_ends_find_the_same_fabrics(one, other):
     here, there = matches(one, other), matches(other, one)
-    turned = {(m.kind, m.pool, m.their_port, m.own_port, m.speed_mbps) for m in there}
-    assert {(m.kind, m.pool, m.own_port, m.their_port, m.speed_mbps) for m in here} == turned
-    assert [m.kind for m in here] == sorted((m.kind for m in here), key=[Kind.SHM, Kind.CXL, Kind.RDMA].index)
+    turned = {(m.kind, m.pool, m.their_port, m.own_port, m.speed_mbps, m.gpu) for m in there}
+    assert {(m.kind, m.pool, m.own_port, m.their_port, m.speed_mbps, m.gpu) for m in here} == turned
+    assert [m.kind for m in here] == sorted((m.kind for m in here), key=[Kind.SHM, Kind.CXL, Kind.RDMA, Kind.GPU].index)
 
 
 def test_nothing_is_shared_by_having_nothing():
