@@ -39,6 +39,7 @@ APART: dict[str, str] = {
     "mesh.fabric.pool:Pool.array": _CALLER,  # views memory where the layout of a pool has checked that it lies
     "mesh.fabric.pool:union_of": _CALLER,  # bits as well
     "mesh.fabric.shelf:Shelf.allocate": _OWN,
+    "mesh.fabric.nixl:NixlAgent.read": _MADE,
     "mesh.gatewayclient:_failure": _OWN,
     "mesh.gatewayclient:_json": _OWN,
     "mesh.engines.search:_is_engine": _OWN,  # a server on this machine, at most 64 KiB of it

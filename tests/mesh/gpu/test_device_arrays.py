@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trio
 from emulated_gpu import GPUS, blocks, emulated, fail, gpu, hold
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mesh.fabric.gpu import (
@@ -301,11 +301,15 @@ def test_a_capsule_is_taken_once() -> None:
     ndim=st.integers(-(2**31), 2**31 - 1) | st.integers(0, DIMENSIONS_MAX + 1),
     sizes=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 4), min_size=9, max_size=9),
     strides=st.none() | st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 8), min_size=9, max_size=9),
-    dtype=st.tuples(st.integers(0, 255) | st.integers(0, 7), st.sampled_from([0, 1, 8, 16, 32, 64, 255]), st.integers(0, 2)),
+    dtype=st.tuples(st.integers(0, 255) | st.integers(0, 7), st.sampled_from([0, 1, 8, 16, 32, 64, 255]), st.integers(0, 2))
+    | st.just((2, 32, 1)),
     offset=st.integers(0, 2**64 - 1) | st.just(0),
     has_shape=st.booleans(),
     versioned=st.booleans(),
 )
+@example(ndim=2, sizes=[3] * 9, strides=None, dtype=(2, 32, 1), offset=0, has_shape=False, versioned=True)
+@example(ndim=2, sizes=[3] * 9, strides=None, dtype=(2, 32, 1), offset=2**63, has_shape=True, versioned=False)
+@example(ndim=2, sizes=[2**31] * 9, strides=None, dtype=(2, 32, 1), offset=0, has_shape=True, versioned=False)
 def test_whatever_a_capsule_says_is_within_bounds_or_refused(ndim, sizes, strides, dtype, offset, has_shape, versioned) -> None:
     deleted = []
     deleter = capsules._DELETER(deleted.append)

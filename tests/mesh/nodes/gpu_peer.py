@@ -15,7 +15,7 @@ from device_engine import DeviceEngine
 from mesh_nodes import MeshNode
 
 from mesh.fabric.gpu import driver
-from protocol.fabric import FabricConfig
+from protocol.fabric import FabricConfig, FabricPeers
 from protocol.multiaddr import parse_multiaddr
 
 
@@ -24,7 +24,10 @@ async def run(state_dir: str, bootstrap: str, options: dict) -> None:
     engine = DeviceEngine(cuda, **options)
 
     def patient(service) -> None:
-        service.fabrics.config = FabricConfig(take_s=20.0)
+        fabrics = service.fabrics
+        fabrics.config = FabricConfig(take_s=20.0)
+        # What could not be opened in time, on a busy machine, is tried again at once.
+        fabrics._kinds = fabrics._peers = FabricPeers(FabricConfig(closed_s=0.05, closed_s_max=0.05))
 
     node = MeshNode(Path(state_dir), (engine,), bootstrap=(parse_multiaddr(bootstrap),), quic_engine="qh3", tune=patient)
     async with trio.open_nursery() as nursery:
