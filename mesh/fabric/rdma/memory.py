@@ -24,6 +24,14 @@ from mesh.fabric.verbs.objects import Access, Domain, Region, VerbsError, Window
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import Lease
 
+STEP_BYTES = 64 * 2**20
+"""From this size on regions grow by so many bytes, and not fourfold as smaller ones: what is locked for nothing is dear."""
+
+
+def locked_class(size_bytes: int) -> int:
+    """The size of the region that so many bytes are put into."""
+    return size_class(size_bytes) if size_bytes <= STEP_BYTES else -(-size_bytes // STEP_BYTES) * STEP_BYTES
+
 
 class Use(Enum):
     """What a region is used for at the moment."""
@@ -164,7 +172,7 @@ class Pool:
         """The smallest free region that is large enough, and is not far too large."""
         free = ((own.size_bytes, own.number) for own in self._free())
         fitting = min(((size, number) for size, number in free if size >= size_bytes), default=None)
-        if fitting is None or fitting[0] > 4 * size_class(size_bytes):
+        if fitting is None or fitting[0] > 4 * locked_class(size_bytes):
             return None
         return self.regions[fitting[1]]
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from mesh.fabric.base import Given, Session
 from mesh.fabric.control import Control
-from mesh.fabric.memory import address_of, size_class
-from mesh.fabric.rdma.memory import Locked, Pool, Registered, Use, register
+from mesh.fabric.memory import address_of
+from mesh.fabric.rdma.memory import Locked, Pool, Registered, Use, locked_class, register
 from mesh.fabric.rdma.wire import Operation, Wire
 from mesh.fabric.verbs.objects import VerbsError
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -160,7 +160,7 @@ class RdmaSession:
         own = self._free_source(size_bytes)
         if own is None:
             try:
-                own = self._add_source(self._new_source(size_class(size_bytes))())
+                own = self._add_source(self._new_source(locked_class(size_bytes))())
             except RemoteProtocolError:
                 return None
         own.use = Use.FREE
@@ -214,7 +214,7 @@ class RdmaSession:
         Raises:
             RemoteProtocolError: there is no more of it for this peer.
         """
-        size = size_class(given.extent_bytes)
+        size = locked_class(given.extent_bytes)
         source = self._free_source(given.extent_bytes)
         if source is None:
             source = self._add_source(await self._in_thread(self._new_source(size), size))
@@ -308,7 +308,7 @@ class RdmaSession:
         self._drop_spent()
         if size_bytes > self.config.mapped_bytes_max:
             raise RemoteProtocolError(ErrorCode.OVERLOADED, f"{size_bytes} bytes are more than this peer may have leased")
-        own, size = self._targets.find(size_bytes), size_class(size_bytes)
+        own, size = self._targets.find(size_bytes), locked_class(size_bytes)
         if own is not None:
             own.use = Use.TAKEN
             return own
