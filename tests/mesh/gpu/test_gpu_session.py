@@ -128,6 +128,7 @@ def side(kind: str) -> Side:
 
 @pytest.fixture
 def owner(kind: str):
+    gpu(kind)  # or the test is skipped
     owner = Owner(kind)
     yield owner
     owner.end()
@@ -247,6 +248,7 @@ async def test_a_flood_of_regions_that_are_gone_ends_the_fabric() -> None:
     assert side.said.code == ErrorCode.FABRIC_FAILED
 
 
+@pytest.mark.parametrize("kind", ["emulated"], indirect=True)
 async def test_a_copy_that_fails_is_told(owner: Owner) -> None:
     side, token = Side(emulated()), owner.make()
     fail("cuMemcpyDtoDAsync", 700)
@@ -255,6 +257,7 @@ async def test_a_copy_that_fails_is_told(owner: Owner) -> None:
     assert side.said.words == []
 
 
+@pytest.mark.parametrize("kind", ["emulated"], indirect=True)
 async def test_a_session_that_is_closed_while_it_copies_leaves_nothing_open(owner: Owner) -> None:
     side, token = Side(emulated()), owner.make()
     async with trio.open_nursery() as nursery:
