@@ -60,6 +60,7 @@ class Pipe:
         self.ends = ends
         self.code = None
         self.other = None
+        self.is_deaf = False
 
     async def send_all(self, data, *, end=False, linger=False) -> None:
         del end, linger
@@ -73,6 +74,8 @@ class Pipe:
             data = await self.ends.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             data = b""
+        if not data and self.is_deaf:
+            await trio.sleep_forever()
         if not data:
             raise StreamReset(self.other.code or 0, "gone")
         return data
@@ -219,6 +222,7 @@ class Attacker:
 
     def __init__(self, side: Side) -> None:
         self.side, self.wire = side, side.session.wire
+        side.session.control.stream.is_deaf = True  # what the device says is wanted, not that the other side has gone then
         self.bytes = np.full(1 << 16, 0x66, np.uint8)
         self.region = Region(self.wire.domain, self.bytes.ctypes.data, self.bytes.nbytes, Access.LOCAL_WRITE)
 
