@@ -5,6 +5,7 @@ The picture is apart (`mesh.buses.picture`): a node draws none.
 
 from mesh.buses.advice import warnings
 from mesh.buses.load import Load, measure
+from mesh.buses.near import nearest_ports
 from mesh.buses.nvml import NvmlGpu, list_gpus
 from mesh.buses.room import room_mbps, watch_room
 from mesh.buses.tree import Buses, BusLink, Device, DeviceKind, Function, closeness, read_buses
@@ -20,6 +21,7 @@ __all__ = [
     "closeness",
     "list_gpus",
     "measure",
+    "nearest_ports",
     "read_buses",
     "room_mbps",
     "warnings",

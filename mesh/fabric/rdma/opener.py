@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 import trio
 
+from mesh.buses import list_gpus, nearest_ports, read_buses
 from mesh.fabric.base import Opening
 from mesh.fabric.rdma.memory import Locked
 from mesh.fabric.rdma.ports import RdmaPort, has_devices, read_addresses, read_ports, told
@@ -26,7 +27,7 @@ from mesh.fabric.verbs.library import BindingAbsentError, load
 from mesh.fabric.verbs.objects import Device, DeviceEvent, Path, PortState, VerbsError
 from mesh.hardware import memory_bytes
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.fabric import Advert, Kind, Link, Match, Way
+from protocol.fabric import Advert, GpuPath, Kind, Link, Match, Way
 from protocol.fabric.cost import COPY
 from protocol.fabric.messages import NONCE_BYTES, SECRET_BYTES, Door, Hello, encode_opening
 from protocol.fabric.rdma import READY, End, check_ready, decode_end, decode_enter, encode_end, encode_enter, same_subnet, tag_key
@@ -79,6 +80,7 @@ class RdmaOpener:
         self._binding: Any = None
         self._devices: dict[str, Device] = {}
         self._ports: tuple[RdmaPort, ...] = ()
+        self._gpu_paths: tuple[GpuPath, ...] = ()
         self._unusable: tuple[str, ...] = ()
         self._absent = "its devices are being looked for" if has_devices(root) else NO_DEVICE
         self._sessions: WeakSet[RdmaSession] = WeakSet()
@@ -100,8 +102,8 @@ class RdmaOpener:
         return self._absent
 
     def advert(self) -> Advert:
-        """The ports."""
-        return Advert(ports=tuple(told(port, self._secret) for port in self._ports))
+        """The ports, and which of them is nearest to each GPU."""
+        return Advert(ports=tuple(told(port, self._secret) for port in self._ports), gpu_paths=self._gpu_paths)
 
     def way(self, match: Match) -> Way:
         """What a transfer would cost over the slower of two ports."""
@@ -225,10 +227,17 @@ class RdmaOpener:
                 absent = "the Python package pyroute2 is not installed (pip install 'isochrone[rdma]')"
             except OSError as error:
                 absent = f"the addresses of this host cannot be read: {error.strerror}"
+        if ports != self._ports:
+            self._gpu_paths = await trio.to_thread.run_sync(self._look_at_gpus, ports)
         self._ports, self._absent = ports, absent
         if before != (ports, absent):
             changed()
         return opened
+
+    def _look_at_gpus(self, ports: tuple[RdmaPort, ...]) -> tuple[GpuPath, ...]:
+        """Which port is nearest to each GPU; in a worker thread."""
+        gpus = list_gpus() if ports else ()
+        return nearest_ports([port.device for port in ports], gpus, read_buses(self._root, gpus))
 
     def _look_at_ports(self, opened: list[Device]) -> tuple[str, tuple[RdmaPort, ...]]:
         """Why there is none, and the ports that can be used; in a worker thread.

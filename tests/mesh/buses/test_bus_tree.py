@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from bus_trees import GPU, NIC, PORT, BusTree, laptop, server, virtual_machine
 
-from mesh.buses import Buses, BusLink, DeviceKind, NvmlGpu, closeness, list_gpus, read_buses
+from mesh.buses import Buses, BusLink, DeviceKind, NvmlGpu, closeness, list_gpus, nearest_ports, read_buses
 from mesh.buses.nvml import pci_address
-from protocol.fabric import Closeness
+from protocol.fabric import Closeness, GpuPath
 
 
 def test_server_has_eight_gpus_and_four_network_devices_where_they_are(tmp_path: Path) -> None:
@@ -31,6 +31,17 @@ def test_how_near_gpus_are_to_network_devices_follows_the_tree(tmp_path: Path) -
     assert near == [Closeness.SWITCH, Closeness.NODE, Closeness.SYSTEM, Closeness.SYSTEM]
     assert closeness(gpus[7].address, ports["mlx5_3"], buses) is Closeness.SWITCH
     assert closeness(gpus[0].address, "0000:ff:00.0", buses) is None
+
+
+def test_advert_tells_of_each_gpu_the_nearest_port(tmp_path: Path) -> None:
+    tree, gpus = server(tmp_path)
+    buses = read_buses(tree.root, gpus)
+    paths = nearest_ports(["mlx5_3", "mlx5_0"], [*gpus, NvmlGpu(8, "lost", 0, "")], buses)
+    assert paths[0] == GpuPath(0, 1, Closeness.SWITCH)
+    assert paths[2] == GpuPath(2, 1, Closeness.NODE)
+    assert paths[7] == GpuPath(7, 0, Closeness.SWITCH)
+    assert len(paths) == 8
+    assert nearest_ports(["rxe0"], gpus, buses) == ()
 
 
 def test_two_slots_of_one_root_complex_are_nearer_than_two_complexes(tmp_path: Path) -> None:
