@@ -6,7 +6,6 @@ from dataclasses import replace
 import trio
 from transport_faults import fault
 
-import mesh.dispatch
 import mesh.inference.client
 import mesh.inference.server
 import mesh.transport.stream
@@ -78,13 +77,17 @@ def _(service, patch):
 @fault("holds a streamed answer back until its end", "ISO-INFER-017")
 def _(service, patch):
     pass_on = mesh.inference.server._Serving._pass_on
-    patch.setattr(mesh.inference.server._Serving, "_pass_on", lambda self, replies, *, hold: pass_on(self, replies, hold=True))
+
+    def held(self, replies, *, hold, at_hand):
+        return pass_on(self, replies, hold=True, at_hand=at_hand)
+
+    patch.setattr(mesh.inference.server._Serving, "_pass_on", held)
 
 
 def passing_on(patch, change) -> None:
     """Have `change` decide what request the node passes on."""
-    over = mesh.dispatch.request_over
-    patch.setattr(mesh.dispatch, "request_over", lambda stream, request: over(stream, change(request)))
+    ask = mesh.inference.client.Answer.ask
+    patch.setattr(mesh.inference.client.Answer, "ask", lambda self, request: ask(self, change(request)))
 
 
 @fault("passes a request on with all its hops", "ISO-INFER-020")
