@@ -19,8 +19,11 @@ from dataclasses import dataclass
 
 import trio
 
+from mesh.fabric.base import Opening
 from mesh.local.place import is_ours, peer_uid
 from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.fabric import Kind
+from protocol.fabric.messages import NONCE_BYTES, SECRET_BYTES, Door, Hello, encode_opening
 from protocol.identity import PeerId
 
 DOMAIN = b"isochrone-fabric-v1:"
@@ -83,6 +86,32 @@ def bind_door(name: bytes) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+async def tell_door(opening: Opening, hello: Hello, kind: Kind, *, end: bool) -> tuple[socket.socket, Terms]:
+    """Listen at a name that is drawn, and tell it to the peer with what else belongs to the opening.
+
+    Args:
+        opening: the fabric that is being opened.
+        hello: what the peer asked for it with.
+        kind: of the fabric.
+        end: whether nothing more is said on the stream of the opening.
+
+    Returns:
+        The listening socket, for `let_in`, and what both sides prove themselves by.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    entropy = opening.entropy
+    name, secret, nonce = b"isochrone-" + entropy(16).hex().encode(), entropy(SECRET_BYTES), entropy(NONCE_BYTES)
+    listener = bind_door(name)
+    try:
+        await opening.control.send(encode_opening(Door(kind, name, secret, nonce)), end=end)
+    except BaseException:
+        listener.close()
+        raise
+    return listener, Terms(secret, opening.peer, opening.own, hello.nonce, nonce)
 
 
 async def let_in(listener: socket.socket, terms: Terms, n_passed: int = DESCRIPTORS_MAX) -> tuple[socket.socket, list[int]]:

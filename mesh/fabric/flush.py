@@ -43,11 +43,11 @@ class Flusher:
     """Orders memory between hosts, or between processes of this one.
 
     Attributes:
-        library: the helper; None without a compiler.
+        helper: compiled C; None without a compiler.
         coherent: whether the memory needs no flushes.
     """
 
-    library: ctypes.CDLL | None
+    helper: ctypes.CDLL | None
     coherent: bool
 
     @property
@@ -55,23 +55,23 @@ class Flusher:
         """What it does, for people."""
         if self.coherent:
             return "coherent: nothing is flushed"
-        assert self.library is not None
-        return f"not coherent between hosts: flushed by {INSTRUCTIONS[self.library.isochrone_kind()]}"
+        assert self.helper is not None
+        return f"not coherent between hosts: flushed by {INSTRUCTIONS[self.helper.isochrone_kind()]}"
 
     def write_back(self, address: int, size_bytes: int) -> None:
         """What this process has written there is in memory afterwards."""
-        if not self.coherent and self.library is not None:
-            self.library.isochrone_write_back(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes))
+        if not self.coherent and self.helper is not None:
+            self.helper.isochrone_write_back(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes))
 
     def invalidate(self, address: int, size_bytes: int) -> None:
         """What this process reads there afterwards comes from memory."""
-        if not self.coherent and self.library is not None:
-            self.library.isochrone_invalidate(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes))
+        if not self.coherent and self.helper is not None:
+            self.helper.isochrone_invalidate(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes))
 
     def fence(self) -> None:
         """All that was written before is seen by others before anything is read that is read after."""
-        if self.library is not None:
-            self.library.isochrone_fence()
+        if self.helper is not None:
+            self.helper.isochrone_fence()
         elif platform.machine() == "x86_64":
             with _LOCK:  # an atomic exchange, which is a full fence there (Intel SDM volume 3, section 9.2.3.9)
                 pass

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Self
 
 from mesh.fabric.base import Opening
-from mesh.fabric.door import DOOR, Terms, bind_door, close_all, enter, let_in, send_packet
+from mesh.fabric.door import DOOR, Terms, close_all, enter, let_in, send_packet, tell_door
 from mesh.fabric.ring import Inbox, Outbox, check_bell, make_bell
 from mesh.fabric.session import ShmSession
 from protocol.fabric import SHM, Advert, Kind, Match, Way, host_tag
-from protocol.fabric.messages import NONCE_BYTES, SECRET_BYTES, Door, Hello, encode_opening
+from protocol.fabric.messages import Door, Hello
 
 
 def host_secret(root: Path = Path("/")) -> bytes:
@@ -85,15 +85,7 @@ class ShmOpener:
             RemoteProtocolError: nobody comes who is the peer.
             OSError: the system refuses.
         """
-        entropy = opening.entropy
-        name, secret, nonce = b"isochrone-" + entropy(16).hex().encode(), entropy(SECRET_BYTES), entropy(NONCE_BYTES)
-        listener = bind_door(name)
-        try:
-            await opening.control.send(encode_opening(Door(Kind.SHM, name, secret, nonce)), end=True)
-        except BaseException:
-            listener.close()
-            raise
-        terms = Terms(secret, opening.peer, opening.own, hello.nonce, nonce)
+        listener, terms = await tell_door(opening, hello, Kind.SHM, end=True)
         with _Making() as making:
             local, passed = await let_in(listener, terms)
             session = making.session(opening, local, passed, self.memory_node)

@@ -38,7 +38,7 @@ def test_without_a_compiler_memory_that_is_not_coherent_is_refused(tmp_path):
     with pytest.raises(FlushError, match="install gcc or clang"):
         make_flusher(coherent=False, environment=without_compiler(tmp_path))
     flusher = make_flusher(coherent=True, environment=without_compiler(tmp_path))
-    assert flusher.library is None
+    assert flusher.helper is None
     flusher.fence()
     flusher.write_back(0, 1 << 40)  # nothing is done, and nothing is touched
     flusher.invalidate(0, 1 << 40)

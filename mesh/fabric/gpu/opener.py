@@ -12,14 +12,14 @@ from collections.abc import Callable
 import trio
 
 from mesh.fabric.base import Opening
-from mesh.fabric.door import DOOR, Terms, bind_door, enter, let_in, send_packet
+from mesh.fabric.door import DOOR, Terms, enter, let_in, send_packet, tell_door
 from mesh.fabric.gpu.driver import LIBRARY, Cuda, CudaError, Device, GpuAbsentError, driver
 from mesh.fabric.gpu.pool import Pool
 from mesh.fabric.gpu.session import GpuSession
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import GPU, Advert, Kind, Match, Way, gpu_tag
 from protocol.fabric.adverts import GPU_TAGS_MAX
-from protocol.fabric.messages import NONCE_BYTES, SECRET_BYTES, Door, Hello, encode_opening
+from protocol.fabric.messages import Door, Hello
 
 SWEEP_S = 1.0
 """How often memory is given back to the driver, in seconds: doing so waits for the whole device."""
@@ -98,15 +98,7 @@ class GpuOpener:
             RemoteProtocolError: nobody comes who is the peer.
             OSError: the system refuses.
         """
-        entropy = opening.entropy
-        name, secret, nonce = b"isochrone-" + entropy(16).hex().encode(), entropy(SECRET_BYTES), entropy(NONCE_BYTES)
-        listener = bind_door(name)
-        try:
-            await opening.control.send(encode_opening(Door(Kind.GPU, name, secret, nonce)))
-        except BaseException:
-            listener.close()
-            raise
-        terms = Terms(secret, opening.peer, opening.own, hello.nonce, nonce)
+        listener, terms = await tell_door(opening, hello, Kind.GPU, end=False)
         local, _ = await let_in(listener, terms, 0)
         try:
             session = self._session(opening)
