@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from mesh.fabric.owner import BEAT_S
-from mesh.fabric.pool import NewPool, Pool, PoolError, create_pool, open_pool, union_of
+from mesh.fabric.pool import NewPool, Pool, PoolError, create_pool, open_pool
 from mesh.nodefile import ClientError
 from mesh.tables import rows_table
 from protocol.errors import RemoteProtocolError
+from protocol.fabric.owners import BEAT_S, union_of
 from protocol.fabric.pools import (
     LINE_BYTES,
     PoolFlags,

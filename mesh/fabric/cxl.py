@@ -34,7 +34,6 @@ from protocol.fabric.pools import (
     RegionHead,
     Token,
     decode_place,
-    decode_region,
     decode_word,
     encode_place,
     encode_region,
@@ -249,15 +248,8 @@ class CxlSession:
 
     def _check(self, lease: Lease, first: int, count: int) -> None:
         """See that the peer is still who it was in the pool, that the slabs are its own, and that the lease holds."""
-        owner, layout = self.member.owner, self.member.pool.layout
-        if not owner.is_owner(self.theirs):
-            raise RemoteProtocolError(ErrorCode.STALE_LEASE, "the peer's slot in the pool has another owner, or another epoch")
-        if not owner.claims_all(self.theirs.slot, first, count):
-            raise RemoteProtocolError(ErrorCode.OUT_OF_BOUNDS, f"{count} slabs from {first}, which are not the peer's")
-        head = decode_region(self.member.pool.read(layout.slab_at(first)))
-        told = RegionHead(self.theirs.slot, self.theirs.epoch, lease.region, lease.epoch, lease.offset + lease.length)
-        if head != told:
-            raise RemoteProtocolError(ErrorCode.STALE_LEASE, f"region {lease.region} is leased otherwise, by its head")
+        layout = self.member.pool.layout
+        self.member.owner.check(self.theirs, lease, first, count)
         if lease.region not in self._table:
             self._table.show(lease.region, count * layout.slab_bytes - LINE_BYTES)
             self._places[lease.region] = first, count

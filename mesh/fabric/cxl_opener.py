@@ -14,12 +14,13 @@ import trio
 
 from mesh.fabric.base import Opening, Session
 from mesh.fabric.cxl import CxlSession, Membership
-from mesh.fabric.owner import BEAT_S, Owner
+from mesh.fabric.owner import Owner, carry_out, claim_slot
 from mesh.fabric.pool import Pool, PoolError, open_pool
 from protocol.encoding import Luck
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import CXL, Advert, Kind, Match, Way
 from protocol.fabric.messages import NONCE_BYTES, SECRET_BYTES, Door, Hello, encode_opening
+from protocol.fabric.owners import BEAT_S
 from protocol.fabric.pools import Enter, Entered, Token, decode_token, decode_word, encode_token, encode_word
 
 RETRY_S = 5.0
@@ -98,7 +99,7 @@ class CxlOpener:
         pool = await trio.to_thread.run_sync(open_pool, self.path)  # it may have to compile
         try:
             owner = Owner(pool, self._name, self._entropy, self._luck, trio.current_time)
-            await self._claim(owner)
+            await self._claim(owner, pool)
             self._member, self._absent = Membership(pool, owner), ""
             changed()
             try:
@@ -111,22 +112,22 @@ class CxlOpener:
         finally:
             pool.close()
 
-    async def _claim(self, owner: Owner) -> None:
+    async def _claim(self, owner: Owner, pool: Pool) -> None:
         """Claim a slot; where all are taken, wait for one whose owner is dead.
 
         Raises:
             PoolError: there is none.
         """
         try:
-            await owner.claim_slot()
+            await claim_slot(owner, pool)
         except PoolError as error:
             self._absent = str(error)
             freed = False
             while not freed:
                 await trio.sleep(BEAT_S)
                 for slot in owner.watch():
-                    freed = await owner.reap(slot) or freed
-            await owner.claim_slot()
+                    freed = await carry_out(owner.reaping(slot)) or freed
+            await claim_slot(owner, pool)
 
     async def _beat(self, pool: Pool, owner: Owner, member: Membership) -> None:
         pool.check()
@@ -134,7 +135,7 @@ class CxlOpener:
             raise PoolError("this node was taken for dead, and its slot has another owner; it takes another one")
         member.sweep()
         for slot in owner.watch():
-            await owner.reap(slot)
+            await carry_out(owner.reaping(slot))
 
     def _end(self) -> None:
         """Close all sessions: nothing is wrong with the peers, and they may be opened again."""

@@ -11,7 +11,6 @@ Spec: docs/spec/11-fabric.md, section "Pools".
 import mmap
 import os
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,6 +183,10 @@ class Pool:
         mapped = mmap.mmap(self._descriptor, end - begin, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=begin)
         return Window(memoryview(mapped)[at - begin : at - begin + size_bytes], self.flusher)
 
+    def fence(self) -> None:
+        """Have what was written before in memory before anything after it is read."""
+        self.flusher.fence()
+
     def check(self) -> None:
         """See that all of it is still there: what is cut off a file would kill whoever looks at it.
 
@@ -317,14 +320,6 @@ def _create_in(descriptor: int, path: Path, wanted: NewPool, pool_id: bytes, *, 
         finally:
             view.release()
     return layout
-
-
-def union_of(bits: Sequence[bytes], count: int) -> NDArray[np.bool_]:
-    """The slabs that stand in any of several bit maps."""
-    joined = np.zeros(-(-count // 8), np.uint8)
-    for item in bits:
-        joined |= np.frombuffer(item, np.uint8, len(joined))
-    return np.unpackbits(joined, count=count, bitorder="little").astype(np.bool_)
 
 
 def _up(size: int, step: int) -> int:

@@ -35,9 +35,9 @@ APART: dict[str, str] = {
     "mesh.fabric.rdma.session:RdmaSession._copied": _OWN,
     "mesh.fabric.session:ShmSession._take_packet": _CALLER,
     "mesh.fabric.session:ShmSession.take": _CALLER,  # views memory where the core's table of regions has checked that it lies
-    "mesh.fabric.owner:Owner.claims_all": _CALLER,  # bits, of which each is a value
+    "protocol.fabric.owners:Owner.claims_all": _CALLER,  # bits, of which each is a value
     "mesh.fabric.pool:Pool.array": _CALLER,  # views memory where the layout of a pool has checked that it lies
-    "mesh.fabric.pool:union_of": _CALLER,  # bits as well
+    "protocol.fabric.owners:union_of": _CALLER,  # bits as well
     "mesh.fabric.shelf:Shelf.allocate": _OWN,
     "mesh.fabric.nixl:NixlAgent.read": _MADE,
     "mesh.gatewayclient:_failure": _OWN,

@@ -13,9 +13,10 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mesh.fabric import owner as owners
-from mesh.fabric.owner import FullError, Owner, find_run
+from mesh.fabric.owner import FullError, Owner, carry_out, claim_slot
 from mesh.fabric.pool import NewPool, Pool, PoolError, create_pool, file_system_of, look_at, open_pool
+from protocol.fabric import owners
+from protocol.fabric.owners import find_run
 from protocol.fabric.pools import (
     LINE_BYTES,
     PAGE_BYTES,
@@ -43,7 +44,7 @@ def owner_of(pool: Pool, seed: int = 0) -> Owner:
 
 async def settled(path: Path, seed: int = 0) -> Owner:
     owner = owner_of(open_pool(path), seed)
-    await owner.claim_slot()
+    await claim_slot(owner, owner.pool)
     return owner
 
 
@@ -170,7 +171,7 @@ async def test_a_full_pool_says_so(path, autojump_clock):
     for slot in range(pool.layout.slots):
         pool.window(pool.layout.slot_at(slot), LINE_BYTES).write(0, encode_slot(SlotHead(SlotState.CLAIMED, 1, os.urandom(16))))
     with pytest.raises(FullError, match="isochrone pool show"):
-        await owner_of(pool).claim_slot()
+        await claim_slot(owner_of(pool), pool)
 
 
 async def test_who_takes_too_long_to_write_gives_the_slot_up(path):
@@ -180,7 +181,7 @@ async def test_who_takes_too_long_to_write_gives_the_slot_up(path):
     times = iter([0.0, owners.WRITE_S_MAX * 1.01])
     slow.now = lambda: next(times)
     slow.head_of = lambda _slot: SlotHead()  # what it had read before
-    assert not await slow._take(victim.slot)
+    assert not await carry_out(slow.taking(victim.slot))
     assert slow.slot == -1
     assert not victim.has_slot
     assert victim.claim(1) is None
@@ -193,7 +194,7 @@ async def test_two_who_write_at_once_do_not_both_believe_it(path, autojump_clock
     taken = []
 
     async def take(owner):
-        taken.append(await owner._take(5))
+        taken.append(await carry_out(owner.taking(5)))
 
     async with trio.open_nursery() as nursery:
         for owner in both:
@@ -210,7 +211,7 @@ async def test_who_writes_a_little_later_than_another_is_waited_for(path, autoju
 
     async def take(owner, after_s):
         await trio.sleep(after_s)
-        taken[owner] = await owner._take(5)
+        taken[owner] = await carry_out(owner.taking(5))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take, first, 0.0)
@@ -232,7 +233,7 @@ async def test_an_owner_without_a_beat_is_found_dead_and_its_slabs_are_free_agai
     await trio.sleep(owners.DEAD_S)
     assert alive.watch() == [dead.slot]
     token = dead.token
-    assert await alive.reap(dead.slot)
+    assert await carry_out(alive.reaping(dead.slot))
     assert not alive.is_owner(token)
     assert alive.head_of(token.slot) == SlotHead(SlotState.FREE, token.epoch + 1)
     assert alive.free_slabs == free
@@ -248,7 +249,7 @@ async def test_an_owner_that_beats_meanwhile_is_not_taken_for_dead(path, autojum
     await trio.sleep(owners.DEAD_S)
     assert one.watch() == [other.slot]
     other.beat()
-    assert not await one.reap(other.slot)
+    assert not await carry_out(one.reaping(other.slot))
     assert other.has_slot
 
 
@@ -260,7 +261,7 @@ async def test_a_slot_that_was_left_half_written_is_cleared_as_well(path, autoju
     alive.watch()
     await trio.sleep(owners.DEAD_S)
     assert alive.watch() == [slot]
-    assert await alive.reap(slot)
+    assert await carry_out(alive.reaping(slot))
     assert alive.head_of(slot).state is SlotState.FREE
 
 
@@ -307,7 +308,7 @@ async def test_who_leaves_while_it_looks_keeps_its_holds_until_it_is_taken_for_d
     gives.watch()
     await trio.sleep(owners.DEAD_S)
     for dead in gives.watch():
-        await gives.reap(dead)
+        await carry_out(gives.reaping(dead))
     assert gives.free_slabs == gives.pool.layout.slabs
 
 
@@ -338,7 +339,7 @@ WORKER = """
 import os, random, sys, time
 from pathlib import Path
 import trio
-from mesh.fabric.owner import Owner
+from mesh.fabric.owner import Owner, claim_slot
 from mesh.fabric.pool import open_pool
 
 path, number, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -349,7 +350,7 @@ async def main():
     owner = Owner(pool, f"worker {number}", os.urandom, luck, trio.current_time)
     print("ready", flush=True)
     sys.stdin.readline()
-    await owner.claim_slot()
+    await claim_slot(owner, owner.pool)
     mark, wrong, runs = os.urandom(16), 0, 0
     luck.seed(number)
     while runs < rounds:
@@ -422,7 +423,7 @@ def test_an_owner_lives_with_whatever_others_write_into_slots(path, writes, seed
             owner.beat()
             owner.let_go(0, 5)
             for slot in range(layout.slots):
-                await owner.reap(slot)
+                await carry_out(owner.reaping(slot))
             owner.leave()
         finally:
             spoiler.write(0, before)
@@ -439,7 +440,7 @@ async def test_an_epoch_at_its_end_costs_the_slot_and_nothing_else(path, autojum
         pool.window(at, LINE_BYTES).write(0, encode_slot(SlotHead(SlotState.FREE, 2**63 - 1, bytes(16))))
     owner = owner_of(pool)
     with pytest.raises(FullError):
-        await owner.claim_slot()
+        await claim_slot(owner, owner.pool)
 
 
 def test_a_superblock_of_another_size_is_no_pool_of_this_file(path):

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from mesh.cli import run
-from mesh.fabric.owner import Owner
+from mesh.fabric.owner import Owner, claim_slot
 from mesh.fabric.pool import open_pool
 from mesh.poolcommands import look, map_of, parse_size, show_size
 from protocol.fabric.pools import LINE_BYTES, RegionHead, encode_region
@@ -61,8 +61,8 @@ async def test_owners_and_regions_are_shown_and_who_does_not_live(tmp_path, caps
     one, other = (
         Owner(pool, name, os.urandom, random.Random(seed), trio.current_time) for seed, name in enumerate(("one", "two"))
     )
-    await one.claim_slot()
-    await other.claim_slot()
+    await claim_slot(one, pool)
+    await claim_slot(other, pool)
     claimed = one.claim(8)
     claimed.window.write(0, encode_region(RegionHead(one.slot, one.head.epoch, 5, 9, 1000)))
     other.hold(claimed.first, 2)

@@ -16,11 +16,11 @@ import trio
 from mesh_nodes import MeshNode, Start, eventually, introduced
 
 from mesh.engines.echo import EchoEngine
-from mesh.fabric import cxl_opener, owner
+from mesh.fabric import cxl_opener
 from mesh.fabric.cxl import CxlSession
 from mesh.fabric.pool import NewPool, create_pool, open_pool
 from protocol.errors import RemoteProtocolError
-from protocol.fabric import FabricConfig, Kind
+from protocol.fabric import FabricConfig, Kind, owners
 from protocol.fabric.pools import LINE_BYTES, SlotHead, SlotState, decode_slot, encode_slot
 from protocol.identity import parse_peer_id
 from protocol.inference import Feature, Finished, InferenceRequest, Tensor
@@ -291,7 +291,7 @@ async def test_a_killed_owner_is_found_dead_and_its_slot_has_a_new_epoch(
     start: Start, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real process, killed while its request is under way."""
-    monkeypatch.setattr(owner, "DEAD_S", 3.0)
+    monkeypatch.setattr(owners, "DEAD_S", 3.0)
     a = await start(tune=patient, fabric="cxl", cxl_pool=pool)
     command = [
         sys.executable, "node.py", "up", "--json", "--open", "--network", "test", "--engine", "echo",
