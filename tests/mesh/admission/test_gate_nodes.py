@@ -5,7 +5,6 @@ import time
 from dataclasses import replace
 
 import pytest
-import trio
 from admitted_nodes import AdmittedNode, Owner, lone, running, until
 from mesh_nodes import PlannedEngine, text_of
 
@@ -114,10 +113,8 @@ async def test_who_is_revoked_while_connected_is_put_out_by_all(tmp_path) -> Non
         async with running(second, third):
             nodes = (first, second, third)
             await until(lambda: all(a.knows(b.peer_id) for a in nodes for b in nodes if a is not b))
-            began = trio.current_time()
             assert files.write_notice(first.config.state_dir, revocations(third.peer_id)) is None
             await until(lambda: third.peer_id not in first.connected | second.connected | first.known | second.known)
-            assert trio.current_time() - began < 5.0
             assert {line["code"] for line in third.logged("peer disconnected")} <= {"REVOKED", "revoked", 17}
             assert list((second.config.state_dir / files.NOTICES_FOLDER).iterdir())
             assert first.service.node.table.get(third.peer_id, RecordKind.CARD) is None

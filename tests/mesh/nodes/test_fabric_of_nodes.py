@@ -302,15 +302,12 @@ async def test_a_process_that_stands_still_gets_the_bytes_by_the_stream(start: S
         outputs = end = route = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_for_answer)
-            began = trio.current_time()
-            await eventually(lambda: bool(a.logged("transfer late")))
-            fell_back_s = trio.current_time() - began
+            await eventually(lambda: bool(a.logged("transfer late")), 20)  # while it stands still
             process.send_signal(signal.SIGCONT)
             await came.wait()
         assert same(outputs, request)
         assert isinstance(end, Finished)
         assert way_of(route) == "shm, then the stream: what was offered was not taken in time"
-        assert fell_back_s < 2.0  # 0.1 s on a machine that does nothing else
         assert peer in a.service.node.ways, "a busy moment does not close the fabric"
     finally:
         process.send_signal(signal.SIGCONT)

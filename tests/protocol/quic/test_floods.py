@@ -3,18 +3,22 @@
 import itertools
 import os
 import sys
-import time
 
 import pytest
 from hostile import DIALLER, Hostile, varint
 from quic_pair import Pair
+from yardstick import DATAGRAM_S_MAX, dearest_s, steady_clock
 
 from protocol.conduct import Account
 from protocol.errors import ErrorCode
 from protocol.quic.events import ConnectionClosed, ConnectionEstablished, EndpointConfig, StreamOpened, StreamWritable
 
-DATAGRAM_S_MAX = 0.005
 FULL = 1250
+
+
+@pytest.fixture
+def clock():
+    return steady_clock()
 
 
 @pytest.fixture(params=["a", "q"], ids=["aioquic", "qh3"])
@@ -84,34 +88,32 @@ FLOODS = [
 ]  # fmt: skip
 
 
-def flood(hostile: Hostile, make, datagrams: int) -> tuple[list[float], int]:
-    """Send full datagrams of one kind of frame; return what each took of a core, answer included, and the bytes answered."""
+def flood(hostile: Hostile, clock, make, datagrams: int) -> tuple[list[float], int]:
+    """Send full datagrams of one kind of frame; return what each took of the clock, answer included, and the bytes answered."""
     frame, took, answered = make(), [], 0
     for _ in range(datagrams):
         if hostile.of(ConnectionClosed):
             break
         data = hostile.packet(filled(frame))
-        began = time.thread_time()
+        began = clock()
         hostile.victim.handle_datagram(data, DIALLER, hostile.now)
         sent = hostile.drain()
-        took.append(time.thread_time() - began)
+        took.append(clock() - began)
         answered += sum(map(len, sent))
         hostile.now += 1 / 300
     return took, answered
 
 
 @pytest.mark.parametrize("make", FLOODS, ids=lambda make: make.__name__)
-def test_no_datagram_of_cheap_frames_holds_the_loop(engine, make):
-    """The least of two runs, since other programs share the machine: what is left is what the bytes cost."""
-    worst = [max(flood(connected(engine), make, 30)[0]) for _ in range(2)]
-    assert min(worst) < DATAGRAM_S_MAX, worst
+def test_no_datagram_of_cheap_frames_holds_the_loop(engine, clock, make):
+    assert dearest_s([flood(connected(engine), clock, make, 30)[0] for _ in range(3)]) < DATAGRAM_S_MAX
 
 
 @pytest.mark.parametrize("make", FLOODS, ids=lambda make: make.__name__)
-def test_a_flood_of_cheap_frames_is_cut_or_cheap(engine, make):
+def test_a_flood_of_cheap_frames_is_cut_or_cheap(engine, clock, make):
     """Three hundred a second for a second: the connection ends, or does so at this pace within five, or it costs little."""
-    hostile = connected(engine, time.thread_time)
-    took, answered = flood(hostile, make, 300)
+    hostile = connected(engine, clock)
+    took, answered = flood(hostile, clock, make, 300)
     ended = bool(hostile.of(ConnectionClosed))
     left_s = hostile.victim.conduct.left(hostile.identity.peer_id, Account.CPU, hostile.now)
     assert ended or sum(took) < 0.3 or left_s < 0.4, (len(took), sum(took), left_s)
@@ -120,8 +122,8 @@ def test_a_flood_of_cheap_frames_is_cut_or_cheap(engine, make):
     assert all(len(connection.cids) <= 16 for connection in state)
 
 
-def test_replaced_connection_ids_are_charged_before_they_hold_the_loop(engine):
-    took, _ = flood(connected(engine, time.thread_time), new_connection_ids, 300)
+def test_replaced_connection_ids_are_charged_before_they_hold_the_loop(engine, clock):
+    took, _ = flood(connected(engine, clock), clock, new_connection_ids, 300)
     assert len(took) <= 20
     assert sum(took) < 0.05
 
@@ -329,10 +331,9 @@ def test_many_small_frames_and_streams_at_once_are_no_path_challenges(engines):
 
 
 @pytest.mark.parametrize("engines", ["aa", "qq"])
-def test_acknowledgements_of_a_long_fat_path_use_up_no_account(engines):
+def test_acknowledgements_of_a_long_fat_path_use_up_no_account(engines, clock):
     """A sender with megabytes in flight and some loss: what its reader acknowledges takes time, and the data explain it."""
     pair = Pair(engines, delay_s=0.05, loss=0.01)
-    clock = time.thread_time
     for side in pair.sides:
         side.endpoint._meter._clock = clock
     pair.connect()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from quic_pair import Pair, engine_of
+from yardstick import DATAGRAM_S_MAX
 
 from protocol.quic.events import ConnectionEstablished
 
@@ -13,6 +14,7 @@ FIRST_DATAGRAM = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from hostile import Hostile
+from yardstick import pace
 hostile = Hostile(sys.argv[2])
 if sys.argv[3] == "rehearsed":
     assert hostile.victim.rehearse(hostile.now)
@@ -24,10 +26,8 @@ def timed(batch, now):
     took.append(time.thread_time() - began)
 hostile.victim.handle_datagrams = timed
 hostile.exchange()
-print(max(took))
+print(max(took) * pace())
 """
-
-DATAGRAM_S_MAX = 0.005
 
 
 @pytest.mark.parametrize("engines", ["aa", "qq"])
@@ -45,9 +45,9 @@ def test_it_is_completed_and_leaves_nothing_behind(engines):
 
 @pytest.mark.parametrize("letter", ["a", "q"], ids=["aioquic", "qh3"])
 def test_the_first_stranger_of_a_process_does_not_hold_the_loop(letter):
-    """The least of two runs, since other programs share the machine. The client is aioquic: qh3 has done nothing before."""
+    """The least of three runs, since other programs share the machine. The client is aioquic: qh3 has done nothing before."""
     engine_of(letter)  # skips where it is not installed
-    assert min(first_datagram_s(letter) for _ in range(2)) < DATAGRAM_S_MAX
+    assert min(first_datagram_s(letter) for _ in range(3)) < DATAGRAM_S_MAX
 
 
 def first_datagram_s(letter: str) -> float:
