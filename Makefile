@@ -7,6 +7,8 @@ READY  := $(VENV)/.ready
 INTEROP ?= .venv-interop
 # Other proxies for OpenAI's API, of which that is true as well.
 PROXIES ?= .venv-proxies
+# NVIDIA's way to move tensors, which `make bench-fabric` is held against.
+NIXL ?= .venv-nixl
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test fuzz test-compiled test-conformance test-interop test-guest test-gpu test-soak check bench bench-others bench-fabric bench-interop bench-sim testnet sim soak schemas model format clean
@@ -73,9 +75,12 @@ $(PROXIES)/.ready: scripts/bench_proxies.sh
 
 bench-others: $(INTEROP)/.ready $(PROXIES)/.ready ## Install py-libp2p, LiteLLM's proxy and vllm-router, which `make bench` then meets
 
-bench-fabric: $(READY)-run ## Shared memory beside sockets, grpcio and QUIC; NIXL where it is installed; writes build/bench/fabric.json
+$(NIXL)/.ready: $(READY)-run scripts/bench_nixl.sh
+	@VENV="$(VENV)" BENCH_NIXL="$(NIXL)" scripts/bench_nixl.sh
+
+bench-fabric: $(READY)-run $(NIXL)/.ready ## Shared memory beside sockets, grpcio, QUIC and NIXL, which it installs; writes build/bench/fabric.json
 	@$(BIN)/pip install --quiet -e '.[bench]'
-	@$(BIN)/python -m benchmarks fabric --nixl
+	@BENCH_NIXL="$(NIXL)" $(BIN)/python -m benchmarks fabric crossover
 
 bench-interop: $(READY)-run $(INTEROP)/.ready ## Connect time and ping with py-libp2p and js-libp2p; writes build/bench/interop.json
 	@INTEROP_VENV="$(INTEROP)" $(BIN)/python -m benchmarks interop
@@ -109,4 +114,4 @@ format: $(READY)-check ## Let ruff format and mend what it can
 	@$(BIN)/ruff check --fix .
 
 clean: ## Remove everything that was built
-	rm -rf $(VENV) $(INTEROP) $(PROXIES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) $(PROXIES) $(NIXL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

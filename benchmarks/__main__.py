@@ -16,10 +16,10 @@ ALL = (
     "hop", "native", "bulk", "throughput", "gateway", "ping", "handshake", "lifecycle", "idle", "relay", "distances",
 )  # fmt: skip
 """Run where none is named: some ten minutes on two cores, and twice that where other programs are busy."""
-APART = ("flame", "fabric", "interop", "mesh_distances", "hostile")
+APART = ("flame", "fabric", "crossover", "interop", "mesh_distances", "hostile")
 """Run only by name: they need more than the project installs, or take long: `hostile` most of an hour without --quick."""
 
-FLAGGED = ("hostile", "mesh_distances", "flame", "fabric")
+FLAGGED = ("hostile", "mesh_distances", "flame")
 """Those that take flags."""
 
 

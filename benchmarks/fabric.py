@@ -1,9 +1,8 @@
 """Tensors between two processes of one host: by shared memory, beside a unix socket, grpcio, NIXL, QUIC and a copy in memory.
 
-`python -m benchmarks fabric [--nixl]`. A hand-over is a round trip: the tensor lies in a region, the other process views it,
+`python -m benchmarks fabric`. A hand-over is a round trip: the tensor lies in a region, the other process views it,
 looks at its first and last byte, lets it go and says so. Echoes go from a light node here to the echo engine of a node in
-another process and back. NIXL is measured where `nixl-cu12` is installed (pip install --no-deps nixl-cu12==1.5.1) and `--nixl`
-is given.
+another process and back. NIXL is measured where it is installed, which `scripts/bench_nixl.sh` does.
 """
 
 import json
@@ -34,6 +33,7 @@ COPIED = {KIB: 400, MIB: 40, GIB: 1}
 """The same, for ways that copy."""
 ECHOED = {16 * KIB: 100, 64 * KIB: 60, 256 * KIB: 40, MIB: 30, 4 * MIB: 8}
 BULK = 64 * MIB
+LEFT_OUT = "NIXL is not installed (scripts/bench_nixl.sh), so its rows are left out"
 
 
 def hand_over(size: int, count: int) -> list[float]:
@@ -166,13 +166,14 @@ def _name(size: int) -> str:
     return f"{size // GIB} GiB" if size >= GIB else f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
 
 
-def main(flags: Sequence[str] = ()) -> None:
+def main() -> None:
     """Runs the benchmark."""
     with Copied() as copied, GrpcEcho() as grpc_echo:
-        nixl = [NixlPair("shm,tcp"), NixlPair("tcp")] if "--nixl" in flags and nixl_is_there() else []
+        nixl = [NixlPair("shm,tcp"), NixlPair("tcp")] if nixl_is_there() else []
         rows = hand_over_rows(grpc_echo, copied, nixl)
         rows += echo_rows(grpc_echo)
-    report("fabric", "Tensors between two processes of one host", rows, ("trio", "qh3", "grpcio", "nixl-cu12", "numpy"))
+    packages, notes = ("trio", "qh3", "grpcio", "nixl-cu12", "numpy"), [] if nixl else [LEFT_OUT]
+    report("fabric", "Tensors between two processes of one host", rows, packages, notes)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The native client beside grpcio, synchronous and with TLS: echoes here, on another node, and from a light node.
 
-From 1 MiB on tensors take shared memory between processes of one machine; "by QUIC" is a node that has none.
+From 411 KiB on tensors take shared memory between processes of one machine; "by QUIC" is a node that has none.
 """
 
 import os

@@ -1,12 +1,14 @@
 """The yardstick of fabrics: a write of NIXL into the memory of another process, as its own examples do it, over UCX.
 
-NIXL is not among this project's dependencies: `pip install --no-deps nixl-cu12==1.5.1`, which needs NumPy and no GPU.
+NIXL is not among this project's dependencies: `scripts/bench_nixl.sh` puts it into a folder of its own, where this looks for it
+beside what is installed. It needs NumPy and no GPU.
 """
 
 import ctypes
 import mmap
 import multiprocessing
 import os
+import sys
 from importlib import util
 from time import perf_counter
 from typing import Any
@@ -15,8 +17,14 @@ MAPPED_BYTES = 1 << 30
 """The largest tensor that is written."""
 
 
+FOLDER = os.environ.get("BENCH_NIXL", ".venv-nixl")
+"""Where `scripts/bench_nixl.sh` puts it."""
+
+
 def nixl_is_there() -> bool:
-    """Whether it is installed."""
+    """Whether it is installed, here or in its folder."""
+    if FOLDER not in sys.path:
+        sys.path.append(FOLDER)
     return util.find_spec("nixl_cu12") is not None
 
 

@@ -77,20 +77,25 @@ HERE = Way((Link(0.0, math.inf),))
 COPY = Link(0.0, 4e9)
 """One pass over memory, in bytes per second: what one core of a plain server copies at the least."""
 
-SHM = Way((COPY,), setup_s=0.0067)
-"""Shared memory, copied in once by the sender. The setup in seconds is what offering and taking cost a request more than a stream
-does: on two cores that did much else then both were as quick for about half a MiB (`python -m benchmarks fabric`), and it is
-set to twice that, so that no size takes the slower way. The hand-over itself takes some 60 us, whatever the size."""
-
 STREAM = Way((Link(0.0, 150e6),))
-"""A QUIC stream between two processes of one host, in bytes per second: encrypted, in large datagrams, by one core of Python;
-measured with the same."""
+"""A QUIC stream, in bytes per second: encrypted by one core of Python. Between two processes of one host, in large datagrams, it
+carried 545 MB/s each way where nothing else ran and 205 where much did (`python -m benchmarks crossover`, two cores); between
+hosts datagrams are smaller, and less than the least of both is taken for all."""
 
-CXL = Way((Link(1e-6, 4e9),), setup_s=0.0067)
+SHM = Way((COPY,), setup_s=0.0027)
+"""Shared memory, copied in once by the sender. The setup in seconds is what offering and taking cost a request more than a stream
+does, 1.0 and 1.9 ms by the same two runs, and what the stream is quicker on one host than it is put at: with it a node changes
+over at 411 KiB. The ways were as quick at 300 and at 209 KiB, and from 256 KiB on no size was slower by shared memory. The
+hand-over itself takes some 60 us, whatever the size."""
+
+APART_SETUP_S = 0.0067
+"""The same of fabrics whose whole requests were not measured beside a stream, in seconds: with it nothing below some 900 KiB
+takes them."""
+
+CXL = Way((Link(1e-6, 4e9),), setup_s=APART_SETUP_S)
 """A pool that both hosts map: shared memory, of which a read takes some hundred nanoseconds more (CXL 2.0 devices behind a switch
 are told to take 200 to 400), which no transfer from a mebibyte on notices. Nothing was measured on such a device."""
 
-GPU = Way((Link(0.0, 60e9),), setup_s=0.0067)
+GPU = Way((Link(0.0, 60e9),), setup_s=APART_SETUP_S)
 """GPU memory of one device, copied once by each side, in bytes per second: each copy reads and writes the memory, of which a
-small data-centre card (NVIDIA T4: 320 GB/s) moves a fifth of that much at the least. What a request pays before is taken to be as
-with shared memory. Nothing was measured on a GPU."""
+small data-centre card (NVIDIA T4: 320 GB/s) moves a fifth of that much at the least. Nothing was measured on a GPU."""

@@ -28,16 +28,16 @@ from mesh.fabric.verbs.objects import Device, DeviceEvent, Path, PortState, Verb
 from mesh.hardware import memory_bytes
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import Advert, GpuPath, Kind, Link, Match, Way
-from protocol.fabric.cost import COPY
+from protocol.fabric.cost import APART_SETUP_S, COPY
 from protocol.fabric.messages import NONCE_BYTES, SECRET_BYTES, Door, Hello, encode_opening
 from protocol.fabric.rdma import READY, End, check_ready, decode_end, decode_enter, encode_end, encode_enter, same_subnet, tag_key
 
 LOOK_S = 10.0
 """How often ports and addresses are looked at when no device says anything, in seconds; reading them costs some milliseconds."""
 
-SETUP_S = 0.0087
-"""What a transfer costs whatever its size, in seconds: as shared memory (`protocol.fabric.cost.SHM`), and one more round trip and
-wake-up for the lease that the receiver grants first, put at 2 ms."""
+SETUP_S = APART_SETUP_S + 0.002
+"""What a transfer costs whatever its size, in seconds: one more round trip and wake-up than other fabrics take, for the lease
+that the receiver grants first, put at 2 ms."""
 
 TAG_S_PER_BYTE = 1e-9
 """What the receiver takes to compare the tag, in seconds per byte: BLAKE2b on one core of a plain server. The giver makes the

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.fabric.cost import SHM, STREAM, Link, Way, crossover_bytes
+from protocol.fabric.cost import CXL, GPU, SHM, STREAM, Link, Way, crossover_bytes
 from protocol.identity import PeerId
 from protocol.inference import Feature
 from protocol.records import ModelOffer
@@ -41,8 +41,12 @@ def test_a_fabric_that_is_worse_in_both_is_never_chosen():
     assert crossover_bytes(Way((Link(0.0, 100.0),)), Way((Link(0.1, 10.0),))) == 0.0
 
 
-def test_memory_of_one_host_is_worth_its_setup_from_a_mebibyte_on():
-    assert 900 * 1024 < crossover_bytes(SHM, STREAM) < 1024 * 1024
+def test_memory_of_one_host_is_worth_its_setup_before_a_mebibyte_and_not_where_the_stream_was_as_quick():
+    assert 300 * 1024 < crossover_bytes(SHM, STREAM) < 512 * 1024
+
+
+def test_what_was_not_measured_beside_a_stream_is_for_tensors_of_a_mebibyte_and_more():
+    assert all(900 * 1024 < crossover_bytes(way, STREAM) < 1024 * 1024 + 1024 for way in (CXL, GPU))
 
 
 def candidate(name: bytes, rtt_s: float, way: Way | None = None) -> CandidateInput:
