@@ -21,6 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from mesh.plain import escaped
 from protocol.errors import ErrorCode
+from protocol.fabric import Kind
 from protocol.identity import PeerId, peer_id_text
 from protocol.inference import Feature, Usage
 from protocol.load import ModelLoad
@@ -58,7 +59,8 @@ RTT_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.0
 """Buckets for round trips, in seconds: from one host to the far side of the globe by satellite."""
 
 ERROR_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Buckets for the distance between prediction and measurement, in seconds."""
+"""Buckets for the distance between prediction and measurement, in seconds, and for how long falling back to the stream takes,
+which is to be 0.2 at most (ISO-FAB-018)."""
 
 RATIO_BUCKETS = (0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
 """Buckets for measured time over predicted time, around 1."""
@@ -232,6 +234,13 @@ class Telemetry:
         )
         self._queue = Gauge("isochrone_engine_waiting", "Requests waiting for a slot here", ["model"], registry=registry)
         self._running = Gauge("isochrone_engine_running", "Requests in a slot here", ["model"], registry=registry)
+        self._fallbacks = Histogram(
+            "isochrone_fabric_fallback_seconds",
+            "From the first sign that a fabric does not carry tensors to their first bytes on the stream",
+            ["kind"],
+            buckets=ERROR_BUCKETS_S,
+            registry=registry,
+        )
         self._coordinate_error = Gauge(
             "isochrone_coordinate_error", "This node's own estimate of its coordinate's relative error", registry=registry
         )
@@ -422,6 +431,10 @@ class Telemetry:
     def handler_crashed(self, protocol_id: str, error: Exception) -> None:
         """What serves a protocol raised what it should not have; that ended its stream and nothing else."""
         self.log.error("handler crashed", protocol=protocol_id, exc_info=error)
+
+    def fabric_fell_back(self, kind: Kind, took_s: float) -> None:
+        """The bytes of a transfer leave by the stream, `took_s` after the first sign that its fabric does not carry them."""
+        self._fallbacks.labels(kind.name.lower()).observe(took_s)
 
     def load_measured(self, load: ModelLoad) -> None:
         """What one of this node's own models is doing now."""

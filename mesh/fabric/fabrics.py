@@ -108,6 +108,7 @@ class Fabrics:
         self._matched: OrderedDict[PeerId, tuple[float, tuple[Match, ...]]] = OrderedDict()
         self._expected: deque[tuple[float, Lane, int]] = deque()
         self._has_expected = trio.Event()
+        self._n_fallbacks, self._fallback_s_max = 0, 0.0
         self._nursery: trio.Nursery | None = None
         self.is_trusted: Callable[[PeerId], bool] = lambda _peer: True
         """Whether a peer may have a fabric whose bytes anybody on the network between can read."""
@@ -437,6 +438,9 @@ class Fabrics:
             ended.set()
 
     def _closed(self, session: Session, why: str) -> None:
+        if why:
+            for _, lane, number in list(self._expected):
+                lane.broken(session, number, why)
         on_device = reaches_devices(session.kind)
         held = self._held(on_device=on_device)
         if held.get(session.peer) is session:
@@ -480,6 +484,13 @@ class Fabrics:
         self._telemetry.log.info("transfer late", peer=peer_id_text(session.peer), in_a_row=n_late)
         if n_late >= LATES_MAX:
             self.fault(session, why)
+
+    def fell_back(self, kind: Kind, failed_at: float) -> None:
+        """The first bytes of a transfer have left by the stream; the first sign that the fabric fails came at `failed_at`."""
+        took_s = self.now() - failed_at
+        self._n_fallbacks += 1
+        self._fallback_s_max = max(self._fallback_s_max, took_s)
+        self._telemetry.fabric_fell_back(kind, took_s)
 
     def charge_offer(self, peer: PeerId) -> ErrorCode | None:
         """Charge a peer for a transfer that it offers; what it is refused with, None where it is not."""
@@ -532,6 +543,7 @@ class Fabrics:
                 for peer, session in self._sessions.items()
             },
             **({"open_on_device": on_device} if on_device else {}),
+            "fallbacks": {"count": self._n_fallbacks, "longest_s": round(self._fallback_s_max, 6)},
             **told,
         }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh.fabric.base import Reads, Session, Writes
-from mesh.fabric.transfers import Gift, Receipt
+from mesh.fabric.transfers import Gift, Receipt, send_pieces
 from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -32,7 +32,6 @@ from protocol.fabric.messages import (
     Revoked,
     Streamed,
     Taken,
-    bulk_head,
     decode_message,
     encode_message,
     kind_of_frame,
@@ -120,7 +119,8 @@ class Lane:
         while not self._deliverable:
             if not await self._read():
                 if self._n_steps:  # what came last is still being looked at
-                    await self._step_done()
+                    with trio.CancelScope() as self._hearing:
+                        await trio.sleep_forever()
                     continue
                 if self._ready or self._awaits_bytes:
                     self._broke(RemoteProtocolError(ErrorCode.MALFORMED, "the stream ended before the tensors came"))
@@ -135,13 +135,11 @@ class Lane:
             ConnectionLost: as the stream.
         """
         is_open = any(gift.is_open for gift in self._gifts)
-        async with self._sending:
-            await self._stream.send_all(self._said() + data, end=end and not is_open, linger=linger)
+        await self._send(data, end=end and not is_open, linger=linger)
         self._sent_offers()
         if end and is_open:
             await self._settle()
-            async with self._sending:
-                await self._stream.send_all(self._said(), end=True)
+            await self._send(end=True)
 
     def reset(self, code: int) -> None:
         """Abandon both sides; the first code is what the peer sees."""
@@ -160,8 +158,7 @@ class Lane:
                 self._unsaid.append(said)
         try:
             if self._unsaid:
-                async with self._sending:
-                    await self._stream.send_all(self._said())
+                await self._send()
         finally:
             self._over()
             await self._stream.aclose()
@@ -225,6 +222,14 @@ class Lane:
             return
         self._give(number, Gives.LATE, "what was offered was not taken in time")
 
+    def broken(self, session: Session, number: int, why: str) -> None:
+        """A fabric has failed that a transfer may be using: what nobody can write any more takes the stream at once."""
+        gift = self._gifts[number]
+        if gift.session is session and gift.giving.awaits_taking:
+            gift.failed(self._fabrics.now())
+            if gift.giving.state is Giver.OFFERED and gift.given.lease is None:
+                self._give(number, Gives.FAILED, why)
+
     # Reading
 
     @property
@@ -242,8 +247,7 @@ class Lane:
         data = None
         try:
             if self._unsaid:
-                async with self._sending:  # it may leave with what is said next
-                    await self._stream.send_all(self._said(), linger=True)
+                await self._send(linger=True)  # it may leave with what is said next
             with hearing:
                 data = await self._stream.receive_some()
         finally:
@@ -252,12 +256,6 @@ class Lane:
             return True
         self._feed(data)
         return bool(data)
-
-    async def _step_done(self) -> None:
-        """Wait until a step of the hardware is done."""
-        self._hearing = hearing = trio.CancelScope()
-        with hearing:
-            await trio.sleep_forever()
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -322,6 +320,8 @@ class Lane:
             raise RemoteProtocolError(ErrorCode.MALFORMED, f"{event.value} of transfer {number}, which was not offered")
         gift = self._gifts[number]
         actions = gift.giving.handle(event)
+        if why:
+            gift.failed(self._fabrics.now())
         # The bytes are read from the region: it must not be used again before they are.
         for action in sorted(actions, key=lambda action: action is not Action.STREAM):
             self._do_give(gift, number, action, lease)
@@ -380,13 +380,8 @@ class Lane:
                 self.reset(ErrorCode.FABRIC_FAILED)
                 return
             self._say(Streamed(number))
-            async with self._sending:
-                await self._stream.send_all(self._said())
-            for piece in gift.given.pieces(config.bulk_frame_bytes_max - HEAD_BYTES):
-                if gift.giving.state is Giver.TAKEN:  # the receiver drops what comes
-                    break
-                async with self._sending:
-                    await self._stream.send_all(encode_frame(bulk_head() + piece))
+            await self._send()
+            await send_pieces(gift, self._send, config.bulk_frame_bytes_max, self._fabrics.fell_back)
         except (StreamReset, ConnectionLost):
             pass  # whoever reads the stream learns of it
         finally:
@@ -559,8 +554,7 @@ class Lane:
             self._hearing.cancel()
         if self._unsaid:
             with suppress(StreamReset, ConnectionLost):  # whoever reads the stream learns of it
-                async with self._sending:
-                    await self._stream.send_all(self._said())
+                await self._send()
 
     def _collect(self, data: memoryview) -> None:
         """Take bytes that the fabric did not carry."""
@@ -586,6 +580,11 @@ class Lane:
 
     def _say(self, message: Message) -> None:
         self._unsaid.append(encode_frame(encode_message(message)))
+
+    async def _send(self, data: bytes | bytearray | memoryview = b"", *, end: bool = False, linger: bool = False) -> None:
+        """Send something behind what is to be said."""
+        async with self._sending:
+            await self._stream.send_all(self._said() + data, end=end, linger=linger)
 
     def _said(self) -> bytes:
         said = b"".join(self._unsaid)

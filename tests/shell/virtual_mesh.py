@@ -62,6 +62,7 @@ class ShellNode:
         )
         self.engines: tuple[Engine, ...] = (EchoEngine(),)
         self.log = StringIO()
+        self.tune: Callable[[Service], None] = lambda _service: None
         self.service: Service
         self.ready: Ready
         self.shutdown = trio.Event()
@@ -78,6 +79,7 @@ class ShellNode:
         with self._scope, Store(self.config.state_dir) as store:
             identity = store.identity(identity_seed)
             self.service = Service(self.config, store, identity, self.engines, telemetry, machine=self.machine.machine)
+            self.tune(self.service)
             endpoint = self.service.transport.endpoint
             endpoint._engine = SteadyEngine(endpoint._engine)
             await self.service.run(told, self.shutdown)
@@ -98,6 +100,9 @@ class ShellNode:
         """Whether work may be sent to `other`: it is alive, and what it serves and how busy it is are known."""
         view = self.service.node.peer(other.peer_id, self.service.transport.now())
         return view.standing is Standing.ALIVE and view.card is not None and view.beat is not None
+
+    def metrics(self) -> str:
+        return self.service._telemetry.render_metrics()[0].decode()
 
     def counts(self) -> Counts:
         transport, driver = self.service.transport, self.service.driver
@@ -149,12 +154,22 @@ class ShellMesh:
         self._quic_engines = quic_engines
 
     async def start(
-        self, *, join: Sequence["ShellNode | VirtualMachine"] = (), machine: VirtualMachine | None = None
+        self,
+        *,
+        join: Sequence["ShellNode | VirtualMachine"] = (),
+        machine: VirtualMachine | None = None,
+        tune: Callable[[Service], None] = lambda _service: None,
+        engines: tuple[Engine, ...] | None = None,
     ) -> ShellNode:
-        """Start a node, on a new machine unless one is given."""
+        """Start a node, on a new machine unless one is given, with an echo engine unless others are.
+
+        `tune` may change its parts before they run.
+        """
         machine = machine or self.net.add()
         engine = self._quic_engines[machine.index % len(self._quic_engines)]
         node = ShellNode(machine, self._folder, [other.address for other in join], engine)
+        node.tune = tune
+        node.engines = node.engines if engines is None else engines
         await self._nursery.start(node.run)
         self.nodes.append(node)
         return node

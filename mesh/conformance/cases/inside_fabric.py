@@ -67,7 +67,12 @@ inside(
     _FABRIC_SIM + "test_every_request_is_answered_whatever_the_fabric_does",
     "tests/guest/test_guest_rdma.py::test_other_bytes_than_the_tag_says_do_not_count",
 )
-inside("ISO-FAB-018", _HARDWARE, _FABRIC_SIM + "test_every_request_is_answered_whatever_the_fabric_does")
+inside(
+    "ISO-FAB-018",
+    _HARDWARE,
+    _FABRIC_SIM + "test_every_request_is_answered_whatever_the_fabric_does",
+    "tests/shell/test_fallback.py::test_tensors_take_the_stream_within_200_ms_of_the_first_error",
+)
 inside(
     "ISO-FAB-021",
     _HARDWARE,

@@ -201,12 +201,19 @@ class RdmaSession:
         if any(key is None and tensor.data.nbytes for key, tensor in zip(lying, given.tensors, strict=True)):
             source = await self._copied(given)
         last = await self._post(given, lying, source, target, lease.region)
-        tag = await self._in_thread(partial(keyed_tag, self.key, given.flat()), given.size_bytes)
+        tag = await self._in_thread(partial(keyed_tag, self.key, self._while_open(given)), given.size_bytes)
         await self.wire.wait(last)
         if source is not None:  # after a failure it is not used again: the device may still be reading
             source.use = Use.FREE
         self.n_given += 1
         return tag
+
+    def _while_open(self, given: RdmaGiven) -> Iterator[memoryview]:
+        """The bytes of tensors, as long as there is anything to have a tag for: what has failed has 200 ms to take the stream."""
+        for piece in given.pieces(PIECE_BYTES):
+            if self.closed:
+                return
+            yield piece
 
     async def _copied(self, given: RdmaGiven) -> Registered:
         """The tensors in memory that the device may read.

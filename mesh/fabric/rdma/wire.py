@@ -50,12 +50,13 @@ RECEIVES = 128
 INLINE_BYTES = 220
 """Bytes that are wished to travel inside a request itself, so that the device need not fetch them: what most devices grant."""
 
-PACKET_TIMEOUT = 14
-"""Exponent of 4.096 us, so 67 ms: how long the device waits for a packet to be confirmed before it is sent again. Rather long:
-what is late is noticed by `STALL_S`, and a device that is emulated is slow."""
+PACKET_TIMEOUT = 12
+"""Exponent of 4.096 us, so 17 ms: how long the device waits for a packet to be confirmed before it is sent again. A device may
+take up to four times as long (InfiniBand specification, 9.9.2.1.1), which lets it make one lost packet good within `STALL_S`."""
 
 RETRIES = 7
-"""How often a packet is sent again, a count: the most there is; `STALL_S` ends it earlier."""
+"""How often a packet is sent again, a count: the most there is. The device gives up after eight times `PACKET_TIMEOUT`, 134 ms,
+or up to four times that; `STALL_S` ends it earlier."""
 
 STALL_S = 0.1
 """How long nothing may come to its end while something is on its way, in seconds. Half of the 200 ms within which a request must

@@ -15,6 +15,14 @@ from typing import Any
 BATCH = 32
 """Completions polled at once, a count: as many as the shim takes from the library in one call."""
 
+RNR_TIMER = 12
+"""Code of 0.64 ms (InfiniBand specification, 9.7.5.2.8): when the other side may try again that finds nothing posted to receive.
+More is posted within one turn of the event loop."""
+
+RNR_RETRIES = 7
+"""Code of "for ever" (likewise): a peer that posts nothing to receive is found by who waits for the end of a write, in 100 ms
+(`mesh.fabric.rdma.wire.STALL_S`)."""
+
 NAMES_BYTES_MAX = 16384
 """Room for the names of all devices in bytes: 256 of the longest."""
 
@@ -439,9 +447,9 @@ class QueuePair:
         told.qpn, told.remote_psn, told.mtu, told.lid = path.qpn, path.psn, path.mtu, path.lid
         told.gid_index, told.port, told.traffic_class = path.gid_index, path.port, path.traffic_class
         # No reads and no atomics are ever asked of the other side, nor granted to it.
-        told.reads_in_flight, told.rnr_timer = 0, 12
+        told.reads_in_flight, told.rnr_timer = 0, RNR_TIMER
         _check(self._lib.iso_qp_to_receive(self.qp, told), "the other side's RDMA address cannot be used")
-        _check(self._lib.iso_qp_to_send(self.qp, own_psn, 0, timeout, retries, 7), "a queue pair cannot be made ready")
+        _check(self._lib.iso_qp_to_send(self.qp, own_psn, 0, timeout, retries, RNR_RETRIES), "a queue pair cannot be made ready")
 
     def post(
         self,

@@ -148,7 +148,8 @@ async def test_a_node_that_is_told_so_uses_no_fabric(start: Start) -> None:
     request = asking(1 << 20)
     outputs, end, route = await ask(a, request)
     assert (same(outputs, request), isinstance(end, Finished), way_of(route)) == (True, True, "")
-    assert b.service.fabrics.status() == {"kinds": [], "absent": {}, "from_bytes": None, "open": {}}
+    none = {"count": 0, "longest_s": 0.0}
+    assert b.service.fabrics.status() == {"kinds": [], "absent": {}, "from_bytes": None, "open": {}, "fallbacks": none}
 
 
 async def test_a_peer_that_claims_our_host_gains_nothing(start: Start) -> None:
