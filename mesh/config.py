@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from mesh.settingvalues import FABRIC_WORDS, degrees, fabrics, node_number, one_of, rdma_device, seconds, suggestion, switch
 from protocol.errors import ProtocolError
+from protocol.fabric.adverts import POOLS_MAX
 from protocol.multiaddr import Multiaddr, parse_multiaddr
 
 DEFAULT_NETWORK = "isochrone-main"
@@ -121,7 +122,7 @@ class NodeConfig:
         fabric: `auto` lets tensors take every kind of fabric that is there but RDMA, `none` lets all of them take the stream; or
             the kinds that may be used, with commas between them.
         memory_node: the NUMA node from which the memory of large tensors is to be; None leaves it to the system.
-        cxl_pool: the pool of memory that the node is a member of: a device-DAX or a file; None for none.
+        cxl_pools: the pools of memory that the node is a member of: each a device-DAX or a file.
         rdma_devices: the RDMA devices that may be used, where `fabric` names RDMA; empty for all.
         client_socket: where the socket for this user's own programs stands; None takes `client.sock` in `state_dir`.
         client_door: whether there is one.
@@ -153,7 +154,7 @@ class NodeConfig:
     network_dir: Path | None = None
     relay: bool = True
     fabric: str = "auto"
-    cxl_pool: Path | None = None
+    cxl_pools: tuple[Path, ...] = ()
     rdma_devices: tuple[str, ...] = ()
     memory_node: int | None = None
     latitude: float | None = None
@@ -271,10 +272,6 @@ def _host_name(text: str) -> str:
     return text.lower()
 
 
-RDMA_DEVICES_MAX = 16
-"""RDMA devices named, a count: twice as many as are told on the card."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Setting:
     """How one setting is read: `count_max` is None for a single value, otherwise the bound of a list."""
@@ -298,7 +295,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "grace_s": _Setting(seconds, numeric=True),
     "relay": _Setting(switch, boolean=True),
     "fabric": _Setting(fabrics),
-    "cxl_pool": _Setting(_path),
+    "cxl_pool": _Setting(_path, POOLS_MAX),
     "rdma_device": _Setting(rdma_device, RDMA_DEVICES_MAX),
     "memory_node": _Setting(node_number, numeric=True),
     "log_level": _Setting(one_of(LOG_LEVELS)),
@@ -367,7 +364,7 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         network_dir=_typed(values.get("network_dir", default_network_dir(environment)), Path),
         relay=_typed(values.get("relay", not values.get("open", False)), bool),
         fabric=_typed(values.get("fabric", "auto"), str),
-        cxl_pool=_path_or_none(values.get("cxl_pool")),
+        cxl_pools=_all(values.get("cxl_pool", ()), Path),
         rdma_devices=_all(values.get("rdma_device", ()), str),
         memory_node=_int_or_none(values.get("memory_node")),
         latitude=_degrees_or_none(values.get("latitude")),
@@ -414,7 +411,7 @@ def _check_fabric(config: NodeConfig, found: "Mapping[str, _Found]") -> None:
     Raises:
         ConfigError: they do.
     """
-    if config.cxl_pool is not None and config.fabric not in FABRIC_WORDS and "cxl" not in config.fabric.split(","):
+    if config.cxl_pools and config.fabric not in FABRIC_WORDS and "cxl" not in config.fabric.split(","):
         item = found["cxl_pool"]
         raise ConfigError(item.key, item.value, item.source, f"fabric is {config.fabric}, which leaves pools out; add cxl to it")
 

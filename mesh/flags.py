@@ -51,8 +51,11 @@ class ClientFlags:
         ),
     ] = None
     cxl_pool: Annotated[
-        str | None,
-        Parameter(help="PATH of the pool of memory to share with other nodes, a device-DAX or a file (isochrone pool create)."),
+        list[str] | None,
+        Parameter(
+            help="PATH of a pool of memory to share with other nodes, a device or a file (isochrone pool create), repeatable.",
+            negative="",
+        ),
     ] = None
     rdma_device: Annotated[
         list[str] | None,

@@ -251,7 +251,7 @@ class Service:
             peer_id_text(node.peer_id),
             machine.entropy,
             machine.luck,
-            config.cxl_pool,
+            config.cxl_pools,
             config.rdma_devices,
             config.memory_node,
         )

@@ -391,8 +391,9 @@ class Fabrics:
         if refused is not None:
             return Shut(refused, self._peers.why_closed(peer, self.now()) or "too many offers")
         shared: dict[int, Match] = {}
-        # Memory is proved by the opening, whether the peer's card has come already or not.
-        pools = [Match(Kind.CXL, pool=pool) for pool in self._advert.pools]
+        # Memory is proved by the opening, whether the peer's card has come already or not; which of several pools is meant,
+        # the card alone can tell.
+        pools = [Match(Kind.CXL, pool=pool) for pool in self._advert.pools] if len(self._advert.pools) == 1 else []
         for match in (Match(Kind.SHM), *pools, *self._find_shared(peer)):
             shared.setdefault(int(match.kind), match)
         here = [kind for kind in hello.kinds if kind in shared and self._is_here(peer, Kind(kind))]

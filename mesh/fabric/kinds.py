@@ -56,7 +56,7 @@ class Wanted:
         name: what the node calls itself where others see it who share a fabric.
         entropy: draws so many bytes.
         luck: for places where nodes should not all begin alike.
-        pool: the pool that it is to be a member of.
+        pools: those that it is to be a member of.
         rdma_devices: the RDMA devices that may be used; empty for all.
         memory_node: the NUMA node from which regions of shared memory are to be.
     """
@@ -66,7 +66,7 @@ class Wanted:
     name: str
     entropy: Callable[[int], bytes]
     luck: Luck
-    pool: Path | None = None
+    pools: Sequence[Path] = ()
     rdma_devices: Sequence[str] = ()
     memory_node: int | None = None
 
@@ -79,8 +79,8 @@ def find_kinds(wanted: Wanted) -> Kinds:
         match kind:
             case Kind.SHM:
                 openers.append(ShmOpener(wanted.network_id, host_secret(), wanted.memory_node))
-            case Kind.CXL if wanted.pool is not None:
-                openers.append(CxlOpener(wanted.pool, wanted.name, wanted.entropy, wanted.luck))
+            case Kind.CXL if wanted.pools:
+                openers.append(CxlOpener(wanted.pools, wanted.name, wanted.entropy, wanted.luck))
             case Kind.CXL:
                 absent.append((kind, "no pool is named; see isochrone pool create --help, and start with --cxl-pool PATH"))
             case Kind.RDMA:

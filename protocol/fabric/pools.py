@@ -326,6 +326,17 @@ def encode_token(token: Token) -> bytes:
     return _TOKEN.pack(token.pool_id, token.slot, token.epoch, token.nonce)
 
 
+def pool_of_token(data: bytes) -> bytes:
+    """The id of the pool that a token is of, for who is in several.
+
+    Raises:
+        RemoteProtocolError: MALFORMED, it is no token.
+    """
+    if len(data) != TOKEN_BYTES:
+        raise _malformed(f"a token of {len(data)} bytes")
+    return data[:POOL_ID_BYTES]
+
+
 def decode_token(data: bytes, layout: PoolLayout) -> Token:
     """Read a token.
 

@@ -79,7 +79,7 @@ def test_nodes_of_two_guests_pass_tensors_by_one_pool_and_one_outlives_the_other
         assert told["ways"][-1] == "cxl", told
         assert told["sent_bytes"] < TENSOR_BYTES // 8, "the tensors went by the cable"
         assert random.Random("tensor").randbytes(TENSOR_BYTES) in (tmp_path / "memory").read_bytes()
-        assert "flushed by" in told["fabrics"]["cxl"]["memory"]
+        assert "flushed by" in told["fabrics"]["cxl"]["pools"][0]["memory"]
         before = owners(left)
         assert [owner["lives"] for owner in before.values()] == [True, True]
         ends["right"].close()  # as if its power had been cut

@@ -95,7 +95,8 @@ def test_a_setting_that_is_no_node_is_refused(value):
 def test_a_pool_that_the_fabrics_leave_out_is_a_mistake():
     with pytest.raises(ConfigError, match="add cxl to it"):
         resolve({"cxl_pool": "/dev/shm/pool", "fabric": "shm"}, {"HOME": "/nonexistent"})
-    assert resolve({"cxl_pool": "/dev/shm/pool", "fabric": "shm,cxl"}, {"HOME": "/nonexistent"}).cxl_pool == Path("/dev/shm/pool")
+    named = {"cxl_pool": ["/dev/shm/pool", "/dev/dax0.0"], "fabric": "shm,cxl"}
+    assert resolve(named, {"HOME": "/nonexistent"}).cxl_pools == (Path("/dev/shm/pool"), Path("/dev/dax0.0"))
     with pytest.raises(ConfigError, match="'nvlink' is none of them"):
         resolve({"fabric": "shm,nvlink"}, {"HOME": "/nonexistent"})
 

@@ -146,7 +146,7 @@ class MeshNode:
         announce: Sequence[Multiaddr] = (),
         relay: bool = True,
         fabric: str = "auto",
-        cxl_pool: Path | None = None,
+        cxl_pools: tuple[Path, ...] = (),
         place: tuple[float, float] | None = None,
         tune: Callable[[Service], None] | None = None,
     ) -> None:
@@ -164,7 +164,7 @@ class MeshNode:
             log_level="debug",
             relay=relay,
             fabric=fabric,
-            cxl_pool=cxl_pool,
+            cxl_pools=cxl_pools,
             latitude=None if place is None else place[0],
             longitude=None if place is None else place[1],
         )

@@ -66,7 +66,7 @@ def pool(tmp_path: Path) -> Path:
 
 
 def member(node: MeshNode):
-    return node.service.fabrics._openers[Kind.CXL]._member
+    return node.service.fabrics._openers[Kind.CXL].pools[0].member
 
 
 def session(node: MeshNode, other: MeshNode) -> CxlSession:
@@ -74,8 +74,8 @@ def session(node: MeshNode, other: MeshNode) -> CxlSession:
 
 
 async def pair(start: Start, pool: Path, **named) -> tuple[MeshNode, MeshNode]:
-    b = await start(EchoEngine(), tune=patient, fabric="cxl", cxl_pool=pool, **named)
-    a = await start(join=(b,), tune=patient, fabric="cxl", cxl_pool=pool, **named)
+    b = await start(EchoEngine(), tune=patient, fabric="cxl", cxl_pools=(pool,), **named)
+    a = await start(join=(b,), tune=patient, fabric="cxl", cxl_pools=(pool,), **named)
     await introduced(a, b)
     await shared(a, b)
     return a, b
@@ -101,7 +101,7 @@ async def test_large_tensors_go_by_the_pool_and_come_back_by_it(start: Start, po
     assert status["kinds"] == ["cxl"]
     assert status["open"][b.name]["kind"] == "cxl"
     assert status["open"][b.name]["regions_mapped"] >= 1
-    assert status["cxl"]["pool"] == str(pool)
+    assert status["cxl"]["pools"][0]["pool"] == str(pool)
     assert b.peer_id in a.service.node.ways
 
 
@@ -233,8 +233,8 @@ async def test_a_copy_of_the_pool_is_another_pool(start: Start, pool: Path, tmp_
     """It has the same id, so cards agree; but what one writes the other does not find, and shared memory is taken instead."""
     copy = tmp_path / "copy"
     await trio.Path(copy).write_bytes(await trio.Path(pool).read_bytes())
-    b = await start(EchoEngine(), tune=patient, fabric="cxl", cxl_pool=pool)
-    a = await start(join=(b,), tune=patient, fabric="cxl", cxl_pool=copy)
+    b = await start(EchoEngine(), tune=patient, fabric="cxl", cxl_pools=(pool,))
+    a = await start(join=(b,), tune=patient, fabric="cxl", cxl_pools=(copy,))
     await introduced(a, b)
     await shared(a, b)
     assert await way_and_sameness(a, asking(1 << 20)) == (True, "")
@@ -271,7 +271,7 @@ async def test_a_pool_that_needs_flushes_carries_tensors_too(start: Start, tmp_p
     a, _ = await pair(start, path)
     for _ in range(3):
         assert await way_and_sameness(a, asking(5 << 20)) == (True, "cxl")
-    assert "flushed by" in a.service.fabrics.status()["cxl"]["memory"]
+    assert "flushed by" in a.service.fabrics.status()["cxl"]["pools"][0]["memory"]
 
 
 @ONE_ENGINE
@@ -280,7 +280,7 @@ async def test_a_node_without_its_pool_says_so_and_joins_when_there_is_one(
 ) -> None:
     path = tmp_path / "later"
     monkeypatch.setattr(cxl_opener, "RETRY_S", 0.1)
-    a = await start(EchoEngine(), fabric="cxl", cxl_pool=path)
+    a = await start(EchoEngine(), fabric="cxl", cxl_pools=(path,))
     await eventually(lambda: "isochrone pool create" in a.service.fabrics.status()["absent"]["cxl"])
     create_pool(path, NewPool(16 << 20), os.urandom(16))
     await eventually(lambda: a.service.fabrics.status()["kinds"] == ["cxl"])
@@ -292,7 +292,7 @@ async def test_a_killed_owner_is_found_dead_and_its_slot_has_a_new_epoch(
 ) -> None:
     """A real process, killed while its request is under way."""
     monkeypatch.setattr(owners, "DEAD_S", 3.0)
-    a = await start(tune=patient, fabric="cxl", cxl_pool=pool)
+    a = await start(tune=patient, fabric="cxl", cxl_pools=(pool,))
     command = [
         sys.executable, "node.py", "up", "--json", "--open", "--network", "test", "--engine", "echo",
         "--state-dir", str(tmp_path / "process"), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--gateway", "127.0.0.1:0",
@@ -346,3 +346,70 @@ def test_a_process_that_writes_where_it_only_reads_dies(pool: Path) -> None:
     array = open_pool(pool).array(0, LINE_BYTES)
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
+
+
+async def pools_of(node: MeshNode, count: int) -> None:
+    """Wait until a node is a member of so many pools."""
+    await eventually(lambda: len(node.service.fabrics._advert.pools) == count, 15)
+
+
+def pool_with(node: MeshNode, other: MeshNode) -> Path:
+    """The pool by which a node has its fabric with another one."""
+    open_pools = node.service.fabrics._openers[Kind.CXL].pools
+    return next(pool.path for pool in open_pools if pool.member is session(node, other).member)
+
+
+@ONE_ENGINE
+async def test_a_node_of_several_pools_has_each_peer_in_the_pool_that_both_have(start: Start, tmp_path: Path) -> None:
+    """Both peers are in one pool with it and in no pool with each other, whoever opens the fabric."""
+    left, right, alone = (tmp_path / name for name in ("left", "right", "alone"))
+    for path in (left, right, alone):
+        create_pool(path, NewPool(64 << 20), os.urandom(16))
+    named = {"tune": patient, "fabric": "cxl"}
+    b = await start(EchoEngine(), cxl_pools=(alone, left, right), **named)
+    a = await start(join=(b,), cxl_pools=(left,), **named)
+    c = await start(join=(b,), cxl_pools=(right,), **named)
+    await introduced(a, b)
+    await introduced(c, b)
+    await pools_of(b, 3)
+    for one, path in ((a, left), (c, right)):
+        await shared(one, b)
+        if one is c:
+            assert await b.service.fabrics.session(c.peer_id) is not None
+        assert await way_and_sameness(one, asking(3 << 20)) == (True, "cxl")
+        assert pool_with(one, b) == pool_with(b, one) == path
+    told = [told["pool"] for told in b.service.fabrics.status()["cxl"]["pools"]]
+    assert told == [str(alone), str(left), str(right)]
+    assert a.service.fabrics._find_shared(c.peer_id) == ()
+
+
+@ONE_ENGINE
+async def test_of_several_pools_that_both_have_the_one_of_the_least_id_is_taken(start: Start, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    create_pool(first, NewPool(64 << 20), bytes([9]) * 16)
+    create_pool(second, NewPool(64 << 20), bytes([3]) * 16)
+    b = await start(EchoEngine(), tune=patient, fabric="cxl", cxl_pools=(first, second))
+    a = await start(join=(b,), tune=patient, fabric="cxl", cxl_pools=(second, first))
+    await introduced(a, b)
+    await pools_of(a, 2)
+    await pools_of(b, 2)
+    await shared(a, b)
+    assert await way_and_sameness(a, asking(3 << 20)) == (True, "cxl")
+    assert pool_with(a, b) == pool_with(b, a) == second
+
+
+@ONE_ENGINE
+async def test_a_pool_that_is_gone_or_named_twice_is_told_and_the_others_are_used(
+    start: Start, pool: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(pool)
+    a = await start(EchoEngine(), fabric="cxl", cxl_pools=(tmp_path / "nothing", pool, link))
+    await pools_of(a, 1)
+
+    def told() -> list[dict]:
+        return a.service.fabrics.status()["cxl"]["pools"]
+
+    await eventually(lambda: "isochrone pool create" in str(told()[0].get("absent")), 10)
+    await eventually(lambda: sorted("another path" in str(row.get("absent")) for row in told()[1:]) == [False, True], 10)
+    assert a.service.fabrics.status()["kinds"] == ["cxl"]
