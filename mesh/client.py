@@ -76,6 +76,9 @@ async def connect(
     network: str | None = None,
     state_dir: Path | str | None = None,
     network_dir: Path | str | None = None,
+    fabric: str = "auto",
+    cxl_pool: Sequence[Path | str] = (),
+    rdma_device: Sequence[str] = (),
 ) -> AsyncIterator[AsyncMesh]:
     """Join the mesh as a light node, and ask without a node on this machine; what is under way on leaving is cancelled.
 
@@ -85,15 +88,19 @@ async def connect(
         state_dir: holds the key and, after `isochrone join TOKEN --state-dir DIR`, the certificate; one program at a time. None
             takes a new key, which in the user's own network is certified at once.
         network_dir: the user's own private network; None takes the default one.
+        fabric: by which fabrics large tensors may go, as `isochrone up --fabric` takes it; RDMA has to be named.
+        cxl_pool: the pools of memory to share with nodes, as `--cxl-pool`.
+        rdma_device: the RDMA devices that may be used, as `--rdma-device`; empty for all.
 
     Raises:
-        BadInputError: an address is none.
+        BadInputError: an address is none, or a fabric is none.
         NotConnectedError: nobody lets the program in; the text says what to do.
     """
     # Half a second of imports that only a light node needs.
-    from mesh.native.light import joined
+    from mesh.native.light import fabrics_of, joined
 
-    async with joined(bootstrap, network, _path(state_dir), _path(network_dir)) as way:
+    may_use = fabrics_of(fabric, cxl_pool, rdma_device)
+    async with joined(bootstrap, network, _path(state_dir), _path(network_dir), may_use) as way:
         yield AsyncMesh(way)
 
 
@@ -112,19 +119,25 @@ class sync:  # noqa: N801  # read as the module it stands for
         network: str | None = None,
         state_dir: Path | str | None = None,
         network_dir: Path | str | None = None,
+        fabric: str = "auto",
+        cxl_pool: Sequence[Path | str] = (),
+        rdma_device: Sequence[str] = (),
     ) -> AbstractContextManager[Mesh]:
         """Join the mesh as a light node; arguments and errors are those of `connect`. A thread of its own runs it."""
-        return _connected(bootstrap, network, state_dir, network_dir)
+        return _connected(bootstrap, network, (_path(state_dir), _path(network_dir)), (fabric, cxl_pool, rdma_device))
 
 
 @contextmanager
 def _connected(
-    bootstrap: Sequence[str], network: str | None, state_dir: Path | str | None, network_dir: Path | str | None
+    bootstrap: Sequence[str],
+    network: str | None,
+    directories: tuple[Path | None, Path | None],
+    told_fabrics: tuple[str, Sequence[Path | str], Sequence[str]],
 ) -> Iterator[Mesh]:
-    from mesh.native.light import joined
+    from mesh.native.light import fabrics_of, joined
     from mesh.native.threaded import in_thread
 
-    with in_thread(joined(bootstrap, network, _path(state_dir), _path(network_dir))) as way:
+    with in_thread(joined(bootstrap, network, *directories, fabrics_of(*told_fabrics))) as way:
         yield Mesh(way)
 
 

@@ -11,7 +11,8 @@ Spec: docs/client.md, section "A light node".
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,10 +21,12 @@ import trio
 from mesh.admission.entering import enter
 from mesh.admission.files import read_membership, read_network
 from mesh.admission.gate import Gate
+from mesh.admission.owners import has_our_owner
 from mesh.config import DEFAULT_NETWORK, StartError, default_network_dir
 from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
-from mesh.fabric import Fabrics, Wanted, find_kinds
+from mesh.fabric import Fabrics, Wanted, find_kinds, parse_kinds
+from mesh.fabric.kinds import AUTO
 from mesh.gateway.views import offer_json, route_json
 from mesh.inference import ServeLimits
 from mesh.local.questions import MODELS, STATUS, Question
@@ -33,13 +36,16 @@ from mesh.native.errors import BadInputError, MeshError, NotConnectedError
 from mesh.native.requests import brought, pieces_of
 from mesh.relay import Sealing
 from mesh.service import can_bind
+from mesh.settingvalues import fabrics as parse_fabrics
+from mesh.settingvalues import rdma_device as parse_rdma_device
 from mesh.store import Store
 from mesh.telemetry import Telemetry, make_logger
 from mesh.transport import Transport, TransportConfig
 from protocol.errors import ErrorCode, ProtocolError
 from protocol.fabric import Kind
+from protocol.fabric.adverts import POOLS_MAX
 from protocol.gossip import GossipConfig
-from protocol.identity import Identity
+from protocol.identity import Identity, peer_id_text
 from protocol.inference import InferenceRequest, Reply
 from protocol.membership import MembershipConfig
 from protocol.multiaddr import Multiaddr, parse_multiaddr
@@ -69,10 +75,49 @@ GOSSIP = GossipConfig(degree=2, degree_min=1, degree_max=3, degree_lazy=1, degre
 """Two links: news comes over one where the other fails, and little of it is passed on."""
 
 
+@dataclass(frozen=True, slots=True)
+class LightFabrics:
+    """The fabrics that a light node may use.
+
+    Attributes:
+        kinds: which.
+        pools: of memory, that it is to be a member of.
+        rdma_devices: that may be used; empty for all.
+    """
+
+    kinds: tuple[Kind, ...]
+    pools: tuple[Path, ...] = ()
+    rdma_devices: tuple[str, ...] = ()
+
+
+AUTOMATIC = LightFabrics(parse_kinds(AUTO))
+"""What a program gets that says nothing of fabrics: what a node gets."""
+
+
+def fabrics_of(fabric: str, cxl_pool: Sequence[Path | str], rdma_device: Sequence[str]) -> LightFabrics:
+    """What a caller says of fabrics, by the names and in the words of the settings (docs/configuration.md).
+
+    Raises:
+        BadInputError: a word is none of them.
+    """
+    try:
+        kinds = parse_kinds(parse_fabrics(fabric))
+        devices = tuple(map(parse_rdma_device, rdma_device))
+    except ValueError as error:
+        raise BadInputError(ErrorCode.MALFORMED, str(error)) from error
+    if len(cxl_pool) > POOLS_MAX:
+        raise BadInputError(ErrorCode.TOO_LARGE, f"{len(cxl_pool)} pools are too many: {POOLS_MAX} at the most")
+    if cxl_pool and Kind.CXL not in kinds:
+        raise BadInputError(ErrorCode.MALFORMED, f"fabric is {fabric}, which leaves pools out; add cxl to it")
+    return LightFabrics(kinds, tuple(Path(path).expanduser() for path in cxl_pool), devices)
+
+
 class LightNode:
     """The parts of one light node; `run` it in a nursery."""
 
-    def __init__(self, store: Store, identity: Identity, network: str, gate: Gate | None) -> None:
+    def __init__(
+        self, store: Store, identity: Identity, network: str, gate: Gate | None, fabrics: LightFabrics = AUTOMATIC
+    ) -> None:
         """Composes the parts.
 
         Args:
@@ -80,6 +125,7 @@ class LightNode:
             identity: its key.
             network: id of the open network, where `gate` is None.
             gate: its membership of a private one.
+            fabrics: those that it may use.
         """
         self._gate = gate
         self._machine = Machine()
@@ -92,7 +138,8 @@ class LightNode:
         self.dispatcher = Dispatcher(self.node, self.transport, (), telemetry, identity)
         self.driver = Driver(self.node, self.transport, telemetry, store.reserve, self.dispatcher.handle_output)
         self.driver.counts_origins = gate is None
-        wanted = Wanted([Kind.SHM, Kind.GPU], network_id, AGENT, self._machine.entropy, self._machine.luck)
+        name, entropy, luck = peer_id_text(self.node.peer_id), self._machine.entropy, self._machine.luck
+        wanted = Wanted(fabrics.kinds, network_id, name, entropy, luck, fabrics.pools, fabrics.rdma_devices)
         self.fabrics = Fabrics(self.node, self.transport, telemetry, find_kinds(wanted))
         self.dispatcher.fabrics = self.fabrics
         self.dispatcher.attach(self.driver, Sealing(self.node, self.transport, telemetry, identity, ServeLimits(), relays=False))
@@ -100,6 +147,7 @@ class LightNode:
             self.node.gossip.reader = AdmittedReader(gate.admission)
             gate.attach(self.node, self.transport, self.driver.settle)
             self.dispatcher.gate = gate
+            self.fabrics.is_trusted = partial(has_our_owner, gate, self._machine.wall)
 
     async def run(self, bootstrap: Sequence[Multiaddr], *, task_status: trio.TaskStatus[None]) -> None:
         """Runs until cancelled; started once somebody is known who serves something.
@@ -264,7 +312,11 @@ def ended() -> NotConnectedError:
 
 @asynccontextmanager
 async def joined(
-    bootstrap: Sequence[str], network: str | None, state_dir: Path | None, network_dir: Path | None
+    bootstrap: Sequence[str],
+    network: str | None,
+    state_dir: Path | None,
+    network_dir: Path | None,
+    may_use: LightFabrics = AUTOMATIC,
 ) -> AsyncIterator[LightWay]:
     """A light node as long as the context lasts; arguments and errors are those of `mesh.client.connect`."""
     addresses = [_address(text) for text in bootstrap]
@@ -274,7 +326,7 @@ async def joined(
             store = stack.enter_context(Store(directory))
             identity = store.identity()
             gate = _gate(directory, network_dir or default_network_dir(os.environ), identity) if network is None else None
-            light = LightNode(store, identity, network or DEFAULT_NETWORK, gate)
+            light = LightNode(store, identity, network or DEFAULT_NETWORK, gate, may_use)
         except StartError as error:
             raise NotConnectedError(ErrorCode.UNREACHABLE, str(error)) from error
         failure: BaseException | None = None

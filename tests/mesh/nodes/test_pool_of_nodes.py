@@ -15,10 +15,12 @@ import pytest
 import trio
 from mesh_nodes import MeshNode, Start, eventually, introduced
 
+from mesh import client
 from mesh.engines.echo import EchoEngine
 from mesh.fabric import cxl_opener
 from mesh.fabric.cxl import CxlSession
 from mesh.fabric.pool import NewPool, create_pool, open_pool
+from mesh.poolcommands import look
 from protocol.errors import RemoteProtocolError
 from protocol.fabric import FabricConfig, Kind, owners
 from protocol.fabric.pools import LINE_BYTES, SlotHead, SlotState, decode_slot, encode_slot
@@ -413,3 +415,35 @@ async def test_a_pool_that_is_gone_or_named_twice_is_told_and_the_others_are_use
     await eventually(lambda: "isochrone pool create" in str(told()[0].get("absent")), 10)
     await eventually(lambda: sorted("another path" in str(row.get("absent")) for row in told()[1:]) == [False, True], 10)
     assert a.service.fabrics.status()["kinds"] == ["cxl"]
+
+
+@ONE_ENGINE
+async def test_a_light_node_that_is_told_a_pool_passes_tensors_by_it(start: Start, pool: Path) -> None:
+    b = await start(EchoEngine(), tune=patient, fabric="cxl", cxl_pools=(pool,))
+    array = np.arange(1 << 20, dtype="f4")
+    async with client.connect([str(b.address)], network="test", fabric="cxl", cxl_pool=[str(pool)]) as mesh:
+        ways = []
+        with trio.fail_after(20):
+            while "cxl" not in ways:  # what is asked before both have heard of the other's pool takes the stream
+                answer = await mesh.infer("echo", {"x": array})
+                assert np.array_equal(answer["x"], array)
+                route = await answer.route()
+                ways.append(next(row["fabric"] for row in route.candidates if row["peer_id"] == route.node))
+        (opened,) = b.service.fabrics.status()["open"].values()
+        assert opened["kind"] == "cxl"
+        assert opened["mapped_bytes"] >= array.nbytes
+        seen = open_pool(pool, writes=False)
+        slots = {slot: seen.read(seen.layout.slot_at(slot), 2 * LINE_BYTES) for slot in range(seen.layout.slots)}
+        names = {owner.name for owner in look(seen, slots).owners}
+        seen.close()
+        assert names == {b.name, (await mesh.status())["peer_id"]}
+
+
+async def test_a_light_node_takes_fabrics_by_the_words_of_the_settings() -> None:
+    wrong = [{"fabric": "shm,nvlink"}, {"rdma_device": ["a b"]}, {"fabric": "shm", "cxl_pool": ["/p"]}, {"cxl_pool": ["/p"] * 5}]
+    for named in wrong:
+        with pytest.raises(client.BadInputError):
+            async with client.connect(["/ip4/127.0.0.1/udp/9/quic-v1"], network="test", **named):
+                pass
+        with pytest.raises(client.BadInputError), client.sync.connect(network="test", **named):
+            pass
