@@ -26,9 +26,9 @@ setup: $(READY)-test $(READY)-check ## Create .venv with everything the project 
 demo: $(READY)-run ## Five nodes at different distances, real inference, and a picture of who answered
 	@$(BIN)/isochrone demo
 
-# A worker for each core, but no more than the suite has long files; a file stays with one worker.
+# A worker for each core; who is done takes over what another has left, so that no long file is waited for at the end.
 test: $(READY)-test ## Run the fast test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # Seconds for each harness, and which; all of them where nothing is said.
 TIME ?= 60

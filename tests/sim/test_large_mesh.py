@@ -25,7 +25,7 @@ SMALL = NodeConfig(
     membership=MembershipConfig(small_mesh=4, near_max=8, far_max=3, beyond_max=2),
     searches=SearchConfig(near_asked=6),
 )
-NODES = 60
+NODES = 40
 
 
 def large(seed: int = 3, config: NodeConfig = SMALL) -> World:
@@ -134,9 +134,8 @@ def test_a_model_that_nobody_near_serves_is_found_by_asking_beyond() -> None:
     ended = [ask.ended_at is not None for ask in asks]
     answered = [ask.answered for ask in asks]
     assert all(ended)
-    # eight peers are asked, each holds a third of the mesh, and much of it in common: 49 % with this seed, and 97 % or more with
-    # each of five others
-    assert sum(answered) >= 0.4 * len(answered)
+    # eight peers are asked, each holds a third of the mesh, and much of it in common: all are answered with this seed and others
+    assert sum(answered) >= 0.9 * len(answered)
     end, took_s = unheard_of.end, (unheard_of.ended_at or world.now) - unheard_of.asked_at
     assert isinstance(end, Failed)
     assert end.code is ErrorCode.MODEL_NOT_FOUND

@@ -4,6 +4,10 @@ from dataclasses import replace
 
 from mesh_nodes import MeshNode, PlannedEngine, Start, introduced
 
+from mesh.service import Service
+
+HOUSEHOLD = 3
+
 
 def _counted_everywhere(node: MeshNode) -> None:
     """Have a node take the addresses of this machine for those of strangers."""
@@ -11,11 +15,16 @@ def _counted_everywhere(node: MeshNode) -> None:
     transport.config = replace(transport.config, endpoint=replace(transport.config.endpoint, own_networks=()))
 
 
+def _in_a_small_household(service: Service) -> None:
+    """Have a node count so few peers of one address for nothing that the rest are soon started."""
+    scores = service.node.gossip.scores
+    scores._config = replace(scores._config, origin_free=HOUSEHOLD)
+
+
 async def test_the_score_knows_which_peers_share_an_address_and_takes_more_than_a_household_out_of_the_mesh(start: Start) -> None:
-    door = await start(PlannedEngine())
+    door = await start(PlannedEngine(), tune=_in_a_small_household)
     _counted_everywhere(door)
-    free = door.service.node.config.gossip.scores.origin_free
-    crowd = [await start(join=(door,)) for _ in range(free + 3)]
+    crowd = [await start(join=(door,)) for _ in range(HOUSEHOLD + 3)]
     for node in crowd:
         await introduced(door, node)
     scores, now = door.service.node.gossip.scores, door.service.transport.now()

@@ -89,6 +89,7 @@ def test_estimate_follows_what_was_published() -> None:
     assert np.isnan(low_s).all()
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not DATA, reason="needs shared/data/planetlab490x18.npz in a folder above, which is not shipped")
 def test_figures_of_serf_itself_on_planetlab() -> None:
     """hashicorp/serf (a24f620), 512 random pings a node: error .078 to .082, .355 to .363, .586 to .598 (p50, p90, p95)."""
