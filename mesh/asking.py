@@ -18,7 +18,7 @@ import trio
 from mesh.fabric import Fabrics
 from mesh.fabric.answers import FilledAnswer
 from mesh.inference.client import Answer, AnswerLimits
-from mesh.ondevice import host_request
+from mesh.ondevice import host_request, unread
 from mesh.tickets import Attempt, Ticket, refusal
 from mesh.transport import Connection
 from protocol.errors import RemoteProtocolError
@@ -71,7 +71,10 @@ class InPlace:
         ticket, attempt = self._ticket, self._attempt
         try:
             with trio.CancelScope() as ticket.attempt:
-                await self._ask(connection, request, fabrics)
+                try:
+                    await self._ask(connection, request, fabrics)
+                except OSError as error:
+                    self._fail(error)
                 while attempt.first_s is None and not attempt.is_over:
                     await self._wait()
         except BaseException:
@@ -101,11 +104,18 @@ class InPlace:
     async def _wait(self) -> None:
         """Take the next reply, and those that have come with it."""
         assert self._answer is not None, "nothing was asked"
-        reply: Reply | None = await anext(self._answer)
-        while reply is not None:
-            if (passed := self._carrier.take(self._ticket, self._attempt, reply)) is not None:
-                self._replies.append(passed)
-            reply = None if self._attempt.is_over else self._answer.at_hand()
+        try:
+            reply: Reply | None = await anext(self._answer)
+            while reply is not None:
+                if (passed := self._carrier.take(self._ticket, self._attempt, reply)) is not None:
+                    self._replies.append(passed)
+                reply = None if self._attempt.is_over else self._answer.at_hand()
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        """Nothing more is wanted of this attempt: tensors cannot be brought from a device."""
+        self._attempt.failed, self._attempt.is_over = unread(error), True
 
     def __aiter__(self) -> Self:
         return self

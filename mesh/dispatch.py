@@ -29,13 +29,13 @@ from mesh.gateway.ports import CatalogueEntry
 from mesh.inference import request_over
 from mesh.inference.server import Handled
 from mesh.map.collect import MapCollector
-from mesh.ondevice import at_once_on, for_reader, host_request, run_on, signable
+from mesh.ondevice import at_once_on, for_reader, host_request, run_on, unread
 from mesh.receipts import AnswerSigner, Examination, ReceiptBook, SignedReplies
 from mesh.relay import DIAL_S, Sealing
 from mesh.specification import protocols_json
 from mesh.streams import stream_to
 from mesh.telemetry import Telemetry
-from mesh.tickets import Answer, Attempt, ChannelReplies, RepliesAtHand, Ticket, explained, hand_on, replies_of
+from mesh.tickets import Answer, Attempt, ChannelReplies, RepliesAtHand, Ticket, explained, hand_on, replies_of, unsignable
 from mesh.trace import Trace, trace_peer
 from mesh.transport import ConnectionLost, StreamReset, Transport
 from mesh.views import peer_json, status_json
@@ -123,10 +123,11 @@ class Dispatcher:
         Returns:
             The whole answer, at hand; else what is left to be done, which is to be entered at once and left as `submit` is.
         """
-        ticket = self._ticket(request, from_peer)
+        now = self._transport.now()
+        ticket = Ticket(request, self._node.rank(request, now, from_peer), now, from_peer)
         left = False
         try:
-            self._admit(ticket, from_peer, ticket.submitted_at)
+            self._admit(ticket, from_peer, now)
             self._answer_at_once(ticket)
             left = not ticket.answered
         finally:
@@ -170,8 +171,8 @@ class Dispatcher:
         try:
             request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
             return in_place if await in_place.begin(connection, request, self.fabrics) else None
-        except (StreamReset, ConnectionLost, OSError):
-            ticket.commands.append(command)  # it may be dialled, or asked through another; or a device fails, which is told there
+        except (StreamReset, ConnectionLost):
+            ticket.commands.append(command)  # it may be dialled, or asked through another
             return None
 
     def _note_fault(self, peer: PeerId, fault: RemoteProtocolError | None) -> None:
@@ -186,10 +187,6 @@ class Dispatcher:
         """
         begun = self.begin(request, from_peer)
         return begun.at_hand if isinstance(begun, Answer) else replies_of(begun)
-
-    def _ticket(self, request: InferenceRequest, from_peer: PeerId | None) -> Ticket:
-        now, request = self._transport.now(), signable(request)
-        return Ticket(request, self._node.rank(request, now, from_peer), now, from_peer)
 
     @asynccontextmanager
     async def _carried(self, ticket: Ticket) -> AsyncIterator[Answer]:
@@ -326,9 +323,9 @@ class Dispatcher:
             refusal = Refuse(request.request_id, ErrorCode.DRAINING, "this node is leaving the mesh")
         elif request.request_id in self._tickets:
             refusal = Refuse(request.request_id, ErrorCode.HOPS_EXCEEDED, "the request is under way here already")
-        else:
+        elif (refusal := unsignable(ticket)) is None:
             self._tickets[request.request_id] = ticket
-            refusal = self._node.submit(request, ticket.report, from_peer, now)
+            refusal = self._node.submit(ticket.request, ticket.report, from_peer, now)
             self._settle()
         if refusal is not None:
             ticket.commands.append(refusal)
@@ -446,7 +443,8 @@ class Dispatcher:
                     else:
                         attempt.failed = Failed(ErrorCode.ENGINE_FAILED, UNFINISHED)
             except Exception as error:  # noqa: BLE001 -- an engine is foreign code: what it raises ends this attempt alone
-                attempt.failed = self._crashed(ticket.request, error)
+                is_peer = peer != self._node.peer_id
+                attempt.failed = unread(error) if is_peer and isinstance(error, OSError) else self._crashed(ticket.request, error)
         ticket.attempt = None
         self.conclude(ticket, attempt)
 

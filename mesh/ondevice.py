@@ -12,7 +12,8 @@ from typing import Self, TypeVar
 
 from mesh.engines.base import AtOnce, Engine, TakesDevice
 from mesh.fabric.gpu import all_ready
-from protocol.inference import InferenceRequest, Reply, TensorsReady, are_on_host, on_host
+from protocol.errors import ErrorCode
+from protocol.inference import Failed, InferenceRequest, Reply, TensorsReady, are_on_host, on_host
 
 R = TypeVar("R", bound=Reply)
 
@@ -24,6 +25,11 @@ def host_request(request: InferenceRequest) -> InferenceRequest:
         OSError: the device fails.
     """
     return request if are_on_host(request.tensors) else replace(request, tensors=on_host(request.tensors))
+
+
+def unread(error: OSError) -> Failed:
+    """How an attempt fails for which tensors could not be brought from a device."""
+    return Failed(ErrorCode.ENGINE_FAILED, f"a device cannot be read: {error}")
 
 
 def signable(request: InferenceRequest) -> InferenceRequest:

@@ -11,6 +11,7 @@ from typing import Self
 
 import trio
 
+from mesh.ondevice import signable, unread
 from mesh.receipts import Examination
 from protocol.errors import ErrorCode
 from protocol.forwarding import Forward, Refuse, RunLocally
@@ -138,6 +139,16 @@ async def hand_on(send: trio.MemorySendChannel[Reply], reply: Reply) -> None:
         send.send_nowait(reply)
     except trio.WouldBlock:
         await send.send(reply)
+
+
+def unsignable(ticket: Ticket) -> Refuse | None:
+    """Brings the tensors to where their bytes can be hashed, where there is to be a receipt; how that is refused if it fails."""
+    try:
+        ticket.request = signable(ticket.request)
+    except OSError as error:
+        failed = unread(error)
+        return Refuse(ticket.request.request_id, failed.code, failed.message)
+    return None
 
 
 def refusal(ticket: Ticket) -> Failed | None:

@@ -131,3 +131,23 @@ def test_no_message_holds_what_lies_on_a_device(cuda: Cuda) -> None:
         encode_request(request)
     with pytest.raises(LocalProtocolError):
         encode_reply(TensorsReady(tuple(request.tensors)))
+
+
+@pytest.mark.parametrize("quic_engines", [("qh3",)], indirect=True, ids="-".join)
+@pytest.mark.parametrize("named", [{}, {"receipt": True}, {"stream": True}], ids=["", "with a receipt", "in a task of its own"])
+async def test_a_device_that_cannot_be_read_fails_the_request_to_a_peer(start: Start, named: dict[str, bool]) -> None:
+    cuda = emulated()
+    b = await start(DeviceEngine(cuda, takes_device=False))
+    a = await start(join=(b,))
+    await introduced(a, b)
+    fail("cuMemcpyDtoH", 700, 10)
+    try:
+        async with a.service.dispatcher.submit(asking(cuda, **named)) as answer:
+            replies = [reply async for reply in answer.replies()]
+    finally:
+        fail("cuMemcpyDtoH", 0, 0)
+    assert isinstance(replies[-1], Failed)
+    assert replies[-1].code is ErrorCode.ENGINE_FAILED
+    assert replies[-1].message.startswith("a device cannot be read: ")
+    assert a.logged("engine crashed") == []
+    assert a.faults() == b.faults() == {}
