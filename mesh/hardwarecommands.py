@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from mesh.buses import Buses, Load, list_gpus, measure, read_buses, warnings
 from mesh.buses.picture import buses_json, closeness_table, tree_picture
 from mesh.config import ConfigError
+from mesh.fabric.rdma.trial import Tried, try_cards
 from mesh.hardware import read_hardware
 from mesh.plain import printable
 from protocol.records import Hardware
@@ -33,7 +34,8 @@ def hardware(
     """Show this machine: processors, memory, the PCIe tree with its links and their load, and what is wrong with it.
 
     A link is shown as it runs, `PCIe 4.0 x8`, and of what both its ends could do where that is more. The load of a GPU's link is
-    measured by NVIDIA's driver, that of a network device by its counters. What the kernel does not know is left out.
+    measured by NVIDIA's driver, that of a network device by its counters. What the kernel does not know is left out. Where there
+    are RDMA devices and NVIDIA's driver, it is tried whether the ones take memory of the GPUs (GPUDirect RDMA).
 
     For example:
 
@@ -47,23 +49,27 @@ def hardware(
         raise ConfigError("watch", None, "flag --watch", "a picture that is drawn again takes an interval, and no --json")
     facts = read_hardware()
     buses, loads = _look(interval)
+    absent, tried = try_cards()
     if as_json:
-        print(json.dumps({"hardware": asdict(facts), "buses": buses_json(buses, loads, warnings(buses))}))
+        direct = {"absent": absent, "tried": [asdict(one) for one in tried]}
+        told = {"hardware": asdict(facts), "buses": buses_json(buses, loads, warnings(buses)), "gpu_direct": direct}
+        print(json.dumps(told))
     elif watch:
-        with Live(view(facts, buses, loads), auto_refresh=False, screen=False) as live:
+        with Live(view(facts, buses, loads, tried), auto_refresh=False, screen=False) as live:
             while True:
-                live.update(view(facts, *_look(interval)), refresh=True)
+                live.update(view(facts, *_look(interval), tried), refresh=True)
     else:
-        Console().print(view(facts, buses, loads), soft_wrap=True)
+        Console().print(view(facts, buses, loads, tried), soft_wrap=True)
     return os.EX_OK
 
 
-def view(facts: Hardware, buses: Buses, loads: Mapping[str, Load]) -> RenderableType:
+def view(facts: Hardware, buses: Buses, loads: Mapping[str, Load], tried: Sequence[Tried] = ()) -> RenderableType:
     """The whole picture."""
     memory = f"{facts.memory_bytes / 2**30:.1f} GiB" if facts.memory_bytes else "memory not known"
     head = Text(printable(f"{facts.cpu_model or 'processor not known'}, {facts.cpu_count} cores, {memory}"), style="bold")
     parts: list[RenderableType] = [head, tree_picture(buses, loads)]
     parts += [table for table in (closeness_table(buses), _distances(buses)) if table is not None]
+    parts += [Text(printable(f"GPUDirect RDMA: {one.card} and the GPU at {one.gpu}: {one.why or 'works'}")) for one in tried]
     parts += [Text.assemble(("! ", "bold yellow"), printable(text)) for text in warnings(buses)]
     return Group(*parts)
 

@@ -29,7 +29,7 @@ from mesh.buses import watch_room
 from mesh.config import NodeConfig, Ready, StartError, default_cache_dir, default_network_dir
 from mesh.dispatch import Dispatcher
 from mesh.driver import Driver
-from mesh.engines.base import EmbeddedEngineUnavailableError, Engine
+from mesh.engines.base import EmbeddedEngineUnavailableError, Engine, TakesDevice
 from mesh.engines.detect import UnknownEngineError, choose_specs, make_engines
 from mesh.fabric import Fabrics, Wanted, find_kinds, parse_kinds
 from mesh.fabric.numa import NumaError, check_node
@@ -258,6 +258,7 @@ class Service:
         kinds = find_kinds(wanted)
         self.dispatcher.fabrics = fabrics = Fabrics(self.node, self.transport, self._telemetry, kinds)
         fabrics.add_handler(self._serve_by_fabric)
+        fabrics.takes_device = any(isinstance(engine, TakesDevice) and engine.takes_device for engine in self._engines)
         if gate is not None:
             fabrics.is_trusted = partial(has_our_owner, gate, machine.wall)
         return fabrics

@@ -37,6 +37,11 @@ class Given(Protocol):
         ...
 
     @property
+    def on_device(self) -> bool:
+        """Whether the receiver may lease memory of a device for them, which is written to without a tag."""
+        ...
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
         ...
@@ -83,7 +88,7 @@ class Writes(Protocol):
         ...
 
     async def grant(self, offer: Offer, lifetime_s: float, now: float) -> Lease:
-        """Lease memory that takes all tensors of an offer.
+        """Lease memory that takes all tensors of an offer: of a device only where the offer is of tensors on one.
 
         Raises:
             RemoteProtocolError: there is none for this peer.
@@ -93,6 +98,8 @@ class Writes(Protocol):
 
     async def check(self, offer: Offer, lease: Lease, tag: bytes) -> tuple[Tensor, ...]:
         """Take a lease back, have that confirmed, and then see that what was written is what the tag says.
+
+        Memory of a device is not compared with a tag: there is none.
 
         Returns:
             Views of memory that nobody writes to any more; it is used again when nothing views it.
@@ -132,6 +139,11 @@ class Session(Protocol):
     @property
     def closed(self) -> bool:
         """Whether it is over."""
+        ...
+
+    @property
+    def takes_devices(self) -> bool:
+        """Whether it may be given tensors as they lie on a device."""
         ...
 
     @property

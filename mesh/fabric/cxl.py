@@ -136,6 +136,7 @@ class CxlSession:
     kind: ClassVar[Kind] = Kind.CXL
     way: ClassVar[Way] = CXL
     writes: ClassVar[None] = None
+    takes_devices: ClassVar[bool] = False
     _shelf: Shelf = field(init=False)
     _table: RegionTable = field(init=False)
     _places: dict[int, tuple[int, int]] = field(init=False, default_factory=dict)

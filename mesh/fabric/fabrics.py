@@ -112,6 +112,8 @@ class Fabrics:
         self._nursery: trio.Nursery | None = None
         self.is_trusted: Callable[[PeerId], bool] = lambda _peer: True
         """Whether a peer may have a fabric whose bytes anybody on the network between can read."""
+        self.takes_device = False
+        """Whether what is asked of this node may be put on a device: whether an engine takes it there."""
         self._tell()
         if self._openers:
             transport.add_handler(FABRIC_PROTOCOL, self._serve_opening)
@@ -235,6 +237,7 @@ class Fabrics:
         """A stream that offers the tensors of a request, and the request as it goes with that."""
         await all_ready(request.tensors)
         lane = Lane(stream, sessions, self, request.deadline_s, serves=False)
+        lane.takes_device = request.takes_device
         lane.on_way = on_way
         left = lane.carry(request.tensors)
         if left and not are_on_host(request.tensors) and await self.session(stream.peer_id) is not None:
@@ -346,7 +349,8 @@ class Fabrics:
     async def serve(self, stream: Stream, handle: Handle, limits: ServeLimits | None = None) -> Served:
         """Answers one request whose tensors may take the fabric, as `mesh.inference.serve_stream` does."""
         lane = Lane(stream, self._with(stream.peer_id), self, 0.0, serves=True)
-        takes_device = stream.peer_id in self._device_sessions
+        lane.takes_device = self.takes_device
+        takes_device = any(session.takes_devices for session in lane.sessions)
 
         def handle_filled(request: InferenceRequest, peer: PeerId) -> Handled:
             lane.lives(request.deadline_s)

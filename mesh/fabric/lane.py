@@ -10,12 +10,13 @@ Spec: docs/spec/11-fabric.md, section "Messages".
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
 
 from mesh.fabric.base import Reads, Session, Writes
-from mesh.fabric.transfers import Gift, Receipt, send_pieces
+from mesh.fabric.transfers import TRANSFERS_MAX, Gift, Receipt, send_pieces
 from mesh.transport import ConnectionLost, Doing, Stream, StreamReset
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -42,9 +43,6 @@ from protocol.wire.inference import REPLY_BYTES_MAX
 
 if TYPE_CHECKING:
     from mesh.fabric.fabrics import Fabrics
-
-TRANSFERS_MAX = 4096
-"""Transfers of one stream and direction, a count: an answer of so many outputs with large tensors goes on by the stream."""
 
 
 class Lane:
@@ -83,6 +81,7 @@ class Lane:
         self._sending = trio.Lock()
         self._settled = trio.Event()
         self.fault: RemoteProtocolError | None = None
+        self.takes_device = False  # whether tensors of the peer may be put on a device
         self.on_way: Callable[[str], None] = lambda _way: None
 
     # What a stream is
@@ -114,7 +113,7 @@ class Lane:
             StreamReset: as the stream, and for that on the side that answers.
             ConnectionLost: as the stream.
         """
-        del max_bytes  # whole messages, which are bounded
+        del max_bytes  # whole messages
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._deliverable:
             if not await self._read():
@@ -174,14 +173,15 @@ class Lane:
         Raises:
             OSError: a device fails from which they are brought to the host.
         """
-        if not are_on_host(tensors):
-            if self._offer(tensors, on_device=True):
-                return ()
+        by_way = {reaches_devices(session.kind): session for session in self.sessions if not session.closed}
+        apart, other = by_way.get(True), by_way.get(False)
+        if not are_on_host(tensors) and self._offer(apart, tensors):
+            return ()
+        if other is None or not other.takes_devices:
             tensors = on_host(tensors)
-        return () if self._offer(tensors, on_device=False) else tuple(tensors)
+        return () if self._offer(other, tensors) else on_host(tensors)
 
-    def _offer(self, tensors: Sequence[Tensor], *, on_device: bool) -> bool:
-        session = next((s for s in self.sessions if not s.closed and reaches_devices(s.kind) == on_device), None)
+    def _offer(self, session: Session | None, tensors: Sequence[Tensor]) -> bool:
         if session is None or len(self._gifts) >= TRANSFERS_MAX:
             return False
         if tensors and sum(tensor.size_bytes for tensor in tensors) < crossover_bytes(session.way, STREAM):
@@ -193,7 +193,7 @@ class Lane:
             return False
         if given is None:
             return False
-        self._say(Offer(len(self._gifts), session.kind, given.places, given.lease, given.tag))
+        self._say(Offer(len(self._gifts), session.kind, given.places, given.lease, given.tag, given.on_device))
         self._gifts.append(Gift(session, given, Giving(writes=given.lease is None)))
         self.on_way(session.kind.name.lower())
         return True
@@ -432,6 +432,7 @@ class Lane:
             raise RemoteProtocolError(ErrorCode.MALFORMED, f"transfer {offer.transfer} is offered after {len(self._receipts)}")
         refused = self._fabrics.charge_offer(self.peer_id)
         session = next((session for session in self.sessions if session.kind is offer.kind), None)
+        offer = replace(offer, on_device=offer.on_device and self.takes_device)
         receipt = Receipt(session, offer, Taking(grants=offer.lease is None))
         self._receipts.append(receipt)
         if refused is ErrorCode.FLOODING:

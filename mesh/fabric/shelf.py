@@ -9,7 +9,7 @@ Spec: docs/spec/11-fabric.md, section "Leases".
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,7 @@ class Given:
     own: Own
     tag: bytes = b""
     source: tuple[memoryview, ...] = ()
+    on_device: ClassVar[bool] = False
 
     @property
     def size_bytes(self) -> int:

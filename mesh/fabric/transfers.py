@@ -9,6 +9,9 @@ from protocol.fabric import Giver, Giving, Kind, Lease, Taking
 from protocol.fabric.messages import HEAD_BYTES, Offer, bulk_head
 from protocol.inference import Tensor
 
+TRANSFERS_MAX = 4096
+"""Transfers of one stream and direction, a count: an answer of so many outputs with large tensors goes on by the stream."""
+
 COMPARED_BYTES = 16 * 2**20
 """Bytes that a receiver is given the time for a transfer once more to compare with their tag: 160 MB/s, which BLAKE2b does on any
 processor of today."""

@@ -81,13 +81,17 @@ _SHAPE_MAX = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A transfer begins. With `lease` its tensors are there to be read; without, one to write is asked for."""
+    """A transfer begins. With `lease` its tensors are there to be read; without, one to write is asked for.
+
+    With `on_device` they lie on a device, and a lease of memory of a device would be written to without a tag.
+    """
 
     transfer: int
     kind: Kind
     places: tuple[Place, ...]
     lease: Lease | None = None
     tag: bytes = b""
+    on_device: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -206,9 +210,10 @@ _WORDS = frozenset(("offer", "leased", "placed", "taken", "refused", "released",
 
 def _to_plain(message: Message) -> list[object]:
     match message:
-        case Offer(transfer, kind, places, lease, tag):
+        case Offer(transfer, kind, places, lease, tag, on_device):
             told = [[place.name, place.dtype, list(place.shape), place.offset, place.length] for place in places]
-            return ["offer", transfer, int(kind), told, None if lease is None else _lease_to_plain(lease), tag]
+            more = [True] if on_device else []
+            return ["offer", transfer, int(kind), told, None if lease is None else _lease_to_plain(lease), tag, *more]
         case Leased(transfer, lease):
             return ["leased", transfer, _lease_to_plain(lease)]
         case Placed(transfer, tag):
@@ -230,8 +235,8 @@ def _to_plain(message: Message) -> list[object]:
 def _read(word: str, transfer: int, rest: list[Plain]) -> Message:
     """Read what follows a word that is known and the number of its transfer."""
     match word, rest:
-        case "offer", [kind, list(places), lease, bytes(tag), *_] if len(tag) <= TAG_BYTES_MAX:
-            return _offer(transfer, kind, places, lease, tag)
+        case "offer", [kind, list(places), lease, bytes(tag), *more] if len(tag) <= TAG_BYTES_MAX:
+            return _offer(transfer, kind, places, lease, tag, more[0] if more else False)
         case "leased", [lease, *_]:
             return Leased(transfer, _lease(lease))
         case "placed", [bytes(tag), *_] if len(tag) <= TAG_BYTES_MAX:
@@ -250,13 +255,16 @@ def _read(word: str, transfer: int, rest: list[Plain]) -> Message:
             raise _malformed(f"{word} with something else behind it")
 
 
-def _offer(transfer: int, kind: Plain, places: list[Plain], lease: Plain, tag: bytes) -> Offer:
+def _offer(transfer: int, kind: Plain, places: list[Plain], lease: Plain, tag: bytes, on_device: Plain) -> Offer:
+    if not isinstance(on_device, bool):
+        raise _malformed("an offer that does not say whether its tensors lie on a device")
     number = _number(kind, 255, "a kind")
     if number not in _KINDS:
         raise RemoteProtocolError(ErrorCode.UNSUPPORTED, f"fabric {number}")
     if len(places) > TENSORS_MAX:
         raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"{len(places)} tensors; {TENSORS_MAX} are allowed")
-    offer = Offer(transfer, Kind(number), tuple(map(_place, places)), None if lease is None else _lease(lease), tag)
+    told = None if lease is None else _lease(lease)
+    offer = Offer(transfer, Kind(number), tuple(map(_place, places)), told, tag, on_device)
     if offer.size_bytes > BYTES_MAX:
         raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"a transfer of {offer.size_bytes} bytes")
     if offer.lease is not None:

@@ -2,8 +2,8 @@
 
 All of it travels inside the QUIC session alone; on the network of the fabric nothing stands but packets of RDMA. A place to
 connect to is 28 bytes of fixed layout: version, MTU, local id, number of the queue pair, number of its first packet, and
-address. The key of a lease is 12 bytes: where the window begins, and its remote key. The tag is BLAKE2b over the bytes of the
-tensors in order, under a key that both sides make from the secret of the opening.
+address. The key of a lease is 12 bytes: where the window begins, and its remote key; where it is memory of a device, a byte
+more. The tag is BLAKE2b over the bytes of the tensors in order, under a key that both sides make from the secret of the opening.
 
 Source: RFC 7693 (BLAKE2); InfiniBand Architecture Specification 1.4, volume 1, sections 9.7 and 10.6.
 Spec: docs/spec/11-fabric.md, section "RDMA".
@@ -35,6 +35,7 @@ LEASES_KEPT_MAX = 256
 _DOMAIN = b"isochrone-rdma-tag-v1:"
 _END = struct.Struct(">BBHII16s")
 _KEY = struct.Struct(">QI")
+_ON_DEVICE = b"\x01"  # behind the key of a lease of memory of a device
 _ADDRESS_MAX = 2**64 - 1  # largest address of a byte
 
 
@@ -114,17 +115,18 @@ def same_subnet(one: bytes, other: bytes, bits: int) -> bool:
     return one != other and int.from_bytes(one, "big") >> shift == int.from_bytes(other, "big") >> shift
 
 
-def encode_key(address: int, remote_key: int) -> bytes:
-    """The key of a lease."""
-    return _KEY.pack(address, remote_key)
+def encode_key(address: int, remote_key: int, *, on_device: bool = False) -> bytes:
+    """The key of a lease, of memory of the host or of a device."""
+    return _KEY.pack(address, remote_key) + (_ON_DEVICE if on_device else b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a giver writes: an address of the receiver, and the key that its device wants to see."""
+    """Where a giver writes: an address of the receiver, the key that its card wants to see, and whether it is on a device."""
 
     address: int
     remote_key: int
+    on_device: bool = False
 
 
 class HeldLeases:
@@ -134,8 +136,13 @@ class HeldLeases:
         """Begins without any."""
         self._epochs: dict[int, int] = {}
 
-    def take(self, lease: Lease, size_bytes: int) -> Target:
+    def take(self, lease: Lease, size_bytes: int, *, on_device: bool = False) -> Target:
         """Check a lease to write so many bytes to, and take its epoch.
+
+        Args:
+            lease: as the peer tells it.
+            size_bytes: what is to be written.
+            on_device: whether the offer has said that it may be memory of a device.
 
         Raises:
             RemoteProtocolError: STALE_LEASE for an epoch that is not greater, OUT_OF_BOUNDS where the tensors do not fit or it is
@@ -147,16 +154,19 @@ class HeldLeases:
             raise RemoteProtocolError(ErrorCode.OUT_OF_BOUNDS, f"a lease for {lease.rights!r}")
         if not lease.covers(0, size_bytes) or lease.length > BYTES_MAX:
             raise RemoteProtocolError(ErrorCode.OUT_OF_BOUNDS, f"{size_bytes} bytes into a lease of {lease.length}")
-        if len(lease.key) != _KEY.size:
+        behind = lease.key[_KEY.size :]
+        if len(lease.key) < _KEY.size or (behind and behind != _ON_DEVICE):
             raise RemoteProtocolError(ErrorCode.MALFORMED, f"a key of {len(lease.key)} bytes")
-        address, remote_key = _KEY.unpack(lease.key)
+        if behind and not on_device:
+            raise RemoteProtocolError(ErrorCode.MALFORMED, "memory of a device is leased, which the offer did not ask for")
+        address, remote_key = _KEY.unpack(lease.key[: _KEY.size])
         if address + lease.length > _ADDRESS_MAX:
             raise RemoteProtocolError(ErrorCode.OUT_OF_BOUNDS, "a lease past the end of all addresses")
         self._epochs.pop(lease.region, None)
         self._epochs[lease.region] = lease.epoch
         while len(self._epochs) > LEASES_KEPT_MAX:
             del self._epochs[next(iter(self._epochs))]
-        return Target(address, remote_key)
+        return Target(address, remote_key, bool(behind))
 
 
 def tag_key(secret: bytes, opener_nonce: bytes, door_nonce: bytes) -> bytes:

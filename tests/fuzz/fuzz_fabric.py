@@ -120,7 +120,7 @@ def _rdma(_state: None, data: bytes) -> object:
     lease = Lease(len(data), 1, 0, 4096, Rights.WRITE, 1.0, data)
     readers = (
         lambda: decode_enter(data),
-        lambda: held.take(lease, 4096),
+        lambda: held.take(lease, 4096, on_device=len(data) % 2 == 1),
         lambda: same_subnet(decode_end(data).gid, bytes(16), 120),
     )
     results: list[object] = []
@@ -218,7 +218,14 @@ HARNESS = either(
         "rdma",
         _rdma,
         (),
-        lambda: [encode_end(_END), encode_enter(_END), encode_key(4096, 1), encode_key(2**64 - 1, 1), b""],
+        lambda: [
+            encode_end(_END),
+            encode_enter(_END),
+            encode_key(4096, 1),
+            encode_key(2**64 - 1, 1),
+            encode_key(4096, 1, on_device=True),
+            b"",
+        ],
         (
             "protocol.fabric.rdma:HeldLeases.take",
             "protocol.fabric.rdma:decode_end",

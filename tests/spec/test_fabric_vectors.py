@@ -38,7 +38,8 @@ def message_of(told: dict | None) -> messages.Message | None:
         case {"word": "offer"}:
             places = tuple(Place(t["name"], t["dtype"], tuple(t["shape"]), t["offset"], t["length"]) for t in told["tensors"])
             lease = None if told["lease"] is None else lease_of(told["lease"])
-            return messages.Offer(told["transfer"], Kind(told["kind"]), places, lease, raw(told, "tag"))
+            on_device = told.get("on_device", False)
+            return messages.Offer(told["transfer"], Kind(told["kind"]), places, lease, raw(told, "tag"), on_device)
         case {"word": "leased"}:
             return messages.Leased(told["transfer"], lease_of(told["lease"]))
         case {"word": "placed"}:

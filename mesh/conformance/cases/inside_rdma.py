@@ -40,3 +40,32 @@ inside(
     _GUEST + "test_a_cable_that_is_pulled_closes_the_fabric_at_both_ends",
     _GUEST + "test_tensors_of_two_nodes_go_by_rdma_until_the_cable_is_pulled",
 )
+
+_GUEST_GPUS = "tests/guest/test_guest_gpus.py::"
+_DIRECT = "tests/mesh/rdma/test_rdma_direct.py::"
+
+inside(
+    "ISO-FAB-045",
+    _HARDWARE,
+    _WORDS + "test_a_lease_of_memory_of_a_device_is_one_for_an_offer_of_tensors_there_alone",
+    _GUEST_GPUS + "test_no_tag_is_left_out_that_the_offer_has_not_left_out",
+)
+inside(
+    "ISO-FAB-046",
+    _HARDWARE,
+    _DIRECT + "test_memory_that_a_peer_is_to_write_to_holds_zeros",
+    _GUEST_GPUS + "test_what_a_peer_has_not_written_shows_nothing_of_anybody",
+    _GUEST_GPUS + "test_a_key_to_memory_of_a_gpu_is_worth_nothing_afterwards",
+)
+inside(
+    "ISO-FAB-047",
+    _HARDWARE,
+    _DIRECT + "test_memory_is_freed_when_nobody_has_it_and_not_before",
+    _GUEST_GPUS + "test_memory_of_a_gpu_is_given_back_when_nobody_looks_at_it_any_more",
+)
+inside(
+    "ISO-FAB-048",
+    _HARDWARE,
+    _GUEST_GPUS + "test_where_the_card_takes_no_dma_buf_tensors_go_by_the_host_with_one_copy",
+    _GUEST_GPUS + "test_where_one_side_cannot_there_is_one_copy",
+)

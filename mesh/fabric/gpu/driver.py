@@ -39,6 +39,10 @@ _NAME_BYTES = 256  # room for the name of a device; the longest have some 40
 _NOT_READY = 600  # CUDA_ERROR_NOT_READY: work is under way, which is no failure
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _DMA_BUF_SUPPORTED = 124  # CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED
+_FLUSH_OPTIONS = 117  # CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS
+_FLUSH_BY_HOST = 1  # CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST
+_WRITES_ORDERING = 118  # CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING
+_TO_OWNER = 100  # CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER, and the scope of a flush of the same name
 _UNIFIED_ADDRESSING = 41  # CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING: without it memory has no ordinal, and tokens do not work
 _MEMORY_TYPE = 2  # CU_POINTER_ATTRIBUTE_MEMORY_TYPE
 _IS_MANAGED = 8  # CU_POINTER_ATTRIBUTE_IS_MANAGED
@@ -98,6 +102,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
     "cuMemFree_v2": (c_uint64,),
     "cuMemGetAddressRange_v2": (POINTER(c_uint64), POINTER(c_size_t), c_uint64),
+    "cuMemsetD8_v2": (c_uint64, c_ubyte, c_size_t),
     "cuMemcpyHtoD_v2": (c_uint64, c_void_p, c_size_t),
     "cuMemcpyDtoH_v2": (c_void_p, c_uint64, c_size_t),
     "cuMemcpyDtoDAsync_v2": (c_uint64, c_uint64, c_size_t, c_void_p),
@@ -117,6 +122,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 # Drivers before CUDA 11.7 do not have these.
 _LATER_FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuMemGetHandleForAddressRange": (c_void_p, c_uint64, c_size_t, c_int, c_uint64),
+    "cuFlushGPUDirectRDMAWrites": (c_int, c_int),
 }
 
 
@@ -228,6 +234,8 @@ class Device:
         bus_id: where it is on the PCI bus, as in /sys/bus/pci/devices, but for the length of the domain.
         name: as the driver tells it.
         memory_bytes: of all of it.
+        has_dma_buf: whether it gives its memory out for network cards.
+        sees_writes: whether what such a card has written can be made sure to be seen by the device.
         host_copies: how often something was brought to the host because whoever wanted it could not use it on the device.
         host_copied_bytes: and how much.
     """
@@ -254,6 +262,9 @@ class Device:
         self.memory_bytes = size.value
         self.passes_tokens = self._attribute(_UNIFIED_ADDRESSING) != 0
         self.has_dma_buf = cuda.has("cuMemGetHandleForAddressRange") and self._attribute(_DMA_BUF_SUPPORTED) != 0
+        self._needs_flush = self._attribute(_WRITES_ORDERING) < _TO_OWNER
+        can_flush = cuda.has("cuFlushGPUDirectRDMAWrites") and self._attribute(_FLUSH_OPTIONS) & _FLUSH_BY_HOST != 0
+        self.sees_writes = can_flush or not self._needs_flush
         self.host_copies = 0
         self.host_copied_bytes = 0
         self._lock = threading.Lock()
@@ -313,6 +324,26 @@ class Device:
         with self.current():
             self._cuda.call("cuMemGetAddressRange_v2", byref(base), byref(size), address)
         return base.value, size.value
+
+    def clear(self, address: int, size_bytes: int) -> None:
+        """Fill memory with zeros, and wait until that is done.
+
+        Raises:
+            CudaError: the driver fails.
+        """
+        with self.current():
+            self._cuda.call("cuMemsetD8_v2", address, 0, size_bytes)
+            self._cuda.call("cuCtxSynchronize")
+
+    def flush_writes(self) -> None:
+        """See to it that the device sees what a network card has written into its memory and has told to be there.
+
+        Raises:
+            CudaError: the driver fails.
+        """
+        if self._needs_flush:
+            with self.current():
+                self._cuda.call("cuFlushGPUDirectRDMAWrites", 0, _TO_OWNER)
 
     def write(self, address: int, data: memoryview) -> None:
         """Copy bytes of the host to the device; they may be changed when it returns.
@@ -476,12 +507,16 @@ class Mark:
 
 
 def driver(path: str = LIBRARY) -> Cuda:
-    """The driver, loaded once for a process.
+    """The driver, loaded once for a process, whichever threads ask for it.
 
     Raises:
         GpuAbsentError: there is none that works; the next call looks again.
     """
-    return _loaded(path)
+    with _loading:
+        return _loaded(path)
+
+
+_loading = threading.Lock()
 
 
 @cache

@@ -66,6 +66,7 @@ class Given:
     places: tuple[Place, ...]
     sources: tuple[Tensor, ...]
     tag: ClassVar[bytes] = b""
+    on_device: ClassVar[bool] = False
 
     @property
     def size_bytes(self) -> int:
@@ -112,6 +113,7 @@ class GpuSession:
     kind: ClassVar[Kind] = Kind.GPU
     way: ClassVar[Way] = GPU
     writes: ClassVar[None] = None
+    takes_devices: ClassVar[bool] = True
     _book: LeaseBook = field(init=False)
     _table: RegionTable = field(init=False)
     _own: dict[int, _Own] = field(init=False, default_factory=dict)

@@ -5,6 +5,9 @@ the peer writes: it has a window, which is bound for one transfer, and without a
 are few, as with shared memory, so that a few regions serve all tensors. The pages are not shared with child processes, whose
 copies would else part them from what the device writes to.
 
+Either may lie on a GPU. Linux binds no window to such memory, so a target there is registered for each transfer, and deregistered
+before anybody looks at it; the memory itself stays.
+
 Source: ibv_fork_init(3), madvise(2) "MADV_DONTFORK"; Frey and Alonso, "Minimizing the Hidden Cost of RDMA" (ICDCS 2009).
 Spec: docs/spec/11-fabric.md, section "RDMA".
 """
@@ -12,17 +15,24 @@ Spec: docs/spec/11-fabric.md, section "RDMA".
 import errno
 import mmap
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mesh.fabric.gpu.pool import GRAIN_BYTES
 from mesh.fabric.memory import address_of, size_class
 from mesh.fabric.verbs.objects import Access, Domain, Region, VerbsError, Window
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import Lease
+
+if TYPE_CHECKING:
+    from mesh.fabric.gpu.driver import Device
+    from mesh.fabric.rdma.direct import GpuMemory
 
 STEP_BYTES = 64 * 2**20
 """From this size on regions grow by so many bytes, and not fourfold as smaller ones: what is locked for nothing is dear."""
@@ -31,6 +41,11 @@ STEP_BYTES = 64 * 2**20
 def locked_class(size_bytes: int) -> int:
     """The size of the region that so many bytes are put into."""
     return size_class(size_bytes) if size_bytes <= STEP_BYTES else -(-size_bytes // STEP_BYTES) * STEP_BYTES
+
+
+def device_class(size_bytes: int) -> int:
+    """The size of the region on a GPU that so many bytes are put into: as on the host, and a multiple of what the driver maps."""
+    return -(-locked_class(size_bytes) // GRAIN_BYTES) * GRAIN_BYTES
 
 
 class Use(Enum):
@@ -76,10 +91,11 @@ class Registered:
 
     Attributes:
         number: by which leases name it.
-        map: its memory; what still looks at it keeps it.
-        region: as the device knows it.
-        window: of a target, None of a source and where the device has no windows.
-        locked: what it is charged to.
+        map: its memory on the host, None where it lies on a GPU; what still looks at it keeps it.
+        region: as the device knows it; None where it does not at the moment.
+        window: of a target, None of a source, on a GPU, and where the device has no windows.
+        locked: what it is charged to; None of memory of a GPU, which is charged where it was made.
+        gpu: its memory on a GPU; what still looks at it keeps it.
         use: what for.
         lease: the peer's, of a target.
         key: the remote key that is bound, 0 for none.
@@ -88,10 +104,11 @@ class Registered:
     """
 
     number: int
-    map: mmap.mmap
-    region: Region
+    map: mmap.mmap | None
+    region: Region | None
     window: Window | None
-    locked: Locked
+    locked: Locked | None
+    gpu: "GpuMemory | None" = None
     use: Use = Use.FREE
     lease: Lease | None = None
     key: int = 0
@@ -102,22 +119,76 @@ class Registered:
     _closed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.size_bytes, self.address = self.region.size_bytes, self.region.address
+        memory = self.region if self.gpu is None else self.gpu
+        assert memory is not None
+        self.size_bytes, self.address = memory.size_bytes, memory.address
+
+    @property
+    def device(self) -> "Device | None":
+        """The GPU on which it lies."""
+        return None if self.gpu is None else self.gpu.device
+
+    @property
+    def local_key(self) -> int:
+        """By which this side's requests name it."""
+        assert self.region is not None
+        return self.region.local_key
 
     def array(self, size_bytes: int, offset: int = 0) -> NDArray[np.uint8]:
-        """A view of a part of it."""
+        """A view of a part of it, where it lies on the host."""
+        assert self.map is not None
         return np.frombuffer(self.map, np.uint8, size_bytes, offset)
+
+    def open(self, domain: Domain, access: Access) -> None:
+        """Have the device know it again. Blocks for as long as it takes to map its pages.
+
+        Raises:
+            VerbsError: the device does not take memory of this GPU, or has no more.
+        """
+        assert self.region is None
+        assert self.gpu is not None
+        self.region = Region(domain, self.address, self.size_bytes, access, dmabuf=self.gpu.descriptor)
+
+    def shut(self) -> None:
+        """Have the device forget it: what has been leased of it is worth nothing any more.
+
+        Raises:
+            VerbsError: the device still uses it.
+        """
+        if self.region is not None:
+            self.region.close()
+            if self.gpu is not None:
+                self.region = None
 
     def close(self) -> None:
         """Have the device forget it; the memory goes when nothing looks at it any more."""
         if self.window is not None:
             with suppress(VerbsError):
                 self.window.close()
-        with suppress(VerbsError):
-            self.region.close()
-        if not self._closed:
+        try:
+            self.shut()
+        except VerbsError:
+            _stuck.append(self)  # the device may still write to it: it is nobody else's until the process ends
+            return
+        self.gpu = None
+        if not self._closed and self.locked is not None:
             self._closed = True
             self.locked.give_back(self.size_bytes)
+
+
+_stuck: list[Registered] = []
+
+
+def let_go(own: Registered) -> None:
+    """An array of whoever allocated a source is there no more."""
+    own.held -= 1
+
+
+def are_free(sources: Iterable[Registered | None]) -> None:
+    """Whoever filled sources does not need them any more."""
+    for own in sources:
+        if own is not None:
+            own.use = Use.FREE
 
 
 def register(domain: Domain, number: int, size_bytes: int, locked: Locked, *, is_target: bool, has_windows: bool) -> Registered:
@@ -168,11 +239,12 @@ class Pool:
         self._idle_bytes_max = idle_bytes_max
         self.regions: dict[int, Registered] = {}
 
-    def find(self, size_bytes: int) -> Registered | None:
-        """The smallest free region that is large enough, and is not far too large."""
-        free = ((own.size_bytes, own.number) for own in self._free())
+    def find(self, size_bytes: int, device: "Device | None" = None) -> Registered | None:
+        """The smallest free region that is large enough, and is not far too large; on a GPU, or on the host."""
+        free = ((own.size_bytes, own.number) for own in self._free() if own.device is device)
         fitting = min(((size, number) for size, number in free if size >= size_bytes), default=None)
-        if fitting is None or fitting[0] > 4 * locked_class(size_bytes):
+        usual = locked_class(size_bytes) if device is None else device_class(size_bytes)
+        if fitting is None or fitting[0] > 4 * usual:
             return None
         return self.regions[fitting[1]]
 

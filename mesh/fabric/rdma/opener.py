@@ -11,14 +11,19 @@ Spec: docs/spec/11-fabric.md, section "RDMA".
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 from weakref import WeakSet
 
 import trio
 
-from mesh.buses import list_gpus, nearest_ports, read_buses
+from mesh.buses import DeviceKind, closeness, list_gpus, nearest_ports, read_buses
+from mesh.buses.nvml import pci_address
 from mesh.fabric.base import Opening
+from mesh.fabric.gpu.driver import LIBRARY
+from mesh.fabric.gpu.driver import Device as Gpu
+from mesh.fabric.rdma.direct import Direct
 from mesh.fabric.rdma.memory import Locked
 from mesh.fabric.rdma.ports import RdmaPort, has_devices, read_addresses, read_ports, told
 from mesh.fabric.rdma.session import RdmaSession
@@ -27,13 +32,16 @@ from mesh.fabric.verbs.library import BindingAbsentError, load
 from mesh.fabric.verbs.objects import Device, DeviceEvent, Path, PortState, VerbsError
 from mesh.hardware import memory_bytes
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.fabric import Advert, GpuPath, Kind, Link, Match, Way
+from protocol.fabric import Advert, Closeness, GpuPath, Kind, Link, Match, Way
 from protocol.fabric.cost import APART_SETUP_S, COPY
 from protocol.fabric.messages import NONCE_BYTES, SECRET_BYTES, Door, Hello, encode_opening
 from protocol.fabric.rdma import READY, End, check_ready, decode_end, decode_enter, encode_end, encode_enter, same_subnet, tag_key
 
 LOOK_S = 10.0
 """How often ports and addresses are looked at when no device says anything, in seconds; reading them costs some milliseconds."""
+
+SWEEP_S = 1.0
+"""How often memory of GPUs is given back that nobody has any more, in seconds: the driver waits for the device then."""
 
 SETUP_S = APART_SETUP_S + 0.002
 """What a transfer costs whatever its size, in seconds: one more round trip and wake-up than other fabrics take, for the lease
@@ -65,7 +73,12 @@ class RdmaOpener:
     """Opens RDMA fabrics."""
 
     def __init__(
-        self, host_secret: bytes, only: Sequence[str] = (), root: FilePath = FilePath("/"), cache: FilePath | None = None
+        self,
+        host_secret: bytes,
+        only: Sequence[str] = (),
+        root: FilePath = FilePath("/"),
+        cache: FilePath | None = None,
+        library: str = LIBRARY,
     ) -> None:
         """Finds out whether there is anything to open; `run` does the rest.
 
@@ -74,6 +87,7 @@ class RdmaOpener:
             only: the devices that may be used; empty for all.
             root: where `sys` is.
             cache: where the compiled binding is kept; None for the user's cache directory.
+            library: of NVIDIA's driver.
         """
         self._secret, self._only, self._root, self._cache = host_secret, tuple(only), root, cache
         self._locked = Locked(int(memory_bytes(root) * LOCKED_SHARE))
@@ -82,6 +96,8 @@ class RdmaOpener:
         self._ports: tuple[RdmaPort, ...] = ()
         self._gpu_paths: tuple[GpuPath, ...] = ()
         self._unusable: tuple[str, ...] = ()
+        self.direct = Direct(library)
+        self._gpus: dict[str, tuple[Gpu, ...]] = {}
         self._absent = "its devices are being looked for" if has_devices(root) else NO_DEVICE
         self._sessions: WeakSet[RdmaSession] = WeakSet()
         self._again = trio.Event()
@@ -121,6 +137,7 @@ class RdmaOpener:
             "unusable": list(self._unusable),
             "locked_bytes": self._locked.n_bytes,
             "locked_bytes_max": self._locked.bytes_max,
+            "gpu_direct": self.direct.figures(),
         }
 
     # Opening
@@ -188,7 +205,7 @@ class RdmaOpener:
         psn = int.from_bytes(opening.entropy(3), "big")
         session = RdmaSession(
             opening.peer, opening.config, self.way(opening.match), wire, opening.control, key, opening.entropy,
-            device.has_windows, self._locked, opening.on_closed,
+            device.has_windows, self._locked, opening.on_closed, self.direct, self._gpus.get(port.device, ()),
         )  # fmt: skip
         return session, End(port.gid, wire.pair.number, psn, state.mtu, state.lid)
 
@@ -206,6 +223,9 @@ class RdmaOpener:
             changed: is called when there are others.
         """
         async with trio.open_nursery() as nursery:
+            if has_devices(self._root):
+                await trio.to_thread.run_sync(self.direct.find)
+            nursery.start_soon(self._sweep)
             while True:
                 self._again = trio.Event()
                 for device in await self._look(changed):
@@ -234,10 +254,26 @@ class RdmaOpener:
             changed()
         return opened
 
+    async def _sweep(self) -> None:
+        """Gives memory of GPUs back that nobody has any more."""
+        while self.direct.devices:
+            await trio.sleep(SWEEP_S)
+            await trio.to_thread.run_sync(self.direct.sweep)
+
     def _look_at_gpus(self, ports: tuple[RdmaPort, ...]) -> tuple[GpuPath, ...]:
-        """Which port is nearest to each GPU; in a worker thread."""
+        """Which port is nearest to each GPU, and which GPU to each port; in a worker thread."""
         gpus = list_gpus() if ports else ()
-        return nearest_ports([port.device for port in ports], gpus, read_buses(self._root, gpus))
+        buses = read_buses(self._root, gpus)
+        places = {device.name: device.address for device in buses.of(DeviceKind.RDMA)}
+        near = {port.device: places.get(port.device, "") for port in ports}
+
+        def distance(gpu: Gpu, card: str) -> int:
+            return closeness(pci_address(gpu.bus_id), card, buses) or FARTHEST
+
+        self._gpus = {
+            name: tuple(sorted(self.direct.devices, key=partial(distance, card=address))) for name, address in near.items()
+        }
+        return nearest_ports([port.device for port in ports], gpus, buses)
 
     def _look_at_ports(self, opened: list[Device]) -> tuple[str, tuple[RdmaPort, ...]]:
         """Why there is none, and the ports that can be used; in a worker thread.
@@ -281,6 +317,9 @@ class RdmaOpener:
                 session.close("the RDMA port has gone down")
         self._again.set()
 
+
+FARTHEST = max(Closeness) + 1
+"""Counts for a GPU of which it is not known how near it is, unitless: it comes last."""
 
 NO_DEVICE = "this host has no RDMA device"
 """What is said where the kernel lists none."""

@@ -155,13 +155,16 @@ class Wire:
         self._pending[number] = operation
         return operation
 
-    async def write(self, piece: tuple[int, int, int], remote: tuple[int, int], immediate: int | None = None) -> Operation:
+    async def write(
+        self, piece: tuple[int, int, int], remote: tuple[int, int], immediate: int | None = None, *, on_device: bool = False
+    ) -> Operation:
         """Post that a piece of memory is written to the other side; wait for room first.
 
         Args:
             piece: address, size in bytes and local key of the memory; nobody changes it before the request has ended.
             remote: address and remote key of where it goes.
             immediate: what the other side is told when it and all before it are there; None where it is told nothing.
+            on_device: whether the piece lies where the processor cannot read it, so that it cannot travel inside the request.
 
         Raises:
             VerbsError: the queue pair has stopped.
@@ -171,7 +174,8 @@ class Wire:
             await self._moves(lambda: self._n_writes < WRITES_MAX)
         number, operation = self._operation(is_write=True)
         work = Work.WRITE if immediate is None else Work.WRITE_IMMEDIATE
-        flags = Flag.SIGNALED | (Flag.INLINE if piece[1] <= self.pair.inline_bytes else Flag.NONE)
+        is_inline = piece[1] <= self.pair.inline_bytes and not on_device
+        flags = Flag.SIGNALED | (Flag.INLINE if is_inline else Flag.NONE)
         self.pair.post(number, work, piece, remote, flags=flags, immediate=immediate or 0)
         self._pending[number] = operation
         self._n_writes += 1

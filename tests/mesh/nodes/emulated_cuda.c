@@ -3,7 +3,10 @@
  * It has the names and the types of cuda.h (and is compiled against it where a toolkit is installed), so that the binding runs over
  * it unchanged. Memory of the "device" is a memfd, which another process opens by the token, as CUDA IPC does. Addresses are no
  * addresses of the host: a bit is set in them that makes any access by the processor a fault. Calls without a current context fail,
- * as those of the real driver do, and so does a token that is opened in the process that made it.
+ * as those of the real driver do, and so does a token that is opened in the process that made it. Where the kernel has /dev/udmabuf,
+ * the descriptors for network cards are real dma-bufs of the same pages; elsewhere they are the memfd.
+ *
+ * EMULATED_CUDA_DEVICES says how many there are, EMULATED_CUDA_UUID of which host, EMULATED_CUDA_NO_DMA_BUF that they have none.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,8 +16,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <linux/udmabuf.h>
 #include <unistd.h>
 
 #if defined(WITH_CUDA_H)
@@ -33,6 +38,7 @@ typedef struct CUevent_st *CUevent;
 typedef struct { char bytes[16]; } CUuuid;
 typedef struct { char reserved[64]; } CUipcMemHandle;
 typedef int CUdevice_attribute, CUpointer_attribute, CUmemRangeHandleType;
+typedef int CUflushGPUDirectRDMAWritesTarget, CUflushGPUDirectRDMAWritesScope;
 #define cuDeviceGetUuid cuDeviceGetUuid_v2
 #define cuDeviceTotalMem cuDeviceTotalMem_v2
 #define cuDevicePrimaryCtxRelease cuDevicePrimaryCtxRelease_v2
@@ -41,6 +47,7 @@ typedef int CUdevice_attribute, CUpointer_attribute, CUmemRangeHandleType;
 #define cuMemAlloc cuMemAlloc_v2
 #define cuMemFree cuMemFree_v2
 #define cuMemGetAddressRange cuMemGetAddressRange_v2
+#define cuMemsetD8 cuMemsetD8_v2
 #define cuMemcpyHtoD cuMemcpyHtoD_v2
 #define cuMemcpyDtoH cuMemcpyDtoH_v2
 #define cuMemcpyDtoDAsync cuMemcpyDtoDAsync_v2
@@ -62,6 +69,7 @@ struct token { uint64_t magic; int32_t pid; int32_t fd; uint64_t inode; uint64_t
 struct CUctx_st { int ordinal; int retained; };
 struct CUstream_st { int dummy; };
 struct CUevent_st { unsigned long held; };
+struct exported { ino_t inode; CUdeviceptr at; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct block blocks[BLOCKS_MAX];
@@ -73,6 +81,9 @@ static unsigned long holds, released;
 static char failing[64];
 static int failing_result, n_failing;
 static size_t used;
+static struct exported exports[BLOCKS_MAX];
+static unsigned int n_exports;
+static unsigned long flushes;
 
 #define FAILS(name) do { int r_ = fails(name); if (r_) return (CUresult)r_; } while (0)
 #define NEEDS_CONTEXT() do { if (!depth) return CUDA_ERROR_INVALID_CONTEXT; } while (0)
@@ -113,6 +124,9 @@ int emulated_blocks(int opened)
     pthread_mutex_unlock(&lock);
     return n;
 }
+
+/* For tests: how often the writes of network cards were flushed. */
+unsigned long emulated_flushes(void) { return flushes; }
 
 static struct block *block_of(CUdeviceptr at)
 {
@@ -211,7 +225,8 @@ CUresult cuDeviceTotalMem(size_t *size, CUdevice device) { (void)device; *size =
 CUresult cuDeviceGetAttribute(int *out, CUdevice_attribute attribute, CUdevice device)
 {
     (void)device;
-    *out = attribute == 41 || attribute == 124 || attribute == 116;
+    *out = attribute == 41 || attribute == 116 || attribute == 117;
+    if (attribute == 124) *out = getenv("EMULATED_CUDA_NO_DMA_BUF") == NULL;
     return CUDA_SUCCESS;
 }
 
@@ -249,10 +264,11 @@ CUresult cuMemAlloc(CUdeviceptr *out, size_t size)
     if (!size) return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&lock);
     CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
-    int fd = used + size <= MEMORY_BYTES ? memfd_create("emulated-gpu", MFD_CLOEXEC) : -1;
+    int fd = used + size <= MEMORY_BYTES ? memfd_create("emulated-gpu", MFD_CLOEXEC | MFD_ALLOW_SEALING) : -1;
     char *host = fd >= 0 && !ftruncate(fd, (off_t)size) ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     if (host != MAP_FAILED) {
         struct stat status;
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK); /* udmabuf wants it */
         fstat(fd, &status);
         *out = keep(host, size, fd, stack[depth - 1]->ordinal, 0, status.st_ino);
         used += size;
@@ -287,6 +303,16 @@ CUresult cuMemGetAddressRange(CUdeviceptr *base, size_t *size, CUdeviceptr at)
     if (!block) return CUDA_ERROR_INVALID_VALUE;
     *base = (CUdeviceptr)(uintptr_t)block->host | TAG;
     *size = block->size;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuMemsetD8(CUdeviceptr to, unsigned char value, size_t size)
+{
+    NEEDS_CONTEXT();
+    FAILS("cuMemsetD8");
+    char *host = host_of(to, size);
+    if (!host) return CUDA_ERROR_INVALID_VALUE;
+    memset(host, value, size);
     return CUDA_SUCCESS;
 }
 
@@ -391,12 +417,54 @@ CUresult cuIpcCloseMemHandle(CUdeviceptr at)
     return result;
 }
 
+/* For the emulated network card: the memory behind a dma-buf that was made here, and where in it that begins. */
+int emulated_memory_of(ino_t inode, off_t *offset)
+{
+    int fd = -1;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < BLOCKS_MAX; i++) {
+        struct block *block = exports[i].inode == inode ? block_of(exports[i].at) : NULL;
+        if (!block) continue;
+        *offset = (off_t)((char *)(uintptr_t)(exports[i].at & ~TAG) - block->host);
+        fd = block->fd;
+    }
+    pthread_mutex_unlock(&lock);
+    return fd;
+}
+
+static int make_dma_buf(struct block *block, CUdeviceptr at, size_t size)
+{
+    struct udmabuf_create wanted = {
+        (uint32_t)block->fd, UDMABUF_FLAGS_CLOEXEC, (uint64_t)((char *)(uintptr_t)(at & ~TAG) - block->host), size
+    };
+    struct stat status;
+    int maker = open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
+    int made = maker < 0 ? fcntl(block->fd, F_DUPFD_CLOEXEC, 0) : ioctl(maker, UDMABUF_CREATE, &wanted);
+    if (maker >= 0) close(maker);
+    if (made < 0 || fstat(made, &status)) return made;
+    pthread_mutex_lock(&lock);
+    exports[n_exports++ % BLOCKS_MAX] = (struct exported){status.st_ino, at};
+    pthread_mutex_unlock(&lock);
+    return made;
+}
+
 CUresult cuMemGetHandleForAddressRange(void *out, CUdeviceptr at, size_t size, CUmemRangeHandleType type, unsigned long long flags)
 {
     NEEDS_CONTEXT();
+    FAILS("cuMemGetHandleForAddressRange");
     struct block *block = block_of(at);
     if (!block || !host_of(at, size) || type != 1 || flags || size % 4096 || at % 4096) return CUDA_ERROR_INVALID_VALUE;
-    *(int *)out = dup(block->fd);
+    if (getenv("EMULATED_CUDA_NO_DMA_BUF")) return CUDA_ERROR_NOT_SUPPORTED;
+    *(int *)out = make_dma_buf(block, at, size);
+    return *(int *)out < 0 ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS;
+}
+
+CUresult cuFlushGPUDirectRDMAWrites(CUflushGPUDirectRDMAWritesTarget target, CUflushGPUDirectRDMAWritesScope scope)
+{
+    NEEDS_CONTEXT();
+    FAILS("cuFlushGPUDirectRDMAWrites");
+    if (target != 0 || scope != 100) return CUDA_ERROR_INVALID_VALUE;
+    flushes++;
     return CUDA_SUCCESS;
 }
 

@@ -52,6 +52,7 @@ class Held:
     places: tuple
     tensors: tuple
     lease: ClassVar[None] = None
+    on_device: ClassVar[bool] = False
     tag: bytes = b""
     held: int = 0
 
@@ -82,6 +83,7 @@ class MemorySession:
     kind: ClassVar[Kind] = Kind.RDMA
     way: ClassVar[Way] = WAY
     reads: ClassVar[None] = None
+    takes_devices: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.book = LeaseBook(self.config)

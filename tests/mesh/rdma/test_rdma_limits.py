@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from mesh.fabric.rdma.given import RdmaGiven, extent_of
 from mesh.fabric.rdma.memory import STEP_BYTES, Locked, locked_class
-from mesh.fabric.rdma.session import RdmaGiven, extent_of
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import Kind, Place
 from protocol.fabric.messages import Offer

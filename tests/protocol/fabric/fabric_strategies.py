@@ -54,7 +54,7 @@ def offers(draw) -> messages.Offer:
     lease = draw(st.none() | leases)
     found = tuple(draw(st.lists(places(None if lease is None else lease.length), max_size=5)))
     tag = draw(st.binary(max_size=32))
-    return messages.Offer(draw(transfers), draw(st.sampled_from(Kind)), found, lease, tag)
+    return messages.Offer(draw(transfers), draw(st.sampled_from(Kind)), found, lease, tag, draw(st.booleans()))
 
 
 transfers = st.integers(0, 2**16 - 1)

@@ -110,6 +110,19 @@ def test_a_lease_that_is_none_for_the_tensors_is_refused():
     held.take(leased(), 1)  # nothing of that has used the epoch up
 
 
+def test_a_lease_of_memory_of_a_device_is_one_for_an_offer_of_tensors_there_alone():
+    held = HeldLeases()
+    key = encode_key(0x7F0000200000, 0x800015A, on_device=True)
+    assert len(key) == 13
+    assert refused(held.take, leased(key=key), 4096) is ErrorCode.MALFORMED
+    for other in (key[:-1] + b"\x00", key[:-1] + b"\x02", key + b"\x01"):
+        with pytest.raises(RemoteProtocolError) as caught:
+            held.take(leased(key=other), 4096, on_device=True)
+        assert caught.value.code is ErrorCode.MALFORMED
+    assert held.take(leased(key=key), 4096, on_device=True) == Target(0x7F0000200000, 0x800015A, on_device=True)
+    assert held.take(leased(2), 4096, on_device=True) == Target(0x7F0000001000, 0x800015A), "the host's will do as well"
+
+
 def test_so_many_regions_are_remembered_and_no_more():
     held = HeldLeases()
     for region in range(3 * LEASES_KEPT_MAX):
