@@ -15,7 +15,6 @@ from collections.abc import Callable
 from math import prod
 from typing import Any, assert_never
 
-from protocol.encoding import encode_uvarint
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.inference import (
     REQUEST_ID_BYTES,
@@ -36,8 +35,8 @@ from protocol.wire.generated.infer_reply_generated import Event
 from protocol.wire.generated.infer_tensor_generated import DataType
 from protocol.wire.generated.infer_tensor_generated import Feature as FeatureNumber
 from protocol.wire.generated.layouts import REPLY, REQUEST
-from protocol.wire.verifier import read_message
-from protocol.wire.writer import write_parts
+from protocol.wire.template import Reader, Writer
+from protocol.wire.writer import write_message
 
 PROTOCOL_ID = "/isochrone/infer/1.0.0"
 """The name by which the stream is negotiated (docs/spec/06-inference.md)."""
@@ -66,11 +65,11 @@ MEMORY_BYTES_MAX = 2**50
 OUTPUT_TOKENS_MAX = 2**31
 """Largest number of tokens that a request can say it wants: what engines count in 32 bits with a sign, and one more."""
 
-PIECE_BYTES_MIN = 512
-"""Bytes from which data are a piece of their own: copying fewer costs less than one more piece of a vectored write."""
-
 _MESSAGE_BYTES_MAX = 1024
 """Longest error message in bytes, as the schema says; longer ones are cut."""
+
+_REQUEST_READER, _REQUEST_WRITER = Reader(REQUEST), Writer(REQUEST, REQUEST_BYTES_MAX)
+_REPLY_READER, _REPLY_WRITER = Reader(REPLY), Writer(REPLY, REPLY_BYTES_MAX)
 
 # Largest numbers of the two unsigned types of the schema, unitless.
 _U16_MAX = 2**16 - 1
@@ -117,7 +116,7 @@ def encode_request(request: InferenceRequest) -> bytes:
     Raises:
         LocalProtocolError: MALFORMED, for a value out of its range; TOO_LARGE, past a limit.
     """
-    return b"".join(_request_parts(request)[0])
+    return write_message(REQUEST, _request_values(request), REQUEST_BYTES_MAX)
 
 
 def frame_request(request: InferenceRequest) -> list[bytes | memoryview]:
@@ -126,10 +125,10 @@ def frame_request(request: InferenceRequest) -> list[bytes | memoryview]:
     Raises:
         LocalProtocolError: as `encode_request`.
     """
-    return _framed(*_request_parts(request))
+    return _REQUEST_WRITER.frame(_request_values(request))
 
 
-def _request_parts(request: InferenceRequest) -> tuple[list[bytes | memoryview], int]:
+def _request_values(request: InferenceRequest) -> tuple[Any, ...]:
     if len(request.request_id) != REQUEST_ID_BYTES:
         raise _unsendable("a request id has 16 bytes")
     if not _is_model(request.model):
@@ -144,7 +143,7 @@ def _request_parts(request: InferenceRequest) -> tuple[list[bytes | memoryview],
         raise _unsendable(f"a need of {request.memory_bytes} bytes of memory")
     if not 0 <= request.output_tokens <= OUTPUT_TOKENS_MAX:
         raise _unsendable(f"a wish for {request.output_tokens} tokens")
-    values = (
+    return (
         request.request_id,
         _FEATURE_NUMBERS[request.feature],
         request.model,
@@ -157,7 +156,6 @@ def _request_parts(request: InferenceRequest) -> tuple[list[bytes | memoryview],
         request.output_tokens,
         request.receipt,
     )
-    return _bounded(*write_parts(REQUEST, values), REQUEST_BYTES_MAX)
 
 
 def decode_request(buffer: bytes | bytearray | memoryview) -> InferenceRequest:
@@ -167,7 +165,7 @@ def decode_request(buffer: bytes | bytearray | memoryview) -> InferenceRequest:
         RemoteProtocolError: MALFORMED, TOO_LARGE or UNSUPPORTED, as the module says.
     """
     _check_bytes(buffer, REQUEST_BYTES_MAX)
-    values = read_message(buffer, REQUEST)
+    values = _REQUEST_READER.read(buffer)
     request_id, feature, model, body, tensors, deadline_us, hops_left, stream, memory_bytes, output_tokens, receipt = values
     if len(request_id) != REQUEST_ID_BYTES:
         raise _malformed(f"a request id of {len(request_id)} bytes")
@@ -207,7 +205,7 @@ def encode_reply(reply: Reply) -> bytes:
     Raises:
         LocalProtocolError: MALFORMED, for a value out of its range; TOO_LARGE, past a limit.
     """
-    return b"".join(_reply_parts(reply)[0])
+    return write_message(REPLY, _reply_values(reply), REPLY_BYTES_MAX)
 
 
 def frame_reply(reply: Reply) -> list[bytes | memoryview]:
@@ -216,10 +214,10 @@ def frame_reply(reply: Reply) -> list[bytes | memoryview]:
     Raises:
         LocalProtocolError: as `encode_reply`.
     """
-    return _framed(*_reply_parts(reply))
+    return _REPLY_WRITER.frame(_reply_values(reply))
 
 
-def _reply_parts(reply: Reply) -> tuple[list[bytes | memoryview], int]:
+def _reply_values(reply: Reply) -> tuple[tuple[int, tuple[Any, ...]]]:
     event: tuple[int, tuple[Any, ...]]
     match reply:
         case TextDelta(text, index):
@@ -244,7 +242,7 @@ def _reply_parts(reply: Reply) -> tuple[list[bytes | memoryview], int]:
             event = Event.Failed, (code, cut, _microseconds(retry_after_s) // 1000)
         case _:
             assert_never(reply)
-    return _bounded(*write_parts(REPLY, (event,)), REPLY_BYTES_MAX)
+    return (event,)
 
 
 def decode_reply(buffer: bytes | bytearray | memoryview) -> Reply:
@@ -254,7 +252,7 @@ def decode_reply(buffer: bytes | bytearray | memoryview) -> Reply:
         RemoteProtocolError: MALFORMED, TOO_LARGE or UNSUPPORTED, as the module says.
     """
     _check_bytes(buffer, REPLY_BYTES_MAX)
-    ((kind, fields),) = read_message(buffer, REPLY)
+    ((kind, fields),) = _REPLY_READER.read(buffer)
     return _READERS[kind](fields)
 
 
@@ -332,28 +330,6 @@ def _flat(data: bytes | memoryview) -> bytes | memoryview:
     if isinstance(data, memoryview) and (data.ndim != 1 or data.itemsize != 1):
         return data.cast("B") if data.nbytes else b""
     return data
-
-
-def _bounded(parts: list[bytes | memoryview], size_bytes: int, bytes_max: int) -> tuple[list[bytes | memoryview], int]:
-    if size_bytes > bytes_max:
-        raise LocalProtocolError(ErrorCode.TOO_LARGE, f"a message of {size_bytes} bytes; the limit is {bytes_max}")
-    return parts, size_bytes
-
-
-def _framed(parts: list[bytes | memoryview], size_bytes: int) -> list[bytes | memoryview]:
-    """Put the length before the parts of a message, and join neighbours that are small."""
-    pieces: list[bytes | memoryview] = []
-    small: list[bytes | memoryview] = [encode_uvarint(size_bytes)]
-    for part in parts:
-        if len(part) < PIECE_BYTES_MIN:
-            small.append(part)
-        else:
-            pieces.append(b"".join(small))
-            pieces.append(part)
-            small.clear()
-    if small:
-        pieces.append(b"".join(small))
-    return pieces
 
 
 def _tokens(count: int) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Any
 
+from protocol.encoding import encode_uvarint
 from protocol.errors import ErrorCode, LocalProtocolError
 from protocol.wire.layout import FieldLayout, Kind, MessageLayout, TableLayout
 
@@ -25,27 +26,53 @@ _ZEROS = tuple(bytes(count) for count in range(64))
 _HEAD_BYTES = 8
 
 
-def write_message(layout: MessageLayout, values: Sequence[Any]) -> bytes:
-    """Write one message, joined; arguments and errors are those of `write_parts`."""
-    return b"".join(write_parts(layout, values)[0])
+PIECE_BYTES_MIN = 512
+"""Bytes from which data are a piece of their own: copying fewer costs less than one more piece of a vectored write."""
 
 
-def write_parts(layout: MessageLayout, values: Sequence[Any]) -> tuple[list[bytes | memoryview], int]:
-    """Write one message as its parts in order, among them the data of `values` themselves: nothing of theirs is copied.
+def write_message(layout: MessageLayout, values: Sequence[Any], bytes_max: int | None = None) -> bytes:
+    """Write one message without a frame, joined; arguments and errors are those of `write_frame`, no bound where it is None."""
+    return b"".join(_parts(layout, values, bytes_max)[0])
+
+
+def write_frame(layout: MessageLayout, values: Sequence[Any], bytes_max: int) -> list[bytes | memoryview]:
+    """Write one message as a frame in pieces, among them the large data of `values` themselves: they are not copied.
 
     Args:
         layout: what the message is.
         values: one value for each field of its root table, in the form that `read_message` returns.
+        bytes_max: the longest message without its frame.
 
     Returns:
-        The parts, and how many bytes they have together.
+        The length of the message and the message, small neighbours joined.
 
     Raises:
-        LocalProtocolError: TOO_LARGE, for a string or vector over its bound; MALFORMED, for text that UTF-8 cannot hold.
+        LocalProtocolError: TOO_LARGE, for a string or vector over its bound, or the whole; MALFORMED, for text that UTF-8 cannot
+            hold.
     """
+    parts, size_bytes = _parts(layout, values, bytes_max)
+    pieces: list[bytes | memoryview] = []
+    small: list[bytes | memoryview] = [encode_uvarint(size_bytes)]
+    for part in parts:
+        if len(part) < PIECE_BYTES_MIN:
+            small.append(part)
+        else:
+            pieces.append(b"".join(small))
+            pieces.append(part)
+            small.clear()
+    if small:
+        pieces.append(b"".join(small))
+    return pieces
+
+
+def _parts(layout: MessageLayout, values: Sequence[Any], bytes_max: int | None) -> tuple[list[bytes | memoryview], int]:
+    """The parts of a message in order, and how many bytes they have together."""
     message = _Message(layout)
     root = message.table(layout.tables[layout.root], values)
     message.parts[0] = _U32.pack(root) + layout.identifier
+    if bytes_max is not None and message.size_bytes > bytes_max:
+        detail = f"a message of {message.size_bytes} bytes; the limit is {bytes_max}"
+        raise LocalProtocolError(ErrorCode.TOO_LARGE, detail)
     return message.parts, message.size_bytes
 
 

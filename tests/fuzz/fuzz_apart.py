@@ -58,6 +58,7 @@ APART: dict[str, str] = {
     "mesh.inference.server:_Serving._has_request": _CALLER,
     "mesh.inference.server:_Serving._rest_of_request": _CALLER,
     "mesh.inference.server:_Serving._tell_sent": _MADE,
+    "protocol.wire.template:Writer._note": _MADE,
     "mesh.links:_attributes": _OWN,  # what the kernel says of its interfaces
     "mesh.links:_link": _OWN,
     "mesh.links:_messages": _OWN,

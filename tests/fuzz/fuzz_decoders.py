@@ -8,6 +8,7 @@ decoder without a harness or a reason fails there, and so does a harness that do
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +79,11 @@ from protocol.pubsub.messages import in_pieces as rpc_in_pieces  # noqa: E402
 from protocol.records import Edges, decode_measured, find_measured, measured_at, open_record, peek  # noqa: E402
 from protocol.records.envelope import RECORD_DOMAIN  # noqa: E402
 from protocol.wire import PackingLimits, pack, unpack  # noqa: E402
+from protocol.wire.generated.layouts import REPLY, REQUEST  # noqa: E402
 from protocol.wire.inference import PROTOCOL_ID, decode_reply, decode_request  # noqa: E402
+from protocol.wire.layout import MessageLayout  # noqa: E402
+from protocol.wire.template import SIGHTINGS, Reader  # noqa: E402
+from protocol.wire.verifier import read_message  # noqa: E402
 
 REMOTE = (RemoteProtocolError,)
 BOTH = (RemoteProtocolError, LocalProtocolError)
@@ -241,6 +246,41 @@ def reply(_state: None, data: bytes) -> object:
     return decode_reply(data)
 
 
+def shape(_state: None, data: bytes) -> object:
+    """One message read by the template of another, which is a message of the vectors: as by a walk."""
+    messages = _shapes()
+    number, changes = chosen(data, len(messages))
+    layout, message = messages[number]
+    other = bytearray(message)
+    for at in range(0, min(len(changes), 24) - 2, 3):
+        other[int.from_bytes(changes[at : at + 2]) % len(other)] = changes[at + 2]
+    reader = Reader(layout)
+    for _ in range(SIGHTINGS):
+        reader.read(message)
+    try:
+        walked: object = read_message(other, layout)
+    except RemoteProtocolError as error:
+        walked = error.code, error.detail
+    try:
+        read: object = reader.read(other)
+    except RemoteProtocolError as error:
+        read = error.code, error.detail
+    assert read == walked, "a template reads what a walk reads otherwise"
+    return read
+
+
+@cache
+def _shapes() -> list[tuple[MessageLayout, bytes]]:
+    """The valid messages of the vectors."""
+    found: list[tuple[MessageLayout, bytes]] = []
+    for layout, name in ((REQUEST, "requests"), (REPLY, "replies")):
+        for message in of("inference", name, field="message")():
+            with suppress(RemoteProtocolError):
+                read_message(message, layout)
+                found.append((layout, message))
+    return found
+
+
 def pubsub(_state: None, data: bytes) -> object:
     """One RPC of gossipsub, and one message of it."""
     with suppress(RemoteProtocolError):
@@ -306,6 +346,11 @@ def engine_answer(_state: None, data: bytes) -> object:
 
 
 _WIRE = ("protocol.wire.verifier:_Walk.root", "protocol.wire.verifier:read_message", "protocol.wire.verifier:read_and_count")
+
+_SHAPE = tuple(
+    f"protocol.wire.template:{name}"
+    for name in ("_Reading.read", "_Survey.__init__", "_Survey._element", "_Survey._field", "_Survey._table")
+)
 
 _HARNESSES: tuple[Harness, ...] = (
     either(
@@ -464,6 +509,13 @@ _HARNESSES: tuple[Harness, ...] = (
             REMOTE,
             of("inference", "replies", field="message"),
             ("protocol.wire.inference:decode_reply", "protocol.wire.verifier:*", *_WIRE),
+        ),
+        Harness(
+            "shape",
+            shape,
+            REMOTE,
+            lambda: [bytes([number, 0, at, value]) for number in range(12) for at, value in ((20, 1), (60, 0), (90, 255))],
+            ("protocol.wire.template:Reader.read", *_SHAPE),
         ),
     ),
     Harness(
