@@ -35,7 +35,7 @@ from mesh.relay import DIAL_S, Sealing
 from mesh.specification import protocols_json
 from mesh.streams import stream_to
 from mesh.telemetry import Telemetry
-from mesh.tickets import Answer, Attempt, ChannelReplies, RepliesAtHand, Ticket, explained, hand_on, replies_of, unsignable
+from mesh.tickets import Answer, Attempt, ChannelReplies, RepliesAtHand, Route, Ticket, explained, hand_on, replies_of, unsignable
 from mesh.trace import Trace, trace_peer
 from mesh.transport import ConnectionLost, StreamReset, Transport
 from mesh.views import peer_json, status_json
@@ -85,7 +85,7 @@ class Dispatcher:
         self._settle: Callable[[], None] = lambda: None
         self._sealing: Sealing | None = None
         self._tickets: dict[bytes, Ticket] = {}
-        self._reports: OrderedDict[str, RouteReport] = OrderedDict()
+        self._routes: OrderedDict[str, Route] = OrderedDict()
         self._first_seen_s: dict[str, float] = {}
         self._traces: list[Trace] = []
         self._started_s = time.time()
@@ -124,7 +124,7 @@ class Dispatcher:
             The whole answer, at hand; else what is left to be done, which is to be entered at once and left as `submit` is.
         """
         now = self._transport.now()
-        ticket = Ticket(request, self._node.rank(request, now, from_peer), now, from_peer)
+        ticket = Ticket(request, Route(self._node.rank(request, now, from_peer)), now, from_peer)
         left = False
         try:
             self._admit(ticket, from_peer, now)
@@ -165,7 +165,7 @@ class Dispatcher:
             return None
         ticket.commands.clear()
         if ticket.report.via(peer) is not None:
-            ticket.report = ticket.report.with_via(peer, None)
+            ticket.note_via(peer, None)
         attempt = Attempt(peer, self._transport.now(), examination=self._examination(ticket, peer))
         in_place = InPlace(self, ticket, attempt, self._note_fault)
         try:
@@ -219,7 +219,7 @@ class Dispatcher:
             return
         match output:
             case Reranked(report=report):
-                ticket.report = report
+                ticket.route = Route(report)
             case CancelAttempt():
                 if ticket.commands:  # the attempt has not begun yet
                     ticket.commands.pop()
@@ -258,7 +258,8 @@ class Dispatcher:
     def explain(self, request_id: str) -> RouteReport | None:
         """How a request under way or a recent one was routed, or None when it is not known (any more)."""
         under_way = next((ticket for key, ticket in self._tickets.items() if key.hex() == request_id), None)
-        return under_way.report if under_way is not None else self._reports.get(request_id)
+        route = self._routes.get(request_id) if under_way is None else under_way.route
+        return None if route is None else route.report
 
     def receipt(self, request_id: str, *, content: bool) -> dict[str, object] | None:
         """The receipt of a recent answer to a client of this node, as its file, or None when there is none (any more)."""
@@ -318,9 +319,8 @@ class Dispatcher:
     def _admit(self, ticket: Ticket, from_peer: PeerId | None, now: float) -> None:
         """Hands a request to the core, or refuses it before it has begun."""
         request = ticket.request
-        refusal: Refuse | None
         if self.draining:
-            refusal = Refuse(request.request_id, ErrorCode.DRAINING, "this node is leaving the mesh")
+            refusal: Refuse | None = Refuse(request.request_id, ErrorCode.DRAINING, "this node is leaving the mesh")
         elif request.request_id in self._tickets:
             refusal = Refuse(request.request_id, ErrorCode.HOPS_EXCEEDED, "the request is under way here already")
         elif (refusal := unsignable(ticket)) is None:
@@ -340,9 +340,9 @@ class Dispatcher:
             self._settle()
             del self._tickets[request_id]
         if begun or from_peer is None:
-            self._reports[request_id.hex()] = ticket.report
-        if len(self._reports) > REPORTS_MAX:
-            self._reports.popitem(last=False)
+            self._routes[request_id.hex()] = ticket.route
+        if len(self._routes) > REPORTS_MAX:
+            self._routes.popitem(last=False)
         if not self._tickets:
             self._became_idle.set()
 
@@ -455,11 +455,11 @@ class Dispatcher:
         peer, failed = attempt.peer, attempt.failed
         if failed is not None:
             ticket.retry_after_s = failed.retry_after_s
-            ticket.report = ticket.report.with_outcome(peer, f"{failed.code.name.lower()}: {failed.message}")
+            ticket.note_outcome(peer, f"{failed.code.name.lower()}: {failed.message}")
             self._node.handle_failed(ticket.request, peer, failed, self._transport.now())
             self._settle()
         else:
-            ticket.report = ticket.report.with_outcome(peer, "given up: no answer in time")
+            ticket.note_outcome(peer, "given up: no answer in time")
             self._node.handle_given_up(ticket.request, peer, self._transport.now())
 
     def take(self, ticket: Ticket, attempt: Attempt, reply: object) -> Reply | None:
@@ -513,7 +513,7 @@ class Dispatcher:
         self._settle()
         attempt.first_s = now - attempt.started_at
         hops = 0 if attempt.peer == self._node.peer_id else 1 if ticket.report.via(attempt.peer) is None else 2
-        ticket.report = ticket.report.with_first_output(attempt.peer, now - ticket.submitted_at, hops)
+        ticket.route.note(RouteReport.with_first_output, attempt.peer, now - ticket.submitted_at, hops)
         return True
 
     def _finish(self, ticket: Ticket, attempt: Attempt, end: Finished) -> None:
@@ -522,8 +522,8 @@ class Dispatcher:
         took_s = now - attempt.started_at
         first_s = took_s if attempt.first_s is None else attempt.first_s
         ticket.answered = True
-        ticket.report = ticket.report.with_outcome(attempt.peer, "answered")
-        self._node.handle_finished(ticket.request, ticket.report, attempt.peer, end, took_s, first_s, now)
+        ticket.note_outcome(attempt.peer, "answered")
+        self._node.handle_finished(ticket.request, ticket.route.ranked, attempt.peer, end, took_s, first_s, now)
         self._settle()
 
     def _examination(self, ticket: Ticket, peer: PeerId) -> Examination | None:
@@ -544,7 +544,7 @@ class Dispatcher:
             self._telemetry.peer_faulted(attempt.peer, fault.code, fault.detail)
             if examination.is_of_peer:  # else the peer may have passed on in good faith what another signed
                 self._transport.fault(attempt.peer, fault.code)
-            ticket.report = ticket.report.with_outcome(attempt.peer, f"answered, and its receipt is wrong: {fault.detail}")
+            ticket.note_outcome(attempt.peer, f"answered, and its receipt is wrong: {fault.detail}")
         self._receipts.keep(end.receipt, "" if fault is None else fault.detail, examination)
 
     @asynccontextmanager
@@ -583,7 +583,7 @@ class Dispatcher:
                 self._node.relays.handle_unreached(peer, self._transport.now())
         if stream is not None:
             if ticket.report.via(peer) is not None:
-                ticket.report = ticket.report.with_via(peer, None)
+                ticket.note_via(peer, None)
             async with request_over(stream, host_request(request)) as answer:
                 try:
                     yield answer

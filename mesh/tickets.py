@@ -4,10 +4,10 @@ Spec: docs/spec/06-inference.md.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Concatenate, ParamSpec, Self
 
 import trio
 
@@ -19,8 +19,33 @@ from protocol.identity import PeerId, peer_id_text
 from protocol.inference import Accepted, AnswerOrder, Failed, InferenceRequest, Reply
 from protocol.routing import RouteReport
 
+P = ParamSpec("P")
+
 NAME_CHARACTERS = 8
 """Last characters of a peer id that a message names it by: as in the command line, and enough to tell nodes of a mesh apart."""
+
+
+class Route:
+    """Why a request goes where it goes and what has become of it, put into its report when somebody reads that."""
+
+    __slots__ = ("_later", "ranked")
+
+    def __init__(self, ranked: RouteReport) -> None:
+        self.ranked = ranked
+        """The report with what has been put into it so far: who was ranked, and how."""
+        self._later: list[tuple[Callable[..., RouteReport], tuple[object, ...]]] = []
+
+    def note(self, change: Callable[Concatenate[RouteReport, P], RouteReport], *what: P.args, **_: P.kwargs) -> None:
+        """Has the report changed by one of its own methods, when it is read."""
+        self._later.append((change, what))
+
+    @property
+    def report(self) -> RouteReport:
+        """The whole report."""
+        for change, what in self._later:
+            self.ranked = change(self.ranked, *what)
+        self._later.clear()
+        return self.ranked
 
 
 @dataclass(slots=True)
@@ -28,7 +53,7 @@ class Ticket:
     """One request under way: what the core wants done, and the scope of the attempt being made."""
 
     request: InferenceRequest
-    report: RouteReport
+    route: Route
     submitted_at: float
     from_peer: PeerId | None = None
     commands: deque[RunLocally | Forward | Refuse] = field(default_factory=deque)
@@ -39,13 +64,22 @@ class Ticket:
     answered: bool = False
     at_hand: list[Reply] = field(default_factory=list)  # what was answered before anybody has read
 
-    def note_via(self, peer: PeerId, relay: PeerId) -> None:
-        """Notes through whom a peer is asked."""
-        self.report = self.report.with_via(peer, relay)
+    @property
+    def report(self) -> RouteReport:
+        """How it was routed so far."""
+        return self.route.report
+
+    def note_via(self, peer: PeerId, relay: PeerId | None) -> None:
+        """Notes through whom a peer is asked, None for itself."""
+        self.route.note(RouteReport.with_via, peer, relay)
 
     def note_fabric(self, peer: PeerId, fabric: str) -> None:
         """Notes by which fabric the tensors of a request go."""
-        self.report = self.report.with_fabric(peer, fabric)
+        self.route.note(RouteReport.with_fabric, peer, fabric)
+
+    def note_outcome(self, peer: PeerId, outcome: str) -> None:
+        """Notes what came of asking a peer."""
+        self.route.note(RouteReport.with_outcome, peer, outcome)
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ Spec: docs/spec/06-inference.md.
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
+from enum import IntEnum, StrEnum, auto
 
 from protocol.errors import RETRYABLE, ErrorCode, LocalProtocolError
 from protocol.identity import PeerId
@@ -126,7 +126,7 @@ OUTPUTS = (RunLocally, Forward, CancelAttempt, Refuse, Ended)
 """The classes of `Output`, for those who take outputs of several machines apart."""
 
 
-class State(Enum):
+class State(IntEnum):
     """Where a request stands."""
 
     TRYING = auto()
@@ -136,7 +136,7 @@ class State(Enum):
     ENDED = auto()
 
 
-class Event(Enum):
+class Event(IntEnum):
     """What can happen to a request."""
 
     FIRST_OUTPUT = auto()

@@ -339,8 +339,9 @@ def rank(
         else:
             able.append((facts, offer))
     estimates = _service_of(able, requirement, services, config, now)
-    of_any = replace(requirement, output_tokens=0)
-    others = _service_of(able, of_any, services, config, now) if requirement.output_tokens > 0 else estimates
+    others = estimates
+    if requirement.output_tokens > 0:
+        others = _service_of(able, replace(requirement, output_tokens=0), services, config, now)
     held_back = _held_back([facts for facts, _ in able], services, config, luck)
     scored = [
         _Scored(
@@ -473,7 +474,7 @@ def _advertised(load: ModelLoad | None, output_tokens: int, config: ServiceConfi
 
 def _held_back(able: list[CandidateInput], services: ServiceEstimates, config: RoutingConfig, luck: Luck) -> dict[PeerId, str]:
     """Who comes after all others for having hardly ever served this node, and how that is said; luck lets some requests try."""
-    if not config.slow_start:
+    if not config.slow_start or len(able) < 2:
         return {}
     served = {facts.peer_id: services.successes(facts.peer_id) for facts in able if not facts.is_self}
     unproven = {peer: count for peer, count in served.items() if count < config.slow_start_successes}

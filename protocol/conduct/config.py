@@ -4,10 +4,10 @@ Spec: docs/spec/02-transport.md, section "Conduct".
 """
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Account(Enum):
+class Account(StrEnum):
     """What a peer is charged for."""
 
     BYTES = "bytes"

@@ -22,7 +22,7 @@ from mesh_nodes import (
 )
 
 from mesh.engines.base import SlotsConfig
-from mesh.tickets import Ticket
+from mesh.tickets import Route, Ticket
 from protocol.errors import ErrorCode
 from protocol.inference import Accepted, Failed, Finished, TextDelta
 
@@ -180,7 +180,7 @@ async def test_a_second_attempt_of_a_peer_is_still_one_answer(start: Start) -> N
     await introduced(a, b, c)
     asked = request(hops_left=2)
     route, now = a.service.dispatcher, a.service.transport.now()
-    ticket = Ticket(asked, a.service.node.rank(asked, now), now)
+    ticket = Ticket(asked, Route(a.service.node.rank(asked, now)), now)
     async with route._forward(ticket, b.peer_id, asked) as replies:
         got = [reply async for reply in replies]
     assert [type(reply) for reply in got] == [Accepted, TextDelta, TextDelta, TextDelta, Finished]
