@@ -19,7 +19,19 @@ from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
-from mesh.settingvalues import FABRIC_WORDS, degrees, fabrics, node_number, one_of, rdma_device, seconds, suggestion, switch
+from mesh.settingvalues import (
+    BUSY_POLL_US,
+    FABRIC_WORDS,
+    busy_poll,
+    degrees,
+    fabrics,
+    node_number,
+    one_of,
+    rdma_device,
+    seconds,
+    suggestion,
+    switch,
+)
 from protocol.errors import ProtocolError
 from protocol.fabric.adverts import POOLS_MAX
 from protocol.multiaddr import Multiaddr, parse_multiaddr
@@ -121,6 +133,7 @@ class NodeConfig:
         gateway_insecure_remote: lets the gateway listen for other machines without a key or without TLS.
         fabric: `auto` lets tensors take every kind of fabric that is there but RDMA, `none` lets all of them take the stream; or
             the kinds that may be used, with commas between them.
+        busy_poll_us: how long the node may look whether something has come before it sleeps, in microseconds; 0 for not at all.
         memory_node: the NUMA node from which the memory of large tensors is to be; None leaves it to the system.
         cxl_pools: the pools of memory that the node is a member of: each a device-DAX or a file.
         rdma_devices: the RDMA devices that may be used, where `fabric` names RDMA; empty for all.
@@ -156,6 +169,7 @@ class NodeConfig:
     fabric: str = "auto"
     cxl_pools: tuple[Path, ...] = ()
     rdma_devices: tuple[str, ...] = ()
+    busy_poll_us: int = BUSY_POLL_US
     memory_node: int | None = None
     latitude: float | None = None
     longitude: float | None = None
@@ -297,6 +311,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "fabric": _Setting(fabrics),
     "cxl_pool": _Setting(_path, POOLS_MAX),
     "rdma_device": _Setting(rdma_device, RDMA_DEVICES_MAX),
+    "busy_poll_us": _Setting(busy_poll, numeric=True),
     "memory_node": _Setting(node_number, numeric=True),
     "log_level": _Setting(one_of(LOG_LEVELS)),
     "gateway_key_file": _Setting(_path),
@@ -366,6 +381,7 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, str], config_
         fabric=_typed(values.get("fabric", "auto"), str),
         cxl_pools=_all(values.get("cxl_pool", ()), Path),
         rdma_devices=_all(values.get("rdma_device", ()), str),
+        busy_poll_us=_typed(values.get("busy_poll_us", BUSY_POLL_US), int),
         memory_node=_int_or_none(values.get("memory_node")),
         latitude=_degrees_or_none(values.get("latitude")),
         longitude=_degrees_or_none(values.get("longitude")),

@@ -61,6 +61,13 @@ class ClientFlags:
         list[str] | None,
         Parameter(help="NAME of an RDMA device to use with --fabric shm,rdma, repeatable (default: all).", negative=""),
     ] = None
+    busy_poll_us: Annotated[
+        int | None,
+        Parameter(
+            help="Microseconds that the node may look for the next message before it sleeps, while they come at short intervals: "
+            "answers come sooner, a processor does more (default: 2000; 0: never)."
+        ),
+    ] = None
     memory_node: Annotated[
         int | None,
         Parameter(help="NUMA node for the memory of large tensors, such as CXL memory without processors (default: any)."),

@@ -213,7 +213,7 @@ class Service:
         self.floors = FloorKeeper(self.node.table, store, self._machine, telemetry)
         self.transport = Transport(
             identity,
-            TransportConfig(agent=agent),
+            TransportConfig(agent=agent, busy_poll_s=config.busy_poll_us * 1e-6),
             quic_engine,
             announce=config.announce,
             machine=self._machine,

@@ -8,6 +8,13 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Final
 
+BUSY_POLL_US = 2000
+"""How long a node may look before it sleeps unless told otherwise, in microseconds: it looks where waits of up to half as much
+are usual, as among near nodes that answer one another."""
+
+BUSY_POLL_US_MAX = 10_000
+"""Longest look before sleeping in microseconds: ten times the promise of the mesh; more is not hastened by looking."""
+
 GRACE_S_MAX = 3600.0
 """Seconds; longer than any single answer is allowed to take, shorter than a forgotten process."""
 FABRIC_KINDS: Final = ("shm", "cxl", "rdma", "gpu")
@@ -53,6 +60,13 @@ def seconds(text: str) -> float:
     if not 0.0 <= found_s <= GRACE_S_MAX:
         raise ValueError(f"give seconds from 0 to {GRACE_S_MAX:g}")
     return found_s
+
+
+def busy_poll(text: str) -> int:
+    """Microseconds of looking before the node sleeps."""
+    if not text.isascii() or not text.isdigit() or int(text) > BUSY_POLL_US_MAX:
+        raise ValueError(f"give microseconds from 0, for not at all, to {BUSY_POLL_US_MAX}")
+    return int(text)
 
 
 def degrees(limit: float) -> Callable[[str], float]:

@@ -5,6 +5,7 @@ Spec: docs/spec/02-transport.md.
 
 from dataclasses import dataclass, field
 
+from mesh.busypoll import BUSY_POLL_S
 from protocol.libp2p.multistream import MultistreamConfig
 from protocol.libp2p.ping import PingConfig
 from protocol.quic.events import EndpointConfig
@@ -29,6 +30,7 @@ class TransportConfig:
         push_delay_s: changes of addresses and protocols within this many seconds are told to the peers together.
         pushes_max: peers that are told at a time.
         serving_max: handler tasks of one peer at a time; a stream beyond is reset with OVERLOADED.
+        busy_poll_s: the event loop looks at most this long whether something has come before it sleeps; 0 for not at all.
         agent: what identify says of the program.
         protocol_version: what identify says of the network's protocol; it begins with "/", as some peers want it.
     """
@@ -47,5 +49,6 @@ class TransportConfig:
     push_delay_s: float = 0.25
     pushes_max: int = 16
     serving_max: int = 256
+    busy_poll_s: float = BUSY_POLL_S
     agent: str = "isochrone/0.1.0"
     protocol_version: str = "/isochrone/0.1.0"

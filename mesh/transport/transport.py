@@ -17,6 +17,7 @@ from typing import assert_never
 
 import trio
 
+from mesh.busypoll import busy_polling
 from mesh.machine import Machine
 from mesh.transport import builtin
 from mesh.transport.config import TransportConfig
@@ -151,14 +152,15 @@ class Transport:
                 if address.protocol not in ("ip4", "ip6"):
                     raise LocalProtocolError(ErrorCode.MALFORMED, f"{address} is a name; listen on an ip4 or ip6 address")
                 self._bind(address.host, address.port)
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                for udp in self._sockets:
-                    nursery.start_soon(self._read, udp)
-                nursery.start_soon(self._keep_time)
-                nursery.start_soon(self._pusher.run)
-                nursery.start_soon(cut_slow_writers, self)
-                task_status.started(self.addresses)
+            with busy_polling(self.config.busy_poll_s):
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    for udp in self._sockets:
+                        nursery.start_soon(self._read, udp)
+                    nursery.start_soon(self._keep_time)
+                    nursery.start_soon(self._pusher.run)
+                    nursery.start_soon(cut_slow_writers, self)
+                    task_status.started(self.addresses)
         finally:
             try:
                 self._say_goodbye()

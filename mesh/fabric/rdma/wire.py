@@ -18,7 +18,6 @@ from time import perf_counter
 
 import trio
 
-from mesh.fabric.rdma.polling import Polling
 from mesh.fabric.verbs.objects import (
     Access,
     Completion,
@@ -36,6 +35,7 @@ from mesh.fabric.verbs.objects import (
     Work,
     status_words,
 )
+from mesh.polling import Polling
 from protocol.errors import ErrorCode, RemoteProtocolError
 
 SENDS = 256

@@ -9,8 +9,8 @@ import trio
 
 from mesh.fabric.kinds import UNNAMED, Kinds, Wanted, find_kinds, parse_kinds
 from mesh.fabric.rdma.opener import NO_DEVICE, RdmaOpener
-from mesh.fabric.rdma.polling import SPIN_S_MAX, Polling
 from mesh.fabric.rdma.ports import RdmaPort, as_v6, has_devices, read_addresses, read_ports, told
+from mesh.polling import SPIN_S_MAX, Polling
 from protocol.fabric import Kind, Match, matches
 from protocol.fabric.adverts import Advert
 from protocol.fabric.rdma import same_subnet
