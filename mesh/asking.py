@@ -61,6 +61,7 @@ class InPlace:
         self._replies = deque(ticket.at_hand)  # what an attempt before has told the caller
         ticket.at_hand.clear()
         self._answer: Answer | FilledAnswer | None = None
+        self._ends_at = 0.0  # of trio's clock
 
     async def begin(self, connection: Connection, request: InferenceRequest, fabrics: Fabrics | None) -> bool:
         """Ask, and take replies until the first output is there; whether it is. Large tensors take a fabric, where there is one.
@@ -69,14 +70,17 @@ class InPlace:
         the core wants next. Nothing has happened where `ConnectionLost` or `StreamReset` is raised: the peer opens no stream.
         """
         ticket, attempt = self._ticket, self._attempt
+        self._ends_at = trio.current_time() + request.deadline_s + LIMITS.grace_s
         try:
-            with trio.CancelScope() as ticket.attempt:
+            with trio.CancelScope(deadline=self._ends_at) as ticket.attempt:
                 try:
                     await self._ask(connection, request, fabrics)
                 except OSError as error:
                     self._fail(error)
                 while attempt.first_s is None and not attempt.is_over:
                     await self._wait()
+            if ticket.attempt.cancelled_caught:
+                self._note_late()
         except BaseException:
             await self.aclose()
             raise
@@ -105,7 +109,7 @@ class InPlace:
         """Take the next reply, and those that have come with it."""
         assert self._answer is not None, "nothing was asked"
         try:
-            reply: Reply | None = await anext(self._answer)
+            reply: Reply | None = await self._answer.next_reply()
             while reply is not None:
                 if (passed := self._carrier.take(self._ticket, self._attempt, reply)) is not None:
                     self._replies.append(passed)
@@ -117,6 +121,11 @@ class InPlace:
         """Nothing more is wanted of this attempt: tensors cannot be brought from a device."""
         self._attempt.failed, self._attempt.is_over = unread(error), True
 
+    def _note_late(self) -> None:
+        """End an answer that nobody waits for any longer; the core may have ended it before."""
+        if self._answer is not None and trio.current_time() >= self._ends_at:
+            self._carrier.take(self._ticket, self._attempt, self._answer.too_late())
+
     def __aiter__(self) -> Self:
         return self
 
@@ -126,9 +135,11 @@ class InPlace:
         while not self._replies:
             if ticket.answered:
                 raise StopAsyncIteration
-            with trio.CancelScope() as ticket.attempt:
+            with trio.CancelScope(deadline=self._ends_at) as ticket.attempt:
                 while not self._replies and not attempt.is_over:
                     await self._wait()
+            if ticket.attempt.cancelled_caught:
+                self._note_late()
             cancelled, ticket.attempt = ticket.attempt.cancelled_caught, None
             if attempt.is_over or cancelled:
                 await self.aclose()

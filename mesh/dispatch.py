@@ -169,7 +169,7 @@ class Dispatcher:
         attempt = Attempt(peer, self._transport.now(), examination=self._examination(ticket, peer))
         in_place = InPlace(self, ticket, attempt, self._note_fault)
         try:
-            request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
+            request = ticket.request.within(deadline_s, hops_left)
             return in_place if await in_place.begin(connection, request, self.fabrics) else None
         except (StreamReset, ConnectionLost):
             ticket.commands.append(command)  # it may be dialled, or asked through another
@@ -229,6 +229,7 @@ class Dispatcher:
                 ticket.commands.append(output)
                 ticket.changed.set()
             case Ended(code=code, message=message):
+                ticket.ended = True
                 if not ticket.answered:
                     ticket.commands.append(Refuse(output.request_id, code, message))
                     ticket.changed.set()
@@ -335,9 +336,10 @@ class Dispatcher:
         request_id = ticket.request.request_id
         begun = self._tickets.get(request_id) is ticket
         if begun:
-            ticket.answered = True
-            self._node.handle_cancelled(ticket.request, self._transport.now())
-            self._settle()
+            if not ticket.ended:
+                ticket.answered = True
+                self._node.handle_cancelled(ticket.request, self._transport.now())
+                self._settle()
             del self._tickets[request_id]
         if begun or from_peer is None:
             self._routes[request_id.hex()] = ticket.route
@@ -357,7 +359,7 @@ class Dispatcher:
                     ticket.answered = True
                     ticket.at_hand.append(explained(ticket, code, message))
                 case RunLocally(_, deadline_s):
-                    if not self._run_at_once(ticket, replace(ticket.request, deadline_s=deadline_s)):
+                    if not self._run_at_once(ticket, ticket.request.within(deadline_s, ticket.request.hops_left)):
                         return
                 case Forward():
                     return
@@ -416,11 +418,11 @@ class Dispatcher:
                         ticket.answered = True
                         await hand_on(send, explained(ticket, code, message))
                     case RunLocally(_, deadline_s):
-                        request = replace(ticket.request, deadline_s=deadline_s)
+                        request = ticket.request.within(deadline_s, ticket.request.hops_left)
                         source = self._run_locally(request, ticket.from_peer or self._node.peer_id)
                         await self._attempt(ticket, self._node.peer_id, source, send)
                     case Forward(_, peer, deadline_s, hops_left):
-                        request = replace(ticket.request, deadline_s=deadline_s, hops_left=hops_left)
+                        request = ticket.request.within(deadline_s, hops_left)
                         await self._attempt(ticket, peer, self._forward(ticket, peer, request), send)
 
     async def _attempt(
@@ -508,9 +510,8 @@ class Dispatcher:
             # The core lets go of an attempt that has delivered only by ending the request, and then nothing more is sent.
             return True
         now = self._transport.now()
-        if not self._node.handle_first_output(ticket.request, attempt.peer, now):
+        if not self._node.handle_first_output(ticket.request, attempt.peer, now):  # nothing follows from it, and nothing is due
             return False
-        self._settle()
         attempt.first_s = now - attempt.started_at
         hops = 0 if attempt.peer == self._node.peer_id else 1 if ticket.report.via(attempt.peer) is None else 2
         ticket.route.note(RouteReport.with_first_output, attempt.peer, now - ticket.submitted_at, hops)

@@ -57,7 +57,9 @@ def at_once_on(engine: AtOnce, request: InferenceRequest) -> Iterator[Reply] | N
         OSError: the device fails, also where the replies are taken.
     """
     replies = engine.answer_at_once(for_engine(engine, request))
-    return None if replies is None else (for_reader(request, reply) for reply in replies)
+    if replies is None or not request.receipt:  # else who hands them on sees where they may lie (`for_reader`)
+        return replies
+    return (for_reader(request, reply) for reply in replies)
 
 
 @asynccontextmanager

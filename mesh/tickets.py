@@ -62,6 +62,7 @@ class Ticket:
     retry_after_s: float = 0.0
     accepted: bool = False
     answered: bool = False
+    ended: bool = False  # by the core, which knows it no more
     at_hand: list[Reply] = field(default_factory=list)  # what was answered before anybody has read
 
     @property

@@ -116,6 +116,13 @@ class InferenceRequest:
     receipt: bool = False
     takes_device: bool = False
 
+    def within(self, deadline_s: float, hops_left: int) -> "InferenceRequest":
+        """The request as it is handed on: what `dataclasses.replace` gives, in a third of the time."""
+        return InferenceRequest(
+            self.request_id, self.feature, self.model, self.body, self.tensors, deadline_s, hops_left, self.stream,
+            self.memory_bytes, self.output_tokens, self.receipt, self.takes_device,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

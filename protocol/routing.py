@@ -452,6 +452,8 @@ def _service_of(
     certain = [estimate for estimate in known if estimate is not None]
     if not certain:
         ordinary = ServiceEstimate(config.service_s_default, config.service_s_default, 0.0)
+    elif len(certain) == 1:
+        ordinary = ServiceEstimate(own_s := certain[0].service_s, min(own_s, certain[0].first_output_s), 0.0)
     else:
         service_s = median(estimate.service_s for estimate in certain)
         ordinary = ServiceEstimate(service_s, min(service_s, median(estimate.first_output_s for estimate in certain)), 0.0)

@@ -165,7 +165,7 @@ class Slots:
             if isinstance(output, Finished):
                 timing = Timing(0.0, trio.current_time() - began_s)
                 self._learn(timing.service_s, output.usage.completion_tokens)
-                yield replace(output, timing=timing)
+                yield Finished(output.finish_reasons, output.usage, timing, output.receipt)
                 return
             yield output
         yield Failed(ErrorCode.ENGINE_FAILED, f"{self._model}: {UNFINISHED}")

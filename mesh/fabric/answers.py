@@ -6,7 +6,7 @@ from typing import Self
 from mesh.fabric.lane import Lane
 from mesh.inference import Answer
 from protocol.errors import RemoteProtocolError
-from protocol.inference import InferenceRequest, Reply, TensorsReady
+from protocol.inference import Failed, InferenceRequest, Reply, TensorsReady
 
 
 class FilledAnswer:
@@ -38,6 +38,14 @@ class FilledAnswer:
 
     async def __anext__(self) -> Reply:
         return self._filled(await self._answer.__anext__())
+
+    async def next_reply(self) -> Reply:
+        """The next reply, as `Answer.next_reply`."""
+        return self._filled(await self._answer.next_reply())
+
+    def too_late(self) -> Failed:
+        """The end of an answer that was waited for long enough."""
+        return self._answer.too_late()
 
     def at_hand(self) -> Reply | None:
         """The next reply where all of it, and its tensors, have come already."""

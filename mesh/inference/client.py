@@ -91,11 +91,25 @@ class Answer:
     async def __anext__(self) -> Reply:
         if self._order.ended:
             raise StopAsyncIteration
+        with trio.move_on_at(self._ends_at):
+            return await self.next_reply()
+        return self.too_late()
+
+    async def next_reply(self) -> Reply:
+        """The next reply, to be asked for until there was an end, by whoever sees to it that no answer is waited for too long."""
         reply = self.at_hand() or await self._next()
         if isinstance(reply, Failed) and not self._order.ended:
             # Said here in the peer's place.
             self._order.take(reply)
         return reply
+
+    def too_late(self) -> Failed:
+        """The end of an answer that was waited for long enough."""
+        self._stream.reset(ErrorCode.DEADLINE_EXCEEDED)
+        failed = Failed(ErrorCode.DEADLINE_EXCEEDED, "the peer did not answer in time")
+        if not self._order.ended:
+            self._order.take(failed)
+        return failed
 
     def at_hand(self) -> Reply | None:
         """The next reply where all of it has come already; an end that is not the peer's is left to be waited for."""
@@ -123,6 +137,9 @@ class Answer:
             self._stream.reset(self.fault.code)
         elif not self.ended or self.refused:
             self._stream.reset(ErrorCode.CANCELLED)
+        elif isinstance(self._stream, Stream):
+            self._stream.let_go()
+            return
         with suppress(StreamReset, ConnectionLost):
             await self._stream.aclose()
 
@@ -146,16 +163,13 @@ class Answer:
         if self._refusal is not None:
             return self._refusal
         try:
-            with trio.move_on_at(self._ends_at):
-                return self._take(await self._receive())
+            return self._take(await self._receive())
         except RemoteProtocolError as error:
             return self._blame(error)
         except StreamReset as error:
             return Failed(_FAILURES.get(error.code, ErrorCode.INTERNAL), f"the answer broke off: {error}")
         except ConnectionLost as error:
             return Failed(ErrorCode.UNREACHABLE, f"lost the connection to the peer: {error}")
-        self._stream.reset(ErrorCode.DEADLINE_EXCEEDED)
-        return Failed(ErrorCode.DEADLINE_EXCEEDED, "the peer did not answer in time")
 
     async def _receive(self) -> bytes:
         """Wait for the next whole frame."""

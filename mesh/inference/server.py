@@ -239,10 +239,11 @@ class _Serving:
         except ProtocolError:
             return None  # as well
         data, end = b"".join(frames), replies[-1]
-        if not isinstance(end, Finished | Failed) or len(data) > AT_ONCE_BYTES_MAX or not stream.takes_now(len(data)):
+        if not isinstance(end, Finished | Failed) or len(data) > AT_ONCE_BYTES_MAX:
             return None
-        for frame in frames:
-            self._tell_sent(frame)
+        if stream.is_watched and stream.takes_now(len(data)):
+            for frame in frames:
+                self._tell_sent(frame)
         if not stream.send_now(data, end=True):
             return None
         self.end = end

@@ -180,6 +180,10 @@ class Connection:
             self._transport.pump()
         return n_taken
 
+    def afterwards(self, do: Callable[[], None]) -> None:
+        """Do what nobody waits for once something else has left."""
+        self._transport.afterwards(do)
+
     def grant(self, stream_id: int, n_bytes: int, *, ended: bool) -> None:
         """Grant credit for bytes that were read; that of a stream which has ended leaves with whatever leaves next."""
         self._transport.endpoint.consumed(self.handle, stream_id, n_bytes, self._transport.now())

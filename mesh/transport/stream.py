@@ -68,6 +68,11 @@ class Stream:
         """Who is at the other end, proven by TLS."""
         return self.connection.peer_id
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody is told what happens on it."""
+        return bool(self.connection.watchers)
+
     def tell(self, doing: Doing, *, sent: bool, data: bytes | memoryview = b"", code: int = 0) -> None:
         """Tell those who watch the connection what happened on this stream; who writes or reads a frame tells it whole."""
         if self.connection.watchers:
@@ -371,16 +376,28 @@ class Stream:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 await self._send(b"", end=True, linger=True)
         finally:
-            if not self._sent_eof:
-                self.reset()
-            elif not (self._ended and not self._chunks):
-                self._chunks.clear()
-                self._reset = self._reset or StreamReset(ErrorCode.CANCELLED, "this node closed the stream")
-                self.connection.ignore(self._id, ErrorCode.NO_ERROR)
-                self._forget_if_over()
-            else:
-                self._grant()
-            self._readers.unpark_all()
+            self._read_no_more()
+
+    def let_go(self) -> None:
+        """Do what `aclose` does a moment later, without waiting: for a stream on which all is said but that this side ends."""
+        self.connection.afterwards(self._end_now)
+
+    def _end_now(self) -> None:
+        if not self._sent_eof and self._stopped is None and self._lost is None and self._reset is None:
+            self.send_now(b"", end=True, linger=True)
+        self._read_no_more()
+
+    def _read_no_more(self) -> None:
+        if not self._sent_eof:
+            self.reset()
+        elif not (self._ended and not self._chunks):
+            self._chunks.clear()
+            self._reset = self._reset or StreamReset(ErrorCode.CANCELLED, "this node closed the stream")
+            self.connection.ignore(self._id, ErrorCode.NO_ERROR)
+            self._forget_if_over()
+        else:
+            self._grant()
+        self._readers.unpark_all()
 
     async def __aenter__(self) -> Self:
         return self

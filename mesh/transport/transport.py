@@ -119,6 +119,7 @@ class Transport:
         self._timer_scope: trio.CancelScope | None = None
         self._pumping = False
         self._pump_again = False
+        self._afterwards: list[Callable[[], None]] = []
         self._linger_until = math.inf
         self._lingering_datagrams = 0
         self._wake_at = math.inf
@@ -178,6 +179,7 @@ class Transport:
     def _say_goodbye(self) -> None:
         if self._closing:
             return
+        self.pump()
         self._closing = True
         for handle in [*self._by_handle, *self._dial_of]:
             self.endpoint.close(handle, ErrorCode.GOODBYE, "the node leaves", self.now())
@@ -389,9 +391,20 @@ class Transport:
                 self._linger_until, self._lingering_datagrams = math.inf, 0
                 self.endpoint.flush(self.now())
                 self._take_outputs()
+                if self._afterwards:
+                    todo, self._afterwards = self._afterwards, []
+                    for do in todo:
+                        do()
         finally:
             self._pumping = False
         self._set_timer()
+
+    def afterwards(self, do: Callable[[], None]) -> None:
+        """Do what nobody waits for once something that somebody may wait for has left, after `LINGER_S` at the latest."""
+        self._afterwards.append(do)
+        if self._linger_until == math.inf and not self._pumping:
+            self._linger_until = self.now() + LINGER_S
+            self._set_timer()
 
     def pump_soon(self) -> None:
         """Act on all outputs of the endpoint; what is to be sent leaves with the next flush, after `LINGER_S` at the latest."""

@@ -10,6 +10,7 @@ Spec: docs/spec/02-transport.md, section "Protocol negotiation".
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from protocol.encoding import FrameDecoder, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -19,6 +20,12 @@ MULTISTREAM_PROTOCOL = "/multistream/1.0.0"
 
 NOT_AVAILABLE = "na"
 """The listener's answer to a proposal it does not speak."""
+
+ONE_BYTE_LENGTH_MAX = 127
+"""Longest message in bytes whose length takes one byte (multiformats/unsigned-varint); names of protocols are shorter."""
+
+OPENINGS_MAX = 64
+"""Names of protocols whose first bytes are kept, a count: a node proposes some ten."""
 
 _END = b"\n"
 """What every message ends with; its length counts it."""
@@ -46,7 +53,7 @@ class Initiator:
         assert protocol_ids, "nothing to propose"
         self._proposals = list(protocol_ids)
         self._decoder = FrameDecoder(config.message_bytes_max)
-        self._out = bytearray(_encode(MULTISTREAM_PROTOCOL) + _encode(self._proposals[0]))
+        self._out = bytearray(_opening(self._proposals[0]))
         self._header_seen = False
         self._agreed: str | None = None
 
@@ -69,6 +76,14 @@ class Initiator:
             RemoteProtocolError: UNSUPPORTED, when the listener speaks none of the proposals; MALFORMED or TOO_LARGE.
         """
         assert self._agreed is None, "the negotiation is over"
+        if (
+            not self._header_seen
+            and not self._decoder.buffered_bytes
+            and data.startswith(opening := _opening(self._proposals[0]))
+        ):
+            self._agreed = self._proposals[0]  # as nearly always
+            self._decoder.receive(data[len(opening) :])
+            return self._agreed
         self._decoder.receive(data)
         while self._agreed is None and (text := _next_text(self._decoder)) is not None:
             if not self._header_seen:
@@ -131,6 +146,10 @@ class Listener:
             RemoteProtocolError: UNSUPPORTED, when the initiator proposes too many unknown protocols; MALFORMED or TOO_LARGE.
         """
         assert self._agreed is None, "the negotiation is over"
+        if not self._header_seen and not self._decoder.buffered_bytes and (end := self._opened_by(data)):
+            self._out += data[:end]  # which is just what agrees to it
+            self._decoder.receive(data[end:])
+            return self._agreed
         self._decoder.receive(data)
         while self._agreed is None and (text := _next_text(self._decoder)) is not None:
             if not self._header_seen:
@@ -149,6 +168,21 @@ class Listener:
                 self._out += _encode(NOT_AVAILABLE)
         return self._agreed
 
+    def _opened_by(self, data: bytes) -> int:
+        """Agree where a negotiation begins as nearly all do, with the header and a protocol that is spoken; how long that is."""
+        start = len(_HEADER)
+        if not data.startswith(_HEADER) or len(data) == start:
+            return 0
+        end = start + 1 + data[start]
+        name = data[start + 1 : end]
+        if data[start] > min(ONE_BYTE_LENGTH_MAX, self._config.message_bytes_max) or len(data) < end or not name.endswith(_END):
+            return 0
+        text = name[: -len(_END)].decode("ascii", "replace")
+        if not text.startswith("/") or not text.isascii() or not self._speaks(text):
+            return 0
+        self._agreed = text
+        return end
+
     def receive_eof(self) -> None:
         """Say that the peer ended its side.
 
@@ -164,6 +198,15 @@ class Listener:
 
 def _encode(text: str) -> bytes:
     return encode_frame(text.encode() + _END)
+
+
+_HEADER = _encode(MULTISTREAM_PROTOCOL)
+
+
+@lru_cache(OPENINGS_MAX)
+def _opening(protocol_id: str) -> bytes:
+    """What both ends send where the first proposal is spoken."""
+    return _HEADER + _encode(protocol_id)
 
 
 def _next_text(decoder: FrameDecoder) -> str | None:

@@ -170,3 +170,41 @@ def test_any_bytes_raise_nothing_else_and_what_is_sent_stays_bounded(chunks: lis
                 assert result in ("/a", ErrorCode.MALFORMED, ErrorCode.TOO_LARGE, ErrorCode.UNSUPPORTED)
                 break
         assert len(machine.data_to_send()) <= 200
+
+
+MESSAGES = [
+    HEADER,
+    PING,
+    NA,
+    b"\x05/a/1\n",
+    b"\x06/a/1x\n",
+    b"\x05/a/12",
+    b"\x02/\n",
+    b"\x00",
+    b"\x01\n",
+    b"\x80\x01",
+    b"\x06/\xc3\xa4/1\n",
+]
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from(MESSAGES), st.sampled_from([HEADER, PING]), st.binary(max_size=30)), max_size=5),
+    st.sampled_from([8, 20, 1024]),
+)
+def test_what_comes_at_once_has_the_outcome_of_what_comes_byte_by_byte(parts: list[bytes], bytes_max: int) -> None:
+    """Where a negotiation begins as usual it is not taken apart; nobody can tell."""
+    data, config = b"".join(parts), MultistreamConfig(message_bytes_max=bytes_max)
+    for make in (
+        lambda: Initiator(["/ipfs/ping/1.0.0", "/a/1"], config),
+        lambda: listener("/ipfs/ping/1.0.0", "/a/1", config=config),
+    ):
+        whole, pieces = make(), make()
+        at_once = outcome(whole.receive_data, data)
+        rest, step = data, None
+        while rest and step is None:
+            step, rest = outcome(pieces.receive_data, rest[:1]), rest[1:]
+        assert at_once == step
+        assert whole.agreed == pieces.agreed
+        if not isinstance(at_once, ErrorCode):
+            assert whole.data_to_send() == pieces.data_to_send()
+            assert whole.take_rest() == pieces.take_rest() + rest
