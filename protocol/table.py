@@ -215,6 +215,24 @@ class PeerTable:
         serving = None if row is None else self._rows.servings[row]
         return None if row is None or serving is None else (serving, self._rows.place(row))
 
+    def serves(self, peer_id: PeerId, model: str) -> bool:
+        """Whether a peer's card offers a model."""
+        row = self._rows.find(record_key(peer_id, RecordKind.CARD))
+        serving = None if row is None else self._rows.servings[row]
+        return serving is not None and any(offer.model == model for offer in serving.models)
+
+    def serving_model(self, model: str) -> Iterator[tuple[PeerId, Place | None]]:
+        """Everybody whose card offers a model, and where it says it is, in an order that depends on who they are alone."""
+        rows, of_serving = self._rows, dict[int, bool]()  # cards that offer the same share what they offer
+        for row, serving in enumerate(rows.servings):
+            if serving is None:
+                continue
+            offers = of_serving.get(id(serving))
+            if offers is None:
+                offers = of_serving[id(serving)] = any(offer.model == model for offer in serving.models)
+            if offers:
+                yield rows.peers[row], rows.place(row)
+
     def has_card(self, peer_id: PeerId) -> bool:
         """Whether a peer's card is held; nothing is read for it."""
         row = self._rows.find(record_key(peer_id, RecordKind.CARD))

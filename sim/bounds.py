@@ -76,6 +76,7 @@ LIMITS: dict[str, Callable[[NodeConfig], int]] = {
     "membership._connected": lambda config: config.membership.open_max,
     "membership._declining": lambda config: config.membership.peers_max,
     "membership._bootstrap": lambda config: config.membership.bootstrap_max,
+    "eligible._chosen": lambda config: config.eligible.models_max,
     "probe._remembered": lambda config: config.probe.remembered_max,
     "probe._peers": lambda config: config.probe.peers_max,
     "probe._peers.*.path.sent": lambda config: config.probe.window_probes,

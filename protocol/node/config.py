@@ -47,6 +47,27 @@ class RelayConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EligibleConfig:
+    """Whom a request is ranked over; some ten microseconds for each.
+
+    Attributes:
+        everybody_max: in a mesh of so many cards, over everybody: as many as a report names.
+        measured_max: in a larger one, over so many that are not connected and were measured, the nearest;
+        near_max: and so many that say they are near;
+        drawn_max: and so many of the others by lot.
+        kept_s: seconds that these are kept: what gossip tells of who is not connected is older than that anyway.
+        models_max: models for which they are kept; the one that was not asked for the longest makes room.
+    """
+
+    everybody_max: int = 64
+    measured_max: int = 16
+    near_max: int = 16
+    drawn_max: int = 16
+    kept_s: float = 0.5
+    models_max: int = 64
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """Everything a core can be told; seconds unless the name says otherwise."""
 
@@ -70,6 +91,7 @@ class NodeConfig:
     coordinates: CoordinateConfig = field(default_factory=CoordinateConfig)
     distances: DistanceConfig = field(default_factory=DistanceConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    eligible: EligibleConfig = field(default_factory=EligibleConfig)
     forwarding: ForwardingConfig = field(default_factory=ForwardingConfig)
     relays: RelayConfig = field(default_factory=RelayConfig)
     edges: EdgeConfig = field(default_factory=EdgeConfig)

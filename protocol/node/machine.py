@@ -31,6 +31,7 @@ from protocol.membership import Membership
 from protocol.multiaddr import Multiaddr
 from protocol.node.candidates import own_candidate, requirement_of, served_in, with_ways
 from protocol.node.config import FALLEN_SILENT, MachineOutput, NodeConfig, Output, PeerFacts, PeerView
+from protocol.node.eligible import Eligible
 from protocol.node.inquiries import Inquiries
 from protocol.node.relays import Relays
 from protocol.node.searches import Searches
@@ -101,6 +102,7 @@ class Node:
             lambda: self.vivaldi,
             self.survey.distances,
         )
+        self.eligible = Eligible(config.eligible, self.table, self.membership, self.probe, self.views, luck)
         told_by = (self.survey, self.gossip, self.announcer)
         self.telling = EdgeTelling(config, self.table, self.probe, *told_by, luck, self.wall, lambda: self.vivaldi.coordinate)
         shared = (self.table, self.membership, self.probe, self.views, self.gossip, self.telling.store)
@@ -260,7 +262,8 @@ class Node:
         in_flight, own_error = self.forwarding.in_flight, self.vivaldi.coordinate.error
         candidates = [own_candidate(self.peer_id, self.announcer, in_flight(self.peer_id))]
         if request.hops_left > 0:  # otherwise nobody else may be asked
-            candidates.extend(self.relays.candidates(request, from_peer, self.facts(now), in_flight, own_error, now))
+            known = self.eligible.facts(request.model, self.vivaldi.coordinate, now)
+            candidates.extend(self.relays.candidates(request, from_peer, known, in_flight, own_error, now))
         requirement = requirement_of(request, from_peer)
         ways = self.ways if are_on_host(request.tensors) else self.ways | self.device_ways
         seen = self.inquiries.seen(with_ways(candidates, ways) if ways else candidates, now)

@@ -10,6 +10,7 @@ Spec: docs/spec/05-coordinates.md.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from statistics import median
 
 from protocol.probe.config import ProbeConfig
@@ -47,7 +48,18 @@ class PathQuality:
 class PathWindow:
     """The newest nonces of one path. Its clock is whatever `now` it is given."""
 
-    __slots__ = ("_config", "jitter_s", "last_rtt_s", "measured_at", "offered", "probed", "sent")
+    __slots__ = (
+        "_config",
+        "_known",
+        "_known_since",
+        "_known_until",
+        "jitter_s",
+        "last_rtt_s",
+        "measured_at",
+        "offered",
+        "probed",
+        "sent",
+    )
 
     def __init__(self, config: ProbeConfig) -> None:
         """Has sent nothing yet."""
@@ -60,6 +72,8 @@ class PathWindow:
         self.jitter_s = 0.0
         self.last_rtt_s: float | None = None
         self.measured_at = 0.0
+        self._known: PathQuality | None = None  # what was made of all this; None where it has changed since
+        self._known_since, self._known_until = 0.0, 0.0  # while the same nonces count as lost
 
     def send_probe(self, nonce: int, now: float) -> None:
         """Note a nonce that goes out in a probe."""
@@ -96,11 +110,16 @@ class PathWindow:
         """What is known of the path, or None before the first sample."""
         if self.last_rtt_s is None:
             return None
+        if self._known is not None and self._known_since <= now < self._known_until:
+            return self._known  # a request asks for it of every peer, and little happens between two requests
         samples = [rtt_s for rtt_s in self.sent.values() if rtt_s > 0.0] or [self.last_rtt_s]
         overdue_at = now - self._config.overdue_s
-        unanswered = sum([sent_at < overdue_at for sent_at in (*self.probed.values(), *self.offered.values())])
+        waiting = [*self.probed.values(), *self.offered.values()]
+        unanswered = sum([sent_at < overdue_at for sent_at in waiting])
+        self._known_since = now
+        self._known_until = min([sent_at for sent_at in waiting if sent_at >= overdue_at], default=inf) + self._config.overdue_s
         answered = len(self.sent) - len(self.probed) - len(self.offered)
-        return PathQuality(
+        self._known = PathQuality(
             rtt_s=median(samples[-self._config.median_samples :]),
             rtt_s_min=min(samples),
             jitter_s=self.jitter_s,
@@ -110,6 +129,7 @@ class PathWindow:
             usual_jitter_s=min(self.jitter_s, median([abs(later - rtt_s) for rtt_s, later in pairwise(samples)] or [0.0])),
             usual_loss=max(0, unanswered - 1) / max(1, unanswered + answered),
         )
+        return self._known
 
     def shortest_s(self) -> float | None:
         """The smallest sample in the window, in seconds; None before the first."""
@@ -118,6 +138,7 @@ class PathWindow:
         return min([rtt_s for rtt_s in self.sent.values() if rtt_s > 0.0], default=self.last_rtt_s)
 
     def _make_room(self) -> None:
+        self._known = None
         if len(self.sent) > self._config.window_probes:
             oldest = next(iter(self.sent))
             del self.sent[oldest]
@@ -127,6 +148,7 @@ class PathWindow:
     def _take(self, nonce: int, sent_at: float | None, received_at: float) -> float | None:
         if sent_at is None:
             return None
+        self._known = None
         rtt_s = received_at - sent_at
         if not 0.0 < rtt_s <= self._config.rtt_s_max:
             self.sent[nonce] = -1.0
