@@ -1,6 +1,7 @@
 """Replies and answers whose tensors take a fabric: put in on their way out, and filled in where they arrive."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Self
 
 from mesh.fabric.lane import Lane
@@ -83,3 +84,17 @@ class GivenReplies:
 
     async def __anext__(self) -> Reply:
         return self._given(await self._replies.__anext__())
+
+
+def given_reply(lane: Lane, reply: Reply) -> Reply:
+    """The reply as it goes out: large tensors take the fabric."""
+    return TensorsReady(lane.carry(reply.tensors)) if isinstance(reply, TensorsReady) else reply
+
+
+@asynccontextmanager
+async def given_later(
+    lane: Lane, handled: AbstractAsyncContextManager[AsyncIterator[Reply]]
+) -> AsyncIterator[AsyncIterator[Reply]]:
+    """Replies that go out as `given_reply` makes them, while they come."""
+    async with handled as replies:
+        yield GivenReplies(replies, lambda reply: given_reply(lane, reply))

@@ -9,7 +9,7 @@ Spec: docs/spec/11-fabric.md.
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mesh.fabric.control import Control
 from protocol.fabric import Advert, FabricConfig, Kind, Lease, Match, Place, Way
@@ -127,6 +127,11 @@ class Session(Protocol):
         ...
 
     @property
+    def title(self) -> str:
+        """How people are told the way of tensors: the kind, and which of several ways of this kind it is."""
+        ...
+
+    @property
     def peer(self) -> PeerId:
         """Who is at the other end."""
         ...
@@ -186,6 +191,21 @@ class Session(Protocol):
 
     async def run(self) -> None:
         """Listens to the peer until the session is over; then it is closed."""
+        ...
+
+
+@runtime_checkable
+class Ordering(Protocol):
+    """An opener that has several ways to a peer, of which one suits some tensors more than another."""
+
+    def order(self, found: tuple[Match, ...], other: Advert, tensors: Sequence[Tensor]) -> tuple[Match, ...]:
+        """The matches of all kinds, those of its own in the order in which they are to be tried.
+
+        Args:
+            found: by the adverts, the fastest first.
+            other: what the peer tells.
+            tensors: that are to be given first; none where that is not known.
+        """
         ...
 
 

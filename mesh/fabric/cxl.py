@@ -136,6 +136,7 @@ class CxlSession:
     kind: ClassVar[Kind] = Kind.CXL
     way: ClassVar[Way] = CXL
     writes: ClassVar[None] = None
+    title: ClassVar[str] = "cxl"
     takes_devices: ClassVar[bool] = False
     _shelf: Shelf = field(init=False)
     _table: RegionTable = field(init=False)

@@ -9,13 +9,13 @@ Spec: docs/spec/11-fabric.md.
 
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
 import trio
 
-from mesh.fabric.answers import FilledAnswer, GivenReplies
-from mesh.fabric.base import Opener, Opening, Session
+from mesh.fabric.answers import FilledAnswer, given_later, given_reply
+from mesh.fabric.base import Opener, Opening, Ordering, Session
 from mesh.fabric.control import Control
 from mesh.fabric.gpu import all_ready
 from mesh.fabric.kinds import Kinds
@@ -52,7 +52,7 @@ from protocol.fabric.messages import (
     encode_opening,
 )
 from protocol.identity import PeerId, peer_id_text
-from protocol.inference import InferenceRequest, Reply, TensorsReady, are_on_host
+from protocol.inference import InferenceRequest, Tensor, are_on_host
 from protocol.node import Node
 
 SESSIONS_MAX = 64
@@ -103,6 +103,7 @@ class Fabrics:
         self._sessions: dict[PeerId, Session] = {}
         self._device_sessions: dict[PeerId, Session] = {}  # those that carry tensors on a device, beside the others
         self._n_late: dict[PeerId, int] = {}
+        self._begun: dict[PeerId, Match] = {}  # by which each session was opened, by its kind
         self._opening: dict[tuple[PeerId, bool], trio.Event] = {}
         self._n_doors = 0
         self._matched: OrderedDict[PeerId, tuple[float, tuple[Match, ...]]] = OrderedDict()
@@ -173,17 +174,18 @@ class Fabrics:
         shared = self._shared(peer, on_device=on_device)
         return any(size >= crossover_bytes(self._openers[match.kind].way(match), STREAM) for match in shared)
 
-    async def session(self, peer: PeerId, *, on_device: bool = False) -> Session | None:
+    async def session(self, peer: PeerId, *, on_device: bool = False, tensors: Sequence[Tensor] = ()) -> Session | None:
         """The fabric with a peer, opened if there is none; None where that does not work out.
 
         Args:
             peer: with whom.
-            on_device: whether it is one for tensors that lie on a device.
+            on_device: whether it is one for tensors that lie on a device alone.
+            tensors: what is to be given first: of several ways of a kind the one is opened that suits them.
         """
         held = self._held(on_device=on_device)
         if peer not in held and self._shared(peer, on_device=on_device):
             with trio.move_on_after(OPEN_S_MAX):
-                await self._open(peer, on_device=on_device)
+                await self._open(peer, tensors, on_device=on_device)
         return held.get(peer)
 
     async def way_to(self, peer: PeerId, request: InferenceRequest) -> tuple[Stream, tuple[Session, ...]] | None:
@@ -192,9 +194,9 @@ class Fabrics:
             return None
         session = None
         if not are_on_host(request.tensors) and self._is_worth(peer, request, on_device=True):
-            session = await self.session(peer, on_device=True)
+            session = await self.session(peer, on_device=True, tensors=request.tensors)
         if session is None and self._is_worth(peer, request, on_device=False):
-            session = await self.session(peer)
+            session = await self.session(peer, tensors=request.tensors)
         connection = self._transport.connections.get(peer)
         if session is None or connection is None:
             return None
@@ -268,20 +270,22 @@ class Fabrics:
             if len(self._matched) > MATCHED_MAX:
                 self._matched.popitem(last=False)
         right = [match for match in shared if reaches_devices(match.kind) == on_device]
-        return tuple(match for match in right if self._kinds.is_open(_key(peer, match.kind), now))
+        return tuple(match for match in right if self._kinds.is_open(_way_key(peer, match), now))
 
-    def _find_shared(self, peer: PeerId) -> tuple[Match, ...]:
+    def _advert_of(self, peer: PeerId) -> Advert:
         card = self._node.peer(peer, self.now()).card
         try:
-            other = Advert() if card is None else decode_advert(card.fabric)
+            return Advert() if card is None else decode_advert(card.fabric)
         except RemoteProtocolError:  # a wrong advert counts as none
-            return ()
-        found = matches(self._advert, other)
+            return Advert()
+
+    def _find_shared(self, peer: PeerId) -> tuple[Match, ...]:
+        found = matches(self._advert, self._advert_of(peer))
         if any(match.kind is Kind.RDMA for match in found) and not self.is_trusted(peer):
             found = tuple(match for match in found if match.kind is not Kind.RDMA)
         return found
 
-    async def _open(self, peer: PeerId, *, on_device: bool) -> None:
+    async def _open(self, peer: PeerId, tensors: Sequence[Tensor], *, on_device: bool) -> None:
         """Opens a fabric with a peer; whoever asks meanwhile waits for the same."""
         key = peer, on_device
         if key in self._opening:
@@ -289,41 +293,45 @@ class Fabrics:
             return
         self._opening[key] = trio.Event()
         try:
-            await self._knock_until_open(peer, on_device=on_device)
+            await self._knock_until_open(peer, tensors, on_device=on_device)
         except trio.Cancelled:
             if peer not in self._held(on_device=on_device):
                 for match in self._shared(peer, on_device=on_device):
-                    self._cannot_open(peer, match.kind, f"it was not open within {OPEN_S_MAX:g} s")
+                    self._cannot_open(peer, match, f"it was not open within {OPEN_S_MAX:g} s")
             raise
         finally:
             self._opening.pop(key).set()
 
-    async def _knock_until_open(self, peer: PeerId, *, on_device: bool) -> None:
-        """Tries one kind after the other, in the order in which they are preferred."""
-        left: dict[Kind, Match] = {}
-        for match in self._shared(peer, on_device=on_device):
-            left.setdefault(match.kind, match)  # of each kind the preferred
+    async def _knock_until_open(self, peer: PeerId, tensors: Sequence[Tensor], *, on_device: bool) -> None:
+        """Tries one way after the other, in the order in which they are preferred; of a pool there is one for each peer."""
+        found = self._shared(peer, on_device=on_device)
+        for opener in self._openers.values():
+            if isinstance(opener, Ordering):
+                found = opener.order(found, self._advert_of(peer), tensors)
+        left = [m for n, m in enumerate(found) if m.kind is Kind.RDMA or m.kind not in {other.kind for other in found[:n]}]
         while left and peer not in self._held(on_device=on_device):
-            tried = dict(left)
+            tried = list(left)
             try:
                 await self._knock(peer, left)
             except (RemoteProtocolError, StreamReset, ConnectionLost, OSError) as error:
                 if len(left) == len(tried):  # it has not come to a door, and will not for others
                     left.clear()
-                for kind in tried.keys() - left.keys():
-                    self._cannot_open(peer, kind, f"it could not be opened: {error}")
+                for match in tried:
+                    if match not in left:
+                        self._cannot_open(peer, match, f"it could not be opened: {error}")
             else:
                 return
 
-    async def _knock(self, peer: PeerId, left: dict[Kind, Match]) -> None:
-        """Asks for a fabric of one of the kinds that are left, and takes out the one that is tried."""
+    async def _knock(self, peer: PeerId, left: list[Match]) -> None:
+        """Asks for a fabric of one of the kinds that are left, and takes out the way that is tried."""
         connection = self._transport.connections.get(peer)
         if connection is None:
             return
         own_nonce = self._transport.machine.entropy(NONCE_BYTES)
         async with AsyncExitStack() as streams:
             control = Control(await streams.enter_async_context(await connection.open_stream(FABRIC_PROTOCOL)))
-            await control.send(encode_hello(Hello(tuple(map(int, left)), own_nonce)))
+            pair = next(((match.own_port, match.their_port) for match in left if match.kind is Kind.RDMA), None)
+            await control.send(encode_hello(Hello(tuple(dict.fromkeys(int(match.kind) for match in left)), own_nonce, pair)))
             answer = decode_opening(await control.expect())
             if isinstance(answer, Shut):
                 if answer.code is ErrorCode.UNSUPPORTED:  # as when it has not heard yet of what this node has
@@ -331,12 +339,18 @@ class Fabrics:
                     return
                 left.clear()
                 raise RemoteProtocolError(answer.code, answer.detail)
-            match = left.pop(answer.kind, None)
+            match = next((match for match in left if match.kind is answer.kind), None)
             if match is None:
                 left.clear()
                 raise RemoteProtocolError(ErrorCode.UNSUPPORTED, f"a door of {answer.kind.name}, which was not asked for")
+            left.remove(match)
             opener = self._openers[match.kind]
-            self._begin(await opener.knock(self._opening_with(peer, match, control), answer, own_nonce))
+            try:
+                session = await opener.knock(self._opening_with(peer, match, control), answer, own_nonce)
+            except BaseException:
+                control.close(ErrorCode.NO_ERROR)  # the other side may have it open already, and has done nothing wrong
+                raise
+            self._begin(session, match)
             if opener.keeps_stream:
                 streams.pop_all()
 
@@ -358,15 +372,15 @@ class Fabrics:
             request = replace(request, takes_device=takes_device and not request.receipt)
             handled = handle(request if tensors is None else replace(request, tensors=tensors), peer)
             if isinstance(handled, tuple):
-                return tuple(_given(lane, reply) for reply in handled)
-            return _given_later(lane, handled)
+                return tuple(given_reply(lane, reply) for reply in handled)
+            return given_later(lane, handled)
 
         served = await serve_stream(lane, handle_filled, limits)
         return served if lane.fault is None else replace(served, fault=lane.fault)
 
     async def _serve_opening(self, stream: Stream) -> None:
         """Lets a peer in who asks for a fabric."""
-        peer, control, kind = stream.peer_id, Control(stream), None
+        peer, control, tried = stream.peer_id, Control(stream), None
         try:
             async with stream:
                 hello = decode_hello(await control.expect())
@@ -374,20 +388,20 @@ class Fabrics:
                 if isinstance(found, Shut):
                     await control.send(encode_opening(found), end=True)
                     return
-                kind, opener = found.kind, self._openers[found.kind]
+                tried, opener = found, self._openers[found.kind]
                 self._n_doors += 1
                 try:
                     session = await opener.admit(self._opening_with(peer, found, control), hello)
                 finally:
                     self._n_doors -= 1
-                ended = self._begin(session)
+                ended = self._begin(session, found)
                 if opener.keeps_stream:
                     await ended.wait()
         except (RemoteProtocolError, StreamReset, ConnectionLost, OSError) as error:
-            if kind is None:
+            if tried is None:
                 self._failed(peer, str(error))
             else:
-                self._cannot_open(peer, kind, str(error))
+                self._cannot_open(peer, tried, str(error))
 
     def _found_for(self, peer: PeerId, hello: Hello) -> Match | Shut:
         """The fabric that a peer may have of those that it asks for, or why there is none now."""
@@ -398,9 +412,11 @@ class Fabrics:
         # Memory is proved by the opening, whether the peer's card has come already or not; which of several pools is meant,
         # the card alone can tell.
         pools = [Match(Kind.CXL, pool=pool) for pool in self._advert.pools] if len(self._advert.pools) == 1 else []
-        for match in (Match(Kind.SHM), *pools, *self._find_shared(peer)):
+        found = self._find_shared(peer)
+        named = [match for match in found if match.kind is Kind.RDMA and (match.their_port, match.own_port) == hello.ports]
+        for match in (Match(Kind.SHM), *pools, *named, *found):
             shared.setdefault(int(match.kind), match)
-        here = [kind for kind in hello.kinds if kind in shared and self._is_here(peer, Kind(kind))]
+        here = [kind for kind in hello.kinds if kind in shared and self._is_here(peer, shared[kind])]
         if not here:
             return Shut(ErrorCode.UNSUPPORTED, "this node shares no fabric of these kinds, or none that works")
         held = self._held(on_device=reaches_devices(Kind(here[0])))
@@ -408,14 +424,15 @@ class Fabrics:
             return Shut(ErrorCode.OVERLOADED, "this node has fabrics with as many as it can")
         return shared[here[0]]
 
-    def _is_here(self, peer: PeerId, kind: Kind) -> bool:
-        """Whether this node has a kind of fabric, and could open it with a peer the last time."""
-        opener = self._openers.get(kind)
-        return opener is not None and not opener.absent and self._kinds.is_open(_key(peer, kind), self.now())
+    def _is_here(self, peer: PeerId, match: Match) -> bool:
+        """Whether this node has a kind of fabric, and could open it with a peer the last time; which ports, the peer decides."""
+        opener = self._openers.get(match.kind)
+        works = match.kind is Kind.RDMA or self._kinds.is_open(_way_key(peer, match), self.now())
+        return opener is not None and not opener.absent and works
 
     # Sessions
 
-    def _begin(self, session: Session) -> trio.Event:
+    def _begin(self, session: Session, match: Match) -> trio.Event:
         """A fabric is open; it takes the place of an earlier one with the same peer. Returns what is set when it is over."""
         on_device = reaches_devices(session.kind)
         held = self._held(on_device=on_device)
@@ -425,6 +442,7 @@ class Fabrics:
         assert self._nursery is not None
         held[session.peer] = session
         self._n_late[_key(session.peer, session.kind)] = 0
+        self._begun[_key(session.peer, session.kind)] = match
         self._ways(on_device=on_device)[session.peer] = session.way
         ended = trio.Event()
         self._nursery.start_soon(self._run_session, session, ended)
@@ -450,11 +468,12 @@ class Fabrics:
         held = self._held(on_device=on_device)
         if held.get(session.peer) is session:
             del held[session.peer], self._n_late[_key(session.peer, session.kind)]
+            match = self._begun.pop(_key(session.peer, session.kind))
             self._ways(on_device=on_device).pop(session.peer, None)
             if not why:
                 self._telemetry.log.info("fabric closed", peer=peer_id_text(session.peer))
             elif on_device:  # the others may be used nevertheless
-                self._cannot_open(session.peer, session.kind, why)
+                self._cannot_open(session.peer, match, why)
             else:
                 self._failed(session.peer, why)
 
@@ -466,10 +485,10 @@ class Fabrics:
         closed_s = self._peers.handle_error(peer, why, self.now())
         self._telemetry.log.warning("fabric closed for a while", peer=peer_id_text(peer), reason=why, closed_s=closed_s)
 
-    def _cannot_open(self, peer: PeerId, kind: Kind, why: str) -> None:
-        """A kind of fabric could not be opened with a peer: it is left out for a while, and others are tried."""
-        closed_s = self._kinds.handle_error(_key(peer, kind), why, self.now())
-        told = {"peer": peer_id_text(peer), "kind": kind.name.lower(), "reason": why, "closed_s": closed_s}
+    def _cannot_open(self, peer: PeerId, match: Match, why: str) -> None:
+        """A fabric could not be opened with a peer: this way is left out for a while, and others are tried."""
+        closed_s = self._kinds.handle_error(_way_key(peer, match), why, self.now())
+        told = {"peer": peer_id_text(peer), "kind": match.kind.name.lower(), "reason": why, "closed_s": closed_s}
         self._telemetry.log.warning("fabric closed for a while", **told)
 
     def succeeded(self, session: Session) -> None:
@@ -478,7 +497,8 @@ class Fabrics:
         if key in self._n_late:
             self._n_late[key] = 0
         self._peers.handle_success(session.peer)
-        self._kinds.handle_success(key)
+        if key in self._begun:
+            self._kinds.handle_success(_way_key(session.peer, self._begun[key]))
 
     def was_late(self, session: Session, why: str) -> None:
         """A peer has not taken a transfer in time. It may be busy; a fabric that is late time after time carries nothing."""
@@ -558,14 +578,7 @@ def _key(peer: PeerId, kind: Kind) -> PeerId:
     return PeerId(peer + bytes([kind]))
 
 
-def _given(lane: Lane, reply: Reply) -> Reply:
-    """The reply as it goes out: large tensors take the fabric."""
-    return TensorsReady(lane.carry(reply.tensors)) if isinstance(reply, TensorsReady) else reply
-
-
-@asynccontextmanager
-async def _given_later(
-    lane: Lane, handled: AbstractAsyncContextManager[AsyncIterator[Reply]]
-) -> AsyncIterator[AsyncIterator[Reply]]:
-    async with handled as replies:
-        yield GivenReplies(replies, lambda reply: _given(lane, reply))
+def _way_key(peer: PeerId, match: Match) -> PeerId:
+    """The same for a way to open a fabric: each pair of RDMA ports is one."""
+    ports = (match.own_port, match.their_port) if match.kind is Kind.RDMA else ()
+    return PeerId(_key(peer, match.kind) + bytes(ports))

@@ -84,7 +84,7 @@ def find_kinds(wanted: Wanted) -> Kinds:
             case Kind.CXL:
                 absent.append((kind, "no pool is named; see isochrone pool create --help, and start with --cxl-pool PATH"))
             case Kind.RDMA:
-                openers.append(RdmaOpener(host_secret(), wanted.rdma_devices))
+                openers.append(RdmaOpener(host_secret(), wanted.rdma_devices, memory_node=wanted.memory_node))
             case Kind.GPU:
                 openers.append(GpuOpener(wanted.network_id, host_secret()))
     if wanted.kinds and Kind.RDMA not in wanted.kinds and has_devices():

@@ -195,7 +195,7 @@ class Lane:
             return False
         self._say(Offer(len(self._gifts), session.kind, given.places, given.lease, given.tag, given.on_device))
         self._gifts.append(Gift(session, given, Giving(writes=given.lease is None)))
-        self.on_way(session.kind.name.lower())
+        self.on_way(session.title)
         return True
 
     def next_tensors(self) -> tuple[Tensor, ...] | None:
@@ -330,7 +330,7 @@ class Lane:
             self._fabrics.succeeded(gift.session)
         if why:
             if not self._fell_back:
-                self.on_way(f"{gift.session.kind.name.lower()}, then the stream: {why}")
+                self.on_way(f"{gift.session.title}, then the stream: {why}")
             self._fell_back = True
             if event is Gives.LATE:
                 self._fabrics.was_late(gift.session, why)

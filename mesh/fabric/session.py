@@ -71,6 +71,7 @@ class ShmSession:
     kind: ClassVar[Kind] = Kind.SHM
     way: ClassVar[Way] = SHM
     writes: ClassVar[None] = None
+    title: ClassVar[str] = "shm"
     takes_devices: ClassVar[bool] = False
     _shelf: Shelf = field(init=False)
     _table: RegionTable = field(init=False)

@@ -19,7 +19,7 @@ from protocol.fabric.adverts import (
 )
 from protocol.fabric.cost import CXL, GPU, HERE, SHM, STREAM, Link, Way, crossover_bytes
 from protocol.fabric.leases import LeaseBook, RegionTable
-from protocol.fabric.matching import Match, matches, port_for
+from protocol.fabric.matching import FAR, Match, matches, order_pairs, port_for
 from protocol.fabric.messages import FABRIC_PROTOCOL, INFER_FABRIC_PROTOCOL
 from protocol.fabric.peers import FabricPeers
 from protocol.fabric.transfer import Action, Giver, Gives, Giving, Receiver, Takes, Taking
@@ -28,6 +28,7 @@ from protocol.fabric.values import FabricConfig, Kind, Lease, Place, Rights, rea
 __all__ = [
     "CXL",
     "FABRIC_PROTOCOL",
+    "FAR",
     "GPU",
     "HERE",
     "INFER_FABRIC_PROTOCOL",
@@ -62,6 +63,7 @@ __all__ = [
     "host_tag",
     "join_adverts",
     "matches",
+    "order_pairs",
     "port_for",
     "reaches_devices",
 ]

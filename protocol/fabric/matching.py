@@ -3,9 +3,10 @@
 Spec: docs/spec/11-fabric.md, section "Matching".
 """
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from protocol.fabric.adverts import Advert, Port
+from protocol.fabric.adverts import Advert, Closeness, Port
 from protocol.fabric.values import Kind
 
 
@@ -48,6 +49,43 @@ def matches(own: Advert, other: Advert) -> tuple[Match, ...]:
     found += sorted(pairs, key=lambda match: (-match.speed_mbps, match.own_port + match.their_port, match.own_port))
     found += [Match(Kind.GPU, gpu=tag) for tag in sorted(set(own.gpu_tags) & set(other.gpu_tags))]
     return tuple(found)
+
+
+FAR = max(Closeness) + 1
+"""Counts for a port of which nobody says how near it is to a GPU, unitless: it comes behind those of which that is said."""
+
+
+def order_pairs(
+    found: Iterable[Match], own: Advert, other: Advert, gpu: int | None = None, local_ports: Collection[int] = ()
+) -> tuple[Match, ...]:
+    """Pairs of RDMA ports for some tensors, the preferred first; pairs that are as good stay in their order, the fastest first.
+
+    Tensors that lie on a GPU take the port that is nearest to it, and of the other side one that is near to any GPU there. Those
+    on the host take a port on the NUMA node of their memory. Other kinds stay where they are, before the pairs or behind.
+
+    Args:
+        found: as `matches` gives them.
+        own: of this node.
+        other: of the other.
+        gpu: on which the tensors lie, by its place on the card; None for the host.
+        local_ports: on the NUMA node of the host's tensors, by their places in the advert.
+    """
+    own_near = {path.port: path.closeness for path in own.gpu_paths if path.gpu == gpu}
+    their_near = {port: min(path.closeness for path in other.gpu_paths if path.port == port) for port in _near_any(other)}
+
+    def cost(match: Match) -> tuple[int, int]:
+        if gpu is None:
+            return int(bool(local_ports) and match.own_port not in local_ports), 0
+        return own_near.get(match.own_port, FAR), their_near.get(match.their_port, FAR)
+
+    listed = list(found)
+    pairs = iter(sorted((match for match in listed if match.kind is Kind.RDMA), key=cost))
+    return tuple(next(pairs) if match.kind is Kind.RDMA else match for match in listed)
+
+
+def _near_any(advert: Advert) -> set[int]:
+    """The ports that are the nearest to some GPU."""
+    return {path.port for path in advert.gpu_paths}
 
 
 def port_for(advert: Advert, gpu: int, match_ports: tuple[int, ...]) -> int | None:

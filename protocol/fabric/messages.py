@@ -15,6 +15,7 @@ from math import prod
 from typing import assert_never
 
 from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.fabric.adverts import PORTS_MAX
 from protocol.fabric.values import (
     BYTES_MAX,
     DIMENSIONS_MAX,
@@ -329,10 +330,14 @@ def _lease(value: Plain) -> Lease:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Opens a fabric: the kinds that would do, the preferred first, and what the opener draws for this opening."""
+    """Opens a fabric: the kinds that would do, the preferred first, and what the opener draws for this opening.
+
+    Of RDMA `ports` names the pair that is to be tried, the opener's port and the door's, by their places in both adverts.
+    """
 
     kinds: tuple[int, ...]
     nonce: bytes
+    ports: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +360,8 @@ class Shut:
 
 def encode_hello(hello: Hello) -> bytes:
     """A `Hello` without a frame."""
-    return pack(["hello", list(hello.kinds), hello.nonce], _OPENING_LIMITS)
+    more = [] if hello.ports is None else [list(hello.ports)]
+    return pack(["hello", list(hello.kinds), hello.nonce, *more], _OPENING_LIMITS)
 
 
 def decode_hello(frame: bytes | memoryview) -> Hello:
@@ -365,10 +371,18 @@ def decode_hello(frame: bytes | memoryview) -> Hello:
         RemoteProtocolError: TOO_LARGE or MALFORMED.
     """
     match unpack(frame, _OPENING_LIMITS):
-        case ["hello", list(kinds), bytes(nonce), *_] if len(kinds) <= KINDS_MAX and len(nonce) == NONCE_BYTES:
-            return Hello(tuple(_number(kind, 255, "a kind") for kind in kinds), nonce)
+        case ["hello", list(kinds), bytes(nonce), *more] if len(kinds) <= KINDS_MAX and len(nonce) == NONCE_BYTES:
+            return Hello(tuple(_number(kind, 255, "a kind") for kind in kinds), nonce, _ports(more[0]) if more else None)
         case _:
             raise _malformed("no hello of a fabric")
+
+
+def _ports(value: Plain) -> tuple[int, int]:
+    match value:
+        case [own, theirs, *_]:
+            return _number(own, PORTS_MAX - 1, "a port"), _number(theirs, PORTS_MAX - 1, "a port")
+        case _:
+            raise _malformed("no pair of ports")
 
 
 def encode_opening(answer: Door | Shut) -> bytes:

@@ -194,7 +194,7 @@ class QueuePair:
         address, size, _ = piece
 
         def written() -> bool:
-            begins, length = other.windows.get(remote[1], (0, -1))
+            begins, length = other.windows.get(remote[1], (0, -1)) if size else (remote[0], 0)  # nothing is written anywhere
             if not begins <= remote[0] or remote[0] + size > begins + length or other.stopped:
                 return False
             ctypes.memmove(remote[0], address, size)
@@ -263,6 +263,7 @@ class EmulatedOpener:
         self._connect(made, int.from_bytes(door.place, "big"))
         await opening.control.send(made.wire.pair.number.to_bytes(4, "big"))
         assert await opening.control.expect() == b"in"
+        await made.wire.greet()
         return made
 
     async def admit(self, opening: Opening, hello) -> RdmaSession:

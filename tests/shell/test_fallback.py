@@ -12,6 +12,8 @@ from emulated_rdma import Device, EmulatedOpener, Ether, Posted, emulate
 from virtual_mesh import ShellMesh, ShellNode, play, within
 
 from mesh.fabric import Kinds
+from mesh.fabric.fabrics import OPEN_S_MAX
+from mesh.fabric.rdma.wire import STALL_S
 from mesh.fabric.verbs.objects import Did
 from mesh.service import Service
 from protocol.inference import Feature, Finished, InferenceRequest, Tensor
@@ -112,5 +114,31 @@ def test_tensors_take_the_stream_within_200_ms_of_the_first_error(
         assert told["count"] == 1
         assert told["longest_s"] <= FALLBACK_S_MAX
         assert 'isochrone_fabric_fallback_seconds_count{kind="rdma"} 1.0' in giver.metrics()
+
+    play(scenario, tmp_path)
+
+
+def test_a_pair_over_which_nothing_comes_back_does_not_come_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(monkeypatch)
+    pair = Pair()
+    _, asker = pair.devices
+
+    async def scenario(mesh: ShellMesh) -> None:
+        a, b = await pair.start(mesh)
+        asker.stand_still()
+        began = trio.current_time()
+        assert await a.service.fabrics.session(b.peer_id) is None
+        assert STALL_S <= trio.current_time() - began < OPEN_S_MAX, "soon enough to try another"
+        assert await ask(a) == (True, "")
+        assert a.service.fabrics.status()["open"] == {}
+        await trio.sleep(0.1)
+        assert b.service.fabrics.status()["open"] == {}
+        assert pair.fell_back == [], "nothing had been offered"
+        asker.stands_still = False
+        asker.has_work.set()
+        await trio.sleep(35.0)
+        assert await ask(a) == (True, "rdma"), (
+            "after a while it is tried again, and the other side holds nothing against this one"
+        )
 
     play(scenario, tmp_path)

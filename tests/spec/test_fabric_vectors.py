@@ -75,7 +75,8 @@ def test_messages_of_a_later_version(vector: dict) -> None:
 
 @pytest.mark.parametrize("vector", VECTORS["hellos"], ids=name_of)
 def test_hellos(vector: dict) -> None:
-    hello = messages.Hello(tuple(vector["kinds"]), raw(vector, "nonce"))
+    ports = tuple(vector["ports"]) if "ports" in vector else None
+    hello = messages.Hello(tuple(vector["kinds"]), raw(vector, "nonce"), ports)
     assert messages.encode_hello(hello) == raw(vector, "bytes")
     assert messages.decode_hello(raw(vector, "bytes")) == hello
 

@@ -69,3 +69,9 @@ inside(
     _GUEST_GPUS + "test_where_the_card_takes_no_dma_buf_tensors_go_by_the_host_with_one_copy",
     _GUEST_GPUS + "test_where_one_side_cannot_there_is_one_copy",
 )
+inside(
+    "ISO-FAB-049",
+    _HARDWARE,
+    "tests/mesh/nodes/test_fabric_kinds.py::test_where_one_pair_of_ports_does_not_come_up_the_next_is_tried_within_the_request",
+    "tests/shell/test_fallback.py::test_a_pair_over_which_nothing_comes_back_does_not_come_up",
+)

@@ -113,6 +113,7 @@ class GpuSession:
     kind: ClassVar[Kind] = Kind.GPU
     way: ClassVar[Way] = GPU
     writes: ClassVar[None] = None
+    title: ClassVar[str] = "gpu"
     takes_devices: ClassVar[bool] = True
     _book: LeaseBook = field(init=False)
     _table: RegionTable = field(init=False)

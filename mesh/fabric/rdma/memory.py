@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from mesh.fabric.gpu.pool import GRAIN_BYTES
 from mesh.fabric.memory import address_of, size_class
+from mesh.fabric.numa import NumaError, bind
 from mesh.fabric.verbs.objects import Access, Domain, Region, VerbsError, Window
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import Lease
@@ -191,7 +192,22 @@ def are_free(sources: Iterable[Registered | None]) -> None:
             own.use = Use.FREE
 
 
-def register(domain: Domain, number: int, size_bytes: int, locked: Locked, *, is_target: bool, has_windows: bool) -> Registered:
+@dataclass(frozen=True, slots=True)
+class Sort:
+    """What is wanted of memory that is to be made.
+
+    Attributes:
+        is_target: whether the peer is to write to it; else it is a source.
+        has_windows: whether the device has any.
+        node: the NUMA node that it is to be of, where that can be had; None leaves it to the system.
+    """
+
+    is_target: bool = False
+    has_windows: bool = False
+    node: int | None = None
+
+
+def register(domain: Domain, number: int, size_bytes: int, locked: Locked, sort: Sort) -> Registered:
     """Make memory of a size and register it. Blocks for as long as it takes to pin its pages.
 
     Raises:
@@ -200,27 +216,31 @@ def register(domain: Domain, number: int, size_bytes: int, locked: Locked, *, is
     """
     locked.take(size_bytes)
     try:
-        memory, region, window = _made(domain, size_bytes, is_target=is_target, has_windows=has_windows)
+        memory, region, window = _made(domain, size_bytes, sort)
     except BaseException:
         locked.give_back(size_bytes)
         raise
     return Registered(number, memory, region, window, locked)
 
 
-def _made(domain: Domain, size_bytes: int, *, is_target: bool, has_windows: bool) -> tuple[mmap.mmap, Region, Window | None]:
+def _made(domain: Domain, size_bytes: int, sort: Sort) -> tuple[mmap.mmap, Region, Window | None]:
     memory = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_DONTFORK)
+    begins = address_of(memoryview(memory))
+    if sort.node is not None:
+        with suppress(NumaError):  # it is slower from another node, and as good
+            bind(begins, size_bytes, sort.node)
     access = Access.LOCAL_READ
-    if is_target:
-        access = Access.LOCAL_WRITE | (Access.BIND if has_windows else Access.REMOTE_WRITE)
+    if sort.is_target:
+        access = Access.LOCAL_WRITE | (Access.BIND if sort.has_windows else Access.REMOTE_WRITE)
     try:
-        region = Region(domain, address_of(memoryview(memory)), size_bytes, access)
+        region = Region(domain, begins, size_bytes, access)
     except VerbsError as error:
         if error.errno in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
             raise VerbsError(error.errno, f"{size_bytes} bytes cannot be locked in memory (see `ulimit -l`)") from None
         raise
     try:
-        window = Window(domain) if is_target and has_windows else None
+        window = Window(domain) if sort.is_target and sort.has_windows else None
     except VerbsError:
         region.close()
         raise

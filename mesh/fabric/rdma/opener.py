@@ -11,20 +11,18 @@ Spec: docs/spec/11-fabric.md, section "RDMA".
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 from weakref import WeakSet
 
 import trio
 
-from mesh.buses import DeviceKind, closeness, list_gpus, nearest_ports, read_buses
-from mesh.buses.nvml import pci_address
 from mesh.fabric.base import Opening
+from mesh.fabric.gpu import array_of
 from mesh.fabric.gpu.driver import LIBRARY
-from mesh.fabric.gpu.driver import Device as Gpu
 from mesh.fabric.rdma.direct import Direct
 from mesh.fabric.rdma.memory import Locked
+from mesh.fabric.rdma.places import Places, find_places
 from mesh.fabric.rdma.ports import RdmaPort, has_devices, read_addresses, read_ports, told
 from mesh.fabric.rdma.session import RdmaSession
 from mesh.fabric.rdma.wire import Wire
@@ -32,10 +30,11 @@ from mesh.fabric.verbs.library import BindingAbsentError, load
 from mesh.fabric.verbs.objects import Device, DeviceEvent, Path, PortState, VerbsError
 from mesh.hardware import memory_bytes
 from protocol.errors import ErrorCode, RemoteProtocolError
-from protocol.fabric import Advert, Closeness, GpuPath, Kind, Link, Match, Way
+from protocol.fabric import Advert, Kind, Link, Match, Way, order_pairs
 from protocol.fabric.cost import APART_SETUP_S, COPY
 from protocol.fabric.messages import NONCE_BYTES, SECRET_BYTES, Door, Hello, encode_opening
 from protocol.fabric.rdma import READY, End, check_ready, decode_end, decode_enter, encode_end, encode_enter, same_subnet, tag_key
+from protocol.inference import Tensor
 
 LOOK_S = 10.0
 """How often ports and addresses are looked at when no device says anything, in seconds; reading them costs some milliseconds."""
@@ -79,6 +78,7 @@ class RdmaOpener:
         root: FilePath = FilePath("/"),
         cache: FilePath | None = None,
         library: str = LIBRARY,
+        memory_node: int | None = None,
     ) -> None:
         """Finds out whether there is anything to open; `run` does the rest.
 
@@ -88,19 +88,24 @@ class RdmaOpener:
             root: where `sys` is.
             cache: where the compiled binding is kept; None for the user's cache directory.
             library: of NVIDIA's driver.
+            memory_node: the NUMA node from which memory is to be; None has it near the port.
         """
         self._secret, self._only, self._root, self._cache = host_secret, tuple(only), root, cache
+        self._memory_node = memory_node
         self._locked = Locked(int(memory_bytes(root) * LOCKED_SHARE))
         self._binding: Any = None
         self._devices: dict[str, Device] = {}
-        self._ports: tuple[RdmaPort, ...] = ()
-        self._gpu_paths: tuple[GpuPath, ...] = ()
+        self._found: tuple[RdmaPort, ...] = ()
+        self._places = Places()
         self._unusable: tuple[str, ...] = ()
         self.direct = Direct(library)
-        self._gpus: dict[str, tuple[Gpu, ...]] = {}
         self._absent = "its devices are being looked for" if has_devices(root) else NO_DEVICE
         self._sessions: WeakSet[RdmaSession] = WeakSet()
         self._again = trio.Event()
+
+    @property
+    def _ports(self) -> tuple[RdmaPort, ...]:
+        return self._places.ports
 
     @property
     def kind(self) -> Kind:
@@ -119,13 +124,19 @@ class RdmaOpener:
 
     def advert(self) -> Advert:
         """The ports, and which of them is nearest to each GPU."""
-        return Advert(ports=tuple(told(port, self._secret) for port in self._ports), gpu_paths=self._gpu_paths)
+        return Advert(ports=tuple(told(port, self._secret) for port in self._ports), gpu_paths=self._places.gpu_paths)
 
     def way(self, match: Match) -> Way:
         """What a transfer would cost over the slower of two ports."""
         speed_mbps = match.speed_mbps or SPEED_MBPS
         link = Link(0.0, speed_mbps * 1e6 / 8 * SHARE)
         return Way((COPY, link), setup_s=SETUP_S, per_byte_s=TAG_S_PER_BYTE)
+
+    def order(self, found: tuple[Match, ...], other: Advert, tensors: Sequence[Tensor]) -> tuple[Match, ...]:
+        """Pairs of ports for some tensors, the preferred first: near their GPU, or where the host's memory is."""
+        array = next((array for tensor in tensors if (array := array_of(tensor)) is not None), None)
+        gpu = None if array is None else self._places.place_of(array.device)
+        return order_pairs(found, self.advert(), other, gpu, self._places.ports_on(self._memory_node))
 
     def figures(self) -> dict[str, object]:
         """The ports, and why others are not used."""
@@ -156,6 +167,7 @@ class RdmaOpener:
             await self._connect(session, port, own, theirs)
             await opening.control.send(encode_enter(own))
             check_ready(await opening.control.expect())
+            await session.wire.greet()
         except BaseException:
             await _discard(session)
             raise
@@ -203,9 +215,11 @@ class RdmaOpener:
 
         wire, state = await trio.to_thread.run_sync(make)
         psn = int.from_bytes(opening.entropy(3), "big")
+        node = self._places.nodes.get(port.device) if self._memory_node is None else self._memory_node
+        title = "rdma" if len(self._ports) == 1 else f"rdma by {port.device}"
         session = RdmaSession(
             opening.peer, opening.config, self.way(opening.match), wire, opening.control, key, opening.entropy,
-            device.has_windows, self._locked, opening.on_closed, self.direct, self._gpus.get(port.device, ()),
+            device.has_windows, self._locked, opening.on_closed, self.direct, self._places.gpus.get(port.device, ()), node, title,
         )  # fmt: skip
         return session, End(port.gid, wire.pair.number, psn, state.mtu, state.lid)
 
@@ -235,7 +249,7 @@ class RdmaOpener:
 
     async def _look(self, changed: Callable[[], None]) -> list[Device]:
         """Look once; returns the devices that were not open before."""
-        before = self._ports, self._absent
+        before = self._found, self._absent
         opened: list[Device] = []
         absent, ports = NO_DEVICE, tuple[RdmaPort, ...]()
         if has_devices(self._root):
@@ -247,9 +261,9 @@ class RdmaOpener:
                 absent = "the Python package pyroute2 is not installed (pip install 'isochrone[rdma]')"
             except OSError as error:
                 absent = f"the addresses of this host cannot be read: {error.strerror}"
-        if ports != self._ports:
-            self._gpu_paths = await trio.to_thread.run_sync(self._look_at_gpus, ports)
-        self._ports, self._absent = ports, absent
+        if ports != self._found:
+            self._places = await trio.to_thread.run_sync(find_places, ports, self.direct.devices, self._root)
+        self._found, self._absent = ports, absent
         if before != (ports, absent):
             changed()
         return opened
@@ -259,21 +273,6 @@ class RdmaOpener:
         while self.direct.devices:
             await trio.sleep(SWEEP_S)
             await trio.to_thread.run_sync(self.direct.sweep)
-
-    def _look_at_gpus(self, ports: tuple[RdmaPort, ...]) -> tuple[GpuPath, ...]:
-        """Which port is nearest to each GPU, and which GPU to each port; in a worker thread."""
-        gpus = list_gpus() if ports else ()
-        buses = read_buses(self._root, gpus)
-        places = {device.name: device.address for device in buses.of(DeviceKind.RDMA)}
-        near = {port.device: places.get(port.device, "") for port in ports}
-
-        def distance(gpu: Gpu, card: str) -> int:
-            return closeness(pci_address(gpu.bus_id), card, buses) or FARTHEST
-
-        self._gpus = {
-            name: tuple(sorted(self.direct.devices, key=partial(distance, card=address))) for name, address in near.items()
-        }
-        return nearest_ports([port.device for port in ports], gpus, buses)
 
     def _look_at_ports(self, opened: list[Device]) -> tuple[str, tuple[RdmaPort, ...]]:
         """Why there is none, and the ports that can be used; in a worker thread.
@@ -317,9 +316,6 @@ class RdmaOpener:
                 session.close("the RDMA port has gone down")
         self._again.set()
 
-
-FARTHEST = max(Closeness) + 1
-"""Counts for a GPU of which it is not known how near it is, unitless: it comes last."""
 
 NO_DEVICE = "this host has no RDMA device"
 """What is said where the kernel lists none."""

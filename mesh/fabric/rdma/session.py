@@ -33,7 +33,7 @@ from mesh.fabric.gpu.driver import Device
 from mesh.fabric.memory import address_of
 from mesh.fabric.rdma.direct import Direct, GpuMemory, show
 from mesh.fabric.rdma.given import RdmaGiven, extent_of, flat
-from mesh.fabric.rdma.memory import Locked, Pool, Registered, Use, are_free, device_class, let_go, locked_class, register
+from mesh.fabric.rdma.memory import Locked, Pool, Registered, Sort, Use, are_free, device_class, let_go, locked_class, register
 from mesh.fabric.rdma.wire import Operation, Wire
 from mesh.fabric.verbs.objects import Access, VerbsError
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -78,6 +78,8 @@ class RdmaSession:
         on_closed: told once why the session is over; empty where nothing is wrong.
         direct: the GPUs whose memory cards may have.
         gpus: those that tensors may be put on, the one that is nearest to the port first.
+        memory_node: the NUMA node from which memory of the host is to be; None leaves it to the system.
+        title: how people are told this way.
     """
 
     peer: PeerId
@@ -92,10 +94,13 @@ class RdmaSession:
     on_closed: Callable[[Session, str], None]
     direct: Direct = field(default_factory=Direct)
     gpus: tuple[Device, ...] = ()
+    memory_node: int | None = None
+    title: str = "rdma"
     closed: bool = False
     n_given: int = 0
     n_taken: int = 0
     n_on_device: int = 0
+    kind: ClassVar[Kind] = Kind.RDMA
     takes_devices: ClassVar[bool] = True
     _held: HeldLeases = field(init=False, default_factory=HeldLeases)
     _book: LeaseBook = field(init=False)
@@ -109,11 +114,6 @@ class RdmaSession:
         self._book = LeaseBook(self.config)
         self._targets, self._sources = Pool(IDLE_BYTES_MAX), Pool(IDLE_BYTES_MAX)
         self.wire.on_written, self.wire.on_failed = self._was_written, self.close
-
-    @property
-    def kind(self) -> Kind:
-        """RDMA."""
-        return Kind.RDMA
 
     @property
     def reads(self) -> None:
@@ -294,7 +294,7 @@ class RdmaSession:
         self._next_source = number = self._next_source + 1
         if device is not None:
             return partial(self._make_on_device, number, size_bytes, device, Access.LOCAL_READ)
-        return partial(register, self.wire.domain, number, size_bytes, self.locked, is_target=False, has_windows=False)
+        return partial(register, self.wire.domain, number, size_bytes, self.locked, Sort(node=self.memory_node))
 
     def _make_on_device(self, number: int, size_bytes: int, device: Device, access: Access) -> Registered:
         """Memory of a GPU that the card knows.
@@ -345,7 +345,8 @@ class RdmaSession:
             own.use = Use.TAKEN
             return own
         number = self._number_for(size)
-        make = partial(register, self.wire.domain, number, size, self.locked, is_target=True, has_windows=self.has_windows)
+        sort = Sort(is_target=True, has_windows=self.has_windows, node=self.memory_node)
+        make = partial(register, self.wire.domain, number, size, self.locked, sort)
         return await self._made(number, make, size)
 
     async def _target_on_device(self, size_bytes: int) -> Registered | None:

@@ -37,6 +37,7 @@ from mesh.fabric.verbs.objects import (
 )
 from mesh.polling import Polling
 from protocol.errors import ErrorCode, RemoteProtocolError
+from protocol.fabric.values import REGION_MAX
 
 SENDS = 256
 """Requests on their way at the most, a count: of writes `WRITES_MAX`, and one for each window that is bound or taken back."""
@@ -64,6 +65,9 @@ have fallen back (ISO-FAB-018); a piece of 256 KiB takes a fiftieth of it on a n
 
 STOPPED = "the RDMA device has stopped the queue pair: the peer used a key that is not good, or the network has gone"
 """What is said where the first that is heard of a failure is that everything has ended."""
+
+GREETING = REGION_MAX
+"""Immediate of the write of nothing by which an opener sees that the other side is reached: the number of no region."""
 
 RECEIVE_ID = 0
 """Number of all requests to receive; others count from 1."""
@@ -128,6 +132,28 @@ class Wire:
         """
         self.pair.connect(path, own_psn, Access.REMOTE_WRITE, timeout=PACKET_TIMEOUT, retries=RETRIES)
         self.pair.receive(RECEIVE_ID, RECEIVES)
+
+    async def greet(self) -> None:
+        """See that the other side is reached, and that it confirms: it is told that nothing has been written.
+
+        Nobody is told of a failure but who waits here.
+
+        Raises:
+            VerbsError: the queue pair has stopped.
+            RemoteProtocolError: likewise, or nothing comes back.
+        """
+        on_failed, self.on_failed = self.on_failed, lambda _why: None
+        try:
+            greeting = await self.write((0, 0, 0), (0, 0), GREETING)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.run)
+                with suppress(RemoteProtocolError):
+                    await self.wait(greeting)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.on_failed = on_failed
+        if self.failure:
+            raise RemoteProtocolError(ErrorCode.FABRIC_FAILED, self.failure)
 
     # Requests
 

@@ -34,6 +34,8 @@ class Card:
     slow_s: float = 0.0  # of the next write
     n_written: int = 0
     n_withdrawn: int = 0
+    knocked: list[tuple[int, int]] = field(default_factory=list)
+    admitted: list[tuple[int, int]] = field(default_factory=list)
 
     async def write(self, key: bytes, pieces: list[tuple[int, bytes]]) -> None:
         slow_s, self.slow_s = self.slow_s, 0.0
@@ -83,6 +85,7 @@ class MemorySession:
     kind: ClassVar[Kind] = Kind.RDMA
     way: ClassVar[Way] = WAY
     reads: ClassVar[None] = None
+    title: ClassVar[str] = "rdma"
     takes_devices: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -161,12 +164,19 @@ class MemorySession:
 class MemoryOpener:
     number: int
     card: Card
+    ports: int = 1
+    broken: frozenset[tuple[int, int]] = frozenset()  # pairs, from this side, over which nothing comes
     absent: str = ""
     kind: ClassVar[Kind] = Kind.RDMA
     keeps_stream: ClassVar[bool] = True
+    turns: bool = False  # the slowest pair is the preferred
 
     def advert(self) -> Advert:
-        return Advert(ports=(Port(bytes(15) + bytes([self.number]), 64, 1000),))
+        gids = [bytes(14) + bytes([port, self.number]) for port in range(self.ports)]
+        return Advert(ports=tuple(Port(gid, 120, 1000 - port) for port, gid in enumerate(gids)))
+
+    def order(self, found, other: Advert, tensors):
+        return tuple(reversed(found)) if self.turns else found
 
     def way(self, match: Match) -> Way:
         return WAY
@@ -180,6 +190,10 @@ class MemoryOpener:
     async def knock(self, opening: Opening, door: Door, own_nonce: bytes) -> MemorySession:
         await opening.control.send(b"here")
         assert await opening.control.expect() == b"in"
+        pair = (opening.match.own_port, opening.match.their_port)
+        self.card.knocked.append(pair)
+        if pair in self.broken:
+            raise RemoteProtocolError(ErrorCode.FABRIC_FAILED, "nothing comes back")
         return MemorySession(opening.peer, opening.config, opening.control, self.card, opening.on_closed)
 
     async def admit(self, opening: Opening, hello) -> MemorySession:
@@ -189,6 +203,7 @@ class MemoryOpener:
         if await opening.control.expect() != b"here":
             raise RemoteProtocolError(ErrorCode.MALFORMED, "somebody else")
         opening.control.say(b"in")
+        self.card.admitted.append((opening.match.own_port, opening.match.their_port))
         return MemorySession(opening.peer, opening.config, opening.control, self.card, opening.on_closed)
 
 

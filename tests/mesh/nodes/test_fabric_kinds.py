@@ -45,8 +45,8 @@ async def ask(node: MeshNode, request: InferenceRequest) -> tuple[bool, str]:
 class Pair:
     """Two nodes with cards of their own, in which the giver writes; with shared memory beside them where that is wanted."""
 
-    def __init__(self, config: FabricConfig = PATIENT, *, shm: bool = False, spoil_shm: bool = False) -> None:
-        self.card, self.config, self.shm, self.spoil_shm = Card(), config, shm, spoil_shm
+    def __init__(self, config: FabricConfig = PATIENT, *, shm: bool = False, spoil_shm: bool = False, **cards) -> None:
+        self.card, self.config, self.shm, self.spoil_shm, self.cards = Card(), config, shm, spoil_shm, cards
         self._n_made = 0
 
     def tune(self, service) -> None:
@@ -56,7 +56,7 @@ class Pair:
         opener = ShmOpener("test", host_secret())
         if self.spoil_shm:
             opener.admit = nobody_comes
-        kinds = Kinds((*([opener] if self.shm else []), MemoryOpener(self._n_made, self.card)))
+        kinds = Kinds((*([opener] if self.shm else []), MemoryOpener(self._n_made, self.card, **self.cards)))
         fabrics._openers = {opener.kind: opener for opener in kinds.openers}
         fabrics._absent = kinds.absent
         fabrics._tell()
@@ -229,3 +229,40 @@ async def test_a_transfer_that_finds_no_room_closes_no_fabric(start: Start) -> N
     session.grant = grant
     assert await ask(a, asking(1 << 21)) == (True, "rdma")
     assert not session.closed
+
+
+async def opened(a: MeshNode, b: MeshNode) -> None:
+    """Opens a fabric, however long that takes on a busy machine."""
+    fabrics_of = a.service.fabrics
+    with trio.fail_after(20):
+        while await fabrics_of.session(b.peer_id) is None:
+            fabrics_of._matched.clear()
+            await trio.sleep(0.02)
+
+
+async def test_where_one_pair_of_ports_does_not_come_up_the_next_is_tried_within_the_request(start: Start) -> None:
+    pair = Pair(ports=2, broken=frozenset({(0, 0)}))
+    a, b = await pair.start(start)
+    await opened(a, b)
+    assert pair.card.knocked == [(0, 0), (1, 1)], "the fastest first"
+    assert pair.card.admitted == [(0, 0), (1, 1)], "the peer takes the pair that was named"
+    assert await ask(a, asking(2 << 20)) == (True, "rdma")
+    a.service.fabrics._sessions[b.peer_id].close("")
+    await eventually(lambda: b.service.fabrics.status()["open"] == {})
+    await opened(a, b)
+    assert pair.card.knocked[2:] == [(1, 1)], "what does not come up is left out for a while"
+
+
+async def test_pairs_are_tried_in_the_order_that_suits_the_tensors(start: Start) -> None:
+    pair = Pair(ports=3, turns=True)
+    a, b = await pair.start(start)
+    await opened(a, b)
+    assert pair.card.knocked == pair.card.admitted == [(2, 2)]
+
+
+async def test_where_no_pair_comes_up_the_stream_is_taken(start: Start) -> None:
+    pair = Pair(ports=2, broken=frozenset({(0, 0), (1, 1)}))
+    a, b = await pair.start(start)
+    assert await ask(a, asking(2 << 20)) == (True, "")
+    assert pair.card.knocked == [(0, 0), (1, 1)]
+    assert not a.service.fabrics.wants(b.peer_id, asking(2 << 20)), "for a while"

@@ -1,6 +1,7 @@
-"""Finds the emulated GPU, which the tests of whole nodes use as well."""
+"""Finds the emulated GPU and trees of buses, which other tests use as well."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "nodes"))
+for folder in ("nodes", "buses"):
+    sys.path.insert(0, str(Path(__file__).parent.parent / folder))

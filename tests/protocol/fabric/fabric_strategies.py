@@ -68,7 +68,12 @@ about_transfers = st.one_of(
     st.builds(messages.Revoked, transfers),
     st.builds(messages.Streamed, transfers),
 )
-hellos = st.builds(messages.Hello, st.lists(st.integers(0, 255), max_size=8).map(tuple), st.binary(min_size=16, max_size=16))
+hellos = st.builds(
+    messages.Hello,
+    st.lists(st.integers(0, 255), max_size=8).map(tuple),
+    st.binary(min_size=16, max_size=16),
+    st.none() | st.tuples(st.integers(0, 7), st.integers(0, 7)),
+)
 openings = st.one_of(
     st.builds(
         messages.Door,

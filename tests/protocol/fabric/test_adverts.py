@@ -1,5 +1,7 @@
 """What a node says of its fabrics, who shares one, and what the host tag tells."""
 
+from itertools import pairwise
+
 import pytest
 from fabric_strategies import adverts
 from hypothesis import given
@@ -20,7 +22,7 @@ from protocol.fabric.adverts import (
     gpu_tag,
     host_tag,
 )
-from protocol.fabric.matching import Match, matches, port_for
+from protocol.fabric.matching import FAR, Match, matches, order_pairs, port_for
 from protocol.fabric.values import Kind
 from protocol.records import Card, Hardware, RecordKind
 from protocol.records.config import RecordConfig
@@ -178,3 +180,42 @@ def test_a_gpu_uses_the_port_behind_its_own_switch():
     assert port_for(advert, 0, (0, 1)) == 1
     assert port_for(advert, 0, (0,)) == 0
     assert port_for(advert, 5, (0, 1)) is None
+
+
+@given(adverts(), adverts(), st.none() | st.integers(0, 31), st.frozensets(st.integers(0, 7)))
+def test_an_order_of_pairs_loses_none_and_moves_no_other_kind(one, other, gpu, local):
+    found = matches(one, other)
+    ordered = order_pairs(found, one, other, gpu, local)
+    assert sorted(ordered, key=repr) == sorted(found, key=repr)
+    assert [match.kind for match in ordered] == [match.kind for match in found]
+    assert order_pairs(ordered, one, other, gpu, local) == ordered
+
+
+@given(adverts(), adverts(), st.integers(0, 31))
+def test_no_pair_comes_first_whose_port_is_further_from_the_gpu_than_another(one, other, gpu):
+    pairs = [match for match in order_pairs(matches(one, other), one, other, gpu) if match.kind is Kind.RDMA]
+    near = {match.own_port: port_nearness(one, gpu, match.own_port) for match in pairs}
+    assert all(near[here.own_port] <= near[there.own_port] for here, there in pairwise(pairs))
+
+
+def port_nearness(advert, gpu, port):
+    found = [path for path in advert.gpu_paths if (path.gpu, path.port) == (gpu, port)]
+    return found[-1].closeness if found else FAR
+
+
+def test_tensors_take_the_port_behind_the_switch_of_their_gpu_and_one_near_a_gpu_on_the_other_side():
+    paths = (GpuPath(0, 0, Closeness.SWITCH), GpuPath(1, 1, Closeness.SWITCH), GpuPath(2, 1, Closeness.SYSTEM))
+    one = Advert(ports=(Port(gid(1), 64, 400), Port(gid(2), 64, 100)), gpu_paths=paths)
+    other = Advert(ports=(Port(gid(8), 64, 400), Port(gid(9), 64, 400)), gpu_paths=(GpuPath(0, 1, Closeness.ROOT),))
+    found = matches(one, other)
+    order = [(match.own_port, match.their_port) for match in found]
+    assert order == [(0, 0), (0, 1), (1, 0), (1, 1)], "the fastest first"
+
+    def ordered(gpu, local=()):
+        return [(match.own_port, match.their_port) for match in order_pairs(found, one, other, gpu, local)]
+
+    assert ordered(0) == [(0, 1), (0, 0), (1, 1), (1, 0)]
+    assert ordered(1) == [(1, 1), (1, 0), (0, 1), (0, 0)]
+    assert ordered(2) == [(1, 1), (1, 0), (0, 1), (0, 0)]
+    assert ordered(None) == order, "tensors on the host take the fastest"
+    assert ordered(None, local={1}) == [(1, 0), (1, 1), (0, 0), (0, 1)], "or those where their memory is"
