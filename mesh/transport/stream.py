@@ -58,6 +58,7 @@ class Stream:
         self._stopped: StreamReset | None = None
         self._lost: ConnectionLost | None = None
         self._sent_eof = False
+        self._abandoned = False
         self._writable = True
         self._over: Callable[[], None] | None = None  # told when the peer has ended a stream that is answered
         self._readers = trio.lowlevel.ParkingLot()
@@ -357,7 +358,10 @@ class Stream:
         over()
 
     def reset(self, code: int = ErrorCode.CANCELLED) -> None:
-        """Abandon both sides at once; the peer sees `code`."""
+        """Abandon both sides at once; the peer sees `code`. A second call does nothing: the first reason stands."""
+        if self._abandoned:
+            return
+        self._abandoned = True
         self._unsent = b""
         self._sent_eof = True
         self.tell(Doing.RESET, sent=True, code=code)
@@ -406,4 +410,5 @@ class Stream:
         if args[0] is None:
             await self.aclose()
         else:
-            self.reset()
+            fault = args[1]
+            self.reset(fault.code if isinstance(fault, RemoteProtocolError) else ErrorCode.CANCELLED)

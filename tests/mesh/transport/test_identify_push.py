@@ -4,10 +4,12 @@ import pytest
 from transport_nodes import COMBOS, Node, read_all, running, until
 
 from mesh.transport import StreamReset
-from protocol.errors import ErrorCode
+from protocol.encoding import encode_frame
+from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.identity import encode_public_key
 from protocol.libp2p.envelope import open_peer_record, seal_peer_record
 from protocol.libp2p.identify import IDENTIFY_PROTOCOL, IDENTIFY_PUSH_PROTOCOL, Identify, IdentifyReader, encode_identify
+from protocol.libp2p.protobuf import encode_text
 
 
 @pytest.fixture(params=COMBOS, ids=lambda pair: "-".join(pair))
@@ -105,3 +107,32 @@ async def test_a_push_in_anothers_name_is_reset_and_changes_nothing(engines, lie
         assert caught.value.code == ErrorCode.WRONG_PEER
         assert b.connected[0].description.said is None
         assert await connection.ping() > 0
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["with its end", "without its end"])
+async def test_a_push_that_is_no_good_is_reset_with_its_fault_whether_its_end_has_come_or_not(engines, ends):
+    a, b = Node(1, engines[0]), Node(2, engines[1])
+    eleven = encode_frame(encode_text(6, "more")) * 11
+    async with running(a, b):
+        connection = await a.transport.dial(b.transport.addresses[0])
+        stream = await connection.open_stream(IDENTIFY_PUSH_PROTOCOL)
+        await stream.send_all(eleven, end=ends)
+        with pytest.raises(StreamReset) as caught:
+            await read_all(stream)
+        assert caught.value.code == ErrorCode.TOO_LARGE
+
+
+async def test_what_a_handler_blames_the_peer_for_is_the_code_of_the_reset_also_through_the_stream(engines):
+    async def blames(stream):
+        async with stream:
+            raise RemoteProtocolError(ErrorCode.MALFORMED, "not like that")
+
+    a, b = Node(1, engines[0]), Node(2, engines[1], {"/blames/1": blames})
+    async with running(a, b):
+        connection = await a.transport.dial(b.transport.addresses[0])
+        for ends in (True, False):
+            stream = await connection.open_stream("/blames/1")
+            await stream.send_all(b"x", end=ends)
+            with pytest.raises(StreamReset) as caught:
+                await read_all(stream)
+            assert caught.value.code == ErrorCode.MALFORMED
