@@ -6,6 +6,7 @@ The larger run, beside the simulator, is `python -m benchmarks mesh_distances`.
 from pathlib import Path
 
 import httpx
+import trio
 
 from mesh.testnet import runner
 from mesh.testnet.command import Wish, choose_topology
@@ -14,6 +15,7 @@ from mesh.testnet.topology import Topology
 RTT_MS = "a,b,rtt_ms\nGhent,Lyon,40\nGhent,Oslo,90\nGhent,Rome,200\nLyon,Oslo,100\nLyon,Rome,45\nOslo,Rome,180\n"
 ENGINES = {"ghent": "none", "lyon": "none", "oslo": "echo", "rome": "echo"}
 WITHIN = 0.25  # of the emulated round trip: ten milliseconds of the shortest, and half of what sets the two apart for each asker
+LOOK_S = 0.05  # between two looks, which would keep a core from the processes
 ASKED = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
 
 
@@ -45,6 +47,7 @@ async def distances_known(net: runner.Testnet) -> None:
                 if other != place
             ):
                 break
+            await trio.sleep(LOOK_S)
 
 
 async def test_processes_of_a_matrix_know_it_and_ask_the_nearest_that_is_qualified(tmp_path: Path) -> None:

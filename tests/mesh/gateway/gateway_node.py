@@ -2,6 +2,7 @@
 
 import array
 import json
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -44,6 +45,8 @@ DIMENSIONS = 4
 WORDS = ("Time ", "is ", "distance.")
 USAGE = Usage(prompt_tokens=7, completion_tokens=3)
 PEER = Identity.from_seed(bytes(32)).peer_id
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Nothing here is encrypted; a client of its own would first read the certificates of all authorities, 20 ms of a core."""
 
 
 class ModelEngine:
@@ -225,7 +228,8 @@ class Running:
         """Run `question` with the official client in a thread."""
 
         def in_thread() -> object:
-            with openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=20) as client:
+            http = openai.DefaultHttpxClient(verify=PLAIN)
+            with openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=20, http_client=http) as client:
                 return question(client)
 
         return await trio.to_thread.run_sync(in_thread)

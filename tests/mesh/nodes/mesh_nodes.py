@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -33,6 +34,8 @@ WORDS = ("Time ", "is ", "distance.")
 TEXT = "".join(WORDS)
 USAGE = Usage(prompt_tokens=7, completion_tokens=3)
 MESSAGES = [{"role": "user", "content": "What is time?"}]
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Nothing here is encrypted; a client of its own would first read the certificates of all authorities, 20 ms of a core."""
 Behaviour = Callable[[InferenceRequest], AsyncGenerator[object, None]]
 
 
@@ -233,7 +236,9 @@ class MeshNode:
         """Run `question` with the official client in a thread."""
 
         def in_thread() -> object:
-            with openai.OpenAI(base_url=f"{self.ready.gateway}/v1", api_key="any", max_retries=retries, timeout=20) as client:
+            http = openai.DefaultHttpxClient(verify=PLAIN)
+            base_url = f"{self.ready.gateway}/v1"
+            with openai.OpenAI(base_url=base_url, api_key="any", max_retries=retries, timeout=20, http_client=http) as client:
                 return question(client)
 
         return await trio.to_thread.run_sync(in_thread)
