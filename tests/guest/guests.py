@@ -33,12 +33,15 @@ from mesh.testnet import leash
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(os.environ.get("ISOCHRONE_GUEST_DIR", ROOT / "build/guest"))
 """Where scripts/guest.py puts the kernel and the initramfs."""
+CACHE = ROOT / "build/guest/cache"
+"""Where the binding to RDMA devices is built on this machine: an emulated processor takes half a minute for it."""
 QEMU = "qemu-system-x86_64"
 INSIDE = "/run/exchange"
 """Where a guest sees the folder that it shares with this machine."""
-BOOT_S_MAX = 120.0
-"""Seconds until the agent answers: emulated on an idle core it takes ten."""
-COMMAND_S_MAX = 120.0
+BOOT_S_MAX = 300.0
+"""Seconds until the agent answers: emulated on an idle core it takes ten. All limits leave room for a machine with five times as
+much to do as it has cores: what hangs is found by them, not what is slow."""
+COMMAND_S_MAX = 300.0
 """Seconds for a command unless the test says otherwise."""
 GRACE_S = 15.0
 """Seconds more than a command may take until the guest itself counts as dead."""
@@ -80,11 +83,14 @@ class Machine:
     parameters: tuple[str, ...] = ()
 
 
-def with_cable(machine: Machine, folder: Path, end: int) -> Machine:
-    """Give a machine a network interface on one end, 0 or 1, of a cable between two guests; the cable is a folder."""
-    ends = [folder / "end-0", folder / "end-1"]
-    netdev = f"dgram,id=cable,local.type=unix,local.path={ends[end]},remote.type=unix,remote.path={ends[1 - end]}"
-    device = f"virtio-net-pci,netdev=cable,mac=52:54:00:00:00:0{end + 1}"
+def with_cable(machine: Machine, folder: Path, end: int, number: int = 0) -> Machine:
+    """Give a machine a network interface on one end, 0 or 1, of a cable between two guests; the cable is a folder.
+
+    The hardware address of the interface ends with the number of the cable and that of the end, which begins with 1.
+    """
+    ends = [folder / f"end-{number}-0", folder / f"end-{number}-1"]
+    netdev = f"dgram,id=cable-{number},local.type=unix,local.path={ends[end]},remote.type=unix,remote.path={ends[1 - end]}"
+    device = f"virtio-net-pci,netdev=cable-{number},mac=52:54:00:00:{number:02}:{end + 1:02}"
     return replace(machine, devices=(*machine.devices, "-netdev", netdev, "-device", device))
 
 

@@ -10,19 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from inside_rdma import CARDS_S, counted, since
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 1 << 20
 """Numbers of 4 bytes in a tensor: 4 MiB."""
-READY_S_MAX = 200.0
+READY_S_MAX = 400.0
 """Seconds until a node is ready and has met the other: both start at once on an emulated machine."""
 POLL_S = 1.0
 """Seconds between two looks; each takes the nodes' processor."""
-
-
-def counted(device: str) -> dict[str, int]:
-    """What a device has counted so far."""
-    folder = Path(f"/sys/class/infiniband/{device}/ports/1/hw_counters")
-    return {name: int((folder / name).read_text()) for name in ("sent_pkts", "rcvd_pkts")}
 
 
 class Node:
@@ -59,14 +55,13 @@ asker = Node("asker", "rxa", answerer.ready["address"])
 for node in (answerer, asker):
     wait(lambda node=node: "rdma" in node.say("status")["fabrics"]["kinds"], "find its port")
     wait(lambda node=node: node.say("status")["alive"] > 0, "meet the other")
-time.sleep(6)  # cards with the ports are told, and looked at again
+time.sleep(CARDS_S)  # cards with the ports are told, and looked at again
 
 answers = []
 for _ in range(3):
     before = counted("rxa")
     found = asker.say(f"ask {SIZE}")
-    now = counted("rxa")
-    answers.append({**found, "counted": {name: now[name] - before[name] for name in now}})
+    answers.append({**found, "counted": since(before, counted("rxa"))})
 told = {"answers": answers, "asker": asker.say("status"), "answerer": answerer.say("status")}
 for node in (answerer, asker):
     node.process.kill()

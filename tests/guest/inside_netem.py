@@ -32,9 +32,10 @@ for number, name in enumerate(("near", "far"), 1):
     run(f"ip -n {name} link set cable up")
     run(f"tc -n {name} qdisc add dev cable root netem delay {delay_ms}ms loss {loss_percent}%")
 
-near = Node("near", "--engine", "none", listen="10.77.0.1", namespace="near")
+patient = "tests/guest/inside_patient_node.py"
+near = Node("near", "--engine", "none", listen="10.77.0.1", namespace="near", program=patient)
 near.wait_ready()
-far = Node("far", "--engine", "onnx:text", "--bootstrap", near.address, listen="10.77.0.2", namespace="far")
+far = Node("far", "--engine", "onnx:text", "--bootstrap", near.address, listen="10.77.0.2", namespace="far", program=patient)
 far.wait_ready()
 meet(near, far)
 near.wait(lambda: (near.peers()[far.peer_id]["samples"] or 0) >= SAMPLES_MIN, f"take {SAMPLES_MIN} samples")

@@ -56,7 +56,7 @@ def ask(node: Node, seed: str, size_bytes: int) -> dict:
     with sync.attach(state_dir=node.state_dir) as mesh:
         for _ in range(ATTEMPTS_MAX):
             before = sent()
-            answer = mesh.infer("echo", {"x": array}, deadline_s=60.0)
+            answer = mesh.infer("echo", {"x": array}, deadline_s=120.0)
             is_same = is_same and bytes(answer["x"]) == array.tobytes()
             route = answer.route()
             ways.append(next(row["fabric"] for row in route.candidates if row["peer_id"] == route.node))

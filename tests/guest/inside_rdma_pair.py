@@ -22,6 +22,7 @@ import trio.testing
 
 from mesh.fabric.base import Opening
 from mesh.fabric.control import Control
+from mesh.fabric.rdma import wire
 from mesh.fabric.rdma.opener import RdmaOpener
 from mesh.fabric.rdma.session import RdmaSession
 from mesh.fabric.verbs.objects import Access, QueuePair, Region, Work
@@ -41,6 +42,7 @@ START_S = 100.0
 ENDED_S = 3.0
 """Seconds for a side to notice that it was attacked."""
 A, B = PeerId(b"left"), PeerId(b"right")
+wire.PACKET_TIMEOUT += 2  # what is sent again because an emulated processor was slow makes it slower
 
 
 async def until(is_so, within_s: float = CLOSE_S) -> bool:

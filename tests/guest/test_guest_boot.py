@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from guests import INSIDE, GuestError, Machine, booted
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
 
 
 def test_guest_runs_the_projects_python_on_a_kernel_of_its_own(guest):

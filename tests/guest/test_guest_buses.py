@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from guests import Machine, booted
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
 
 DEVICES = """
     -object memory-backend-ram,id=near,size=1G -object memory-backend-ram,id=far,size=1G

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from guests import Guest, Machine, booted, with_cable, with_cxl_memory
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
 
 DEVICE = "/dev/dax0.0"
 TENSOR_BYTES = 1280 << 10
@@ -72,9 +72,9 @@ def test_nodes_of_two_guests_pass_tensors_by_one_pool_and_one_outlives_the_other
         for number, guest in enumerate((left, right), 1):
             guest.shell(CONNECT, str(number))
         left.python("node.py", "pool", "create", DEVICE)
-        server = left.python("tests/guest/inside_pool.py", "serve", "left", "10.6.0.1", DEVICE, time_s_max=200).told
+        server = left.python("tests/guest/inside_pool.py", "serve", "left", "10.6.0.1", DEVICE, time_s_max=500).told
         asked = ("ask", "right", "10.6.0.2", DEVICE, server["address"], "tensor", str(TENSOR_BYTES))
-        told = right.python("tests/guest/inside_pool.py", *asked, time_s_max=300).told
+        told = right.python("tests/guest/inside_pool.py", *asked, time_s_max=800).told
         assert told["is_same"], told
         assert told["ways"][-1] == "cxl", told
         assert told["sent_bytes"] < TENSOR_BYTES // 8, "the tensors went by the cable"
@@ -83,7 +83,7 @@ def test_nodes_of_two_guests_pass_tensors_by_one_pool_and_one_outlives_the_other
         before = owners(left)
         assert [owner["lives"] for owner in before.values()] == [True, True]
         ends["right"].close()  # as if its power had been cut
-        left.python("tests/guest/inside_owners.py", DEVICE, "1", time_s_max=200)
+        left.python("tests/guest/inside_owners.py", DEVICE, "1", time_s_max=500)
         (alone,) = owners(left).values()
         assert alone["lives"]
         assert alone == before[alone["slot"]] | {name: alone[name] for name in ("claimed_bytes", "held_bytes", "regions")}

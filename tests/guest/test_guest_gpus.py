@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from guests import ROOT, Machine, booted
+from guests import CACHE, ROOT, Machine, booted
 
 sys.path.insert(0, str(ROOT / "tests/mesh/nodes"))
 
@@ -17,10 +17,8 @@ from emulated_gpu import build
 
 from mesh.fabric.verbs.library import load
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
 
-CACHE = ROOT / "build/guest/cache"
-"""Where the binding is built on this machine: an emulated processor takes half a minute for it."""
 REFUSED = ("RDMA: remote access error", "RDMA: remote invalid request error")
 """What the attacker's device says where the victim's has refused."""
 WITH_CARD = (
@@ -59,7 +57,7 @@ def devices(_can_boot, gpu):
         yield guest
 
 
-def told(guest, gpu: Path, card: Path | None, program: str, *arguments: str, time_s_max: float = 300.0) -> dict:
+def told(guest, gpu: Path, card: Path | None, program: str, *arguments: str, time_s_max: float = 800.0) -> dict:
     environment = {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/mesh/nodes'}",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -159,7 +157,7 @@ def test_no_tag_is_left_out_that_the_offer_has_not_left_out(with_card):
 
 
 def test_tensors_on_gpus_of_two_nodes_go_by_rdma_from_device_to_device(devices, gpu, card):
-    found = told(devices, gpu, card, "inside_gpu_nodes.py", time_s_max=400)
+    found = told(devices, gpu, card, "inside_gpu_nodes.py", time_s_max=1000)
     for answer in found["answers"]:
         assert answer["equal"], answer
         assert answer["way"] == "rdma"

@@ -3,14 +3,12 @@
 import sys
 
 import pytest
-from guests import ROOT, Machine, booted
+from guests import CACHE, ROOT, Machine, booted
 
 from mesh.fabric.verbs.library import load
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
 
-CACHE = ROOT / "build/guest/cache"
-"""Where the binding is built on this machine: an emulated processor takes half a minute for it."""
 REFUSED = ("RDMA: remote access error", "RDMA: remote invalid request error")
 """What the attacker's device says where the victim's has refused: a key, or a kind of request that it was not allowed at all."""
 OTHERS = (
@@ -45,7 +43,7 @@ def devices(_can_boot):
         yield guest
 
 
-def told(guest, program: str, *arguments: str, time_s_max: float = 200.0) -> dict:
+def told(guest, program: str, *arguments: str, time_s_max: float = 500.0) -> dict:
     command = (sys.executable, "-u", str(ROOT / "tests/guest" / program), *arguments)
     environment = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(CACHE)}
     return guest.run(*command, time_s_max=time_s_max, **environment).told
@@ -54,7 +52,7 @@ def told(guest, program: str, *arguments: str, time_s_max: float = 200.0) -> dic
 @pytest.fixture(scope="module")
 def everything(devices):
     """What each work has found, in a fabric of its own: one process, because to begin one takes an emulated processor long."""
-    found = told(devices, "inside_rdma_pair.py", *OTHERS, *ATTACKS, "link_down", time_s_max=400)
+    found = told(devices, "inside_rdma_pair.py", *OTHERS, *ATTACKS, "link_down", time_s_max=1000)
     for name, outcome in found.items():
         assert "error" not in outcome, (name, outcome)
     return found
@@ -136,7 +134,7 @@ def test_a_cable_that_is_pulled_closes_the_fabric_at_both_ends(everything):
 
 
 def test_tensors_of_two_nodes_go_by_rdma_until_the_cable_is_pulled(devices):
-    found = told(devices, "inside_rdma_nodes.py", time_s_max=400)
+    found = told(devices, "inside_rdma_nodes.py", time_s_max=1000)
     for answer in found["by_rdma"]:
         assert answer["equal"]
         assert answer["ways"] == ["rdma"]
