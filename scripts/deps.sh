@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs the system packages Isochrone needs on Debian or Ubuntu, and says so first. Nothing is installed when all are there.
+# Where they cannot be installed the last line says why, and the exit status is 69.
 #
 # usage: scripts/deps.sh [guest]
 #   guest   and what `make test-guest` needs: an emulator, and the programs that set up RDMA, CXL memory and links
@@ -52,14 +53,20 @@ if [ -z "$missing" ]; then
 fi
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "isochrone: please install:$missing (this script knows only apt-get)" >&2
-    exit 1
+    exit 69
 fi
 sudo=""
 if [ "$(id -u)" -ne 0 ]; then
-    command -v sudo >/dev/null 2>&1 || { echo "isochrone: as root, run: apt-get install$missing" >&2; exit 1; }
     sudo="sudo"
+    [ -t 0 ] || sudo="sudo -n" # nobody is there to type a password
+    $sudo true >/dev/null 2>&1 || { echo "isochrone: as root, run: apt-get install$missing" >&2; exit 69; }
 fi
 echo "isochrone: installing system packages:$missing"
-$sudo apt-get update -qq
+impossible() {
+    echo "isochrone: apt-get cannot install$missing (see above)" >&2
+    exit 69
+}
+# An update that fails in part leaves lists that may be good enough.
+$sudo apt-get update -qq || echo "isochrone: apt-get cannot update its lists; going on with those that are there" >&2
 # shellcheck disable=SC2086  # a list of words on purpose
-$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing || impossible

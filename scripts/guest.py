@@ -30,7 +30,7 @@ PACKERS = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"\x1f\x8b\x08": 
 
 
 def main() -> int:
-    """Make everything that is not there yet; the exit code of the program."""
+    """Make everything that is not there yet; the exit code of the program, 69 where the kernel cannot be had here."""
     folder = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else FOLDER
     recipe = hashlib.sha256(b"".join(path.read_bytes() for path in (Path(__file__), ROOT / "tests/guest/init.sh"))).hexdigest()
     ready = folder / "ready"
@@ -38,13 +38,13 @@ def main() -> int:
         return os.EX_OK
     ready.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        fetch_kernel(folder)
-        make_initramfs(folder)
-    except (subprocess.CalledProcessError, OSError, LookupError) as error:
-        said = getattr(error, "stderr", None)
-        print(f"isochrone: the virtual machine cannot be made: {error}", said.decode() if said else "", sep="\n", file=sys.stderr)
-        return os.EX_UNAVAILABLE
+    for step, failure in ((fetch_kernel, os.EX_UNAVAILABLE), (make_initramfs, os.EX_SOFTWARE)):
+        try:
+            step(folder)
+        except (subprocess.CalledProcessError, OSError, LookupError) as error:
+            said = (getattr(error, "stderr", None) or b"").decode().rstrip()
+            print(said, f"isochrone: the virtual machine cannot be made: {error}", sep="\n", file=sys.stderr)
+            return failure
     ready.write_text(recipe)
     return os.EX_OK
 
@@ -120,7 +120,8 @@ def _package() -> str:
             if match:
                 return match[1]
         print("isochrone: apt knows of no kernel; updating its lists", flush=True)
-        _run(*([] if os.geteuid() == 0 else ["sudo"]), "apt-get", "update", "-qq")
+        nobody_there = [] if sys.stdin.isatty() else ["-n"]  # to type a password
+        _run(*([] if os.geteuid() == 0 else ["sudo", *nobody_there]), "apt-get", "update", "-qq")
     raise LookupError(f"apt offers none of {', '.join(KERNELS)}; Debian 12 or 13 on x86-64 does")
 
 
