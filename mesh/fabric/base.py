@@ -9,6 +9,7 @@ Spec: docs/spec/11-fabric.md.
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Protocol, runtime_checkable
 
 from mesh.fabric.control import Control
@@ -16,6 +17,9 @@ from protocol.fabric import Advert, FabricConfig, Kind, Lease, Match, Place, Way
 from protocol.fabric.messages import Door, Hello, Offer
 from protocol.identity import PeerId
 from protocol.inference import Tensor
+
+REGION_NUMBERS = count()
+"""Numbers of the regions of this process, whoever they are for: none comes again when a fabric is opened anew (ISO-FAB-032)."""
 
 
 class Given(Protocol):

@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mesh.fabric.base import REGION_NUMBERS
 from mesh.fabric.base import Given as Offered
 from mesh.fabric.memory import address_of
 from protocol.fabric import FabricConfig, Lease, LeaseBook, Place, Rights
@@ -129,7 +130,7 @@ class Shelf:
     book: LeaseBook = field(init=False)
 
     def __post_init__(self) -> None:
-        self.book = LeaseBook(self.config)
+        self.book = LeaseBook(self.config, REGION_NUMBERS)
 
     def allocate(self, size_bytes: int) -> NDArray[np.uint8] | None:
         """Memory to be filled and then given to this peer without a copy; None where the peer has as much as it may have.

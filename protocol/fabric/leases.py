@@ -3,12 +3,15 @@
 The owner gives out one lease of a region at a time, each in a greater epoch. A region whose lease ran out without a word of its
 holder is retired: it is never leased again, because the holder may still look at it. The holder takes a lease only of a region
 that it was shown, inside its bounds, with the rights for what it means to do, and of an epoch greater than all before: so neither
-an old offer told again nor one that was taken back can be used.
+an old offer told again nor one that was taken back can be used. Sessions with one peer that follow one another number their
+regions on: an offer that is on its way while a fabric is opened anew is of a region that the new session does not know.
 
 Spec: docs/spec/11-fabric.md, section "Leases".
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.fabric.values import BYTES_MAX, EPOCH_MAX, REGION_MAX, FabricConfig, Lease, Rights
@@ -27,11 +30,16 @@ class _Owned:
 class LeaseBook:
     """The regions that one peer is shown, as their owner keeps them."""
 
-    def __init__(self, config: FabricConfig) -> None:
-        """Begins without regions."""
+    def __init__(self, config: FabricConfig, numbers: Iterator[int] | None = None) -> None:
+        """Begins without regions.
+
+        Args:
+            config: bounds.
+            numbers: of new regions, shared by all sessions with a peer; from 0 on where there is but one.
+        """
         self._config = config
         self._regions: dict[int, _Owned] = {}
-        self._next = 0
+        self._numbers = count() if numbers is None else numbers
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -43,13 +51,14 @@ class LeaseBook:
 
     def add(self, size_bytes: int) -> int | None:
         """Take a new region into the book and return its number; None where the peer has as much as it may have."""
-        if not 0 < size_bytes <= BYTES_MAX or self._next > REGION_MAX:
+        if not 0 < size_bytes <= BYTES_MAX:
             raise LocalProtocolError(ErrorCode.TOO_LARGE, f"a region of {size_bytes} bytes")
         full = len(self._regions) >= self._config.regions_max
         if full or self.size_bytes + size_bytes > self._config.mapped_bytes_max:
             return None
-        number = self._next
-        self._next += 1
+        number = next(self._numbers)
+        if number > REGION_MAX:
+            raise LocalProtocolError(ErrorCode.TOO_LARGE, "more regions than there are numbers")
         self._regions[number] = _Owned(size_bytes)
         return number
 

@@ -76,6 +76,16 @@ class Pair:
 # Regions
 
 
+async def test_an_offer_of_an_earlier_fabric_with_a_peer_is_none_of_the_next():
+    """It may be on its way while the fabric is closed and opened anew, as where both sides have opened one at a time."""
+    with Pair() as before, Pair() as after:
+        early, later = (pair.a.give([tensor(4096)], 60.0, 0.0) for pair in (before, after))
+        with pytest.raises(RemoteProtocolError) as caught:
+            after.b.take(early.lease, early.places)
+        assert caught.value.code is ErrorCode.STALE_LEASE
+        assert after.b.take(later.lease, later.places)
+
+
 def test_a_region_can_neither_be_resized_nor_written_nor_unsealed_by_whoever_is_passed_it():
     region = make_region(1 << 16)
     passed = os.dup(region.descriptor)

@@ -33,6 +33,12 @@ inside(
     _FABRIC_SIM + "test_every_request_is_answered_whatever_the_fabric_does",
 )
 inside(
+    "ISO-FAB-032",
+    _HARDWARE,
+    _LEASES + "test_books_that_follow_one_another_number_their_regions_on",
+    "tests/mesh/test_shm.py::test_an_offer_of_an_earlier_fabric_with_a_peer_is_none_of_the_next",
+)
+inside(
     "ISO-FAB-009",
     _HARDWARE,
     _LEASES + "test_a_lease_that_nobody_gives_back_runs_out_and_its_region_is_retired",

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import trio
 
-from mesh.fabric.base import Closed
+from mesh.fabric.base import REGION_NUMBERS, Closed
 from mesh.fabric.base import Given as Offered
 from mesh.fabric.control import Control
 from mesh.fabric.gpu.arrays import DeviceArray, array_of
@@ -125,7 +125,7 @@ class GpuSession:
     _taking: trio.Lock = field(init=False, default_factory=trio.Lock)
 
     def __post_init__(self) -> None:
-        self._book, self._table = LeaseBook(self.config), RegionTable(self.config)
+        self._book, self._table = LeaseBook(self.config, REGION_NUMBERS), RegionTable(self.config)
 
     @property
     def reads(self) -> "GpuSession":

@@ -26,7 +26,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from mesh.fabric.base import Given, Session
+from mesh.fabric.base import REGION_NUMBERS, Given, Session
 from mesh.fabric.control import Control
 from mesh.fabric.gpu import array_of
 from mesh.fabric.gpu.driver import Device
@@ -111,7 +111,7 @@ class RdmaSession:
     _n_threads: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._book = LeaseBook(self.config)
+        self._book = LeaseBook(self.config, REGION_NUMBERS)
         self._targets, self._sources = Pool(IDLE_BYTES_MAX), Pool(IDLE_BYTES_MAX)
         self.wire.on_written, self.wire.on_failed = self._was_written, self.close
 

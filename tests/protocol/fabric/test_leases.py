@@ -1,12 +1,14 @@
 """Leases: one of a region at a time, inside its bounds, never of an epoch that is over."""
 
+from itertools import count
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from protocol.fabric.leases import LeaseBook, RegionTable
-from protocol.fabric.values import FabricConfig, Lease, Rights
+from protocol.fabric.values import REGION_MAX, FabricConfig, Lease, Rights
 
 CONFIG = FabricConfig(regions_max=3, mapped_bytes_max=1000)
 
@@ -35,6 +37,18 @@ def test_a_region_has_one_lease_at_a_time_and_each_in_a_greater_epoch():
     assert not book.end(first), "the earlier one ends nothing"
     assert book.holds(second, 0.5)
     assert not book.holds(first, 0.5)
+
+
+def test_books_that_follow_one_another_number_their_regions_on():
+    numbers = count()
+    books = [LeaseBook(CONFIG, numbers) for _ in range(2)]
+    assert [book.add(100) for book in (*books, *books)] == [0, 1, 2, 3]
+
+
+def test_there_are_no_more_regions_than_numbers():
+    book = LeaseBook(CONFIG, count(REGION_MAX))
+    assert book.add(100) == REGION_MAX
+    assert code_of(LocalProtocolError, lambda: book.add(100)) is ErrorCode.TOO_LARGE
 
 
 def test_an_owner_leases_nothing_outside_a_region():
