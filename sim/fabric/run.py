@@ -1,24 +1,41 @@
-"""Many requests between two ends over a fabric that breaks at every step; what must hold is checked while they run.
+"""Many requests between two ends over fabrics that break at every step; what must hold is checked while they run.
 
 What must hold: every request is answered with the right bytes; nobody reads or writes outside a lease, or by a lease whose epoch
-is over; the bytes are on the stream within 200 ms of the first sign that the fabric does not carry them; what is kept is bounded.
+is over, or what was given to another; the bytes are on the stream within 200 ms of the first sign that the fabric does not carry
+them; what is kept is bounded, and nothing is kept for nobody afterwards.
 """
 
 import random
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-from protocol.fabric import FabricConfig, Kind
-from sim.fabric.ends import FALL_BACK_S, End, Fates
-from sim.fabric.memory import BrokenPromiseError, FabricError, Memory
+from protocol.errors import RemoteProtocolError
+from protocol.fabric import FabricConfig, Kind, Lease, RegionTable, Rights
+from sim.fabric.ends import End, Pair, Way, lease_variants
+from sim.fabric.hardware import BrokenPromiseError, Drawn, Fates
+from sim.fabric.lane import FALL_BACK_S
 from sim.fabric.world import Clock, Pipe
 
 SETTLE_S = 30.0
 """Virtual seconds after the last request: the longest stall and lease, several times."""
 
 CONFIG = FabricConfig(
-    closed_s=0.02, closed_s_max=0.05, regions_max=8, mapped_bytes_max=8 * 8192, offers_per_s=1e6, offers_burst=1e6
+    closed_s=0.02, closed_s_max=0.05, regions_max=8, mapped_bytes_max=16 * 65536, offers_per_s=1e6, offers_burst=1e6
 )
 """As the specification's, but that a fabric opens again at once: otherwise every second request would take the stream anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How often each thing goes wrong, as shares of the steps of the hardware, and how long things take, in seconds."""
+
+    fail: float = 0.0
+    stall: float = 0.0
+    revoke: float = 0.0
+    close: float = 0.0
+    corrupt: float = 0.0
+    late_s: float = 3.0
+    lease_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +45,18 @@ class FabricSettings:
     Attributes:
         seed: everything follows from it.
         requests: how many.
-        fates: what goes wrong; None to draw it from the seed.
-        corrupt_share: how often bytes arrive changed, where the kind has a tag; None to draw it.
+        shares: what goes wrong; None to draw it from the seed.
         delay_s: of the stream, one way, without hiccups; None to draw it, with some.
         attacks: whether old leases, and accesses past their bounds, are tried all the while.
+        ways: the fabrics; of pools the first one says what the pool is like.
     """
 
     seed: int
     requests: int = 40
-    fates: Fates | None = None
-    corrupt_share: float | None = None
+    shares: Shares | None = None
     delay_s: float | None = None
     attacks: bool = True
+    ways: Sequence[Way] = ()
 
 
 @dataclass(slots=True)
@@ -71,11 +88,70 @@ class _Request:
     """One request: what was asked, and when; on the executor's side, which run of the engine counts."""
 
     data: bytes
-    kind: Kind
+    way: Way
     began_at: float
     run: int = 0
     answered_at: float | None = None
     finished: bool = False
+
+
+class Conversation:
+    """Requests of one end to the other; `ask` begins one."""
+
+    def __init__(self, pair: Pair, clock: Clock, there: Pipe, back: Pipe, luck: random.Random) -> None:
+        """Joins both ends by a stream."""
+        self.pair, self.clock, self.luck = pair, clock, luck
+        self.requests: dict[int, _Request] = {}
+        self.services_s: tuple[float, ...] = (0.0, 0.001, 0.05, 0.5, 3.0)
+        self.uses_s: tuple[float, ...] = (0.0, 0.01, 1.0)
+        self.join(there, back)
+
+    def join(self, there: Pipe, back: Pipe) -> None:
+        """Both ends speak by a new stream."""
+        asker, executor = self.pair.asker, self.pair.executor
+        asker.joins(there, back)
+        executor.joins(back, there)
+        executor.taken, executor.void = self._engine, self._stop_engine
+        asker.taken, asker.void = self._answer, self._void_answer
+
+    def ask(self, number: int, data: bytes, way: Way) -> None:
+        """Asks for something; where it was asked before and not answered, once more."""
+        known = self.requests.get(number)
+        self.requests[number] = _Request(data, way, self.clock.now if known is None else known.began_at)
+        self.pair.open(way)
+        self.pair.asker.give(number, data, way)
+
+    def _engine(self, number: int, data: bytes) -> None:
+        request, executor = self.requests[number], self.pair.executor
+        if data != request.data:
+            raise BrokenPromiseError(f"request {number} arrives as something else")
+        request.run += 1
+        run = request.run
+
+        def finish() -> None:
+            if request.run == run and not request.finished and executor.done(number):
+                request.finished = True
+                executor.give(number, data[::-1], request.way)
+
+        executor.clock.after(self.luck.choice(self.services_s), finish)
+
+    def _stop_engine(self, number: int) -> None:
+        self.requests[number].run += 1
+
+    def _answer(self, number: int, data: bytes) -> None:
+        request, asker = self.requests[number], self.pair.asker
+        if data != request.data[::-1]:
+            raise BrokenPromiseError(f"the answer to request {number} arrives as something else")
+        if request.answered_at is None:
+            request.answered_at = self.clock.now
+        asker.clock.after(self.luck.choice(self.uses_s), lambda: _let_go(asker, number))
+
+    def _void_answer(self, number: int) -> None:
+        self.requests[number].answered_at = None
+
+
+def _let_go(end: End, number: int) -> None:
+    end.done(number)  # where it is void it comes again
 
 
 class _Run:
@@ -84,89 +160,47 @@ class _Run:
     def __init__(self, settings: FabricSettings, result: FabricResult) -> None:
         self.settings, self.result = settings, result
         self.clock = Clock()
-        self.requests: dict[int, _Request] = {}
         luck = self.luck = random.Random(settings.seed)  # noqa: S311
-        share = (0.0, 0.05, 0.3, 0.7)
-        drawn = Fates(luck.choice(share) / 2, luck.choice(share) / 2, luck.choice(share), luck.uniform(0.05, 5.0))
-        fates = self.settings.fates or drawn
-        corrupt = self.settings.corrupt_share
-        corrupt = luck.choice((0.0, 0.0, 0.05, 0.3)) if corrupt is None else corrupt
-        self.asker, self.executor = (
-            End(name, self.clock, luck, fates, CONFIG, Memory(random.Random(luck.random()), corrupt))  # noqa: S311
-            for name in ("asker", "executor")
-        )
+        share, corrupt = (0.0, 0.05, 0.3, 0.7), luck.choice((0.0, 0.0, 0.05, 0.3))
+        fail, stall, revoke, close = (luck.choice(share) / part for part in (2, 2, 1, 4))
+        drawn = Shares(fail, stall, revoke, close, corrupt, luck.uniform(0.05, 5.0))
+        self.shares = settings.shares or drawn
+        pools = (Way.CXL, Way.CXL_APART, Way.CXL_TAGGED)
+        self.ways = tuple(settings.ways) or (Way.SHM, Way.RDMA, Way.GPU, luck.choice(pools))
+        shares = self.shares
+        fates: Fates = Drawn(random.Random(luck.random()), shares.fail, shares.stall, shares.corrupt, shares.late_s)  # noqa: S311
+        self.pair = Pair(self.clock, fates, luck, CONFIG, self.ways[-1], shares.lease_s)
         delay_s, hiccups = luck.choice((0.0001, 0.005, 0.05)), luck.choice((0.0, 0.02, 0.2))
         if settings.delay_s is not None:
             delay_s, hiccups = settings.delay_s, 0.0
         there, back = (Pipe(self.clock, random.Random(luck.random()), delay_s, hiccups) for _ in range(2))  # noqa: S311
-        self.asker.joins(there, back, self.executor)
-        self.executor.joins(back, there, self.asker)
-        self.executor.taker, self.executor.on_void = self._engine, self._stop_engine
-        self.asker.taker, self.asker.on_void = self._answer, self._void_answer
+        self.talk = Conversation(self.pair, self.clock, there, back, luck)
 
     def begin(self, number: int) -> None:
-        """Asks for something; tensors whose kind has no tag are not corrupted, as memory of one host is not."""
-        kind = self.luck.choice((Kind.SHM, Kind.CXL, Kind.RDMA))
-        if kind is Kind.SHM and self.asker.memory.corrupt_share > 0.0:
-            kind = Kind.CXL
-        data = self.luck.randbytes(self.luck.choice((0, 1, 2, 100, 3000, 8192)))
-        self.requests[number] = _Request(data, kind, self.clock.now)
-        self.asker.give(number, data, kind)
-
-    def _engine(self, number: int, data: bytes) -> None:
-        request = self.requests[number]
-        if data != request.data:
-            raise BrokenPromiseError(f"request {number} arrives as something else")
-        request.run += 1
-        run = request.run
-        service_s = self.luck.choice((0.0, 0.001, 0.05, 0.5, 3.0))
-
-        def finish() -> None:
-            if request.run == run and not request.finished and self.executor.done(number):
-                request.finished = True
-                self.executor.give(number, data[::-1], request.kind)
-
-        self.clock.after(service_s, finish)
-
-    def _stop_engine(self, number: int) -> None:
-        self.requests[number].run += 1
-
-    def _answer(self, number: int, data: bytes) -> None:
-        request = self.requests[number]
-        if data != request.data[::-1]:
-            raise BrokenPromiseError(f"the answer to request {number} arrives as something else")
-        if request.answered_at is None:
-            request.answered_at = self.clock.now
-
-        def let_go() -> None:
-            self.asker.done(number)  # where it is void it comes again
-
-        self.clock.after(self.luck.choice((0.0, 0.01, 1.0)), let_go)
-
-    def _void_answer(self, number: int) -> None:
-        self.requests[number].answered_at = None
+        """Asks for something, and perhaps takes back what lies ready, or closes a fabric, a little later."""
+        luck, pair = self.luck, self.pair
+        way = luck.choice(self.ways)
+        self.talk.ask(number, luck.randbytes(luck.choice((0, 1, 2, 100, 3000, 8192))), way)
+        for end in (pair.asker, pair.executor):
+            if luck.random() < self.shares.revoke:
+                end.clock.after(luck.random() * self.shares.lease_s, end.lane.take_back)
+            if luck.random() < self.shares.close:
+                end.clock.after(luck.random() * self.shares.lease_s, lambda end=end: _close(end, way.kind))  # type: ignore[misc]
 
     def attack(self) -> None:
         """Tries an old lease, or one that was stretched, as somebody would who has seen it."""
         self.result.attacks += 1
-        for end, other in ((self.asker, self.executor), (self.executor, self.asker)):
-            if other.taken_leases and other.gets_in_again(self.luck.choice(other.taken_leases)):
-                raise BrokenPromiseError(f"{other.name} takes an offer of {end.name} a second time")
-            if other.old_leases:
-                lease = self.luck.choice(other.old_leases)
-                forged = self.luck.choice((lease, replace(lease, epoch=lease.epoch + 1), replace(lease, length=1 << 20)))
-                offset = self.luck.choice((0, lease.length, -1, 1 << 13))
-                before = other.memory.refused
-                current = other.memory.admits(forged) and forged.covers(offset, 4)
-                try:
-                    if not current:  # a lease that holds, inside its bounds, belongs to the peer
-                        other.memory.write(forged, offset, b"evil")
-                except FabricError:
-                    pass
-                else:
-                    if not current:
-                        raise BrokenPromiseError(f"{end.name} got in by {forged} at {offset}")
-                assert current or other.memory.refused == before + 1
+        luck = self.luck
+        for end, other in ((self.pair.asker, self.pair.executor), (self.pair.executor, self.pair.asker)):
+            for session in other.sessions.values():
+                if session.taken and _gets_in_again(session.table, luck.choice(session.taken)):
+                    raise BrokenPromiseError(f"{other.name} takes an offer of {end.name} a second time")
+            by_card = other.sessions.get(int(Kind.RDMA))
+            leases = other.segments + (by_card.granted if by_card is not None else [])
+            if leases:
+                segment, lease = luck.choice(leases)
+                forged = luck.choice(lease_variants(lease))
+                other.attack(segment, forged, luck.choice((0, lease.length, -1, 1 << 13)))
 
     def run(self) -> None:
         """Runs everything and checks what must hold at the end."""
@@ -181,25 +215,44 @@ class _Run:
         self._judge()
 
     def _judge(self) -> None:
-        result, ends = self.result, (self.asker, self.executor)
-        result.requests = len(self.requests)
-        result.answered = sum(request.answered_at is not None for request in self.requests.values())
+        result, ends, requests = self.result, (self.pair.asker, self.pair.executor), self.talk.requests
+        result.requests = len(requests)
+        result.answered = sum(request.answered_at is not None for request in requests.values())
         for end in ends:
-            result.by_fabric += end.by_fabric
-            result.by_stream += end.by_stream
-            result.errors += end.errors
-            result.voided += end.voided
-            result.retired += end.retired
-            result.corrupted += end.memory.corrupted
-            result.turned_away += end.memory.refused
-            result.longest_fall_back_s = max(result.longest_fall_back_s, end.longest_fall_back_s)
-        waits = [r.answered_at - r.began_at for r in self.requests.values() if r.answered_at is not None]
+            tally = end.tally
+            result.by_fabric += tally.by_fabric
+            result.by_stream += tally.by_stream
+            result.errors += tally.errors
+            result.voided += tally.voided
+            result.retired += tally.retired
+            result.corrupted += end.hardware.spoilt
+            result.turned_away += end.hardware.refused
+            result.longest_fall_back_s = max(result.longest_fall_back_s, tally.longest_fall_back_s)
+        waits = [r.answered_at - r.began_at for r in requests.values() if r.answered_at is not None]
         result.longest_answer_s = max(waits, default=0.0)
         if result.answered < result.requests:
-            missing = [number for number, request in self.requests.items() if request.answered_at is None]
+            missing = [number for number, request in requests.items() if request.answered_at is None]
             raise BrokenPromiseError(f"requests {missing} were not answered")
         if result.longest_fall_back_s > FALL_BACK_S:
             raise BrokenPromiseError(f"a transfer fell back {result.longest_fall_back_s:.3f} s after the first sign")
+        leaks = self.pair.leaks() or self.pair.leaks_after_closing()
+        if leaks:
+            raise BrokenPromiseError("; ".join(leaks[:3]))
+
+
+def _close(end: End, kind: Kind) -> None:
+    session = end.sessions.get(int(kind))
+    if session is not None:
+        session.close("it is closed here")
+
+
+def _gets_in_again(table: RegionTable, lease: Lease) -> bool:
+    """Whether an offer that was taken before could be taken once more."""
+    try:
+        table.take(lease, Rights.READ)
+    except RemoteProtocolError:
+        return False
+    return True
 
 
 def run_fabric(settings: FabricSettings) -> FabricResult:

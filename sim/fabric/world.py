@@ -41,15 +41,21 @@ class Pipe:
         self._free_at = 0.0
         self._decoder = FrameDecoder(1 << 21)
         self.taker: Callable[[bytes], None] = lambda _frame: None
+        self.on_send: Callable[[], None] = lambda: None
 
     def send(self, payload: bytes) -> None:
         """Sends one frame; sometimes everything is held up by a lost packet."""
+        self.on_send()
         wait_s = self._delay_s * (1.0 + self._luck.random())
         if self._luck.random() < self._hiccup_share:
             wait_s += self._luck.choice((0.05, 0.2, 1.0))
         self._free_at = max(self._free_at, self._clock.now + wait_s)
         framed = encode_frame(payload)
         self._clock.at(self._free_at, lambda: self._arrive(framed))
+
+    def stand(self, wait_s: float) -> None:
+        """What is sent from now on is held up."""
+        self._free_at = max(self._free_at, self._clock.now) + wait_s
 
     def _arrive(self, framed: bytes) -> None:
         self._decoder.receive(framed)
