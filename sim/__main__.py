@@ -137,6 +137,7 @@ def _table(result: Result) -> Table:
         ("suspicions, of them false", f"{result.suspicions}, {result.false_suspicions}"),
         ("healed after", "-" if result.healed_after_s is None else f"{result.healed_after_s:.1f} s"),
         ("requests, answered, by a later attempt", f"{result.requests}, {result.answered}, {result.answered_later}"),
+        ("tensors by a fabric, fallen back to the stream", f"{result.by_fabric}, {result.by_stream}"),
         ("checks", result.failure or "held"),
     )
     for name, value in rows:

@@ -23,6 +23,7 @@ from protocol.wire.inference import (
     encode_reply,
     encode_request,
 )
+from sim.fabric.tensors import TensorStream
 from sim.streams import Broken, StreamEnd
 from sim.world import World
 
@@ -33,10 +34,14 @@ HELD_BYTES_MAX = 64 * 1024
 """Outputs held back of an answer that is not streamed, in bytes: as in the shell."""
 
 
+End = StreamEnd | TensorStream
+"""One end of a stream, with fabrics beside it or without."""
+
+
 class Asking:
     """One request over one fresh stream; `reply` takes the answer."""
 
-    def __init__(self, world: World, stream: StreamEnd, request: InferenceRequest, reply: Callable[[Reply], None]) -> None:
+    def __init__(self, world: World, stream: End, request: InferenceRequest, reply: Callable[[Reply], None]) -> None:
         self._stream = stream
         self._reply = reply
         self._over = False
@@ -97,7 +102,7 @@ Serve = Callable[[InferenceRequest, PeerId, Callable[[Reply], None]], Leaver]
 class Serving:
     """One stream being served; `serve` answers the request that is its first piece."""
 
-    def __init__(self, world: World, stream: StreamEnd, serve: Serve) -> None:
+    def __init__(self, world: World, stream: End, serve: Serve) -> None:
         self._world = world
         self._stream = stream
         self._serve = serve

@@ -9,9 +9,12 @@ Source: docs/simulation.md, "Requests".
 
 from collections.abc import Iterable
 
+from protocol.inference import Tensor
 from protocol.multiaddr import Multiaddr
 from protocol.node import NodeConfig
 from sim.engines import EngineConfig
+from sim.fabric.nodes import Fabrics
+from sim.fabric.tensors import DEVICE
 from sim.process import Process
 from sim.promises import Promises
 from sim.requests import Requests
@@ -22,6 +25,12 @@ MODEL = EngineConfig("m", slots=2, waiting_max=2, first_token_s=0.3, tokens_per_
 
 TOKENS_MAX = 40
 """Longest answer in tokens: 1.3 s of work."""
+
+TENSORS_SHARE, DEVICE_SHARE = 0.5, 0.4
+"""Share of the requests that have a tensor, and of those whose tensor lies on a GPU, unitless: all kinds of fabric are used."""
+
+TENSOR_BYTES_MAX = 40_000
+"""Largest tensor in bytes: it takes a fabric whatever its size here, and the stream has to bring it in milliseconds."""
 
 DEADLINES_S = (0.5, 4.0)
 """Shortest and longest deadline in seconds: about as long as an answer alone, and as several that wait."""
@@ -36,6 +45,7 @@ class Callers:
     def __init__(self, world: World) -> None:
         self.requests = Requests(world)
         self.promises = Promises(self.requests)
+        self.fabrics = Fabrics(world, self.requests.streams)
         self._world = world
 
     def add(self, *, bootstrap: Iterable[Multiaddr], at: float, config: NodeConfig | None = None) -> Process:
@@ -52,6 +62,7 @@ class Callers:
         working = self._world.working()
         if not working:
             return
+        tensors = self._tensors()
         self.requests.ask(
             luck.choice(working),
             MODEL.model,
@@ -60,4 +71,13 @@ class Callers:
             hops=luck.choice((1, 2)),
             stream=luck.random() < 0.7,
             patience_s=PATIENCE_S if luck.random() < 0.25 else None,
+            tensors=tensors,
         )
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """What goes with a request, if anything: on the host or on a GPU."""
+        luck = self._world.streams.of("tensors of callers")
+        if luck.random() >= TENSORS_SHARE:
+            return ()
+        data = luck.randbytes(luck.randint(1, TENSOR_BYTES_MAX))
+        return (Tensor(DEVICE if luck.random() < DEVICE_SHARE else "x", "u1", (len(data),), memoryview(data)),)

@@ -26,6 +26,9 @@ from sim.process import Link, Process
 from sim.streams import Streams
 from sim.world import World
 
+TENSORS = "tensors"
+"""Name of streams whose tensors may take a fabric."""
+
 LOAD_INTERVAL_S = 0.25
 """Seconds between two looks at the engines, as in the shell; the core is told when something has changed since."""
 
@@ -222,11 +225,29 @@ class Dispatcher:
             if link is None:
                 self._failed(ticket, attempt, Failed(ErrorCode.UNREACHABLE, "no connection to the peer could be had"))
             else:
-                stream = self._streams.open(link, self._process, self._world.by_id[peer])
-                attempt.stop = Asking(self._world, stream, request, reply).stop
+                self._ask(attempt, link, request, reply)
 
         card = self._process.node.peer(peer, self._world.now).card
         self._streams.connect(self._process, peer, () if card is None else card.addresses, connected)
+
+    def _ask(self, attempt: Attempt, link: Link, request: InferenceRequest, reply: Callable[[Reply], None]) -> None:
+        """Sends a request to a connected peer, its tensors by a fabric if there is one."""
+        world, other = self._world, self._world.by_id[attempt.peer]
+        own = None if world.fabrics is None else world.fabrics.nodes.get(self._process.index)
+        if own is None or not own.wants(attempt.peer, request):
+            attempt.stop = Asking(world, self._streams.open(link, self._process, other), request, reply).stop
+            return
+
+        def opened(found: bool) -> None:
+            assert own is not None
+            stream = self._streams.open(link, self._process, other, TENSORS if found else "")
+            if not found:
+                attempt.stop = Asking(world, stream, request, reply).stop
+            elif not attempt.over:
+                end = own.stream(stream, request.deadline_s)
+                attempt.stop = Asking(world, end, end.asks(request), lambda said: reply(end.answered(said))).stop
+
+        own.way_to(link, other, request, lambda found: None if attempt.over else opened(found))
 
     def _take(self, ticket: Ticket, attempt: Attempt, reply: Reply) -> None:
         """Takes one reply of an attempt, and holds the attempt to the order of answers."""

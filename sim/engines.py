@@ -17,7 +17,19 @@ from dataclasses import dataclass, field
 from random import Random
 
 from protocol.errors import ErrorCode
-from protocol.inference import Accepted, Failed, Feature, Finished, InferenceRequest, Reply, TextDelta, Timing, Usage
+from protocol.inference import (
+    Accepted,
+    Failed,
+    Feature,
+    Finished,
+    InferenceRequest,
+    Reply,
+    Tensor,
+    TensorsReady,
+    TextDelta,
+    Timing,
+    Usage,
+)
 from protocol.load import ModelLoad
 from protocol.records import ModelOffer
 from sim.process import Process
@@ -148,6 +160,8 @@ class VirtualEngine:
 
     def _say(self, job: Job, count: int, rate: float) -> None:
         """Says the next tokens, and sees to the ones after them or to the end."""
+        if not job.said and job.request.tensors:
+            job.reply(TensorsReady(tuple(turned(tensor) for tensor in job.request.tensors)))
         text = "".join(f"{number} " for number in range(job.said, job.said + count))
         job.said += count
         job.reply(TextDelta(text))
@@ -206,6 +220,11 @@ def tokens_of(request: InferenceRequest) -> int:
 def numbers_in(text: str) -> list[int]:
     """The numbers of the tokens in a piece of text that an engine has said."""
     return [int(word) for word in text.split()]
+
+
+def turned(tensor: Tensor) -> Tensor:
+    """What a tensor becomes in an answer: the same bytes, the last one first."""
+    return Tensor(tensor.name, tensor.dtype, tensor.shape, memoryview(bytes(tensor.data)[::-1]))
 
 
 def _mean(mean: float, sample: float) -> float:

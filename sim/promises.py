@@ -6,6 +6,8 @@ promised to a caller whose own node died, was stopped or was slow meanwhile, nor
 I4: what the caller has of an answer is a prefix of it: token after token, none twice, none missing, and `Finished` comes only
 behind all of them; nothing comes after the end.
 
+Of tensors it has all, once, and they are those of its own request (I11).
+
 I10: no node works twice on one request; one that asks others asks each of them once at most, a further one only after it has
 declared the attempt before for failed or given up, and none at all once the caller has had any output. That an attempt which was
 given up has not run is not promised: whoever gives up cancels, and the word may come late.
@@ -16,10 +18,10 @@ Source: the invariants of docs/simulation.md.
 from dataclasses import dataclass, field
 
 from protocol.identity import PeerId
-from protocol.inference import Accepted, Failed, Finished, Reply, TextDelta
+from protocol.inference import Accepted, Failed, Finished, Reply, Tensor, TensorsReady, TextDelta
 from sim.checks import CheckFailedError
 from sim.dispatch import AttemptBegan, AttemptEnded, ExecutionBegan, Step
-from sim.engines import numbers_in
+from sim.engines import numbers_in, turned
 from sim.process import Process
 from sim.requests import Ask, Requests
 
@@ -48,6 +50,7 @@ class Promises:
     attempts: dict[tuple[bytes, int, int], _Attempts] = field(default_factory=dict[tuple[bytes, int, int], _Attempts])
     next_token: dict[bytes, int] = field(default_factory=dict[bytes, int])
     ended: set[bytes] = field(default_factory=set[bytes])
+    turned: set[bytes] = field(default_factory=set[bytes])
     looked_at: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +74,11 @@ class Promises:
                 pass
             case TextDelta(text=text):
                 self._look_at_tokens(ask, text)
+            case TensorsReady(tensors=tensors):
+                self._look_at_tensors(ask, tensors)
             case Finished():
+                if ask.request.tensors and request_id not in self.turned:
+                    raise CheckFailedError("I4", f"{self._who(ask)} ended without its tensors")
                 had = self.next_token.get(request_id, 0)
                 if reply.usage.completion_tokens != had:
                     raise CheckFailedError("I4", f"{self._who(ask)} ended with {had} of {reply.usage.completion_tokens} tokens")
@@ -88,6 +95,14 @@ class Promises:
                 raise CheckFailedError("I4", f"{self._who(ask)} got token {number} where {due} was next")
             due += 1
         self.next_token[ask.request.request_id] = due
+
+    def _look_at_tensors(self, ask: Ask, tensors: tuple[Tensor, ...]) -> None:
+        if ask.request.request_id in self.turned:
+            raise CheckFailedError("I4", f"{self._who(ask)} got its tensors twice")
+        self.turned.add(ask.request.request_id)
+        due = [bytes(turned(tensor).data) for tensor in ask.request.tensors]
+        if [bytes(tensor.data) for tensor in tensors] != due:
+            raise CheckFailedError("I11", f"{self._who(ask)} got other tensors than its own, turned round")
 
     def _look_at_end(self, ask: Ask) -> None:
         process, world = ask.process, self.requests.world

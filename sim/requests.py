@@ -18,12 +18,13 @@ from functools import partial
 
 from protocol import forwarding
 from protocol.identity import PeerId
-from protocol.inference import Accepted, Failed, Feature, Finished, InferenceRequest, Reply
+from protocol.inference import Accepted, Failed, Feature, Finished, InferenceRequest, Reply, Tensor
 from protocol.multiaddr import Multiaddr
 from protocol.node import NodeConfig, Reranked
 from sim.asking import Serving
-from sim.dispatch import AttemptBegan, AttemptEnded, Dispatcher, Note, Step, Ticket
+from sim.dispatch import TENSORS, AttemptBegan, AttemptEnded, Dispatcher, Note, Step, Ticket
 from sim.engines import EngineConfig, body_of
+from sim.fabric.opening import FABRIC
 from sim.process import Process
 from sim.streams import StreamEnd, Streams
 from sim.world import World
@@ -108,7 +109,7 @@ class Requests:
         self._engines: dict[int, tuple[EngineConfig, ...]] = {}
         self._dispatchers: dict[int, Dispatcher] = {}
         self._open: dict[bytes, tuple[Ask, Ticket | None]] = {}
-        self._streams = Streams(world, self._accept)
+        self.streams = Streams(world, self._accept)
         world.on_forwarding = self._handle_output
         world.life_watchers.append(self._lives)
 
@@ -160,7 +161,7 @@ class Requests:
         """Gives a started process its dispatcher; tells the callers of one that has ended."""
         if process.running:
             engines = self._engines.get(process.index, ())
-            self._dispatchers[process.index] = Dispatcher(self.world, process, engines, self._streams, self._note)
+            self._dispatchers[process.index] = Dispatcher(self.world, process, engines, self.streams, self._note)
             return
         for request_id in [key for key, (ask, _) in self._open.items() if ask.process is process]:
             ask, _ = self._open.pop(request_id)
@@ -180,6 +181,7 @@ class Requests:
         stream: bool = True,
         patience_s: float | None = None,
         label: str = "",
+        tensors: tuple[Tensor, ...] = (),
     ) -> Ask:
         """Asks a question at a running process.
 
@@ -193,12 +195,13 @@ class Requests:
             stream: whether the answer is read as it comes.
             patience_s: after how long the caller leaves, None for never.
             label: kept with the result.
+            tensors: what goes with it; the answer has the same bytes, the last one first.
         """
         number = len(self.asks)
         request_id = hashlib.sha256(b"request %d" % number).digest()[:16]
         body = body_of(tokens)
         request = InferenceRequest(
-            request_id, Feature.CHAT, model, body, (), deadline_s, hops, stream, output_tokens=output_tokens
+            request_id, Feature.CHAT, model, body, tensors, deadline_s, hops, stream, output_tokens=output_tokens
         )
         ask = Ask(request, label, process, process.life, self.world.now)
         self.asks.append(ask)
@@ -268,7 +271,19 @@ class Requests:
         def serve(request: InferenceRequest, peer: PeerId, reply: Callable[[Reply], None]) -> Ticket:
             return self.dispatcher(stream.process).submit(request, peer, reply)
 
-        Serving(self.world, stream, serve)
+        fabrics = self.world.fabrics
+        own = None if fabrics is None else fabrics.nodes.get(stream.process.index)
+        if stream.name == FABRIC and fabrics is not None:
+            fabrics.accept(stream)
+        elif stream.name == TENSORS and own is not None:
+            end = own.stream(stream, 0.0)
+
+            def serve_filled(request: InferenceRequest, peer: PeerId, reply: Callable[[Reply], None]) -> Ticket:
+                return serve(end.asked(request), peer, lambda said: reply(end.answers(said)))
+
+            Serving(self.world, end, serve_filled)
+        else:
+            Serving(self.world, stream, serve)
 
     def _handle_output(self, process: Process, output: forwarding.Output | Reranked) -> None:
         dispatcher = self._dispatchers.get(process.index)

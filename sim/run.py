@@ -14,6 +14,7 @@ from protocol.errors import LocalProtocolError
 from protocol.node import Node, NodeConfig
 from sim.callers import Callers
 from sim.checks import CheckFailedError, Safety, healed, unhealed
+from sim.fabric.hardware import BrokenPromiseError
 from sim.faults import install, names_of, plan
 from sim.figures import Figures
 from sim.network import delays_named
@@ -28,6 +29,9 @@ BREAK_SHARE = 0.6
 
 HEAL_S_MAX = 60.0
 """Seconds after the end in which the mesh must have healed: two of the longest back-offs of a dial."""
+
+QUIET_S = 15.0
+"""Seconds without requests after which no fabric may keep anything for one: the longest deadline, lease slack and grace."""
 
 START_WITHIN_S = 2.0
 """Seconds in which all processes start: a site that comes up after a power cut."""
@@ -78,6 +82,8 @@ class Result:
     requests: int = 0
     answered: int = 0
     answered_later: int = 0  # of those, by a second or third attempt
+    by_fabric: int = 0  # tensors
+    by_stream: int = 0  # those that were offered and fell back
 
     def as_dict(self) -> dict[str, object]:
         """The fields by their names."""
@@ -154,8 +160,14 @@ class Run:
                 failure = f"not healed: {unhealed(self.world)}"
             elif healed_after_s is None and self.mended_at:
                 healed_after_s = self.world.now - self.mended_at
+            if not failure and self.callers is not None:
+                self.world.run(self.world.now + QUIET_S)
+                leaks = self.callers.fabrics.leaks()
+                failure = f"I12: {leaks[0]}" if leaks else ""
         except CheckFailedError as error:
             failure = str(error)
+        except BrokenPromiseError as broken:
+            failure = f"I12: {broken}"
         return self._result(time.perf_counter() - began, healed_after_s, failure)
 
     def _result(self, took_s: float, healed_after_s: float | None, failure: str) -> Result:
@@ -185,4 +197,6 @@ class Run:
             requests=len(asks),
             answered=len(answered),
             answered_later=sum(ask.attempts > 1 for ask in answered),
+            by_fabric=self.callers.fabrics.tally.by_fabric if self.callers is not None else 0,
+            by_stream=self.callers.fabrics.tally.by_stream if self.callers is not None else 0,
         )

@@ -41,6 +41,7 @@ class StreamEnd:
     Attributes:
         process: whose end it is.
         peer: the process at the other end.
+        name: what the stream is for; empty for one request.
         over: whether this end is done with the stream: closed, reset or broken.
         way: what this end has sent and has not arrived, with the earliest time of arrival.
         moving: whether `way` has an event under way.
@@ -51,6 +52,7 @@ class StreamEnd:
     number: int
     process: Process
     peer: Process
+    name: str = ""
     on_data: Callable[[bytes], None] = field(default=lambda _data: None)
     on_broken: Callable[[Broken], None] = field(default=lambda _broken: None)
     over: bool = False
@@ -112,11 +114,11 @@ class Streams:
         self._accept = accept
         self._numbers = count()
 
-    def open(self, link: Link, process: Process, peer: Process) -> StreamEnd:
+    def open(self, link: Link, process: Process, peer: Process, name: str = "") -> StreamEnd:
         """Opens a stream from `process`; the peer hears of it by the first piece."""
         number = next(self._numbers)
-        near = StreamEnd(self, link, number, process, peer)
-        far = StreamEnd(self, link, number, peer, process)
+        near = StreamEnd(self, link, number, process, peer, name)
+        far = StreamEnd(self, link, number, peer, process, name)
         near.other, far.other = far, near
         accepted = False
 

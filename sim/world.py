@@ -11,6 +11,7 @@ Source: TigerBeetle, src/vopr.zig; FoundationDB, "Simulation and Testing"; the d
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from protocol import forwarding, gossip, membership, probe
 from protocol.errors import ErrorCode
@@ -28,6 +29,9 @@ from sim.luck import Streams
 from sim.network import Delays, Line, Network, NetworkConfig
 from sim.process import FIRST_PORT, Farewell, Lane, Link, MakeNode, Process
 from sim.reader import SharedPacker, SharedReader
+
+if TYPE_CHECKING:
+    from sim.fabric.nodes import Fabrics
 
 WALL_S = 1_800_000_000.0
 """Wall-clock seconds since 1970 at virtual time 0: a round number in 2027."""
@@ -93,6 +97,7 @@ class World:
         self.make_node: MakeNode = Node
         self.handshakes: list[Handshake] = []  # each has to admit the other, or the dial fails
         self.faults_on: dict[int, str] = {}
+        self.fabrics: Fabrics | None = None  # of the processes, where requests have tensors
         self.corruptions: list[float] | None = None  # shares of datagrams that arrive changed; None where they have no bytes
         self._agenda = Agenda()
 

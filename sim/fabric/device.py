@@ -42,12 +42,19 @@ class Device:
         segment = self.allocations[token] = hardware.allocate(peer, size_bytes)
         return token, segment
 
-    def free(self, hardware: Hardware, token: bytes) -> None:
-        """Give memory back to the driver. Who has it open would read whatever comes there next."""
+    def free(self, hardware: Hardware, token: bytes, *, waited: bool = False) -> None:
+        """Give memory back to the driver. Who has it open would read whatever comes there next.
+
+        Args:
+            hardware: of whoever has allocated it.
+            token: which.
+            waited: whether the fabric has ended and its time is over: who has it open all the same gets an error.
+        """
         segment = self.allocations.pop(token)
         still = [name for name, opened in self.open_by if opened == token]
         hardware.give_back(segment)
-        if still and not self.lost:
+        segment.torn = waited
+        if still and not self.lost and not waited:
             raise BrokenPromiseError(f"memory of {segment.owner} is freed while {still[0]} has it open")
 
     def open(self, hardware: Hardware, token: bytes) -> Segment:

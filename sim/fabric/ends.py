@@ -88,7 +88,6 @@ class End:
     tally: Tally = field(default_factory=Tally)
     sessions: dict[int, Session] = field(default_factory=dict[int, Session])
     segments: list[tuple[Segment, Lease]] = field(default_factory=list[tuple[Segment, Lease]])
-    n_late: int = 0
     lane: Lane = field(init=False)
 
     def __post_init__(self) -> None:
@@ -158,8 +157,8 @@ class End:
 
     def fault(self, session: Session, fell: Fell) -> None:
         """Something about a session went wrong."""
-        self.n_late = self.n_late + 1 if fell is Fell.LATE else 0
-        if fell is not Fell.LATE or self.n_late >= LATES_MAX:
+        session.n_late = session.n_late + 1 if fell is Fell.LATE else 0
+        if fell is not Fell.LATE or session.n_late >= LATES_MAX:
             session.close(fell.value)
 
     def closed(self, session: Base, why: str) -> None:

@@ -103,6 +103,7 @@ class Lane:
         taken: takes the number of a transfer and its bytes; again where what it had was void.
         void: what was handed out by a number does not count.
         tally: what became of everything.
+        on_success: hears that the other end has taken what was given.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Lane:
     taken: Callable[[int, bytes], None]
     void: Callable[[int], None]
     tally: Tally
+    on_success: Callable[[Session], None] = field(default=lambda _session: None)
     over: bool = False
     gifts: dict[int, _Gift] = field(default_factory=dict[int, _Gift])
     receipts: dict[int, _Receipt] = field(default_factory=dict[int, _Receipt])
@@ -171,6 +173,8 @@ class Lane:
             self.clock.after(wait_s, lambda: self._lease_over(gift))
         if fell is not None:
             self.on_fault(gift.session, fell)
+        elif event is Gives.TAKEN:
+            self.on_success(gift.session)
 
     def _do_give(self, gift: _Gift, action: Action) -> None:
         number, session = gift.offer.transfer, gift.session
@@ -381,9 +385,10 @@ class Lane:
         if self.over:
             return
         self.over = True
-        for gift in self.gifts.values():
-            for action in gift.giving.handle(Gives.BROKEN):
-                self._do_give(gift, action)
+        for gift in self.gifts.values():  # what is taken is given back beside the stream, or its lease runs out
+            if gift.giving.awaits_taking or gift.giving.state is Giver.DOUBTED:
+                for action in gift.giving.handle(Gives.BROKEN):
+                    self._do_give(gift, action)
         for receipt in self.receipts.values():
             for action in receipt.taking.handle(Takes.BROKEN):
                 self._do_take(receipt, action)

@@ -46,6 +46,7 @@ class SimPool:
         self.hosts: list[Host] = []
         self.claimed: dict[int, str] = {}
         self.put: dict[int, Put] = {}
+        self.names: dict[int, str] = {}  # whose a slot was last
 
     def note_claim(self, owner: str, run: Run["SimWindow"]) -> None:
         """Somebody may write to slabs from now on: nobody else may claim them, or look at them."""
@@ -63,6 +64,18 @@ class SimPool:
         """Slabs are claimed no more."""
         for slab in range(run.first, run.first + run.count):
             self.claimed.pop(slab, None)
+
+    def note_slot(self, slot: int, owner: str) -> None:
+        """Somebody owns a slot."""
+        self.names[slot] = owner
+
+    def note_reaped(self, slot: int) -> None:
+        """A slot was taken over and cleared: whoever had it holds and claims nothing any more, though it may live."""
+        name = self.names.pop(slot, "")
+        self.note_death(name)
+        for host in self.hosts:
+            if host.name == name:
+                host.looked_at.clear()
 
     def note_death(self, owner: str) -> None:
         """Whoever has died writes nothing more; what it has claimed stays in its slot until that is cleared."""

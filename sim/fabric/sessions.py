@@ -61,6 +61,8 @@ class Base:
         clock: of this process.
         on_closed: told once why it is over; empty where nothing is wrong.
         say: the control stream; set when both ends are there.
+        on_end: tells the other end that this one is closed, and why.
+        n_late: transfers in a row that the other end has not taken in time.
     """
 
     kind: Kind
@@ -70,7 +72,9 @@ class Base:
     clock: Timer
     on_closed: Callable[["Base", str], None]
     say: Say = field(default=lambda _word: None)
+    on_end: Callable[[str], None] = field(default=lambda _why: None)
     closed: bool = False
+    n_late: int = 0
     book: LeaseBook = field(init=False)
     table: RegionTable = field(init=False)
     granted: list[tuple[Segment, Lease]] = field(default_factory=list[tuple[Segment, Lease]])  # for those who try old leases
@@ -431,7 +435,7 @@ class GpuSession(_Regions):
 
     def _free_all(self, tokens: Sequence[bytes]) -> None:
         for token in tokens:
-            self.device.free(self.hardware, token)
+            self.device.free(self.hardware, token, waited=True)
 
     def leaks(self) -> list[str]:
         """What is kept for nobody once no request is under way."""

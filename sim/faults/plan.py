@@ -10,7 +10,7 @@ Source: Groce et al., "Swarm Testing" (ISSTA 2012); TigerBeetle, src/vopr.zig.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sim.faults import hostile, packets, paths, processes, versions
+from sim.faults import fabrics, hostile, packets, paths, processes, versions
 from sim.faults.base import Fault, MakeFault
 from sim.world import World
 
@@ -39,7 +39,7 @@ HONEST: dict[str, MakeFault] = {
 }
 """Misfortunes, by their names."""
 
-KINDS: dict[str, MakeFault] = {**HONEST, **hostile.KINDS}
+KINDS: dict[str, MakeFault] = {**HONEST, **fabrics.KINDS, **hostile.KINDS}
 """All faults, by their names."""
 
 
@@ -61,7 +61,7 @@ def names_of(text: str) -> tuple[str, ...]:
     if text == "none":
         return ()
     if text in ("all", "honest"):
-        return tuple(KINDS if text == "all" else HONEST)
+        return tuple(KINDS if text == "all" else (*HONEST, *fabrics.KINDS))
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in KINDS:
@@ -71,8 +71,16 @@ def names_of(text: str) -> tuple[str, ...]:
 
 def plan(world: World, names: Iterable[str], begin_s: float, end_s: float, *, swarm: bool = True) -> list[Planned]:
     """Draws what breaks from `begin_s` to `end_s`: about half of the kinds when `swarm`, each one to three times."""
-    luck = world.streams.of("faults")
     kinds = list(names)
+    of_fabrics = [kind for kind in kinds if kind in fabrics.KINDS]
+    others = [kind for kind in kinds if kind not in fabrics.KINDS]
+    planned = _drawn(world, "faults", others, begin_s, end_s, swarm=swarm)
+    return planned + _drawn(world, "faults of fabrics", of_fabrics, begin_s, end_s, swarm=swarm)
+
+
+def _drawn(world: World, stream: str, kinds: list[str], begin_s: float, end_s: float, *, swarm: bool) -> list[Planned]:
+    """Draws from some kinds, by a stream of luck."""
+    luck = world.streams.of(stream)
     chosen = [kind for kind in kinds if luck.random() < 0.5] if swarm else kinds
     chosen = chosen or kinds[:1]
     planned: list[Planned] = []

@@ -176,13 +176,13 @@ def test_a_peer_without_a_connection_is_dialled_once_its_dead_address_has_timed_
     assert not one.connections
     links = []
     addresses = (dead.address.with_peer(other.peer_id), other.address)
-    requests._streams.connect(one, other.peer_id, addresses, links.append)
+    requests.streams.connect(one, other.peer_id, addresses, links.append)
     world.run(5.9)
     assert links == []
     world.run(6.1)
     assert links == [one.connections[other.peer_id]]
     assert links[0] is not None
-    requests._streams.connect(one, dead.peer_id, (dead.address,), links.append)
+    requests.streams.connect(one, dead.peer_id, (dead.address,), links.append)
     world.run(11.2)
     assert links[1] is None
 
