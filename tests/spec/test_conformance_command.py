@@ -104,16 +104,21 @@ async def test_an_interrupt_loses_nothing(tmp_path):
 
 
 async def test_what_cannot_be_tried_is_said_in_a_sentence():
-    for arguments, code, said in (
-        ((), EXIT_USAGE, "name an address"),
-        (("/ip4/127.0.0.1/tcp/1",), EXIT_USAGE, "/ip4/127.0.0.1/tcp/1"),
-        (("/ip4/127.0.0.1/udp/1/quic-v1", "--only", "ISO-NONE"), EXIT_USAGE, "no sentence has such an id"),
-        (("/ip4/127.0.0.1/udp/1/quic-v1",), EXIT_FAILED, "cannot be tested"),
-    ):
+    async def is_said(arguments: tuple[str, ...], code: int, said: str) -> None:
         ended = await conformance(*arguments)
         assert ended.returncode == code
         assert said in ended.stderr.decode()
         assert ended.stdout == b""
+
+    cases = (
+        ((), EXIT_USAGE, "name an address"),
+        (("/ip4/127.0.0.1/tcp/1",), EXIT_USAGE, "/ip4/127.0.0.1/tcp/1"),
+        (("/ip4/127.0.0.1/udp/1/quic-v1", "--only", "ISO-NONE"), EXIT_USAGE, "no sentence has such an id"),
+        (("/ip4/127.0.0.1/udp/1/quic-v1",), EXIT_FAILED, "cannot be tested"),
+    )
+    async with trio.open_nursery() as nursery:
+        for case in cases:
+            nursery.start_soon(is_said, *case)
 
 
 async def test_every_sentence_is_listed():

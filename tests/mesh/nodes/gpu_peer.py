@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 from device_engine import DeviceEngine
-from mesh_nodes import MeshNode
+from mesh_nodes import MeshNode, soon_told
 
 from mesh.fabric.gpu import driver
 from protocol.fabric import FabricConfig, FabricPeers
@@ -26,6 +26,7 @@ async def run(state_dir: str, bootstrap: str, options: dict) -> None:
     def patient(service) -> None:
         fabrics = service.fabrics
         fabrics.config = FabricConfig(take_s=20.0)
+        soon_told(service)
         # What could not be opened in time, on a busy machine, is tried again at once.
         fabrics._kinds = fabrics._peers = FabricPeers(FabricConfig(closed_s=0.05, closed_s_max=0.05))
 

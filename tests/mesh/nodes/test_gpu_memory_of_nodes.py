@@ -14,7 +14,7 @@ import pytest
 import trio
 from device_engine import MODEL, DeviceEngine
 from emulated_gpu import GPUS, emulated, environment, fail, gpu, library
-from mesh_nodes import MeshNode, Start, eventually, introduced
+from mesh_nodes import MeshNode, Start, eventually, introduced, soon_told
 
 from mesh import client
 from mesh.fabric import Fabrics
@@ -62,6 +62,7 @@ class World:
         """Has the node look for its driver where the tests have it."""
         fabrics = service.fabrics
         fabrics.config = FabricConfig(take_s=20.0)
+        soon_told(service)
         path = LIBRARY if self.kind == "hardware" else str(library())
         fabrics._openers[Kind.GPU] = GpuOpener("test", host_secret(), path)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trio
-from mesh_nodes import MeshNode, Start, eventually, introduced
+from mesh_nodes import MeshNode, Start, eventually, introduced, soon_told
 
 from mesh import client
 from mesh.engines.echo import EchoEngine
-from mesh.fabric import cxl_opener
+from mesh.fabric import cxl_opener, fabrics
 from mesh.fabric.cxl import CxlSession
 from mesh.fabric.pool import NewPool, create_pool, open_pool
 from mesh.poolcommands import look
@@ -58,6 +58,13 @@ async def way_and_sameness(node: MeshNode, request: InferenceRequest) -> tuple[b
 
 def patient(service) -> None:
     service.fabrics.config = PATIENT
+    soon_told(service)
+
+
+@pytest.fixture(autouse=True)
+def _without_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fabric is waited for longer than a request would wait: on a busy machine the first one took the stream."""
+    monkeypatch.setattr(fabrics, "OPEN_S_MAX", 10.0)
 
 
 @pytest.fixture
@@ -83,11 +90,12 @@ async def pair(start: Start, pool: Path, **named) -> tuple[MeshNode, MeshNode]:
     return a, b
 
 
-async def shared(*nodes: MeshNode) -> None:
-    """Wait until all nodes are in the pool and have heard so of one another."""
+async def shared(*nodes: MeshNode, pool_id: bytes = b"") -> None:
+    """Wait until all nodes are in the pool, that of an id where one is given, and have heard so of one another."""
 
     def has_heard(one: MeshNode, other: MeshNode) -> bool:
-        return any(match.kind is Kind.CXL for match in one.service.fabrics._find_shared(other.peer_id))
+        found = one.service.fabrics._find_shared(other.peer_id)
+        return any(match.kind is Kind.CXL and pool_id in (b"", match.pool) for match in found)
 
     await eventually(lambda: all(has_heard(a, b) for a in nodes for b in nodes if a is not b), 15)
     for node in nodes:
@@ -395,7 +403,7 @@ async def test_of_several_pools_that_both_have_the_one_of_the_least_id_is_taken(
     await introduced(a, b)
     await pools_of(a, 2)
     await pools_of(b, 2)
-    await shared(a, b)
+    await shared(a, b, pool_id=bytes([3]) * 16)
     assert await way_and_sameness(a, asking(3 << 20)) == (True, "cxl")
     assert pool_with(a, b) == pool_with(b, a) == second
 
