@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from virtual_mesh import ShellMesh, ShellNode, play, within
 
 from mesh.fabric import Kinds
 from mesh.fabric.fabrics import OPEN_S_MAX
+from mesh.fabric.rdma.given import RdmaGiven
 from mesh.fabric.rdma.wire import STALL_S
 from mesh.fabric.verbs.objects import Did
 from mesh.service import Service
@@ -142,3 +143,32 @@ def test_a_pair_over_which_nothing_comes_back_does_not_come_up(tmp_path: Path, m
         )
 
     play(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("work", ["copying", "hashing"])
+def test_what_is_done_to_tensors_ends_with_the_fabric(work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(monkeypatch)
+    pair = Pair()
+    asker = pair.devices[1]
+    placed = RdmaGiven.placed
+    n_begun, n_pieces = 0, 0
+
+    def fails_meanwhile(given: RdmaGiven, *arguments) -> Iterator[tuple[int, memoryview]]:
+        nonlocal n_begun, n_pieces
+        n_begun += 1
+        for piece in placed(given, *arguments):
+            yield piece
+            if n_begun == (1 if work == "copying" else 2):
+                n_pieces += 1
+                for made in asker.sessions:
+                    made.close("the RDMA port has gone down")
+
+    async def scenario(mesh: ShellMesh) -> None:
+        a, _ = await pair.start(mesh)
+        assert await ask(a) == (True, "rdma")
+        monkeypatch.setattr(RdmaGiven, "placed", fails_meanwhile)
+        same, way = await ask(a)
+        assert (same, way[:22]) == (True, "rdma, then the stream:")
+
+    play(scenario, tmp_path)
+    assert n_pieces == 1

@@ -3,7 +3,7 @@
 Spec: docs/spec/11-fabric.md, section "RDMA".
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -73,6 +73,23 @@ class RdmaGiven:
         for view in self.flat():
             for start in range(0, len(view), bytes_max):
                 yield view[start : start + bytes_max]
+
+    def placed(self, bytes_max: int, is_wanted: Callable[[], bool]) -> Iterator[tuple[int, memoryview]]:
+        """The bytes of tensors on the host, in order, as long as they are wanted.
+
+        Args:
+            bytes_max: of one piece.
+            is_wanted: asked before each piece.
+
+        Yields:
+            Where in the lease a piece goes, and the piece.
+        """
+        for place, tensor in zip(self.places, self.tensors, strict=True):
+            view = flat(tensor.data)
+            for start in range(0, len(view), bytes_max):
+                if not is_wanted():
+                    return
+                yield place.offset + start, view[start : start + bytes_max]
 
 
 def extent_of(offer: Offer) -> int:

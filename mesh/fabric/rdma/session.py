@@ -32,7 +32,7 @@ from mesh.fabric.gpu import array_of
 from mesh.fabric.gpu.driver import Device
 from mesh.fabric.memory import address_of
 from mesh.fabric.rdma.direct import Direct, GpuMemory, show
-from mesh.fabric.rdma.given import RdmaGiven, extent_of, flat
+from mesh.fabric.rdma.given import RdmaGiven, extent_of
 from mesh.fabric.rdma.memory import Locked, Pool, Registered, Sort, Use, are_free, device_class, let_go, locked_class, register
 from mesh.fabric.rdma.wire import Operation, Wire
 from mesh.fabric.verbs.objects import Access, VerbsError
@@ -182,18 +182,16 @@ class RdmaSession:
         last = await self._post(given, lying, [source for source in sources if source is not None], target, lease.region)
         tag = b""
         if not target.on_device:
-            tag = await self._in_thread(partial(keyed_tag, self.key, self._while_open(given)), given.size_bytes)
+            pieces = (piece for _, piece in self._wanted(given))
+            tag = await self._in_thread(partial(keyed_tag, self.key, pieces), given.size_bytes)
         await self.wire.wait(last)
         are_free(sources)  # after a failure they are not used again: the device may still be reading
         self.n_given += 1
         return tag
 
-    def _while_open(self, given: RdmaGiven) -> Iterator[memoryview]:
-        """The bytes of tensors, as long as there is anything to have a tag for: what has failed has 200 ms to take the stream."""
-        for piece in given.pieces(PIECE_BYTES):
-            if self.closed:
-                return
-            yield piece
+    def _wanted(self, given: RdmaGiven) -> Iterator[tuple[int, memoryview]]:
+        """The bytes of tensors on the host, and where they go: what has failed has 200 ms to take the stream."""
+        return given.placed(PIECE_BYTES, lambda: not self.closed)
 
     async def _copied(self, given: RdmaGiven) -> Registered:
         """The tensors that lie on the host, in memory that the device may read.
@@ -208,9 +206,8 @@ class RdmaSession:
         room = source.array(source.size_bytes)
 
         def copy() -> None:
-            for place, tensor in zip(given.places, given.tensors, strict=True):
-                if tensor.data.nbytes:
-                    room[place.offset : place.offset + place.length] = np.frombuffer(flat(tensor.data), np.uint8)
+            for at, piece in self._wanted(given):
+                room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
 
         await self._in_thread(copy, given.size_bytes)
         return source

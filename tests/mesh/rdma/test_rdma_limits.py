@@ -78,3 +78,4 @@ def test_what_the_fabric_does_not_carry_is_all_there_for_the_stream():
     assert b"".join(given.pieces(2)) == b"1234567"
     assert max(len(piece) for piece in given.pieces(2)) == 2
     assert (given.size_bytes, given.extent_bytes) == (7, 66)
+    assert [(at, bytes(piece)) for at, piece in given.placed(2, lambda: True)] == [(0, b"12"), (2, b"34"), (4, b"5"), (64, b"67")]
