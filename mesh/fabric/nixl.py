@@ -6,8 +6,8 @@ off: what is under way gets on while somebody looks, first without a pause and t
 
 NIXL is an extra, `pip install 'isochrone[nixl]'`; where PyTorch, which it asks for, is not wanted:
 `pip install --no-deps nixl-cu12`, which needs NumPy alone. Which transports it takes it finds out by itself, or from the
-environment (UCX_TLS, UCX_NET_DEVICES). The metadata of a peer is read by NIXL itself, in C++: take it only from peers of the same
-owner, inside the session with them.
+environment (UCX_TLS, UCX_NET_DEVICES). The metadata of a peer is read by NIXL itself, in C++, which checks little of it: bytes
+that no agent has made end the process (docs/fabric.md). Take it only from peers of the same owner, inside the session with them.
 
 Source: NIXL 1.5, "Python API" (nixl/src/api/python/_api.py); its example basic_two_peers.py.
 """

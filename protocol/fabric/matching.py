@@ -4,7 +4,7 @@ Spec: docs/spec/11-fabric.md, section "Matching".
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from protocol.fabric.adverts import Advert, Closeness, Port
 from protocol.fabric.values import Kind
@@ -20,7 +20,8 @@ class Match:
         own_port: of RDMA, the place of this node's port in its advert.
         their_port: and of the other's.
         speed_mbps: of RDMA, the speed of the slower port, 0 where neither says.
-        gpu: of GPU memory, the tag of the GPU.
+        gpu: of GPU memory, the tag of the GPU that is meant where none is named.
+        gpus: and those of all that both use.
     """
 
     kind: Kind
@@ -29,6 +30,7 @@ class Match:
     their_port: int = 0
     speed_mbps: int = 0
     gpu: bytes = b""
+    gpus: tuple[bytes, ...] = field(default=(), compare=False)
 
 
 def matches(own: Advert, other: Advert) -> tuple[Match, ...]:
@@ -47,7 +49,8 @@ def matches(own: Advert, other: Advert) -> tuple[Match, ...]:
         if port.subnet == far.subnet and port.gid != far.gid
     ]
     found += sorted(pairs, key=lambda match: (-match.speed_mbps, match.own_port + match.their_port, match.own_port))
-    found += [Match(Kind.GPU, gpu=tag) for tag in sorted(set(own.gpu_tags) & set(other.gpu_tags))]
+    tags = tuple(sorted(set(own.gpu_tags) & set(other.gpu_tags)))
+    found += [Match(Kind.GPU, gpu=tag, gpus=tags) for tag in tags]
     return tuple(found)
 
 

@@ -21,8 +21,8 @@ BYTES_MAX = 2**46
 LIFETIME_S_MAX = 3700.0
 """Longest lease in seconds: the longest deadline of a request (an hour), and what it takes to give back."""
 
-KEY_BYTES_MAX = 64
-"""Longest key of a lease in bytes: a remote key of RDMA has 4, a token of a GPU's memory 64."""
+KEY_BYTES_MAX = 72
+"""Longest key of a lease in bytes: that of RDMA has 13 at the most, a token of a GPU's memory 64, and the tag of the GPU 8."""
 
 TENSORS_MAX = 32
 """Most tensors of one transfer: as many as a request has (chapter 6)."""

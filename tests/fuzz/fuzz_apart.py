@@ -21,7 +21,6 @@ APART: dict[str, str] = {
     "mesh.fabric.control:Control.receive": _CALLER,
     "mesh.fabric.gpu.driver:Device.open": _CALLER,  # hands a token to the driver, which knows its own
     "mesh.fabric.gpu.driver:Device.read": _MADE,
-    "mesh.fabric.gpu.session:GpuSession._open": _CALLER,
     "mesh.fabric.gpu.session:GpuSession.take": _CALLER,  # copies where the core's table of regions has checked that it lies
     "mesh.fabric.cxl:CxlSession._take_word": _CALLER,
     "mesh.fabric.cxl:CxlSession.take": _CALLER,

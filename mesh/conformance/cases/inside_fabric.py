@@ -148,6 +148,7 @@ inside(
     _GPU + "test_the_size_of_a_region_is_what_the_driver_says",
     _GPU + "test_a_region_has_one_token",
 )
+inside("ISO-FAB-066", _HARDWARE, _GPU + "test_tensors_stay_on_the_gpu_that_the_key_names")
 inside("ISO-FAB-063", _HARDWARE, _GPU + "test_what_was_taken_stays_as_it_was_whatever_its_giver_does")
 inside("ISO-FAB-064", _HARDWARE, _GPU + "test_bytes_for_the_stream_come_from_where_the_tensors_lay")
 inside(

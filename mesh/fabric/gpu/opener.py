@@ -113,10 +113,13 @@ class GpuOpener:
             raise RemoteProtocolError(ErrorCode.UNSUPPORTED, "this GPU is gone")
         device, pool = found
 
-        def free(address: int, is_open: bool) -> None:
-            self._to_free.append((trio.current_time() + (LINGER_S if is_open else 0.0), device, address))
+        def free(of: Device, address: int, is_open: bool) -> None:
+            self._to_free.append((trio.current_time() + (LINGER_S if is_open else 0.0), of, address))
 
-        return GpuSession(opening.peer, opening.config, opening.control, device, pool, free, opening.on_closed)
+        return GpuSession(
+            opening.peer, opening.config, opening.control, device, pool, free, opening.on_closed,
+            self._devices, frozenset(opening.match.gpus),
+        )  # fmt: skip
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Wakes the driver, tells what it finds, and then gives memory back that nobody uses, until cancelled."""

@@ -10,7 +10,7 @@ Spec: docs/spec/11-fabric.md, section "GPU memory".
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -25,6 +25,7 @@ from mesh.fabric.gpu.driver import CudaError, Device
 from mesh.fabric.gpu.pool import Pool, block_size
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import GPU, FabricConfig, Kind, Lease, LeaseBook, Place, RegionTable, Rights, Way
+from protocol.fabric.adverts import GPU_TAG_BYTES
 from protocol.fabric.gpu import TOKEN_BYTES, LeaseOver, RegionClosed, RegionGone, decode_word, encode_word
 from protocol.fabric.values import ALIGNMENT_BYTES
 from protocol.identity import PeerId
@@ -38,18 +39,21 @@ WORDS_MAX = 256
 class _Own:
     """A region of this node: where it is, what it is opened by, and its lease while the peer has one."""
 
+    device: Device
     address: int
     size_bytes: int
-    token: bytes
+    key: bytes
     lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A region of the peer: where it is mapped, and what it was opened by."""
+    """A region of the peer: on which GPU, where what is taken from it goes, where it is mapped, and what it was opened by."""
 
+    device: Device
+    pool: Pool
     address: int
-    token: bytes
+    key: bytes
 
 
 @dataclass(eq=False, slots=True)
@@ -90,16 +94,18 @@ class Given:
 
 @dataclass(eq=False, slots=True)
 class GpuSession:
-    """The fabric with one peer by the memory of one GPU.
+    """The fabric with one peer by the memory of the GPUs that both use.
 
     Attributes:
         peer: who is at the other end.
         config: bounds.
         control: the stream of the opening; its end is the end of the session.
-        device: the GPU.
-        pool: where what is taken is copied to.
-        free: takes memory that nobody here uses any more, and whether the peer may still have it open.
+        device: the GPU that is meant where none is named, and for tensors on GPUs that the peer does not use.
+        pool: where what is taken there is copied to.
+        free: takes memory of a GPU that nobody here uses any more, and whether the peer may still have it open.
         on_closed: told once why the session is over; empty where nothing is wrong.
+        others: the GPUs of this node by their tags, each with its pool.
+        shared: the tags of those that the peer uses as well.
     """
 
     peer: PeerId
@@ -107,8 +113,10 @@ class GpuSession:
     control: Control
     device: Device
     pool: Pool
-    free: Callable[[int, bool], None]
+    free: Callable[[Device, int, bool], None]
     on_closed: Closed
+    others: Mapping[bytes, tuple[Device, Pool]] = field(default_factory=dict)
+    shared: Collection[bytes] = ()
     closed: bool = False
     kind: ClassVar[Kind] = Kind.GPU
     way: ClassVar[Way] = GPU
@@ -141,8 +149,9 @@ class GpuSession:
             CudaError: the device fails.
         """
         places, total = _layout(tensors)
+        device, tag = self._device_for(tensors)
         try:
-            number = self._region_for(total)
+            number = self._region_for(total, device, tag)
         except CudaError as error:
             if error.errno == errno.ENOMEM:
                 return None
@@ -154,12 +163,12 @@ class GpuSession:
         for place, tensor in zip(places, tensors, strict=True):
             array = array_of(tensor)
             if array is None:
-                self.device.write(own.address + place.offset, tensor.data)
+                device.write(own.address + place.offset, tensor.data)
             else:
                 array.settle()
                 pieces.append((own.address + place.offset, array.address, place.length))
-        self.device.copy(pieces)
-        own.lease = self._book.grant(number, 0, total, Rights.READ, lifetime_s, now, own.token)
+        device.copy(pieces)
+        own.lease = self._book.grant(number, 0, total, Rights.READ, lifetime_s, now, own.key)
         return Given(own.lease, places, tuple(tensors))
 
     def reuse(self, given: Offered) -> None:
@@ -179,11 +188,19 @@ class GpuSession:
         for number in self._book.expired(now):
             self._drop(number)
 
-    def _region_for(self, size_bytes: int) -> int | None:
-        """The smallest free region that is large enough, or a new one."""
+    def _device_for(self, tensors: Sequence[Tensor]) -> tuple[Device, bytes]:
+        """The GPU on which the first tensor lies that lies on one, and its tag where it has to be named."""
+        lies = next((array.device for tensor in tensors if (array := array_of(tensor)) is not None), self.device)
+        tag = next((tag for tag, (device, _) in self.others.items() if device is lies and tag in self.shared), b"")
+        return (self.device, b"") if lies is self.device or not tag else (lies, tag)
+
+    def _region_for(self, size_bytes: int, device: Device, tag: bytes) -> int | None:
+        """The smallest free region of a GPU that is large enough, or a new one."""
         wanted = block_size(size_bytes)
         free = sorted((own.size_bytes, number) for number, own in self._own.items() if own.lease is None)
-        fitting = next(((size, number) for size, number in free if size >= size_bytes), None)
+        fitting = next(
+            ((size, number) for size, number in free if size >= size_bytes and self._own[number].device is device), None
+        )
         if fitting is not None and fitting[0] <= 2 * wanted:
             return fitting[1]
         number = self._book.add(wanted)
@@ -198,14 +215,14 @@ class GpuSession:
             return None
         address = 0
         try:
-            address = self.device.allocate(wanted)
-            token = self.device.token(address)
+            address = device.allocate(wanted)
+            key = device.token(address) + tag
         except CudaError:
             self._book.drop(number)
             if address:
-                self.free(address, False)
+                self.free(device, address, False)
             raise
-        self._own[number] = _Own(address, wanted, token)
+        self._own[number] = _Own(device, address, wanted, key)
         return number
 
     def _end(self, region: int, epoch: int) -> None:
@@ -237,7 +254,7 @@ class GpuSession:
                 for place in places:
                     if not lease.covers(place.offset, place.length):
                         raise RemoteProtocolError(ErrorCode.OUT_OF_BOUNDS, f"a tensor at {place.offset} of {lease.length} bytes")
-                tensors = await trio.to_thread.run_sync(self._copy, region.address + lease.offset, places)
+                tensors = await trio.to_thread.run_sync(self._copy, region, lease.offset, places)
             finally:
                 if self.closed:
                     self._close_all()
@@ -251,37 +268,32 @@ class GpuSession:
             raise RemoteProtocolError(ErrorCode.FABRIC_FAILED, "the peer has closed this fabric")
         known = self._opened.get(lease.region)
         if known is not None:
-            if known.token != lease.key:
+            if known.key != lease.key:
                 raise RemoteProtocolError(ErrorCode.STALE_LEASE, f"another token of region {lease.region}")
             return known
-        if len(lease.key) != TOKEN_BYTES:
+        if len(lease.key) not in (TOKEN_BYTES, TOKEN_BYTES + GPU_TAG_BYTES):
             raise RemoteProtocolError(ErrorCode.MALFORMED, f"a token of {len(lease.key)} bytes")
+        token, tag = lease.key[:TOKEN_BYTES], lease.key[TOKEN_BYTES:]
+        found = self.others.get(tag) if tag else (self.device, self.pool)
+        if found is None:
+            raise RemoteProtocolError(ErrorCode.UNSUPPORTED, "memory of a GPU that this node does not use")
+        device, pool = found
         if len(self._opened) >= self.config.regions_max:
             raise RemoteProtocolError(ErrorCode.TOO_LARGE, f"more than {self.config.regions_max} regions")
-        address, size = await trio.to_thread.run_sync(self._open, lease.key)
+        address, size = await trio.to_thread.run_sync(_map, device, token)
         try:
             self._table.show(lease.region, size)
         except RemoteProtocolError:
-            self.device.close(address)
+            device.close(address)
             raise
-        opened = self._opened[lease.region] = _Open(address, lease.key)
+        opened = self._opened[lease.region] = _Open(device, pool, address, lease.key)
         return opened
 
-    def _open(self, token: bytes) -> tuple[int, int]:
-        """Map a region; its size is what the driver says."""
-        address = self.device.open(token)
-        try:
-            begin, size = self.device.range_of(address)
-        except CudaError:
-            self.device.close(address)
-            raise
-        return address, begin + size - address
-
-    def _copy(self, begin: int, places: Sequence[Place]) -> tuple[Tensor, ...]:
-        """Copy tensors of the peer into a block of this process."""
+    def _copy(self, region: _Open, at: int, places: Sequence[Place]) -> tuple[Tensor, ...]:
+        """Copy tensors of the peer into a block of this process, on the same GPU."""
         own, total = _place_again(places)
-        block = self.pool.take(total)
-        self.device.copy(
+        block, begin = region.pool.take(total), region.address + at
+        region.device.copy(
             [(block.address + offset, begin + place.offset, place.length) for offset, place in zip(own, places, strict=True)]
         )
         return tuple(
@@ -290,7 +302,7 @@ class GpuSession:
                 place.dtype,
                 place.shape,
                 memoryview(b""),
-                DeviceArray(self.device, block.address + offset, place.dtype, place.shape, block),
+                DeviceArray(region.device, block.address + offset, place.dtype, place.shape, block),
             )
             for offset, place in zip(own, places, strict=True)
         )
@@ -317,7 +329,7 @@ class GpuSession:
                 own = self._gone.pop(region, None)
                 if own is None:
                     raise RemoteProtocolError(ErrorCode.MALFORMED, f"region {region} is closed, which is not gone")
-                self.free(own.address, False)
+                self.free(own.device, own.address, False)
             case None:
                 pass
 
@@ -333,7 +345,7 @@ class GpuSession:
                 opened = self._opened.pop(number, None)
                 if opened is not None:
                     with suppress(CudaError):
-                        await trio.to_thread.run_sync(self.device.close, opened.address)
+                        await trio.to_thread.run_sync(opened.device.close, opened.address)
             if not self.closed:
                 with suppress(RemoteProtocolError):
                     self.control.say(encode_word(RegionClosed(number)))
@@ -347,7 +359,7 @@ class GpuSession:
         self.closed = True
         self.control.close(ErrorCode.FABRIC_FAILED if why else ErrorCode.NO_ERROR)
         for own in (*self._own.values(), *self._gone.values()):
-            self.free(own.address, True)
+            self.free(own.device, own.address, True)
         self._own.clear()
         self._gone.clear()
         if not self._taking.locked():
@@ -358,7 +370,7 @@ class GpuSession:
         while self._opened:
             _, opened = self._opened.popitem()
             with suppress(CudaError):
-                self.device.close(opened.address)
+                opened.device.close(opened.address)
 
     def figures(self) -> dict[str, int]:
         """How much is given and open, for people."""
@@ -368,6 +380,17 @@ class GpuSession:
             "regions_open": len(self._opened),
             "open_bytes": self._table.size_bytes,
         }
+
+
+def _map(device: Device, token: bytes) -> tuple[int, int]:
+    """Map a region of the peer: where it is, and its size, which is what the driver says."""
+    address = device.open(token)
+    try:
+        begin, size = device.range_of(address)
+    except CudaError:
+        device.close(address)
+        raise
+    return address, begin + size - address
 
 
 def _layout(tensors: Sequence[Tensor]) -> tuple[tuple[Place, ...], int]:

@@ -1,7 +1,7 @@
 """Another process with memory on the GPU: says the tokens of its regions, and does to them what it is told.
 
-`make SIZE` allocates and says the token; `fill N BYTE` writes all of region N; `peek TOKEN` opens a region of another and spoils
-it.
+`make SIZE` allocates and says the token, `make SIZE ORDINAL` the same on another GPU; `fill N BYTE` writes all of region N;
+`peek TOKEN` opens a region of another and spoils it.
 """
 
 import sys
@@ -9,7 +9,8 @@ import sys
 from mesh.fabric.gpu.driver import driver
 
 if __name__ == "__main__":
-    device = driver().devices[0]
+    devices = driver().devices
+    device = devices[0]
     regions: list[tuple[int, int]] = []
     for line in sys.stdin:
         match line.split():
@@ -17,6 +18,8 @@ if __name__ == "__main__":
                 address = device.allocate(int(size))
                 regions.append((address, int(size)))
                 print(device.token(address).hex(), flush=True)
+            case ["make", size, ordinal]:
+                print(devices[int(ordinal)].token(devices[int(ordinal)].allocate(int(size))).hex(), flush=True)
             case ["fill", number, byte]:
                 address, length = regions[int(number)]
                 device.write(address, memoryview(bytes([int(byte)]) * length))

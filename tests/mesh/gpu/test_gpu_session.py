@@ -1,6 +1,7 @@
 """One side of a fabric by GPU memory: regions of another process, and a peer that says what it should not."""
 
 import gc
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 import trio
 import trio.testing
-from emulated_gpu import GPUS, blocks, emulated, environment, fail, gpu
+from emulated_gpu import GPUS, blocks, emulated, environment, fail, gpu, library
 
-from mesh.fabric.gpu import CudaError, DeviceArray, Pool, array_of, device_tensor, to_device
+from mesh.fabric.gpu import Cuda, CudaError, DeviceArray, Pool, array_of, device_tensor, to_device
 from mesh.fabric.gpu.pool import GRAIN_BYTES
 from mesh.fabric.gpu.session import WORDS_MAX, GpuSession
 from protocol.errors import ErrorCode, RemoteProtocolError
 from protocol.fabric import FabricConfig, Lease, Place, Rights
-from protocol.fabric.gpu import LeaseOver, RegionClosed, RegionGone, decode_word, encode_word
+from protocol.fabric.gpu import TOKEN_BYTES, LeaseOver, RegionClosed, RegionGone, decode_word, encode_word
 from protocol.identity import PeerId
 from protocol.inference import Tensor
 
@@ -84,7 +85,7 @@ class Side:
         Side.made.append(self)
         self.session = GpuSession(
             PeerId(b"peer"), config or FabricConfig(), self.said, self.device, self.pool,
-            lambda address, is_open: self.freed.append((address, is_open)), lambda _session, why: self.closed.append(why),
+            lambda _, address, is_open: self.freed.append((address, is_open)), lambda _session, why: self.closed.append(why),
         )  # fmt: skip
 
     def tensor(self, size: int, byte: int = 7) -> Tensor:
@@ -388,3 +389,71 @@ async def test_an_array_that_is_given_may_be_any_that_lies_on_the_device(side: S
     inner = DeviceArray(side.device, block.address + 40, "i4", (5,), block)
     given = side.session.give([device_tensor("x", inner)], 60.0, 0.0)
     assert b"".join(given.pieces(100)) == np.arange(10, 15, dtype="i4").tobytes()
+
+
+class TwoGpus:
+    """A session between two processes that use two GPUs."""
+
+    def __init__(self, folder: Path, shared: tuple[bytes, ...] = (b"first gp", b"second g")) -> None:
+        copied = folder / "libcuda.so.1"  # with a state of its own: it has two GPUs where the other has one
+        shutil.copy(library(), copied)
+        self.devices = Cuda(str(copied)).devices
+        self.pools = [Pool(device) for device in self.devices]
+        self.freed: list[object] = []
+        others = dict(zip((b"first gp", b"second g"), zip(self.devices, self.pools, strict=True), strict=True))
+        self.session = GpuSession(
+            PeerId(b"peer"), FabricConfig(), Said(), self.devices[0], self.pools[0],
+            lambda device, _address, _is_open: self.freed.append(device), lambda _session, _why: None, others, shared,
+        )  # fmt: skip
+
+    def tensor(self, ordinal: int) -> Tensor:
+        host = Tensor("x", "u1", (SIZE,), memoryview(bytes([ordinal + 1]) * SIZE))
+        return device_tensor("x", to_device(host, self.devices[ordinal], self.pools[ordinal]))
+
+    def given(self, ordinal: int) -> tuple[bytes, object, bool]:
+        """Behind the token, on which GPU, and whether the bytes are the tensor's."""
+        given = self.session.give((self.tensor(ordinal),), 60.0, 0.0)
+        own = self.session._own[given.lease.region]
+        data = bytearray(SIZE)
+        own.device.read(own.address, memoryview(data))
+        return given.lease.key[TOKEN_BYTES:], own.device, data == bytes([ordinal + 1]) * SIZE
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TwoGpus:
+    monkeypatch.setenv("EMULATED_CUDA_DEVICES", "2")
+    return TwoGpus(tmp_path)
+
+
+async def test_tensors_stay_on_the_gpu_that_the_key_names(two_gpus: TwoGpus) -> None:
+    owner = Owner("emulated")
+    try:
+        for number, (ordinal, tag) in enumerate(((0, b""), (1, b"second g"), (0, b"first gp"))):
+            token = bytes.fromhex(owner.say(f"make {SIZE} {ordinal}"))
+            (taken,) = await two_gpus.session.take(lease(token + tag, region=number), (place(SIZE),))
+            assert array_of(taken).device is two_gpus.devices[ordinal]
+        for tag, code in ((b"third gp", ErrorCode.UNSUPPORTED), (b"x", ErrorCode.MALFORMED)):
+            with pytest.raises(RemoteProtocolError) as caught:
+                await two_gpus.session.take(lease(token + tag, region=9), (place(SIZE),))
+            assert caught.value.code is code
+    finally:
+        two_gpus.session.close("")
+        owner.end()
+
+
+def test_a_tensor_is_given_on_its_own_gpu_which_is_named_where_it_is_not_the_first(two_gpus: TwoGpus) -> None:
+    first, second = two_gpus.devices
+    assert two_gpus.given(0) == (b"", first, True)
+    assert two_gpus.given(1) == (b"second g", second, True)
+    assert two_gpus.given(0) == (b"", first, True)
+    two_gpus.session.close("")
+    assert sorted(two_gpus.freed, key=two_gpus.devices.index) == [first, first, second]
+
+
+def test_a_tensor_on_a_gpu_that_the_peer_does_not_use_is_copied_to_one_that_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMULATED_CUDA_DEVICES", "2")
+    one = TwoGpus(tmp_path, shared=(b"first gp",))
+    assert one.given(1) == (b"", one.devices[0], True)
+    one.session.close("")

@@ -34,7 +34,7 @@ leases = st.builds(
     st.integers(0, 2**46),
     st.sampled_from([Rights.READ, Rights.WRITE]),
     st.integers(1, 3_700_000).map(lambda ms: ms / 1e3),
-    st.binary(max_size=64),
+    st.binary(max_size=72),
 )
 
 

@@ -98,7 +98,7 @@ def test_frames_are_told_apart_by_their_heads():
         (["leased", 0, [1, 2, 0, 64, 1, 0, b""]], ErrorCode.MALFORMED),
         (["leased", 0, [1, 2, 0, 64, 1, 3_700_001, b""]], ErrorCode.MALFORMED),
         (["leased", 0, [1, 2, 0, 2**46 + 1, 1, 1000, b""]], ErrorCode.MALFORMED),
-        (["leased", 0, [1, 2, 0, 64, 1, 1000, bytes(65)]], ErrorCode.MALFORMED),
+        (["leased", 0, [1, 2, 0, 64, 1, 1000, bytes(73)]], ErrorCode.MALFORMED),
         (["offer", 0, 99, [], None, b""], ErrorCode.UNSUPPORTED),
         (["offer", 0, 1, [TENSOR] * 33, None, b""], ErrorCode.TOO_LARGE),
         (["offer", 0, 1, [["x", "f4", [2, 2], 0, 15]], None, b""], ErrorCode.MALFORMED),
