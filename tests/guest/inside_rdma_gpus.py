@@ -60,8 +60,9 @@ def lie_on_device(got) -> list[bool]:
 
 
 def emulated(name: str) -> int:
-    library = ctypes.CDLL("libcuda.so.1")
-    return int(getattr(library, name)(*([0] if name == "emulated_blocks" else [])))
+    """What the emulated GPU counts; 0 on a real one."""
+    counts = getattr(ctypes.CDLL("libcuda.so.1"), name, None)
+    return 0 if counts is None else int(counts(*([0] if name == "emulated_blocks" else [])))
 
 
 @work

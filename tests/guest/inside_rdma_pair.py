@@ -2,8 +2,9 @@
 
 usage: inside_rdma_pair.py NAME...; prints a JSON object of what each found, or how it failed.
 
-The streams of the openings are pipes of trio; everything else is what nodes run. Attacks are those of ReDMArk that a peer, or
-somebody on its host, can make with verbs: each is seen to fail at the device, and what was attacked is looked at afterwards.
+The streams of the openings are pipes of trio; everything else is what nodes run. RDMA_DEVICES names other devices. Attacks are
+those of ReDMArk that a peer, or somebody on its host, can make with verbs: each is seen to fail at the device, and what was
+attacked is looked at afterwards.
 
 Source: Rothenberger et al., "ReDMArk" (USENIX Security 2021), sections 4 and 5.
 """
@@ -42,6 +43,8 @@ START_S = 100.0
 ENDED_S = 3.0
 """Seconds for a side to notice that it was attacked."""
 A, B = PeerId(b"left"), PeerId(b"right")
+DEVICES = os.environ.get("RDMA_DEVICES", "rxa,rxb").split(",")
+"""The device of each side: others than the guest's where this is run by hand on a machine that has two."""
 wire.PACKET_TIMEOUT += 2  # what is sent again because an emulated processor was slow makes it slower
 
 
@@ -110,7 +113,7 @@ class Side:
 @asynccontextmanager
 async def openers():
     """The openers of two nodes, with their devices open."""
-    left, right = RdmaOpener(os.urandom(32), ["rxa"]), RdmaOpener(os.urandom(32), ["rxb"])
+    left, right = (RdmaOpener(os.urandom(32), [name]) for name in DEVICES)
     async with trio.open_nursery() as nursery:
         for opener in (left, right):
             nursery.start_soon(opener.run, lambda: None)
