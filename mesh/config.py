@@ -33,7 +33,6 @@ from mesh.settingvalues import (
     switch,
 )
 from protocol.errors import ProtocolError
-from protocol.fabric.adverts import POOLS_MAX
 from protocol.multiaddr import Multiaddr, parse_multiaddr
 
 DEFAULT_NETWORK = "isochrone-main"
@@ -66,6 +65,9 @@ OTHER_VARIABLES = ("ISOCHRONE_ENGINE_API_KEY",)
 """Variables with our prefix that are no settings: what is secret stands in no file of settings and is not told in messages."""
 ENGINE_KINDS = ("onnx", "echo", "none")
 """Engines of our own; `onnx:text` and `onnx:embeddings` serve one model each of the two that `onnx` has."""
+CXL_POOLS_MAX = 4
+"""Pools that a node may be in, a count: what an advert holds (`protocol.fabric.adverts.POOLS_MAX`). It stands here again because
+the protocol takes longer to load than the command line may."""
 RDMA_DEVICES_MAX = 16
 """RDMA devices named, a count: twice as many as are told on the card."""
 
@@ -309,7 +311,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
     "grace_s": _Setting(seconds, numeric=True),
     "relay": _Setting(switch, boolean=True),
     "fabric": _Setting(fabrics),
-    "cxl_pool": _Setting(_path, POOLS_MAX),
+    "cxl_pool": _Setting(_path, CXL_POOLS_MAX),
     "rdma_device": _Setting(rdma_device, RDMA_DEVICES_MAX),
     "busy_poll_us": _Setting(busy_poll, numeric=True),
     "memory_node": _Setting(node_number, numeric=True),

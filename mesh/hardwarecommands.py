@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console, Group, RenderableType
@@ -16,10 +16,12 @@ from rich.text import Text
 from mesh.buses import Buses, Load, list_gpus, measure, read_buses, warnings
 from mesh.buses.picture import buses_json, closeness_table, tree_picture
 from mesh.config import ConfigError
-from mesh.fabric.rdma.trial import Tried, try_cards
 from mesh.hardware import read_hardware
 from mesh.plain import printable
 from protocol.records import Hardware
+
+if TYPE_CHECKING:
+    from mesh.fabric.rdma.trial import Tried
 
 INTERVAL_S_MAX = 3600.0
 """Longest interval in seconds: nobody waits longer for a picture."""
@@ -47,6 +49,8 @@ def hardware(
         raise ConfigError("interval", interval, "flag --interval", f"give seconds from 0 to {INTERVAL_S_MAX:g}")
     if watch and (as_json or interval == 0.0):
         raise ConfigError("watch", None, "flag --watch", "a picture that is drawn again takes an interval, and no --json")
+    from mesh.fabric.rdma.trial import try_cards  # NumPy comes with it, which takes longer to load than all other commands
+
     facts = read_hardware()
     buses, loads = _look(interval)
     absent, tried = try_cards()
@@ -63,7 +67,7 @@ def hardware(
     return os.EX_OK
 
 
-def view(facts: Hardware, buses: Buses, loads: Mapping[str, Load], tried: Sequence[Tried] = ()) -> RenderableType:
+def view(facts: Hardware, buses: Buses, loads: Mapping[str, Load], tried: "Sequence[Tried]" = ()) -> RenderableType:
     """The whole picture."""
     memory = f"{facts.memory_bytes / 2**30:.1f} GiB" if facts.memory_bytes else "memory not known"
     head = Text(printable(f"{facts.cpu_model or 'processor not known'}, {facts.cpu_count} cores, {memory}"), style="bold")

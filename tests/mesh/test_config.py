@@ -5,12 +5,14 @@ import pytest
 from mesh.config import (
     ADDRESSES_MAX,
     BOOTSTRAP_MAX,
+    CXL_POOLS_MAX,
     ConfigError,
     HostPort,
     default_config_file,
     default_state_dir,
     resolve,
 )
+from protocol.fabric.adverts import POOLS_MAX
 
 LISTEN_A = "/ip4/127.0.0.1/udp/1000/quic-v1"
 LISTEN_B = "/ip4/127.0.0.1/udp/2000/quic-v1"
@@ -201,3 +203,7 @@ def test_passing_on_for_others_can_be_turned_off(tmp_path: Path) -> None:
     assert not resolve({}, environment_in(tmp_path), write(tmp_path / "c.toml", "relay = false\n")).relay
     with pytest.raises(ConfigError, match="RELAY"):
         resolve({}, environment_in(tmp_path, ISOCHRONE_RELAY="sometimes"))
+
+
+def test_a_node_may_be_in_as_many_pools_as_its_advert_tells() -> None:
+    assert CXL_POOLS_MAX == POOLS_MAX
