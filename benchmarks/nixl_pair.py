@@ -1,17 +1,22 @@
 """The yardstick of fabrics: a write of NIXL into the memory of another process, as its own examples do it, over UCX.
 
+`python -m benchmarks.nixl_pair TRANSPORT RUNS COUNTS`, where the counts of writes stand in JSON by their bytes, prints the least
+median in seconds by bytes. A program of its own: both processes poll, and the library may not survive the end of its peer.
+
 NIXL is not among this project's dependencies: `scripts/bench_nixl.sh` puts it into a folder of its own, where this looks for it
 beside what is installed. It needs NumPy and no GPU.
 """
 
 import ctypes
+import json
 import mmap
 import multiprocessing
 import os
+import statistics
 import sys
 from importlib import util
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 MAPPED_BYTES = 1 << 30
 """The largest tensor that is written."""
@@ -43,7 +48,8 @@ def _memory(agent: Any) -> tuple[mmap.mmap, int]:
 
 
 def _target(pipe: Any, transport: str) -> None:
-    """Takes writes and tells the writer of each, until the pipe ends."""
+    """Takes writes and tells the writer of each, until it is killed. It polls, so nothing else may have to wait for it."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     agent = _agent("target", transport)
     _memory_kept, address = _memory(agent)
     pipe.send((agent.get_agent_metadata(), address))
@@ -56,7 +62,7 @@ def _target(pipe: Any, transport: str) -> None:
 
 
 class NixlPair:
-    """A writer here and a target in another process."""
+    """A writer here and a target in another process, which keeps a core busy as long as it lives; use as a context manager."""
 
     def __init__(self, transport: str) -> None:
         """Starts the target.
@@ -75,6 +81,15 @@ class NixlPair:
         self._pipe.send(self._agent.get_agent_metadata())
         self._pipe.recv()
 
+    def __enter__(self) -> Self:
+        """It runs already."""
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        """Ends the target."""
+        self._process.kill()
+        self._process.join()
+
     def measure(self, size: int, count: int) -> list[float]:
         """Seconds of each of `count` writes of `size` bytes, until the target has said that it was told of it."""
         agent, took = self._agent, []
@@ -92,3 +107,17 @@ class NixlPair:
             took.append(perf_counter() - began)
             agent.release_xfer_handle(handle)
         return took
+
+
+def main() -> None:
+    """Measures, and leaves without a look back."""
+    transport, runs, counts = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    assert nixl_is_there()
+    with NixlPair(transport) as pair:
+        least = {size: min(statistics.median(pair.measure(int(size), n)) for _ in range(runs)) for size, n in counts.items()}
+        print(json.dumps(least), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
