@@ -23,7 +23,7 @@ import trio.testing
 
 from mesh.fabric.base import Opening
 from mesh.fabric.control import Control
-from mesh.fabric.rdma import wire
+from mesh.fabric.rdma import session, wire
 from mesh.fabric.rdma.opener import RdmaOpener
 from mesh.fabric.rdma.session import RdmaSession
 from mesh.fabric.verbs.objects import Access, QueuePair, Region, Work
@@ -45,7 +45,10 @@ ENDED_S = 3.0
 A, B = PeerId(b"left"), PeerId(b"right")
 DEVICES = os.environ.get("RDMA_DEVICES", "rxa,rxb").split(",")
 """The device of each side: others than the guest's where this is run by hand on a machine that has two."""
-wire.PACKET_TIMEOUT += 2  # what is sent again because an emulated processor was slow makes it slower
+# As inside_patient_node.py; what is sent again because an emulated processor was slow makes it slower.
+wire.PACKET_TIMEOUT += 2
+wire.STALL_S *= 10
+session.WRITTEN_S *= 10
 
 
 async def until(is_so, within_s: float = CLOSE_S) -> bool:
