@@ -47,12 +47,13 @@ class MultistreamConfig:
 class Initiator:
     """The end that opened the stream."""
 
-    __slots__ = ("_agreed", "_decoder", "_header_seen", "_out", "_proposals")
+    __slots__ = ("_agreed", "_decoder", "_header_seen", "_message_bytes_max", "_out", "_proposals")
 
     def __init__(self, protocol_ids: Sequence[str], config: MultistreamConfig = MultistreamConfig()) -> None:
         assert protocol_ids, "nothing to propose"
         self._proposals = list(protocol_ids)
         self._decoder = FrameDecoder(config.message_bytes_max)
+        self._message_bytes_max = config.message_bytes_max
         self._out = bytearray(_opening(self._proposals[0]))
         self._header_seen = False
         self._agreed: str | None = None
@@ -80,6 +81,7 @@ class Initiator:
             not self._header_seen
             and not self._decoder.buffered_bytes
             and data.startswith(opening := _opening(self._proposals[0]))
+            and max(_HEADER[0], len(self._proposals[0]) + len(_END)) <= self._message_bytes_max
         ):
             self._agreed = self._proposals[0]  # as nearly always
             self._decoder.receive(data[len(opening) :])
@@ -171,7 +173,7 @@ class Listener:
     def _opened_by(self, data: bytes) -> int:
         """Agree where a negotiation begins as nearly all do, with the header and a protocol that is spoken; how long that is."""
         start = len(_HEADER)
-        if not data.startswith(_HEADER) or len(data) == start:
+        if not data.startswith(_HEADER) or len(data) == start or _HEADER[0] > self._config.message_bytes_max:
             return 0
         end = start + 1 + data[start]
         name = data[start + 1 : end]

@@ -1,7 +1,7 @@
 """Protocol negotiation between two ends in memory, and against bytes written by hand."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol.encoding import encode_frame
@@ -191,6 +191,7 @@ MESSAGES = [
     st.lists(st.one_of(st.sampled_from(MESSAGES), st.sampled_from([HEADER, PING]), st.binary(max_size=30)), max_size=5),
     st.sampled_from([8, 20, 1024]),
 )
+@example([HEADER, PING], 8)
 def test_what_comes_at_once_has_the_outcome_of_what_comes_byte_by_byte(parts: list[bytes], bytes_max: int) -> None:
     """Where a negotiation begins as usual it is not taken apart; nobody can tell."""
     data, config = b"".join(parts), MultistreamConfig(message_bytes_max=bytes_max)
