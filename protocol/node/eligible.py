@@ -11,7 +11,7 @@ far away. So past `everybody_max` cards only those that serve the model are look
 
 All but the connected are chosen anew from time to time, and what is known of them is as old as that.
 
-Spec: docs/spec/06-inference.md, section "Choosing".
+Spec: docs/architecture.md, section "A request's life".
 """
 
 import heapq
