@@ -82,9 +82,9 @@ class AskingStream:
     def tell(self, doing: Doing, *, sent: bool, data: bytes | memoryview = b"", code: int = 0) -> None:
         """What is sealed is not told to who watches the connection to the relay."""
 
-    async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False) -> None:
+    async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False, with_others: bool = False) -> None:
         """Seals and sends the one frame of the request."""
-        del end, linger
+        del end, linger, with_others
         frames = FrameDecoder(REQUEST_BYTES_MAX)
         frames.receive(data)
         request = frames.next_frame()
@@ -190,12 +190,13 @@ class AnsweringStream:
             return request
         return await self._stream.receive_some(max_bytes)
 
-    async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False) -> None:
+    async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False, with_others: bool = False) -> None:
         """Seals and sends a piece of the answer."""
         frames = self._sealer.seal(data, is_final=end)
         for frame in frames:
             self._stream.tell(Doing.FRAME, sent=True, data=frame)
-        await self._stream.send_all(b"".join(map(encode_frame, frames)), end=end, linger=linger)
+        sealed = b"".join(map(encode_frame, frames))
+        await self._stream.send_all(sealed, end=end, linger=linger, with_others=with_others)
 
     def reset(self, code: int) -> None:
         """Abandons the stream."""

@@ -126,15 +126,16 @@ class Lane:
                 return b""
         return self._ready.popleft()
 
-    async def send_all(self, data: bytes | bytearray | memoryview, *, end: bool = False, linger: bool = False) -> None:
+    async def send_all(
+        self, data: bytes | bytearray | memoryview, *, end: bool = False, linger: bool = False, with_others: bool = False
+    ) -> None:
         """Send inference messages, behind what is to be said of transfers; an end waits until all transfers are settled.
 
         Raises:
-            StreamReset: as the stream.
-            ConnectionLost: as the stream.
+            StreamReset, ConnectionLost: as the stream.
         """
         is_open = any(gift.is_open for gift in self._gifts)
-        await self._send(data, end=end and not is_open, linger=linger)
+        await self._send(data, end=end and not is_open, linger=linger, with_others=with_others)
         self._sent_offers()
         if end and is_open:
             await self._settle()
@@ -582,10 +583,10 @@ class Lane:
     def _say(self, message: Message) -> None:
         self._unsaid.append(encode_frame(encode_message(message)))
 
-    async def _send(self, data: bytes | bytearray | memoryview = b"", *, end: bool = False, linger: bool = False) -> None:
+    async def _send(self, data: bytes | bytearray | memoryview = b"", *, end: bool = False, **when: bool) -> None:
         """Send something behind what is to be said."""
         async with self._sending:
-            await self._stream.send_all(self._said() + data, end=end, linger=linger)
+            await self._stream.send_all(self._said() + data, end=end, **when)
 
     def _said(self) -> bytes:
         said = b"".join(self._unsaid)

@@ -91,6 +91,8 @@ class Answer:
     async def __anext__(self) -> Reply:
         if self._order.ended:
             raise StopAsyncIteration
+        if (reply := self.at_hand()) is not None:
+            return reply
         with trio.move_on_at(self._ends_at):
             return await self.next_reply()
         return self.too_late()

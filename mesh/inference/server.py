@@ -356,7 +356,7 @@ class _Serving:
             end = reply if isinstance(reply, Finished | Failed) else None
             try:
                 # The end at once, before whoever answers has tidied up: the requester may wait for it.
-                await self._send(data, end=end is not None, linger=isinstance(reply, Accepted))
+                await self._send(data, end=end is not None, linger=isinstance(reply, Accepted), with_others=not hold)
                 if end is not None:
                     self.end = end
                     return None
@@ -375,10 +375,10 @@ class _Serving:
     def _tell_sent(self, frame: bytes) -> None:
         self.stream.tell(Doing.FRAME, sent=True, data=memoryview(frame)[decode_uvarint(frame)[1] :])
 
-    async def _send(self, frames: bytes, *, end: bool = False, linger: bool = False) -> None:
+    async def _send(self, frames: bytes, *, end: bool = False, linger: bool = False, with_others: bool = False) -> None:
         """Send whole frames; where a deadline cuts that short, `_sending` stays set."""
         self._sending = True
-        await self.stream.send_all(frames, end=end, linger=linger)
+        await self.stream.send_all(frames, end=end, linger=linger, with_others=with_others)
         self._sending = False
 
     async def _finish(self, failed: Failed) -> None:

@@ -26,7 +26,7 @@ class ByteStream(Protocol):
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """Wait for bytes; empty when the peer has finished."""
 
-    async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False) -> None:
+    async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False, with_others: bool = False) -> None:
         """Send bytes, waiting while there is no room."""
 
     def reset(self, code: int) -> None:

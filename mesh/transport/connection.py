@@ -167,8 +167,11 @@ class Connection:
         """How many stream bytes would be taken now; none where the connection is gone."""
         return self._transport.endpoint.room(self.handle, stream_id)
 
-    def write(self, stream_id: int, data: memoryview, *, end: bool, linger: bool) -> int:
-        """Queue stream bytes; return how many were taken. With `linger` they wait a moment for others to leave with."""
+    def write(self, stream_id: int, data: memoryview, *, end: bool, linger: bool, with_others: bool = False) -> int:
+        """Queue stream bytes; return how many were taken.
+
+        With `linger` they wait a moment for others to leave with, `with_others` for what can be sent in the same moment.
+        """
         try:
             n_taken = self._transport.endpoint.send(self.handle, stream_id, data, end)
         except LocalProtocolError as fault:
@@ -176,6 +179,8 @@ class Connection:
             raise kind(fault.code, fault.detail) from fault
         if linger:
             self._transport.pump_soon()
+        elif with_others:
+            self._transport.pump_this_turn()
         else:
             self._transport.pump()
         return n_taken

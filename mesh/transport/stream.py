@@ -258,20 +258,23 @@ class Stream:
 
     # Writing.
 
-    async def send_all(self, data: bytes | bytearray | memoryview, *, end: bool = False, linger: bool = False) -> None:
+    async def send_all(
+        self, data: bytes | bytearray | memoryview, *, end: bool = False, linger: bool = False, with_others: bool = False
+    ) -> None:
         """Send bytes, waiting while the send buffer is full.
 
         Args:
             data: what to send.
             end: finish this side with them; the last of them and the end leave in one datagram.
             linger: they may wait a moment (`transport.LINGER_S`), so as to leave with what follows.
+            with_others: they leave with what other tasks can send now, on this stream or another.
 
         Raises:
             StreamReset: the peer reads no more, or this side was reset.
             ConnectionLost: the connection is gone.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._send(data, end=end, linger=linger)
+        await self._send(data, end=end, linger=linger, with_others=with_others)
 
     def takes_now(self, n_bytes: int) -> bool:
         """Whether so many bytes would be sent without waiting."""
@@ -304,7 +307,9 @@ class Stream:
         if not self._sent_eof:
             await self._send(b"", end=True)
 
-    async def _send(self, data: bytes | bytearray | memoryview, *, end: bool, linger: bool = False) -> None:
+    async def _send(
+        self, data: bytes | bytearray | memoryview, *, end: bool, linger: bool = False, with_others: bool = False
+    ) -> None:
         prefix, self._unsent = self._unsent, b""
         if prefix and len(data) > WRITE_BYTES_MAX:
             await self._send(prefix, end=False)
@@ -320,7 +325,8 @@ class Stream:
             piece = view[:WRITE_BYTES_MAX]
             is_last = len(piece) == len(view)
             self._writable = False
-            n_taken = self.connection.write(self._id, piece, end=end and is_last, linger=linger and is_last)
+            lingers, waits = linger and is_last, with_others and is_last
+            n_taken = self.connection.write(self._id, piece, end=end and is_last, linger=lingers, with_others=waits)
             view = view[n_taken:]
             if n_taken == len(piece):
                 self._writable = True

@@ -120,6 +120,7 @@ class Transport:
         self._pumping = False
         self._pump_again = False
         self._afterwards: list[Callable[[], None]] = []
+        self._turns = trio.lowlevel.ParkingLot()
         self._linger_until = math.inf
         self._lingering_datagrams = 0
         self._wake_at = math.inf
@@ -159,6 +160,7 @@ class Transport:
                     for udp in self._sockets:
                         nursery.start_soon(self._read, udp)
                     nursery.start_soon(self._keep_time)
+                    nursery.start_soon(self._end_turns)
                     nursery.start_soon(self._pusher.run)
                     nursery.start_soon(cut_slow_writers, self)
                     task_status.started(self.addresses)
@@ -358,6 +360,11 @@ class Transport:
             if udp.send_backlog():
                 return
 
+    async def _end_turns(self) -> None:
+        while True:
+            await self._turns.park()
+            self.pump()
+
     async def _keep_time(self) -> None:
         while True:
             with trio.CancelScope() as self._timer_scope:
@@ -398,6 +405,13 @@ class Transport:
         finally:
             self._pumping = False
         self._set_timer()
+
+    def pump_this_turn(self) -> None:
+        """Flush once everything that can go on now has done so: what many streams send in one moment leaves together."""
+        if self._turns:
+            self._turns.unpark()
+        elif self._nursery is None or self._closing:
+            self.pump()
 
     def afterwards(self, do: Callable[[], None]) -> None:
         """Do what nobody waits for once something that somebody may wait for has left, after `LINGER_S` at the latest."""

@@ -72,7 +72,7 @@ class MemoryStream:
             self.incoming.changed.notify_all()
             return data
 
-    async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False) -> None:
+    async def send_all(self, data: bytes, *, end: bool = False, linger: bool = False, with_others: bool = False) -> None:
         view = memoryview(data)
         async with self.outgoing.changed:
             while view:

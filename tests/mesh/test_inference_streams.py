@@ -297,9 +297,9 @@ async def test_an_answer_at_hand_leaves_in_one_write() -> None:
     writes: list[bytes] = []
     send_all = there.send_all
 
-    async def noted(data: bytes, *, end: bool = False, linger: bool = False) -> None:
+    async def noted(data: bytes, *, end: bool = False, **when: bool) -> None:
         writes.append(data)
-        await send_all(data, end=end, linger=linger)
+        await send_all(data, end=end, **when)
 
     there.send_all = noted
     async with trio.open_nursery() as nursery:

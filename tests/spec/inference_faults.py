@@ -64,8 +64,8 @@ def _(service, patch):
 def _(service, patch):
     send = mesh.inference.server._Serving._send
 
-    async def endless(self, frames, *, end=False, linger=False):
-        await send(self, frames, linger=linger)
+    async def endless(self, frames, *, end=False, **when):
+        await send(self, frames, **when)
 
     async def stay(_self):
         await trio.sleep(60.0)
