@@ -29,6 +29,7 @@ from protocol.fabric import (
     FABRIC_PROTOCOL,
     INFER_FABRIC_PROTOCOL,
     STREAM,
+    WORTH_BYTES_MIN,
     Advert,
     FabricConfig,
     FabricPeers,
@@ -160,12 +161,14 @@ class Fabrics:
         """Whether a request to a peer is worth a fabric, and there may be one."""
         if not request.tensors or not self._openers or self._nursery is None:
             return False
+        size = sum([tensor.size_bytes for tensor in request.tensors])
+        if size < WORTH_BYTES_MIN:
+            return False
         ways = (False,) if are_on_host(request.tensors) else (True, False)
-        return any(self._is_worth(peer, request, on_device=way) for way in ways)
+        return any(self._is_worth(peer, size, on_device=way) for way in ways)
 
-    def _is_worth(self, peer: PeerId, request: InferenceRequest, *, on_device: bool) -> bool:
-        """The same for fabrics that reach devices, or for the others."""
-        size = sum(tensor.size_bytes for tensor in request.tensors)
+    def _is_worth(self, peer: PeerId, size: int, *, on_device: bool) -> bool:
+        """The same for so many bytes and fabrics that reach devices, or for the others."""
         session = self._held(on_device=on_device).get(peer)
         if session is not None:
             return size >= crossover_bytes(session.way, STREAM)
@@ -192,10 +195,10 @@ class Fabrics:
         """A stream and the fabrics for one request to a peer; None where it goes as any other."""
         if not self.wants(peer, request):
             return None
-        session = None
-        if not are_on_host(request.tensors) and self._is_worth(peer, request, on_device=True):
+        session, size = None, sum(tensor.size_bytes for tensor in request.tensors)
+        if not are_on_host(request.tensors) and self._is_worth(peer, size, on_device=True):
             session = await self.session(peer, on_device=True, tensors=request.tensors)
-        if session is None and self._is_worth(peer, request, on_device=False):
+        if session is None and self._is_worth(peer, size, on_device=False):
             session = await self.session(peer, tensors=request.tensors)
         connection = self._transport.connections.get(peer)
         if session is None or connection is None:

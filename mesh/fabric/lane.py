@@ -126,16 +126,15 @@ class Lane:
                 return b""
         return self._ready.popleft()
 
-    async def send_all(
-        self, data: bytes | bytearray | memoryview, *, end: bool = False, linger: bool = False, with_others: bool = False
-    ) -> None:
+    async def send_all(self, data: bytes | bytearray | memoryview, *, end: bool = False, **when: bool) -> None:
         """Send inference messages, behind what is to be said of transfers; an end waits until all transfers are settled.
 
         Raises:
-            StreamReset, ConnectionLost: as the stream.
+            StreamReset: as the stream.
+            ConnectionLost: as the stream.
         """
         is_open = any(gift.is_open for gift in self._gifts)
-        await self._send(data, end=end and not is_open, linger=linger, with_others=with_others)
+        await self._send(data, end=end and not is_open, **when)
         self._sent_offers()
         if end and is_open:
             await self._settle()

@@ -17,7 +17,7 @@ from protocol.fabric.adverts import (
     host_tag,
     join_adverts,
 )
-from protocol.fabric.cost import CXL, GPU, HERE, SHM, STREAM, Link, Way, crossover_bytes
+from protocol.fabric.cost import CXL, GPU, HERE, SHM, STREAM, WORTH_BYTES_MIN, Link, Way, crossover_bytes
 from protocol.fabric.leases import LeaseBook, RegionTable
 from protocol.fabric.matching import FAR, Match, matches, order_pairs, port_for
 from protocol.fabric.messages import FABRIC_PROTOCOL, INFER_FABRIC_PROTOCOL
@@ -34,6 +34,7 @@ __all__ = [
     "INFER_FABRIC_PROTOCOL",
     "SHM",
     "STREAM",
+    "WORTH_BYTES_MIN",
     "Action",
     "Advert",
     "Closeness",

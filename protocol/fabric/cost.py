@@ -96,6 +96,10 @@ CXL = Way((Link(1e-6, 4e9),), setup_s=APART_SETUP_S)
 """A pool that both hosts map: shared memory, of which a read takes some hundred nanoseconds more (CXL 2.0 devices behind a switch
 are told to take 200 to 400), which no transfer from a mebibyte on notices. Nothing was measured on such a device."""
 
+WORTH_BYTES_MIN = 64 * 1024
+"""Tensors of fewer bytes take no fabric, and none is looked for: a stream carries as many in half a millisecond, and each of the
+ways here costs several times that before the first byte."""
+
 GPU = Way((Link(0.0, 60e9),), setup_s=APART_SETUP_S)
 """GPU memory of one device, copied once by each side, in bytes per second: each copy reads and writes the memory, of which a
 small data-centre card (NVIDIA T4: 320 GB/s) moves a fifth of that much at the least. Nothing was measured on a GPU."""
