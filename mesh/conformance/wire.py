@@ -399,9 +399,12 @@ class Link:
         self._soon.append(connection)
 
     async def run(self) -> None:
-        """Read the socket for ever."""
-        while True:
-            await trio.lowlevel.wait_readable(self.raw)
+        """Read the socket until it is closed."""
+        while self.raw.fileno() >= 0:
+            try:
+                await trio.lowlevel.wait_readable(self.raw)
+            except trio.ClosedResourceError:
+                return
             for _ in range(256):
                 try:
                     data, address = self.raw.recvfrom(UDP_BYTES_MAX)
@@ -426,7 +429,9 @@ class Link:
         connection.receive(data, address)
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Give the socket back, which whoever waits for it is told: the next one may have the same number."""
+        if self.raw.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.raw)
         self.raw.close()
 
 
