@@ -172,8 +172,8 @@ async def leased(side, size: int = 1 << 20):
     return offer, lease, own
 
 
-def seen(own, size: int = 1 << 20) -> bytes:
-    return content(Tensor("x", "u1", (size,), memoryview(b""), DeviceArray(own.device, own.address, "u1", (size,), own.gpu)))
+def seen(memory, size: int = 1 << 20) -> bytes:
+    return content(Tensor("x", "u1", (size,), memoryview(b""), DeviceArray(memory.device, memory.address, "u1", (size,), memory)))
 
 
 @work
@@ -220,8 +220,9 @@ async def out_of_bounds_on_device() -> dict:
         for name, offset, how in (("past", 2 << 20, Work.WRITE), ("read", 0, Work.READ)):
             async with fabric() as (left, right):
                 _, lease, own = await leased(right)
+                memory = own.gpu  # which the target lets go of when the attack has closed its fabric
                 says = await Attacker(left).post(own.address + offset, own.key, work=how)
-                told[name] = {"says": says, "changed": int(np.frombuffer(seen(own), np.uint8).any())}
+                told[name] = {"says": says, "changed": int(np.frombuffer(seen(memory), np.uint8).any())}
                 with suppress(RemoteProtocolError, OSError):
                     right.session.withdraw(lease)
     return told
