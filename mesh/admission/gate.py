@@ -179,7 +179,7 @@ class Gate:
     def attach(self, node: Node, transport: Transport, settle: Callable[[], None]) -> None:
         """Takes the parts that it watches over; `settle` drains the core."""
         self._node, self._transport, self._settle = node, transport, settle
-        node.announcer.handle_membership(self.membership.shown)
+        node.handle_membership(self.membership.shown)
         transport.add_handler(JOIN_PROTOCOL, self._serve_join)
         transport.add_handler(NOTICES_PROTOCOL, self._serve_notices)
 
@@ -594,6 +594,6 @@ class Gate:
         assert self._node is not None
         assert self._transport is not None
         self._transport.show_anew()
-        self._node.announcer.handle_membership(self.membership.shown)
+        self._node.handle_membership(self.membership.shown)
         self._node.handle_timer(self._transport.now())
         self._settle()

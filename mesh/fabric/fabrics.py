@@ -124,7 +124,7 @@ class Fabrics:
         """Tells on the card which kinds are there now."""
         self._advert = join_adverts([opener.advert() for opener in self._openers.values() if not opener.absent])
         self._matched.clear()
-        self._node.announcer.handle_fabric(encode_advert(self._advert))
+        self._node.handle_fabric(encode_advert(self._advert))
 
     def add_handler(self, serve: Callable[[Stream], Awaitable[None]]) -> None:
         """Have streams with a fabric served, where this node may have any."""

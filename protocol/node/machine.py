@@ -157,6 +157,16 @@ class Node:
         self._due = None
         self.announcer.handle_load(loads, bus_free_mbps)
 
+    def handle_fabric(self, advert: bytes) -> None:
+        """Takes over which fabrics this node has, as its advert says."""
+        self._due = None
+        self.announcer.handle_fabric(advert)
+
+    def handle_membership(self, shown: bytes) -> None:
+        """Takes over what this node shows of its membership."""
+        self._due = None
+        self.announcer.handle_membership(shown)
+
     def drain(self, now: float) -> None:
         """Tells everyone, at once, that this node takes no more work."""
         self.announcer.drain()
@@ -365,8 +375,7 @@ class Node:
 
     def _next_due(self) -> float:  # what may change it has to forget `_due`
         due = min(max(self.announcer.next_due(), self.signing.unreserved_until), self._ranking_at)
-        due = sooner(due, self.probe.next_timer())
-        due = sooner(due, self.gossip.next_timer())
+        due = sooner(sooner(due, self.probe.next_timer()), self.gossip.next_timer())
         due = sooner(due, self.membership.next_timer())
         due = sooner(due, self.suspicion.next_timer())
         return sooner(min(due, self.survey.next_timer()), self.strangers.next_timer())

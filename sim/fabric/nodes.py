@@ -185,7 +185,7 @@ class NodeFabrics:
 
     def tell(self) -> None:
         """Has the card say it."""
-        self.process.node.announcer.handle_fabric(encode_advert(self.advert()))
+        self.process.node.handle_fabric(encode_advert(self.advert()))
         self.world.settle(self.process)
 
     def _enter_pool(self) -> None:
