@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tests/mesh/nodes"))
 
 from emulated_gpu import build
 
-from mesh.fabric.verbs.library import load
+from mesh.fabric.verbs.binding import load
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 from guests import CACHE, ROOT, Machine, booted
 
-from mesh.fabric.verbs.library import load
+from mesh.fabric.verbs.binding import load
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
 

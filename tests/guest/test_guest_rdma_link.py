@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from guests import CACHE, ROOT, Guest, Machine, booted, with_cable
 
-from mesh.fabric.verbs.library import load
+from mesh.fabric.verbs.binding import load
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
 

@@ -26,7 +26,7 @@ from mesh.fabric.rdma.places import Places, find_places
 from mesh.fabric.rdma.ports import RdmaPort, has_devices, read_addresses, read_ports, told
 from mesh.fabric.rdma.session import RdmaSession
 from mesh.fabric.rdma.wire import Wire
-from mesh.fabric.verbs.library import BindingAbsentError, load
+from mesh.fabric.verbs.binding import BindingAbsentError, load
 from mesh.fabric.verbs.objects import Device, DeviceEvent, Path, PortState, VerbsError
 from mesh.hardware import memory_bytes
 from protocol.errors import ErrorCode, RemoteProtocolError

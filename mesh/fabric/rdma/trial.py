@@ -12,7 +12,7 @@ from mesh.fabric.rdma.direct import Direct
 from mesh.fabric.rdma.memory import Registered, device_class
 from mesh.fabric.rdma.ports import has_devices
 from mesh.fabric.rdma.session import TARGET_ON_DEVICE
-from mesh.fabric.verbs.library import BindingAbsentError, load
+from mesh.fabric.verbs.binding import BindingAbsentError, load
 from mesh.fabric.verbs.objects import Device, Domain, VerbsError, device_names
 from protocol.errors import RemoteProtocolError
 

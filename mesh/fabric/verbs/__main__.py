@@ -2,7 +2,7 @@
 
 import sys
 
-from mesh.fabric.verbs.library import BindingAbsentError, load
+from mesh.fabric.verbs.binding import BindingAbsentError, load
 
 try:
     sys.stdout.write(f"the binding to libibverbs is built: {load().__spec__.origin}\n")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from mesh.fabric.rdma.ports import has_devices
-from mesh.fabric.verbs import library
-from mesh.fabric.verbs.library import BindingAbsentError, load
+from mesh.fabric.verbs import binding
+from mesh.fabric.verbs.binding import BindingAbsentError, load
 from mesh.fabric.verbs.objects import Device, VerbsError, device_names, status_words
 
-needs_headers = pytest.mark.skipif(library._header() is None, reason="libibverbs' headers are not installed")
+needs_headers = pytest.mark.skipif(binding._header() is None, reason="libibverbs' headers are not installed")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_what_the_compiler_says_is_told(tmp_path, monkeypatch):
 
 
 def test_without_headers_the_word_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(library, "HEADER", "infiniband/there_is_no_such_header.h")
+    monkeypatch.setattr(binding, "HEADER", "infiniband/there_is_no_such_header.h")
     with pytest.raises(BindingAbsentError, match=r"libibverbs' headers are not there.*libibverbs-dev"):
         load(tmp_path)
 
