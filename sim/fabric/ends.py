@@ -15,11 +15,11 @@ from protocol.fabric.pools import LINE_BYTES, PoolFlags
 from protocol.identity import PeerId
 from sim.fabric.device import Device
 from sim.fabric.hardware import BrokenPromiseError, FabricError, Fates, Hardware, Segment
-from sim.fabric.kinds import Session, connect, refresh
+from sim.fabric.kinds import Session, connect, refresh, session_of
 from sim.fabric.lane import Fell, Lane, Tally
 from sim.fabric.pool import Host, SimOwner, SimPool
 from sim.fabric.poolsessions import CxlSession, Member
-from sim.fabric.sessions import Base, GpuSession, RdmaSession, ShmSession
+from sim.fabric.sessions import Base, RdmaSession, ShmSession
 from sim.fabric.world import Clock, Pipe
 
 PEER = PeerId(b"the other end")
@@ -268,15 +268,8 @@ class Pair:
 
     def _session(self, end: End, other: End, kind: Kind) -> Session:
         common = (kind, end.hardware, other.name, self.config, end.clock, self._closed(end))
-        match kind:
-            case Kind.SHM:
-                return ShmSession(*common)
-            case Kind.RDMA:
-                return RdmaSession(*common)
-            case Kind.GPU:
-                return GpuSession(*common, device=self.device)
-            case Kind.CXL:
-                return CxlSession(*common, member=end.member, theirs=other.owner.token)
+        member, theirs = (end.member, other.owner.token) if kind is Kind.CXL else (None, None)
+        return session_of(common, self.device, member, theirs)
 
     def _closed(self, end: End) -> Callable[[Base, str], None]:
         """Tells the other end of a session when one is over, as the end of the control stream does."""

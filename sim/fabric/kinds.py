@@ -1,14 +1,44 @@
 """All kinds of fabric as one, and how both ends of one are joined."""
 
+from collections.abc import Callable
+
 from protocol.errors import RemoteProtocolError
-from sim.fabric.poolsessions import CxlSession
-from sim.fabric.sessions import SAY_S, GpuSession, RdmaSession, ShmSession
+from protocol.fabric import FabricConfig, Kind
+from protocol.fabric.pools import Token
+from sim.fabric.device import Device
+from sim.fabric.hardware import Hardware, Timer
+from sim.fabric.poolsessions import CxlSession, Member
+from sim.fabric.sessions import SAY_S, Base, GpuSession, RdmaSession, ShmSession
 
 Reading = ShmSession | CxlSession | GpuSession
 """Sessions whose receiver reads."""
 
 Session = Reading | RdmaSession
 """All of them."""
+
+
+Common = tuple[Kind, Hardware, str, FabricConfig, Timer, Callable[[Base, str], None]]
+"""What every session is made of: the first six fields of `Base`."""
+
+
+def session_of(common: Common, device: Device, member: Member | None, theirs: Token | None) -> Session:
+    """One end of a fabric.
+
+    Args:
+        common: its kind, and what all kinds need.
+        device: the GPU of the host.
+        member: this process in a pool.
+        theirs: who the other end is in it.
+    """
+    match common[0]:
+        case Kind.SHM:
+            return ShmSession(*common)
+        case Kind.RDMA:
+            return RdmaSession(*common)
+        case Kind.GPU:
+            return GpuSession(*common, device=device)
+        case Kind.CXL:
+            return CxlSession(*common, member=member, theirs=theirs)
 
 
 def connect(one: Session, other: Session, delay_s: float = SAY_S) -> None:

@@ -38,12 +38,12 @@ from protocol.identity import PeerId
 from sim.checks import CheckFailedError
 from sim.fabric.device import Device
 from sim.fabric.hardware import Fate, Hardware
-from sim.fabric.kinds import Session, refresh
+from sim.fabric.kinds import Session, refresh, session_of
 from sim.fabric.lane import Fell, Tally
 from sim.fabric.opening import Answering, Opening
 from sim.fabric.pool import Host, SimOwner, SimPool
 from sim.fabric.poolsessions import CxlSession, Member
-from sim.fabric.sessions import Base, GpuSession, RdmaSession, ShmSession
+from sim.fabric.sessions import Base
 from sim.fabric.tensors import DEVICE, TensorStream
 from sim.process import Link, Process
 from sim.streams import StreamEnd, Streams
@@ -317,16 +317,7 @@ class NodeFabrics:
     def make(self, match: Match, peer: "NodeFabrics") -> Session:
         """One end of a fabric with a process."""
         common = (match.kind, self.hardware, peer.hardware.name, self.config, self.timer, self._closed(peer.process.peer_id))
-        match match.kind:
-            case Kind.SHM:
-                return ShmSession(*common)
-            case Kind.RDMA:
-                return RdmaSession(*common)
-            case Kind.GPU:
-                return GpuSession(*common, device=self.device)
-            case Kind.CXL:
-                assert peer.member is not None
-                return CxlSession(*common, member=self.member, theirs=peer.member.owner.token)
+        return session_of(common, self.device, self.member, None if peer.member is None else peer.member.owner.token)
 
     def begin(self, peer: PeerId, session: Session) -> None:
         """A fabric is open; it takes the place of an earlier one with the same peer."""
