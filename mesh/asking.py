@@ -138,9 +138,9 @@ class InPlace:
             with trio.CancelScope(deadline=self._ends_at) as ticket.attempt:
                 while not self._replies and not attempt.is_over:
                     await self._wait()
-            if ticket.attempt.cancelled_caught:
-                self._note_late()
             cancelled, ticket.attempt = ticket.attempt.cancelled_caught, None
+            if cancelled:
+                self._note_late()
             if attempt.is_over or cancelled:
                 await self.aclose()
                 self._carrier.conclude(ticket, attempt)

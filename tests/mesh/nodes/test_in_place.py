@@ -122,7 +122,8 @@ async def outcome(start: Start, name: str, *, in_place: bool) -> tuple[SimpleNam
         measured=report.measured_s is not None,
         receipt=None if receipt is None else receipt.get("fault", ""),
         metrics={key: value - before.get(key, 0.0) for key, value in counted(a).items() if value != before.get(key, 0.0)},
-        served=[(made.hops_left, 0.0 < made.deadline_s <= asked.deadline_s) for made in served],
+        # to the microsecond, as it is told: what is left until a moment of the clock is rounded by how high the clock stands
+        served=[(made.hops_left, 0.0 < round(made.deadline_s, 6) <= asked.deadline_s) for made in served],
         under_way=(core.forwarding.under_way, core.forwarding.in_flight(b.peer_id), core.forwarding.in_flight(c.peer_id)),
         ended=[isinstance(reply, Finished | Failed) for reply in replies],
     )
